@@ -1,0 +1,142 @@
+"""A generator: an inference engine with a policy version, which serves the current version or nothing.
+
+    STALE --receive_weights(version >= required)--> SERVING --require(a newer version) or a failed transfer--> STALE
+    STALE --mark_current(the version it was built with)--> SERVING
+
+A generator that was just made or replaced is STALE: it has some weights, but nobody has said that they are the current
+ones. Thread-safety is the engine's; the methods here belong to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from actors.inference import Completion, InferenceEngine, Request
+from learner.weights import Rendezvous, WeightManifest
+
+
+class StaleGenerator(RuntimeError):
+    """Asked to serve without the current weights. `loaded` is None when the version held is unknown."""
+
+    def __init__(self, name: str, loaded: int | None, required: int) -> None:
+        super().__init__(name, loaded, required)
+        self.name, self.loaded, self.required = name, loaded, required
+
+    def __str__(self) -> str:
+        has = "weights nobody has called current" if self.loaded is None else f"version {self.loaded}"
+        return f"{self.name} has {has}, but version {self.required} is the current one: it serves nothing until then"
+
+
+class Generator:
+    """Wraps `engine`; `required` is the version it is told is current, which it must hold before it serves."""
+
+    def __init__(self, engine: InferenceEngine, required: int = 0, name: str = "generator") -> None:
+        self.name = name
+        self.required = required
+        self._engine = engine
+        self._version: int | None = None
+
+    @property
+    def version(self) -> int | None:
+        """Policy version of the weights held; None until known."""
+        return self._version
+
+    @property
+    def stale(self) -> bool:
+        return self._version is None or self._version < self.required
+
+    def require(self, version: int) -> None:
+        """`version` is the current one from now on; a generator that holds an older one stops serving."""
+        self.required = max(self.required, version)
+
+    def mark_current(self, version: int) -> None:
+        """The weights the engine was built with ARE `version` (0 at the start of a run). ValueError if they are not."""
+        built = self._engine.stats()["version"]
+        if built != version:
+            raise ValueError(f"{self.name} has weights of version {built}, so they cannot be called version {version}")
+        self._version = version
+        self.require(version)
+
+    async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+        """Submit all requests at once; yield completions as they finish, those that finished together in one list.
+
+        Raises StaleGenerator before anything is submitted, ValueError for a request that cannot be served, and
+        whatever ended the engine if it dies meanwhile.
+        """
+        if self.stale:
+            raise StaleGenerator(self.name, self._version, self.required)
+        if not requests:
+            return
+        mailbox = _Mailbox(asyncio.get_running_loop())
+        self._engine.submit(requests, mailbox.put)
+        left = len(requests)
+        while left:
+            done = await mailbox.take()
+            finished = [item for item in done if isinstance(item, Completion)]
+            left -= len(done)
+            if finished:
+                yield finished
+            for item in done:
+                if isinstance(item, BaseException):
+                    raise item
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probs at temperature 1 of tokens 1.. of each sequence; StaleGenerator without the current weights."""
+        if self.stale:
+            raise StaleGenerator(self.name, self._version, self.required)
+        return await asyncio.to_thread(self._engine.score, sequences)
+
+    async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
+        """Join the weight group; WeightSyncError if its members are not all there after `timeout_s`."""
+        await asyncio.to_thread(self._engine.connect_weights, rendezvous, timeout_s)
+
+    async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
+        """Load one version; returns the checksum. STALE while it runs, and afterwards if it fails."""
+        self._version = None
+        self.require(manifest.version)
+        checksum = await asyncio.to_thread(self._engine.receive_weights, manifest, timeout_s)
+        self._version = manifest.version
+        return checksum
+
+    def stats(self) -> dict[str, Any]:
+        """The engine's counters, with this generator's `version`, `required` and `stale`."""
+        return {
+            **self._engine.stats(),
+            "name": self.name,
+            "version": self._version,
+            "required": self.required,
+            "stale": self.stale,
+        }
+
+    def close(self) -> None:
+        """Stop serving and free the engine."""
+        self._version = None
+        self._engine.close()
+
+
+class _Mailbox:
+    """From the engine's thread to the event loop, waking the loop once for all that has come since it last looked."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._items: list[Completion | BaseException] = []
+        self._arrived = asyncio.Event()
+
+    def put(self, item: Completion | BaseException) -> None:
+        with self._lock:
+            self._items.append(item)
+            first = len(self._items) == 1
+        if first and not self._loop.is_closed():  # closed: the reader is gone, and the engine must not die of that
+            self._loop.call_soon_threadsafe(self._arrived.set)
+
+    async def take(self) -> list[Completion | BaseException]:
+        """Everything that has arrived, at least one item."""
+        await self._arrived.wait()  # ended by a completion or by the engine's death, which answers every request
+        with self._lock:
+            items, self._items = self._items, []
+            self._arrived.clear()
+        return items

@@ -1,0 +1,200 @@
+"""Pools: many generators, or many verifiers, behind one callable.
+
+Calls made in the same turn of the event loop travel together: a pool queues them per member and sends one message a
+member, so a whole iteration submitted at once is one batch for each engine, scheduled the same way every time. Members are
+chosen by the least load (requests queued and under way), ties by their order: which member serves what is deterministic
+as long as all is submitted before anything finishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from actors.inference import Completion, Request
+from actors.verifier import JudgeRequest
+from envs.types import Observation, Status, Verdict
+
+
+class MemberDied(RuntimeError):
+    """A member's process is gone, or it did not answer in time: what it was asked is asked of another."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(name, detail)
+        self.name, self.detail = name, detail
+
+    def __str__(self) -> str:
+        return f"{self.name} is gone: {self.detail}"
+
+
+class PoolEmpty(RuntimeError):
+    """Every member died. The message has the last cause."""
+
+
+class GeneratorMember(Protocol):
+    name: str
+
+    def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+        """Completions as they finish. Raises MemberDied."""
+        ...
+
+
+class VerifierMember(Protocol):
+    name: str
+
+    async def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
+        """One answer a request. Raises MemberDied."""
+        ...
+
+
+M = TypeVar("M", GeneratorMember, VerifierMember)
+
+
+@dataclass
+class _Seat(Generic[M]):
+    """A member and what is on its desk."""
+
+    member: M
+    load: int = 0
+    queue: list = field(default_factory=list)
+    busy: bool = False
+
+
+class _Pool(Generic[M]):
+    """Routing, shared by both pools."""
+
+    def __init__(self, members: Sequence[M], on_event: Callable[[str], None]) -> None:
+        self._seats: dict[str, _Seat[M]] = {m.name: _Seat(m) for m in members}
+        self._draining: set[str] = set()
+        self._on_event = on_event
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.dead: list[str] = []  # members that died and were not replaced
+
+    @property
+    def members(self) -> list[M]:
+        return [seat.member for seat in self._seats.values()]
+
+    def add(self, member: M) -> None:
+        """It gets work from now on."""
+        self._seats[member.name] = _Seat(member)
+        self._draining.discard(member.name)
+
+    async def drain(self, name: str) -> M:
+        """No new work for it; returns it once what it has is done."""
+        self._draining.add(name)
+        seat = self._seats[name]
+        while seat.load and name in self._seats:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        self._seats.pop(name, None)
+        self._draining.discard(name)
+        return seat.member
+
+    def _choose(self) -> _Seat[M]:
+        able = [s for n, s in self._seats.items() if n not in self._draining]
+        if not able:
+            raise PoolEmpty(f"no member is left: {', '.join(self.dead) or 'all were drained'}")
+        return min(able, key=lambda s: s.load)
+
+    def _bury(self, seat: _Seat[M], error: MemberDied) -> None:
+        if self._seats.pop(seat.member.name, None) is not None:
+            self.dead.append(seat.member.name)
+            self._on_event(f"{error}; its work goes to the other {len(self._seats)}")
+
+    def _start(self, coroutine) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)  # the loop itself keeps only a weak reference
+        task.add_done_callback(self._tasks.discard)
+
+
+class GeneratorPool(_Pool[GeneratorMember]):
+    """`generate` is a rollout's GenerateFn."""
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """In the order of the requests. All of one call go to one member: the replies of a prompt share its prefix."""
+        loop = asyncio.get_running_loop()
+        waiting = [(request, loop.create_future()) for request in requests]
+        self._enqueue(waiting)
+        return list(await asyncio.gather(*(future for _, future in waiting)))
+
+    def _enqueue(self, waiting: list[tuple[Request, asyncio.Future[Completion]]]) -> None:
+        seat = self._choose()
+        if not seat.queue:
+            asyncio.get_running_loop().call_soon(lambda: self._start(self._send(seat)))
+        seat.queue += waiting
+        seat.load += len(waiting)
+
+    async def _send(self, seat: _Seat[GeneratorMember]) -> None:
+        batch, seat.queue = seat.queue, []
+        futures = {request.id: (request, future) for request, future in batch}
+        try:
+            async for completions in seat.member.stream([request for request, _ in batch]):
+                for completion in completions:
+                    _, future = futures.pop(completion.id)
+                    seat.load -= 1
+                    if not future.done():
+                        future.set_result(completion)
+        except MemberDied as error:
+            self._bury(seat, error)
+            try:
+                self._enqueue([pair for pair in [*futures.values(), *seat.queue] if not pair[1].done()])
+            except PoolEmpty as empty:
+                _fail(futures.values(), empty)
+        except Exception as error:  # noqa: BLE001 - handed to whoever asked
+            seat.load -= len(futures)
+            _fail(futures.values(), error)
+
+
+class VerifierPool(_Pool[VerifierMember]):
+    """`judge` is a rollout's JudgeFn. A session stays with its verifier while that lives; another would replay it."""
+
+    def __init__(self, members: Sequence[VerifierMember], on_event: Callable[[str], None]) -> None:
+        super().__init__(members, on_event)
+        self._home: dict[str, str] = {}  # open session -> member name
+        self.busy_since: float | None = None
+
+    async def judge(self, request: JudgeRequest) -> Observation | Verdict:
+        future: asyncio.Future[Observation | Verdict] = asyncio.get_running_loop().create_future()
+        self._enqueue([(request, future)])
+        answer = await future
+        if isinstance(answer, Verdict):
+            self._home.pop(request.session, None)
+        return answer
+
+    def _enqueue(self, waiting: list[tuple[JudgeRequest, asyncio.Future[Observation | Verdict]]]) -> None:
+        for pair in waiting:
+            home = self._home.get(pair[0].session)
+            seat = self._seats[home] if home in self._seats else self._choose()
+            self._home[pair[0].session] = seat.member.name
+            seat.queue.append(pair)
+            seat.load += 1
+            if not seat.busy:
+                seat.busy = True  # one message at a time: what comes meanwhile makes the next batch
+                asyncio.get_running_loop().call_soon(lambda s=seat: self._start(self._send(s)))
+
+    async def _send(self, seat: _Seat[VerifierMember]) -> None:
+        while seat.queue:
+            batch, seat.queue = seat.queue, []
+            try:
+                answers = await seat.member.judge([request for request, _ in batch])
+            except MemberDied as error:
+                self._bury(seat, error)
+                try:
+                    self._enqueue([*batch, *seat.queue])
+                except PoolEmpty as empty:
+                    # A verdict is never lost with its verifier: the trajectory is counted as an error.
+                    for _, future in [*batch, *seat.queue]:
+                        future.set_result(Verdict(0.0, status=Status.ERROR, detail=str(empty)))
+                return
+            seat.load -= len(batch)
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+        seat.busy = False
+
+
+def _fail(pairs, error: Exception) -> None:
+    for _, future in pairs:
+        if not future.done():
+            future.set_exception(error)

@@ -1,0 +1,118 @@
+"""Prompt -> Group, over two callables. Knows nothing of Ray, vLLM or where anything runs.
+
+Consumes a prompt; waits for `generate` (all replies of the group at once) and then, turn by turn, for `judge`; what it
+returns unblocks the buffer. Token ids come from the engine and are kept: only an observation is rendered to new ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from actors.inference import Completion, Request, SamplingParams
+from actors.verifier import JudgeRequest
+from envs.types import Group, Message, Observation, Prompt, Status, Trajectory, Turn, Verdict
+
+GenerateFn = Callable[[Sequence[Request]], Awaitable[list[Completion]]]  # completions in the order of the requests
+JudgeFn = Callable[[JudgeRequest], Awaitable[Observation | Verdict]]
+
+
+class Codec(Protocol):
+    """Text to token ids and back, for one model."""
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """A conversation up to and including the header of the reply to come."""
+        ...
+
+    def render_observation(
+        self, before: Sequence[Message], observation: Sequence[Message], reply_ids: Sequence[int]
+    ) -> tuple[int, ...]:
+        """What to append after `reply_ids`; `before`: the conversation up to that reply, without it."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSettings:
+    sampling: SamplingParams
+    replies: int
+    max_turns: int
+    max_model_len: int
+    seed: int  # of the run; each reply's own seed follows from it and from where the reply stands
+
+
+def reply_seed(seed: int, *where: object) -> int:
+    """The same for the same place in the run, whatever was sampled before: what makes a resumed run equal."""
+    digest = hashlib.blake2b(repr((seed, *where)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2  # engines take signed 64-bit seeds
+
+
+async def rollout_group(
+    prompt: Prompt,
+    environment: int,
+    generate: GenerateFn,
+    judge: JudgeFn,
+    codec: Codec,
+    settings: RolloutSettings,
+    stamp: str,
+) -> Group:
+    """`stamp` names the pass over the prompt (an iteration, an evaluation): part of the seeds and of the request ids."""
+    context = codec.render(prompt.messages)
+    name = f"{stamp}/{prompt.key}"
+    first = [_request(f"{name}/{i}", 0, context, settings) for i in range(settings.replies)]
+    completions = await generate(first)
+    tails = [
+        _finish(prompt, environment, f"{name}/{i}", context, done, generate, judge, codec, settings)
+        for i, done in enumerate(completions)
+    ]
+    return Group(prompt, tuple(await asyncio.gather(*tails)))
+
+
+def _request(name: str, turn: int, ids: tuple[int, ...], settings: RolloutSettings) -> Request:
+    room = settings.max_model_len - len(ids)
+    if room < 1:
+        raise ValueError(
+            f"{name}: {len(ids)} tokens of context leave no room for a reply in generators.max_model_len = {settings.max_model_len}"
+        )
+    sampling = replace(settings.sampling, max_tokens=min(settings.sampling.max_tokens, room))
+    return Request(f"{name}/turn{turn}", ids, sampling, reply_seed(settings.seed, name, turn))
+
+
+async def _finish(
+    prompt: Prompt,
+    environment: int,
+    name: str,
+    context: tuple[int, ...],
+    done: Completion,
+    generate: GenerateFn,
+    judge: JudgeFn,
+    codec: Codec,
+    settings: RolloutSettings,
+) -> Trajectory:
+    """One trajectory, from its first completion to its verdict."""
+    turns: list[Turn] = []
+    texts: list[str] = []
+    ids = context
+    before: list[Message] = list(prompt.messages)
+    while True:
+        turns.append(Turn(context, done.reply_ids, done.logprobs, done.finish, done.version_min, done.version_max))
+        texts.append(codec.decode(done.reply_ids))
+        answer = await judge(JudgeRequest(name, environment, prompt, tuple(texts)))
+        if isinstance(answer, Verdict):
+            break
+        ids = (*ids, *done.reply_ids)
+        context = codec.render_observation(before, answer.messages, done.reply_ids)
+        ids = (*ids, *context)
+        before += [Message("assistant", texts[-1]), *answer.messages]
+        if len(turns) >= settings.max_turns or len(ids) >= settings.max_model_len:
+            limit = "sampling.max_turns" if len(turns) >= settings.max_turns else "generators.max_model_len"
+            answer = Verdict(0.0, status=Status.TRUNCATED, detail=f"{limit} reached")
+            break
+        (done,) = await generate([_request(name, len(turns), ids, settings)])
+    if turns[-1].finish == "length" and answer.status is Status.OK:
+        answer = replace(answer, status=Status.TRUNCATED)
+    return Trajectory(prompt, tuple(turns), tuple(texts), answer)

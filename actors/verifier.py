@@ -1,0 +1,100 @@
+"""A verifier: sessions of environments, judged in a killable subprocess with a time limit per reply.
+
+A request carries all replies of its trajectory so far. A session that the subprocess still has is given the last one; any
+other (first turn, subprocess restarted, another verifier) is opened anew and replayed, which sessions promise is
+deterministic. An environment that raises or does not come back costs its own trajectory a Verdict with status ERROR or
+TIMEOUT; nothing is lost and the other sessions go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from envs import catalog
+from envs.base import Environment, Session
+from envs.sandbox import Sandbox, SandboxError, SandboxTimeout
+from envs.types import Message, Observation, Prompt, Status, Verdict
+
+MAX_SESSIONS = 100_000  # kept by one subprocess; beyond it the oldest is dropped and, if asked for again, replayed
+
+
+@dataclass(frozen=True, slots=True)
+class EnvSpec:
+    """What catalog.load needs to build the same environment in another process. Example: EnvSpec("countdown", {}, 0)"""
+
+    name: str
+    params: Mapping[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRequest:
+    """`session` is unique to the trajectory; `replies` are all its replies so far, the last one not yet judged."""
+
+    session: str
+    environment: int  # index into the verifier's specs
+    prompt: Prompt
+    replies: tuple[str, ...]
+
+
+class Verifier:
+    """Plain class around one subprocess. Not thread-safe: one call at a time."""
+
+    def __init__(self, specs: Sequence[EnvSpec], timeout_s: float) -> None:
+        self._specs = [asdict(s) for s in specs]
+        self._timeout_s = timeout_s
+        self._sandbox = Sandbox()
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
+        """One answer a request, in order. Never raises for what an environment does."""
+        return [self._judge(r) for r in requests]
+
+    def _judge(self, request: JudgeRequest) -> Observation | Verdict:
+        try:
+            self._sandbox.call("actors.verifier:_configure", [self._specs], 600.0) if self._sandbox.pid is None else None
+            answer = self._sandbox.call("actors.verifier:_answer", [asdict(request)], self._timeout_s)
+        except SandboxTimeout:
+            return Verdict(0.0, status=Status.TIMEOUT, detail=f"no verdict within verifiers.timeout_s = {self._timeout_s:g} s")
+        except SandboxError as error:
+            return Verdict(0.0, status=Status.ERROR, detail=str(error))
+        if answer["observation"] is not None:
+            return Observation(tuple(Message(**m) for m in answer["observation"]))
+        verdict = Verdict(**answer["verdict"])
+        return replace(verdict, status=Status(verdict.status))
+
+    def close(self) -> None:
+        self._sandbox.close()
+
+
+# --- inside the subprocess ---------------------------------------------------------------------------------------------
+
+_environments: list[Environment] = []
+_sessions: dict[str, tuple[Session, int]] = {}  # session id -> (session, replies it has been given)
+
+
+def _configure(specs: list[dict[str, Any]]) -> None:
+    _environments[:] = [catalog.load(s["name"], s["params"], seed=s["seed"]) for s in specs]
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    raw = request["prompt"]
+    prompt = Prompt(**{**raw, "messages": tuple(Message(**m) for m in raw["messages"])})
+    replies = request["replies"]
+    session, given = _sessions.pop(request["session"], (None, 0))
+    if session is None or given != len(replies) - 1:
+        session, given = _environments[request["environment"]].open(prompt), 0
+    result: Observation | Verdict = Observation(())
+    for text in replies[given:]:
+        result = session.reply(text)
+    if isinstance(result, Verdict):
+        if not isinstance(result.reward, int | float) or result.reward != result.reward or abs(result.reward) == float("inf"):
+            raise ValueError(f"the reward is {result.reward!r}: it has to be a finite number")
+        return {"observation": None, "verdict": asdict(result)}
+    if not isinstance(result, Observation):
+        raise TypeError(f"a session answered with {type(result).__name__}: it has to be an Observation or a Verdict")
+    if len(_sessions) >= MAX_SESSIONS:
+        _sessions.pop(next(iter(_sessions)))
+    _sessions[request["session"]] = (session, len(replies))
+    return {"observation": [asdict(m) for m in result.messages], "verdict": None}

@@ -1,0 +1,102 @@
+"""Inside vLLM's worker process: weights from the channel into the model that is being served.
+
+vLLM mixes `WeightReceiver` into its worker class (`worker_extension_cls`); its methods are reached by `collective_rpc`.
+They RETURN a `WeightSyncError` instead of raising it: executors that run workers in other processes pass a raised
+exception on as a bare string.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from learner.weights import Rendezvous, Subscriber, WeightManifest, WeightSyncError
+
+# It warns at every update of what was rightly not sent (a tied head, rotary tables); load_in_place checks for itself.
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+
+
+class WeightReceiver:
+    """Mixed into vLLM's worker, which has `rank` (within this engine), `device`, `model_config` and `get_model`."""
+
+    isentrope_subscriber: Subscriber | None = None
+
+    def isentrope_connect(self, rendezvous: Rendezvous, timeout_s: float) -> WeightSyncError | None:
+        """Join the weight group, as this engine's first rank plus the worker's own rank within the engine."""
+        worker = cast(Any, self)
+        if self.isentrope_subscriber is not None:
+            self.isentrope_subscriber.close()
+            self.isentrope_subscriber = None
+        try:
+            self.isentrope_subscriber = Subscriber(rendezvous.shard(worker.rank), timeout_s, device=worker.device)
+        except WeightSyncError as error:
+            return error
+        return None
+
+    def isentrope_receive(self, manifest: WeightManifest, timeout_s: float) -> int | WeightSyncError:
+        """Receive one version and load it; returns the checksum of the bytes. After an error the model is torn."""
+        worker = cast(Any, self)
+        subscriber = self.isentrope_subscriber
+        if subscriber is None:
+            phase = f"start of version {manifest.version}"
+            return WeightSyncError(f"engine worker {worker.rank}", phase, "connect_weights was not called before")
+        try:
+            missing = load_in_place(worker.get_model(), subscriber.receive(manifest, timeout_s), worker)
+        except WeightSyncError as error:
+            return error
+        except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:  # vLLM's weight loaders
+            subscriber.close()  # the learner must not go on sending to a member that has stopped listening
+            detail = f"{type(error).__name__}: {error}"
+            return WeightSyncError(subscriber.channel.rendezvous.member, f"load of version {manifest.version}", detail)
+        if missing:
+            detail = f"the manifest has nothing for {', '.join(sorted(missing))}"
+            return WeightSyncError(subscriber.channel.rendezvous.member, f"load of version {manifest.version}", detail)
+        return subscriber.checksum
+
+    def isentrope_disconnect(self) -> None:
+        """Leave the weight group."""
+        if self.isentrope_subscriber is not None:
+            self.isentrope_subscriber.close()
+            self.isentrope_subscriber = None
+
+
+@torch.no_grad()
+def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]], worker: Any) -> set[str]:
+    """Load Hugging Face tensors into a vLLM model, keeping the addresses that captured graphs refer to.
+
+    Returns the names of vLLM parameters that no tensor was loaded into (tied heads left out).
+    """
+    expected = {name for name, _ in model.named_parameters()}
+    tied_head = _tied_head(model)
+    # A plain load_weights is not enough: engines repack weights at load time (CPU linears even drop the originals), so
+    # each layer is put back into checkpoint layout, filled, processed again and copied to where it was.
+    initialize_layerwise_reload(model)
+    try:
+        with torch.device(worker.device):
+            # Cloned: vLLM holds a layer's tensors until the layer is complete, which may be some buckets later, while
+            # the subscriber reuses its bucket buffer.
+            loaded: set[str] = cast(Any, model).load_weights((name, tensor.clone()) for name, tensor in tensors)
+    finally:  # also after a failure, so that a later complete transfer finds the layers in their usual state
+        with torch.device(worker.device):
+            finalize_layerwise_reload(model, worker.model_config)
+    if tied_head is not None:
+        # Trap: nothing is loaded into a tied head, so the reload skips it; but on CPU it has a packed copy of the OLD
+        # embedding. Without this line it stays silently stale.
+        tied_head.quant_method.process_weights_after_loading(tied_head)
+    return expected - loaded - {"lm_head.weight"} if tied_head is not None else expected - loaded
+
+
+def _tied_head(model: nn.Module) -> Any | None:
+    """The LM head module if its weight is the embedding's own, else None."""
+    modules = dict(model.named_modules())
+    embeddings = {id(m.weight) for n, m in modules.items() if n.endswith("embed_tokens") and hasattr(m, "weight")}
+    for module in modules.values():
+        if isinstance(module, ParallelLMHead) and id(module.weight) in embeddings:
+            return module
+    return None

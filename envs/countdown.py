@@ -1,0 +1,220 @@
+"""Countdown: reach the target with all the numbers, each used once, evaluated from left to right.
+
+    prompt  3 4 5 6=21        reply  4+5*3-6        because ((4+5)*3)-6 = 21
+
+Every correct expression can be listed, counted and drawn uniformly, so diversity is measured rather than guessed. The
+counts come from dynamic programming over the numbers left:
+
+    count(S, v) = sum over distinct d in S and operators o of count(S - d, u) over all u with  u o d = v
+
+which counts expressions as texts: 3+4 and 4+3 are two solutions, swapping two equal digits gives one.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+from envs.base import Session
+from envs.tasks import OneReply, check_index, in_split, task_random
+from envs.types import Message, Prompt, Split, Verdict
+
+Numbers = tuple[int, ...]  # sorted: a multiset
+
+MAX_NUMBERS = 6  # 6 numbers have up to 720 * 3^5 expressions
+MAX_HIGH = 99
+MAX_EXPRESSION = 256  # characters of a reply that is judged, spaces included
+DRAWS = 5_000  # of numbers, until the parameters are called impossible
+
+_EXPRESSION = re.compile(r"[0-9]{1,3}(?:[-+*][0-9]{1,3})*")  # three digits at most: no reply makes a huge number
+_TOKEN = re.compile(r"[0-9]+|[-+*]")
+
+
+class Countdown:
+    """Reach a target with all numbers and left-to-right + - *; every solution is known.
+
+    numbers        how many numbers, 2 to 6
+    low, high      range of each number, 1 to 99
+    operators      those a solution may use, out of "+-*"
+    min_solutions  distinct correct expressions that a prompt has at least
+    target_low, target_high   range of the target
+    name           what metrics are kept under
+    system         text of a system message, for a model that has to be told the rules; none by default
+    Raises ValueError, with the numbers in the sentence, for parameters that no task meets.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        numbers: int = 4,
+        low: int = 1,
+        high: int = 9,
+        operators: str = "+-*",
+        min_solutions: int = 4,
+        target_low: int = 1,
+        target_high: int = 99,
+        name: str = "countdown",
+        system: str = "",
+    ) -> None:
+        if not 2 <= numbers <= MAX_NUMBERS:
+            raise ValueError(f"countdown: numbers is {numbers}, it must be 2 to {MAX_NUMBERS}")
+        if not 1 <= low <= high <= MAX_HIGH:
+            raise ValueError(f"countdown: low is {low} and high is {high}, they must meet 1 <= low <= high <= {MAX_HIGH}")
+        if not operators or set(operators) - set("+-*") or len(set(operators)) != len(operators):
+            raise ValueError(f"countdown: operators is {operators!r}, it must be one or more of + - *, each once")
+        if min_solutions < 1:
+            raise ValueError(f"countdown: min_solutions is {min_solutions}, it must be 1 or more")
+        if target_low > target_high:
+            raise ValueError(f"countdown: target_low {target_low} is above target_high {target_high}")
+        self._seed = seed
+        self._numbers = numbers
+        self._low, self._high = low, high
+        self._operators = "".join(o for o in "+-*" if o in operators)  # one order, so that equal settings share a cache
+        self._min_solutions = min_solutions
+        self._target_low, self._target_high = target_low, target_high
+        self._name = name
+        self._system = system
+        self._targets = lru_cache(maxsize=2048)(self._find_targets)
+        for split in ("train", "eval"):
+            self.prompt(split, 0)
+
+    def size(self, split: Split) -> int | None:
+        return None
+
+    def prompt(self, split: Split, index: int) -> Prompt:
+        """Numbers are uniform draws, the target is uniform over those that have enough solutions and belong to the split."""
+        check_index(split, index)
+        rng = task_random(self._seed, split, index)
+        for _ in range(DRAWS):
+            numbers = tuple(sorted(rng.randint(self._low, self._high) for _ in range(self._numbers)))
+            targets = self._targets(numbers, split)
+            if targets:
+                return self._write(split, index, numbers, rng.choice(targets))
+        raise ValueError(
+            f"countdown: {DRAWS} draws of {self._numbers} numbers from {self._low} to {self._high} gave no {split} task with "
+            f"{self._min_solutions} solutions and a target from {self._target_low} to {self._target_high}: lower "
+            "min_solutions or widen the ranges"
+        )
+
+    def open(self, prompt: Prompt) -> Session:
+        numbers, target = _task(prompt)
+        return OneReply(lambda text: self._judge(text, numbers, target), limit=MAX_EXPRESSION)
+
+    def solutions(self, prompt: Prompt) -> tuple[str, ...]:
+        """Every correct expression, sorted, in the form that `Verdict.solution` has."""
+        return _solutions(*_task(prompt), self._operators)
+
+    def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
+        """Uniform over `solutions(prompt)`."""
+        return rng.choice(self.solutions(prompt))
+
+    def alphabet(self) -> Iterable[str]:
+        return sorted(set("0123456789 =+-*") | set(self._system))
+
+    def _find_targets(self, numbers: Numbers, split: Split) -> tuple[int, ...]:
+        return tuple(
+            sorted(
+                value
+                for value, count in _counts(numbers, self._operators).items()
+                if count >= self._min_solutions
+                and self._target_low <= value <= self._target_high
+                and in_split(_text(numbers, value), split)
+            )
+        )
+
+    def _write(self, split: Split, index: int, numbers: Numbers, target: int) -> Prompt:
+        system = (Message("system", self._system),) if self._system else ()
+        messages = (*system, Message("user", _text(numbers, target)))
+        return Prompt(self._name, split, index, messages, {"numbers": list(numbers), "target": target})
+
+    def _judge(self, text: str, numbers: Numbers, target: int) -> Verdict:
+        expression = "".join(text.split())
+        if not _EXPRESSION.fullmatch(expression):
+            return Verdict(0.0, detail="not an expression")
+        used = [token for token in _TOKEN.findall(expression) if token.isdigit()]
+        if sorted(used) != sorted(map(str, numbers)):  # as texts: 03 is not 3
+            return Verdict(0.0, detail=f"uses {' '.join(used)}, not each number once")
+        if any(o in "+-*" and o not in self._operators for o in expression):
+            return Verdict(0.0, detail=f"uses an operator that is not among {self._operators}")
+        value = left_to_right(expression)
+        if value != target:
+            return Verdict(0.0, detail=f"makes {value}, not {target}")
+        return Verdict(1.0, correct=True, solution=expression)
+
+
+def left_to_right(expression: str) -> int:
+    """Value of an expression of integers and + - *, without precedence: '4+5*3-6' is 21."""
+    first, *rest = _TOKEN.findall(expression)
+    value = int(first)
+    for operator, number in zip(rest[::2], rest[1::2], strict=True):
+        value = _apply(value, operator, int(number))
+    return value
+
+
+def _apply(value: int, operator: str, number: int) -> int:
+    if operator == "+":
+        return value + number
+    if operator == "-":
+        return value - number
+    return value * number
+
+
+def _text(numbers: Numbers, target: int) -> str:
+    return f"{' '.join(map(str, numbers))}={target}"
+
+
+def _task(prompt: Prompt) -> tuple[Numbers, int]:
+    return tuple(sorted(prompt.task["numbers"])), prompt.task["target"]
+
+
+def _last_numbers(numbers: Numbers) -> Iterator[tuple[int, Numbers]]:
+    """Each distinct number that can come last, with what is left for the numbers before it."""
+    for i, number in enumerate(numbers):
+        if i == 0 or numbers[i - 1] != number:
+            yield number, numbers[:i] + numbers[i + 1 :]
+
+
+def _counts(numbers: Numbers, operators: str) -> dict[int, int]:
+    """Value -> number of distinct expressions that use all the numbers and have this value. Read only: it may be cached."""
+    # Of more than four numbers there are too many sets, and their tables are too big, for a cache to hold.
+    return _kept_table(numbers, operators) if len(numbers) <= 4 else _table(numbers, operators)
+
+
+def _table(numbers: Numbers, operators: str) -> dict[int, int]:
+    if len(numbers) == 1:
+        return {numbers[0]: 1}
+    table: dict[int, int] = {}
+    for number, rest in _last_numbers(numbers):
+        for before, count in _counts(rest, operators).items():
+            for operator in operators:
+                value = _apply(before, operator, number)
+                table[value] = table.get(value, 0) + count
+    return table
+
+
+_kept_table = lru_cache(maxsize=1024)(_table)  # some 20 kB each
+
+
+@lru_cache(maxsize=1024)
+def _solutions(numbers: Numbers, target: int, operators: str) -> tuple[str, ...]:
+    return tuple(sorted(_expressions(numbers, target, operators)))
+
+
+def _expressions(numbers: Numbers, value: int, operators: str) -> Iterator[str]:
+    """Walk the tables backwards: below the first level, every step taken leads to an expression."""
+    if len(numbers) == 1:
+        if value == numbers[0]:
+            yield str(value)
+        return
+    for number, rest in _last_numbers(numbers):
+        table = _counts(rest, operators)
+        for operator in operators:
+            if operator == "*" and value % number:
+                continue
+            before = {"+": value - number, "-": value + number, "*": value // number}[operator]
+            if before in table:
+                for expression in _expressions(rest, before, operators):
+                    yield f"{expression}{operator}{number}"

@@ -1,0 +1,63 @@
+"""The answer inside a reply. Pure, linear in the length of the reply, never raises."""
+
+from __future__ import annotations
+
+import re
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+_PHRASE = re.compile(r"\banswer(?:[ \t]+is[ \t]*:?|[ \t]*:)[ \t]*", re.IGNORECASE)
+_MARKS = "*_` \t\r\n"  # what Markdown puts around an answer
+
+
+def extract(text: str) -> str:
+    """The final answer in a reply, stripped; the whole text when nothing marks one.
+
+    The first of these that is there, and of several the last: <answer>..</answer>, \\boxed{..} with balanced braces,
+    "#### ..", "answer is .." or "Answer: ..", the last line that is not blank. Text before a final "</think>" is thinking
+    and is not looked at.
+    """
+    text = text.rpartition("</think>")[2]
+    for find in (tagged, boxed, _after_hashes, _after_phrase):
+        answer = find(text)
+        if answer:
+            return answer
+    return text.strip().rpartition("\n")[2].strip()
+
+
+def tagged(text: str) -> str | None:
+    """Content of the last complete <answer>..</answer>."""
+    before, closed, _ = text.rpartition("</answer>")
+    if not closed:
+        return None
+    _, opened, answer = before.rpartition("<answer>")
+    return answer.strip() if opened else None
+
+
+def boxed(text: str) -> str | None:
+    """Content of the \\boxed{..} that opens last among those whose braces balance: '\\boxed{\\frac{1}{2}}' -> '\\frac{1}{2}'."""
+    opened: list[int | None] = []  # where the content starts; None for a brace that is no box
+    best: tuple[int, int] | None = None
+    for token in _BOX.finditer(text):
+        mark = token.group()
+        if mark == "}":
+            start = opened.pop() if opened else None
+            if start is not None and (best is None or start > best[0]):
+                best = (start, token.start())
+        elif mark == "{":
+            opened.append(None)
+        elif mark.endswith("{") and len(mark) > 2:  # not an escaped brace
+            opened.append(token.end())
+    return text[best[0] : best[1]].strip() if best else None
+
+
+def _after_hashes(text: str) -> str | None:
+    found = _HASHES.findall(text)
+    return found[-1].strip() if found else None
+
+
+def _after_phrase(text: str) -> str | None:
+    ends = [match.end() for match in _PHRASE.finditer(text)]
+    if not ends:
+        return None
+    return text[ends[-1] :].lstrip(_MARKS).partition("\n")[0].rstrip(_MARKS).removesuffix(".").rstrip(_MARKS)

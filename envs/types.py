@@ -1,0 +1,131 @@
+"""Wire types: everything that crosses from an environment to a generator, a verifier and the buffer.
+
+All are frozen and hold plain Python values, so they pickle small and import without torch.
+Token ids come from the engine and are what is trained on: nothing re-tokenises a reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+Split = Literal["train", "eval"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Status(StrEnum):
+    """How a trajectory ended. Only OK and TRUNCATED carry a reward an environment chose."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"  # the reply hit max_tokens before the model ended it
+    TIMEOUT = "timeout"  # the verdict took longer than verifiers.timeout_s
+    ERROR = "error"  # the environment raised; `Verdict.detail` has the exception
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message. Example: Message("user", "Make 24 from 4 6 1 1.")"""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One task. `env` is the name its metrics are kept under: a mixture gives each family its own.
+
+    Example: Prompt("countdown", "train", 7, (Message("user", "3 4 5 6 = 21"),), {"numbers": [3, 4, 5, 6], "target": 21})
+    """
+
+    env: str
+    split: Split
+    index: int
+    messages: tuple[Message, ...]
+    task: Mapping[str, Any] = field(default_factory=dict)  # JSON values only: what the session needs to judge a reply
+
+    @property
+    def key(self) -> str:
+        """Unique over a run: 'countdown/train/7'."""
+        return f"{self.env}/{self.split}/{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the environment says after a reply that does not end the trajectory. Example: Observation((Message("tool", "42"),))"""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a trajectory was judged.
+
+    reward    any finite float; the built-in tasks give 0.0 or 1.0
+    correct   what pass@k counts
+    solution  canonical form of a correct answer, equal for equal solutions, so that distinct ones can be counted
+    Example: Verdict(1.0, correct=True, solution="(3+4)*3")
+    """
+
+    reward: float
+    correct: bool = False
+    solution: str | None = None
+    status: Status = Status.OK
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One exchange: the tokens put before the model, then the tokens it sampled.
+
+    context_ids   tokens added since the last turn (the whole prompt in turn 0, an observation later): masked in training
+    reply_ids     sampled tokens, the end-of-turn token included when finish == "stop"
+    logprobs      engine log-prob of each reply token at the sampling temperature, same length as reply_ids
+    version_min / version_max  oldest and newest policy version that sampled a token of this reply
+    Example: Turn((5, 9, 1), (12, 2), (-0.7, -0.1), "stop", 3, 3)
+    """
+
+    context_ids: tuple[int, ...]
+    reply_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: Literal["stop", "length"]
+    version_min: int
+    version_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A prompt's turns and the verdict on them."""
+
+    prompt: Prompt
+    turns: tuple[Turn, ...]
+    texts: tuple[str, ...]  # each turn's reply, decoded
+    verdict: Verdict
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All tokens in order, contexts and replies."""
+        return tuple(t for turn in self.turns for t in (*turn.context_ids, *turn.reply_ids))
+
+    @property
+    def action_mask(self) -> tuple[bool, ...]:
+        """True where the policy sampled the token; same length as token_ids."""
+        return tuple(m for turn in self.turns for m in (*(False,) * len(turn.context_ids), *(True,) * len(turn.reply_ids)))
+
+    @property
+    def engine_logprobs(self) -> tuple[float, ...]:
+        """Engine log-prob where action_mask, 0.0 elsewhere; same length as token_ids."""
+        return tuple(x for turn in self.turns for x in (*(0.0,) * len(turn.context_ids), *turn.logprobs))
+
+    @property
+    def reply_tokens(self) -> int:
+        return sum(len(turn.reply_ids) for turn in self.turns)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All trajectories of one prompt: the unit a group baseline is taken over."""
+
+    prompt: Prompt
+    trajectories: tuple[Trajectory, ...]

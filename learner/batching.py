@@ -1,0 +1,177 @@
+"""Trajectories -> micro-batches. Pure numpy; deterministic.
+
+An iteration's trajectories are cut into `updates` equal parts, in order; each part is dealt to the ranks by length and
+filled into micro-batches of at most `micro_batch_tokens` token slots. Advantages and loss weights are set here, once, over the
+whole iteration, so that nothing downstream depends on how the batch was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.types import Group, Trajectory
+from learner.types import Aggregation, MicroBatch, RankBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a batch is cut. None of these changes the loss."""
+
+    updates: int  # optimiser steps over the batch
+    epochs: int  # passes over the batch; each pass is `updates` steps
+    ranks: int
+    micro_batch_tokens: int
+    packing: bool  # several trajectories one after the other in a row, instead of padded rows
+
+
+def trajectory_advantages(
+    groups: Sequence[Group], advantage: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """One advantage a trajectory, groups in order. [sum of group sizes]"""
+    return np.concatenate([advantage(np.array([t.verdict.reward for t in g.trajectories], np.float64)) for g in groups])
+
+
+def no_signal(groups: Sequence[Group]) -> int:
+    """Groups whose rewards are all equal: a group baseline leaves them without a gradient."""
+    return sum(len({t.verdict.reward for t in g.trajectories}) == 1 for g in groups)
+
+
+def build_batches(
+    trajectories: Sequence[Trajectory],
+    advantages: NDArray[np.float64],
+    *,
+    cut: Cut,
+    aggregation: Aggregation,
+    temperature: float,
+) -> list[RankBatch]:
+    """One RankBatch a rank. Raises ValueError where the numbers do not divide or a reply is empty."""
+    count = len(trajectories)
+    if count != len(advantages):
+        raise ValueError(f"{count} trajectories but {len(advantages)} advantages")
+    if count % cut.updates:
+        raise ValueError(f"{count} trajectories cannot be divided into {cut.updates} equal updates")
+    envs = tuple(sorted({t.prompt.env for t in trajectories}))
+    per_update = count // cut.updates
+    per_rank: list[list[tuple[MicroBatch, ...]]] = [[] for _ in range(cut.ranks)]
+    for k in range(cut.updates):
+        members = list(range(k * per_update, (k + 1) * per_update))
+        tokens = sum(trajectories[i].reply_tokens for i in members)
+        if tokens == 0:
+            raise ValueError(f"update {k} has no sampled token in its {per_update} trajectories")
+        shares = _deal(members, [len(trajectories[i].token_ids) for i in members], cut.ranks)
+        cuts = []
+        for share in shares:
+            bins = _fill(share, {i: len(trajectories[i].token_ids) for i in share}, cut)
+            rows = []
+            for chosen in bins:
+                weights = [_weight(aggregation, trajectories[i], per_update, tokens) for i in chosen]
+                rows.append(_micro_batch(chosen, trajectories, advantages, weights, envs, cut.packing))
+            cuts.append(rows)
+        longest = max(len(rows) for rows in cuts)
+        for rank, rows in enumerate(cuts):
+            per_rank[rank].append((*rows, *(_empty(),) * (longest - len(rows))))
+    return [RankBatch(tuple(updates) * cut.epochs, envs, temperature) for updates in per_rank]
+
+
+def _weight(aggregation: Aggregation, trajectory: Trajectory, trajectories: int, tokens: int) -> float:
+    """Loss weight of each action token of the trajectory: see learner/objective.py."""
+    if aggregation == "token":
+        return 1.0 / tokens
+    return 1.0 / (trajectories * max(trajectory.reply_tokens, 1))
+
+
+def _deal(members: Sequence[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Longest first to the rank with the fewest tokens so far (ties: fewest members, then lowest rank)."""
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for i, length in sorted(zip(members, lengths, strict=True), key=lambda x: (-x[1], x[0])):
+        rank = min(range(ranks), key=lambda r: (load[r], len(shares[r]), r))
+        shares[rank].append(i)
+        load[rank] += length
+    return shares
+
+
+def _fill(share: Sequence[int], length: dict[int, int], cut: Cut) -> list[list[int]]:
+    """Members (longest first) into bins of at most micro_batch_tokens slots; a longer trajectory has a bin to itself.
+
+    A padded bin of n rows costs n times its longest row; a packed bin costs the sum of its rows.
+    """
+    bins: list[list[int]] = []
+    used = 0
+    for i in share:
+        if cut.packing:
+            fits = bool(bins) and used + length[i] <= cut.micro_batch_tokens
+        else:  # sorted: the first row of a bin is its longest
+            fits = bool(bins) and (len(bins[-1]) + 1) * length[bins[-1][0]] <= cut.micro_batch_tokens
+        if fits:
+            bins[-1].append(i)
+            used += length[i]
+        else:
+            bins.append([i])
+            used = length[i]
+    return bins
+
+
+def _micro_batch(
+    chosen: Sequence[int],
+    trajectories: Sequence[Trajectory],
+    advantages: NDArray[np.float64],
+    weights: Sequence[float],
+    envs: tuple[str, ...],
+    packing: bool,
+) -> MicroBatch:
+    ids = [np.array(trajectories[i].token_ids, np.int64) for i in chosen]
+    if packing:
+        width, rows = sum(map(len, ids)), 1
+        origins = np.concatenate([[0], np.cumsum([len(x) for x in ids])[:-1]])
+    else:
+        width, rows = max(map(len, ids)), len(ids)
+        origins = np.arange(rows) * width
+    tokens = np.zeros(rows * width, np.int64)
+    # Padding goes on counting: a restart would read as another packed trajectory and cost the slow attention mask. Pad
+    # tokens come after every real token of their row, so a causal model never sees them.
+    positions = np.tile(np.arange(width), rows)
+    columns: dict[str, list[NDArray]] = {
+        name: [] for name in ("predict", "targets", "adv", "engine", "weight", "traj", "env")
+    }
+    for i, x, origin, weight in zip(chosen, ids, origins, weights, strict=True):
+        tokens[origin : origin + len(x)] = x
+        positions[origin : origin + len(x)] = np.arange(len(x))
+        at = np.flatnonzero(trajectories[i].action_mask)
+        if len(at) and at[0] == 0:
+            raise ValueError(
+                f"trajectory {trajectories[i].prompt.key} starts with a sampled token: nothing predicts it"
+            )
+        columns["predict"].append(origin + at - 1)
+        columns["targets"].append(x[at])
+        columns["engine"].append(np.array(trajectories[i].engine_logprobs, np.float32)[at])
+        for name, value in (
+            ("adv", advantages[i]),
+            ("weight", weight),
+            ("traj", i),
+            ("env", envs.index(trajectories[i].prompt.env)),
+        ):
+            columns[name].append(np.full(len(at), value))
+    flat = {name: np.concatenate(parts) for name, parts in columns.items()}
+    return MicroBatch(
+        tokens=tokens.reshape(rows, width),
+        positions=positions.reshape(rows, width),
+        predict=flat["predict"],
+        targets=flat["targets"],
+        advantages=flat["adv"].astype(np.float32),
+        engine_logprobs=flat["engine"],
+        weight=flat["weight"].astype(np.float32),
+        trajectory=flat["traj"].astype(np.int32),
+        env=flat["env"].astype(np.int16),
+    )
+
+
+def _empty() -> MicroBatch:
+    """A forward pass that counts for nothing, for a rank that has fewer than the others."""
+    i, f = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    one = np.zeros((1, 1), np.int64)
+    return MicroBatch(one, one, i, i, f, f, f, i.astype(np.int32), i.astype(np.int16))

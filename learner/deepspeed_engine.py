@@ -1,0 +1,199 @@
+"""DeepSpeed behind a small surface: backward, step, gather, save, load. The only file that imports it.
+
+ZeRO 0-3; fp32, bf16, fp16 (float32 masters; fp16 with a dynamic loss scale). Gradients are averaged over ranks by DeepSpeed, and
+our loss is already a global one, so `backward` multiplies it by the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from learner.weights import TensorSpec
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one rank runs. The process must see one device: Ray sets CUDA_VISIBLE_DEVICES."""
+
+    rank: int
+    world_size: int
+    master_addr: str
+    master_port: int
+    cuda: bool
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    zero_stage: int
+    precision: Precision
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    grad_clip: float  # global norm; 0: off
+
+
+class DeepSpeedEngine:
+    """One rank of the group."""
+
+    def __init__(self, place: Placement, settings: EngineSettings) -> None:
+        """Joins the group; `attach` gives it a model. The environment is this process's own: one rank, one process."""
+        os.environ.update(
+            MASTER_ADDR=place.master_addr,
+            MASTER_PORT=str(place.master_port),
+            RANK=str(place.rank),
+            LOCAL_RANK="0",
+            WORLD_SIZE=str(place.world_size),
+        )
+        if not place.cuda:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed  # here: it probes the accelerator and the environment at import
+        import deepspeed.ops
+
+        # DeepSpeed's shared-memory all-reduce for CPUs is compiled at first use: a minute, behind a lock file that a killed
+        # process leaves held for ever. Gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+        self._deepspeed = deepspeed
+        self.place, self.settings = place, settings
+        self.device = torch.device("cuda", 0) if place.cuda else torch.device("cpu")
+        if place.cuda:
+            torch.cuda.set_device(self.device)
+        deepspeed.init_distributed(
+            dist_backend="nccl" if place.cuda else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timedelta(seconds=place.timeout_s),
+        )
+
+    def attach(self, model: nn.Module) -> None:
+        s = self.settings
+        self.model = model
+        decay = [p for p in model.parameters() if p.ndim >= 2]
+        rest = [p for p in model.parameters() if p.ndim < 2]
+        groups = [{"params": decay, "weight_decay": s.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        # A client optimizer: one named in the config is compiled at first use, which takes minutes on a CPU.
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=s.lr, betas=s.betas, eps=s.eps)
+        self.engine, *_ = self._deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())
+
+    def _config(self) -> dict[str, Any]:
+        s = self.settings
+        config: dict[str, Any] = {
+            # Micro-batches are cut by tokens and the boundary is set by hand, so these two only have to be consistent.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "zero_optimization": {"stage": s.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "gradient_clipping": s.grad_clip,
+            "steps_per_print": 10**9,
+            "wall_clock_breakdown": False,
+        }
+        if s.precision == "bf16":
+            config["bf16"] = {"enabled": True}
+        if s.precision == "fp16":
+            config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+        return config
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.engine(*inputs)
+
+    def boundary(self, last: bool) -> None:
+        """Before the forward of a micro-batch: whether it is the update's last."""
+        self.engine.set_gradient_accumulation_boundary(last)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss * self.place.world_size)
+
+    def step(self, lr: float) -> float:
+        """Take the optimiser step at learning rate `lr`; returns the global gradient norm before clipping.
+
+        A step that fp16's loss scaler skipped returns nan: the gradient overflowed and the scale was lowered.
+        """
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        if self.settings.zero_stage == 0 and self.settings.precision == "fp32":
+            # No optimizer of DeepSpeed's own here, hence no norm; the gradients are whole and already averaged over ranks.
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads)
+            self.engine.step()
+        else:
+            self.engine.step()
+            norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None and self.engine.was_step_applied() else math.nan
+
+    def all_reduce(self, value: Tensor, op: Literal["sum", "max"]) -> Tensor:
+        """Over all ranks, in place; returns it. CPU tensors travel through the device where the backend needs that."""
+        if self.place.world_size == 1:
+            return value
+        reduce_op = torch.distributed.ReduceOp.SUM if op == "sum" else torch.distributed.ReduceOp.MAX
+        there = value.to(self.device)
+        torch.distributed.all_reduce(there, op=reduce_op)
+        return there.to(value.device)
+
+    def all_gather(self, value: Tensor) -> list[Tensor]:
+        """Tensors [n_r, ...] of every rank, in rank order; the n_r may differ."""
+        if self.place.world_size == 1:
+            return [value]
+        counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.place.world_size)]
+        torch.distributed.all_gather(counts, torch.tensor([len(value)], device=self.device))
+        longest = max(int(c) for c in counts)
+        padded = value.new_zeros((longest, *value.shape[1:]))
+        padded[: len(value)] = value
+        parts = [torch.empty_like(padded) for _ in counts]
+        torch.distributed.all_gather(parts, padded)
+        return [part[: int(c)] for part, c in zip(parts, counts, strict=True)]
+
+    def full_weights(self, weights: Iterator[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+        """(name, full tensor) in order. A collective on ALL ranks under ZeRO-3: every rank has to exhaust it.
+
+        Under ZeRO-3 all of them are gathered and copied before the first is yielded: a gather that waited for a transfer
+        to the generators in between would interleave two process groups, which deadlocks. The copy costs one set of
+        weights on rank 0.
+        """
+        if self.settings.zero_stage < 3:
+            for name, parameter in weights:
+                yield name, parameter.detach()
+            return
+        staged: list[tuple[str, Tensor]] = []
+        for name, parameter in weights:
+            with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=None):
+                if self.place.rank == 0:
+                    staged.append((name, parameter.detach().clone()))
+        yield from staged
+
+    def full_specs(self, weights: Iterator[tuple[str, nn.Parameter]]) -> list[TensorSpec]:
+        """Names, full shapes and dtypes, without a gather."""
+        return [
+            TensorSpec(name, tuple(getattr(p, "ds_shape", p.shape)), str(p.dtype).removeprefix("torch."))
+            for name, p in weights
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Optimiser, masters and loss scale, each rank its part. Collective."""
+        if not self.engine.save_checkpoint(str(folder), tag="state", save_latest=False):
+            raise OSError(f"DeepSpeed could not write its state to {folder}")
+
+    def load(self, folder: Path) -> None:
+        """The same number of ranks and ZeRO stage as saved. Collective."""
+        path, _ = self.engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise FileNotFoundError(
+                f"no DeepSpeed state in {folder}: was it saved with other ranks or another ZeRO stage?"
+            )
+
+    def close(self) -> None:
+        self.engine.destroy()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

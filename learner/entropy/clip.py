@@ -1,0 +1,36 @@
+"""The upper clip range as an actuator: pi / pi_old may rise to 1 + knob before the clip binds; the lower range stays.
+
+    clip_higher  a wider upper range, fixed (DAPO, arXiv 2503.14476: 0.28 above, 0.2 below)
+    adapo        the upper range adapts: raised while entropy is below its target, lowered while above
+                 (arXiv 2603.11682; the exact update rule was not at hand: the doubling controller moves it)
+
+A clip acts only on tokens that reach it. With few updates per batch that is 0.1 % of them and the knob has no authority: watch
+`entropy/authority`. Both need the ppo surrogate.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from learner.entropy import base
+from learner.types import Shaping, TokenStats
+
+
+class ClipHigher:
+    class Settings(base.Settings):
+        kind: Literal["clip_higher"]
+
+    knob = base.Knob(start=0.28, low=0.02, high=10.0, signed=False)
+    scope: ClassVar[Literal["token", "batch"]] = "token"
+    surrogates: ClassVar[frozenset[str] | None] = frozenset({"ppo"})
+
+    def __init__(self, settings: Settings) -> None: ...
+
+    def shape(self, tokens: TokenStats, knob: float) -> Shaping:
+        ratio = (tokens.logp - tokens.old_logp).exp()
+        return Shaping(clip_high=knob, touched=(tokens.advantages > 0) & (ratio > 1.0 + knob))
+
+
+class Adapo(ClipHigher):
+    class Settings(base.Settings):
+        kind: Literal["adapo"]

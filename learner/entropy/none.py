@@ -1,0 +1,22 @@
+"""No control: the objective as it is. Entropy is measured and reported all the same."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from learner.entropy import base
+from learner.types import Shaping, TokenStats
+
+
+class NoControl:
+    class Settings(base.Settings):
+        kind: Literal["none"] = "none"
+
+    knob = base.Knob(start=0.0, low=0.0, high=0.0, signed=False)
+    scope: ClassVar[Literal["token", "batch"]] = "token"
+    surrogates: ClassVar[frozenset[str] | None] = None
+
+    def __init__(self, settings: Settings) -> None: ...
+
+    def shape(self, tokens: TokenStats, knob: float) -> Shaping:
+        return Shaping()

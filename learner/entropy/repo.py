@@ -1,0 +1,64 @@
+"""REPO: the advantage is changed so that it no longer correlates with the log-probability.
+
+    A' = A - beta * L,    L = log pi(a|s) + H(s), detached, of the current policy
+
+    REPO-D   beta = knob                adds +knob * sum pi^2 L^2 >= 0 to dH: for knob > 0 always towards more entropy
+    REPO-R   beta = knob * |A|          A' = A (1 - knob L) for A > 0, A (1 + knob L) for A < 0; the factor is clamped at 0 so
+                                        that no advantage changes sign. Raises entropy in most cases, not all: not when only
+                                        the likeliest token carries advantage
+
+`centred: false` uses log pi in place of L, the form of public implementations; log pi < 0, so every A > 0 grows and every
+A < 0 shrinks, a hidden change of step size. Source: "Entropy-Preserving Reinforcement Learning", arXiv 2603.11682.
+Published range of the knob for large models: 1e-4 to 0.05, start 1e-3; a model of 0.1M parameters needs about 0.5.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from learner.entropy import base
+from learner.types import Shaping, TokenStats
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PUBLISHED = base.Knob(start=1e-3, low=1e-4, high=0.05, signed=True)
+
+
+def surprise(tokens: TokenStats, centred: bool) -> Tensor:
+    """L, or log pi when not centred. [N]"""
+    return tokens.centred if centred else tokens.logp
+
+
+class RepoD:
+    class Settings(base.Settings):
+        kind: Literal["repo_d"]
+        centred: bool = True
+
+    knob = PUBLISHED
+    scope: ClassVar[Literal["token", "batch"]] = "token"
+    surrogates: ClassVar[frozenset[str] | None] = None
+
+    def __init__(self, settings: Settings) -> None:
+        self.centred = settings.centred
+
+    def shape(self, tokens: TokenStats, knob: float) -> Shaping:
+        return Shaping(advantages=tokens.advantages - knob * surprise(tokens, self.centred))
+
+
+class RepoR:
+    class Settings(base.Settings):
+        kind: Literal["repo_r"]
+        centred: bool = True
+
+    knob = PUBLISHED
+    scope: ClassVar[Literal["token", "batch"]] = "token"
+    surrogates: ClassVar[frozenset[str] | None] = None
+
+    def __init__(self, settings: Settings) -> None:
+        self.centred = settings.centred
+
+    def shape(self, tokens: TokenStats, knob: float) -> Shaping:
+        a = tokens.advantages
+        factor = 1.0 - knob * a.sign() * surprise(tokens, self.centred)
+        return Shaping(advantages=a * factor.clamp(min=0.0), touched=a != 0)

@@ -1,0 +1,109 @@
+"""Hidden states and head -> log-prob, exact entropy and kappa at the action tokens, in float32, a chunk at a time.
+
+For logits z = cap(h W^T) / temperature of one position, with p = softmax(z), H = -sum p log p and L = log p + H:
+
+    logp = log p_a            d logp / dz = onehot(a) - p
+    H                         d H / dz    = -p * L
+    kappa = sum_b p_b^2 L_b   (no gradient: it is a statistic of the ledger)
+
+The [N, V] logits never exist at once, forward or backward: `chunk` rows do, and backward recomputes them.
+The product h W^T is taken in the weights' own precision, as the engine does; everything after it is float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEFAULT_CHUNK = 1024  # rows of logits alive at once
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, softcap: float | None) -> Tensor:
+    """[n, D], [V, D] -> float32 [n, V]"""
+    z = torch.nn.functional.linear(hidden, weight, bias).float()
+    if softcap is not None:
+        z = softcap * torch.tanh(z / softcap)
+    return z / temperature
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        softcap: float | None,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        parts = []
+        for start in range(0, len(hidden), chunk):
+            z = _logits(hidden[start : start + chunk], weight, bias, temperature, softcap)
+            log_p = z.log_softmax(-1)
+            p = log_p.exp()
+            entropy = -(p * log_p).sum(-1)
+            kappa = (p * p * (log_p + entropy[:, None])).sum(-1)
+            parts.append((log_p.gather(-1, targets[start : start + chunk, None])[:, 0], entropy, kappa))
+        if parts:
+            logp, entropy, kappa = (torch.cat(x) for x in zip(*parts, strict=True))
+        else:
+            logp = entropy = kappa = hidden.new_zeros(0, dtype=torch.float32)
+        # The parameters are kept by reference, not through save_for_backward: under ZeRO-3 their storage is released after
+        # forward and gathered again, into the same object, before backward.
+        ctx.weight, ctx.bias = weight, bias
+        ctx.save_for_backward(hidden, targets)
+        ctx.temperature, ctx.softcap, ctx.chunk = temperature, softcap, chunk
+        ctx.mark_non_differentiable(kappa)
+        return logp, entropy, kappa
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_logp, grad_entropy, _ = grads
+        hidden, targets = ctx.saved_tensors
+        weight, bias = ctx.weight, ctx.bias
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=torch.float32, device=weight.device)
+        for start in range(0, len(hidden), ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            h = hidden[rows]
+            z = _logits(h, weight, bias, ctx.temperature, ctx.softcap)
+            log_p = z.log_softmax(-1)
+            p = log_p.exp()
+            entropy = -(p * log_p).sum(-1, keepdim=True)
+            dz = -p * (grad_logp[rows, None] + grad_entropy[rows, None] * (log_p + entropy))
+            dz.scatter_add_(-1, targets[rows, None], grad_logp[rows, None])
+            if ctx.softcap is not None:  # d cap*tanh(x/cap) = 1 - tanh^2
+                dz = dz * (1.0 - (z * ctx.temperature / ctx.softcap) ** 2)
+            dz = (dz / ctx.temperature).to(weight.dtype)
+            grad_hidden[rows] = dz @ weight
+            grad_weight += (dz.T @ h).float()
+            if grad_bias is not None:
+                grad_bias += dz.float().sum(0)
+        return (
+            grad_hidden,
+            grad_weight.to(weight.dtype),
+            None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
+            *(None,) * 4,
+        )
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk: int = DEFAULT_CHUNK,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """hidden [N, D], weight [V, D], targets [N] -> (logp, entropy, kappa), each float32 [N], in nats.
+
+    Differentiable in hidden, weight and bias through logp and entropy. N may be 0.
+    """
+    return _TokenLogProbs.apply(hidden, weight, bias, targets, temperature, softcap, chunk)  # type: ignore[return-value]

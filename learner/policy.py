@@ -1,0 +1,85 @@
+"""A Hugging Face causal LM as a module whose forward returns token statistics instead of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from learner.logprobs import DEFAULT_CHUNK, token_logprobs
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_policy(path: str | Path, *, attention: str, checkpointing: bool, device: torch.device) -> Policy:
+    """Any HF folder or id, loaded in float32: the engine casts it to the training precision and keeps float32 masters.
+
+    attention: an `attn_implementation` of transformers ("sdpa", "eager", "flash_attention_2").
+    """
+    config = AutoConfig.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, config=config, dtype=torch.float32, attn_implementation=attention, low_cpu_mem_usage=True
+    )
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(model.to(device))
+
+
+class Policy(nn.Module):
+    """forward(tokens, positions, predict, targets, temperature) -> (logp, entropy, kappa), float32 [N].
+
+    The head is called as a module, with the targets, so that whatever hooks hang on it (ZeRO-3 gathers its weight there) run
+    around the chunked log-probs; its plain forward, hidden -> logits, stays for everything else.
+    """
+
+    def __init__(self, model: PreTrainedModel, chunk: int = DEFAULT_CHUNK) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk = chunk
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise ValueError(
+                f"{type(model).__name__} has no linear output head: only causal language models can be trained"
+            )
+        self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self._plain_forward = head.forward
+        head.forward = self._head_forward  # type: ignore[method-assign]
+
+    @property
+    def head(self) -> nn.Linear:
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)  # checked in __init__
+        return head
+
+    def _head_forward(self, hidden: Tensor, targets: Tensor | None = None, temperature: float = 1.0) -> Any:
+        if targets is None:
+            return self._plain_forward(hidden)
+        head = self.head
+        return token_logprobs(
+            hidden,
+            head.weight,
+            targets,
+            bias=head.bias,
+            temperature=temperature,
+            softcap=self.softcap,
+            chunk=self.chunk,
+        )
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, predict: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """tokens, positions [B, T]; predict, targets [N]; see learner.types.MicroBatch.
+
+        No attention mask is passed: rows are padded on the right, and positions that restart mark packed trajectories.
+        """
+        decoder = self.model.base_model
+        hidden = decoder(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
+        return self.head(hidden.flatten(0, 1)[predict], targets, temperature)
+
+    def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(Hugging Face name, parameter); a tied head appears once, under its embedding's name."""
+        return self.model.named_parameters()

@@ -1,0 +1,192 @@
+"""A character-level tokenizer for models made here, and chat templates to token ids for any Hugging Face tokenizer.
+
+How typed text is kept from becoming a special token: every special token of `build_tokenizer` starts with U+E000, a
+private-use character that alphabets refuse, and the chat template replaces U+E000 in a message by U+FFFD before it adds
+its own. A user's "<end>" is therefore five characters, and the real token cannot be typed at all. A tokenizer that was
+not made here keeps whatever its own template does.
+
+transformers is imported where it is needed, so that this module costs nothing to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from envs.types import Message
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+SENTINEL = "\ue000"
+REPLACEMENT = "\ufffd"
+PAD, UNK, END, SYSTEM, USER, ASSISTANT, TOOL = (
+    f"{SENTINEL}<{name}>" for name in ("pad", "unk", "end", "system", "user", "assistant", "tool")
+)
+SPECIAL_TOKENS = (PAD, UNK, END, SYSTEM, USER, ASSISTANT, TOOL)  # ids 0..6, in this order
+
+# Jinja reads \u escapes inside its own string literals, so the saved file stays plain ASCII.
+CHAT_TEMPLATE = (
+    r"{%- for message in messages -%}"
+    r"{%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] -%}"
+    r"{{- raise_exception('unknown role: ' + message['role']) -}}"
+    r"{%- endif -%}"
+    r"{{- '\ue000<' + message['role'] + '>' + message['content'] | replace('\ue000', '\ufffd') + '\ue000<end>' -}}"
+    r"{%- endfor -%}"
+    r"{%- if add_generation_prompt -%}{{- '\ue000<assistant>' -}}{%- endif -%}"
+)
+
+
+def build_tokenizer(alphabet: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One token a character: encode and decode are lossless over the alphabet, other characters become <unk>.
+
+    alphabet: single characters (code points) in any order, repeats allowed; the ids depend only on the set. Special
+    tokens take ids 0-6, so the vocabulary has 7 + len(set(alphabet)) entries. A chat is <user>text<end><assistant>.
+    Raises ValueError for an empty alphabet, an entry that is not one character, U+E000 or a surrogate.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = sorted(set(alphabet))
+    if not characters:
+        raise ValueError("the tokenizer's alphabet is empty: it needs at least one character")
+    for character in characters:
+        if len(character) != 1:
+            raise ValueError(f"an alphabet entry is one character, but {character!r} has {len(character)}")
+        if character == SENTINEL or "\ud800" <= character <= "\udfff":
+            raise ValueError(f"U+{ord(character):04X} cannot be in an alphabet: special token mark or surrogate")
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *characters))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    # Oniguruma's (?m) lets the dot match newlines; no normalizer, so composed and decomposed forms stay apart.
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("(?m:.)"), "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        unk_token=UNK,
+        eos_token=END,
+        extra_special_tokens=[SYSTEM, USER, ASSISTANT, TOOL],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
+    """Token ids of the chat template over `messages` with the generation prompt: what goes before a sampled reply.
+
+    Example: render(tokenizer, [Message("user", "1+1=")]) -> ids of <user> 1 + 1 = <end> <assistant>.
+    Raises ValueError when the tokenizer has no chat template.
+    """
+    _check_template(tokenizer)
+    encoded = tokenizer.apply_chat_template(_as_dicts(messages), tokenize=True, add_generation_prompt=True)
+    return _ids(encoded)
+
+
+def render_observation(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    observation: Sequence[Message],
+    reply_ids: Sequence[int],
+) -> tuple[int, ...]:
+    """Token ids to append after a sampled reply so that the model can answer `observation`.
+
+    messages     what came before the reply, the reply itself left out (it stays the ids that were sampled)
+    observation  the messages the environment answered with, at least one
+    reply_ids    the sampled ids; only their last one is looked at: where it already is the token with which the
+                 template ends an assistant turn, that token is not repeated
+    The ids are what the template puts after a stand-in reply, tokenised on their own: nothing is re-tokenised and
+    ids(context) + reply_ids + the result is the sequence to generate from. Templates that rewrite earlier turns
+    (dropping their reasoning, say) are thereby kept append-only.
+    Raises ValueError for an empty observation, a tokenizer without a chat template, or a template that drops or repeats
+    a reply.
+    """
+    if not observation:
+        raise ValueError("the observation holds no message: there is nothing to render after the reply")
+    suffix = _ids(tokenizer(_after_reply(tokenizer, messages, observation), add_special_tokens=False))
+    if suffix and reply_ids and reply_ids[-1] == suffix[0]:
+        return suffix[1:]
+    return suffix
+
+
+def stop_token_ids(
+    tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None
+) -> tuple[int, ...]:
+    """Ids that end a reply, ascending: the tokenizer's and the generation config's eos and the template's end of turn.
+
+    The last matters for base models whose eos is <|endoftext|> while their template closes a turn with <|im_end|>. It
+    counts only when it is a special token. Raises ValueError when none of the three names one.
+    """
+    stops: set[int] = set()
+    for eos in (tokenizer.eos_token_id, None if generation_config is None else generation_config.eos_token_id):
+        if isinstance(eos, int):
+            stops.add(eos)
+        elif eos is not None:
+            stops.update(int(token) for token in eos)
+    if tokenizer.chat_template:
+        tail = _ids(tokenizer(_after_reply(tokenizer, [Message("user", "a")], []), add_special_tokens=False))
+        stops.update(token for token in tail[:1] if token in tokenizer.all_special_ids)
+    if not stops:
+        raise ValueError("neither the tokenizer nor the generation config names an end token: replies could not end")
+    return tuple(sorted(stops))
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of a reply, without trailing padding and the special token that ended it.
+
+    A special token inside the reply becomes U+FFFD instead of vanishing: what the policy sampled must not be cleaned up
+    before it is judged, or noise tokens would be free entropy.
+    """
+    special = set(tokenizer.all_special_ids)
+    kept = list(ids)
+    while kept and kept[-1] == tokenizer.pad_token_id:
+        kept.pop()
+    # Where padding and the end share an id, the loop above has dropped the end already.
+    ended = len(kept) < len(ids) and tokenizer.pad_token_id == tokenizer.eos_token_id
+    if kept and not ended and kept[-1] in special:
+        kept.pop()
+    runs: list[list[int]] = [[]]
+    for token in kept:
+        if token in special:
+            runs.append([])
+        else:
+            runs[-1].append(token)
+    texts = (tokenizer.decode(run, skip_special_tokens=True, clean_up_tokenization_spaces=False) for run in runs)
+    return REPLACEMENT.join(str(text) for text in texts)
+
+
+def _after_reply(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], observation: Sequence[Message]
+) -> str:
+    """What the template writes after an assistant reply; with an observation, up to the next generation prompt."""
+    _check_template(tokenizer)
+    stand_in = "STANDINREPLY"
+    while any(stand_in in message.content for message in (*messages, *observation)):
+        stand_in += "X"
+    text = tokenizer.apply_chat_template(
+        _as_dicts((*messages, Message("assistant", stand_in), *observation)),
+        tokenize=False,
+        add_generation_prompt=bool(observation),
+    )
+    found = str(text).count(stand_in)
+    if found != 1:
+        raise ValueError(f"the chat template shows an assistant reply {found} times, not once: cannot append turns")
+    return str(text).partition(stand_in)[2]
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template: set one or use an instruction-tuned model")
+
+
+def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _ids(encoded: Any) -> tuple[int, ...]:
+    """transformers 5 answers with a mapping where 4 gave a list; either may hold a batch of one."""
+    if isinstance(encoded, Mapping):
+        encoded = encoded["input_ids"]
+    if len(encoded) and not isinstance(encoded[0], int):
+        encoded = encoded[0]
+    return tuple(int(token) for token in encoded)

@@ -1,0 +1,109 @@
+"""What crosses a function boundary in this room. The one shape legend:
+
+    B rows of a micro-batch        T tokens of a row          N action tokens of a micro-batch, flattened
+    V vocabulary                   D hidden width             G replies of a group
+
+An action token is a token the policy sampled. Everything per action token is a flat [N] array, so that the maths is the same
+for padded and for packed rows. Batches are numpy (they travel through Ray without a copy), TokenStats and Shaping are torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Aggregation = Literal["token", "sequence"]  # see learner/objective.py
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward pass of one rank.
+
+    `weight` is the scaling contract of the loss: over ALL micro-batches of ALL ranks of one update it sums to 1, so the loss of
+    an update is sum(weight * token loss) however the batch was cut.
+    """
+
+    tokens: NDArray[np.int64]  # [B, T] right-padded with 0, or several trajectories one after the other
+    positions: NDArray[np.int64]  # [B, T] position in its own trajectory; it restarts where a packed trajectory starts
+    predict: NDArray[np.int64]  # [N] flat index b * T + t of the position whose logits predict the action token
+    targets: NDArray[np.int64]  # [N] the action token
+    advantages: NDArray[np.float32]  # [N] the trajectory's advantage
+    engine_logprobs: NDArray[np.float32]  # [N] the generator's log-prob at the sampling temperature
+    weight: NDArray[np.float32]  # [N] see above
+    trajectory: NDArray[np.int32]  # [N] index into the iteration's trajectories
+    env: NDArray[np.int16]  # [N] index into IterationBatch.envs
+
+    @property
+    def action_tokens(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class RankBatch:
+    """One rank's share of one iteration: updates[k] is the list of micro-batches of the k-th optimiser step.
+
+    Every rank has the same number of micro-batches in every update (ZeRO's collectives must pair up); the short ones are
+    filled with empty micro-batches of zero weight.
+    """
+
+    updates: tuple[tuple[MicroBatch, ...], ...]
+    envs: tuple[str, ...]  # names behind MicroBatch.env, the same on every rank
+    temperature: float  # sampling temperature of the replies
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStats:
+    """The current policy at N action tokens, all detached float32 [N]. Any subset of a batch, unless a method's scope is
+    "batch": then the whole global batch of the update."""
+
+    logp: Tensor  # log pi(a|s) at the sampling temperature
+    entropy: Tensor  # H(s), exact, nats
+    kappa: Tensor  # sum_b pi_b^2 L_b, for the unbiased dH (entropy.md: "unbiased from samples")
+    old_logp: Tensor  # log-prob under the policy at the start of the iteration
+    advantages: Tensor  # A before any shaping
+
+    @property
+    def centred(self) -> Tensor:
+        """L = log pi + H, [N]; its mean under pi is 0 at every position."""
+        return self.logp + self.entropy
+
+    def take(self, index: slice) -> TokenStats:
+        return TokenStats(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Shaping:
+    """What an entropy method changes in the loss; None leaves the objective's own value. All [N]."""
+
+    advantages: Tensor | None = None  # replaces A
+    clip_high: Tensor | float | None = None  # replaces the upper clip range
+    weight: Tensor | None = None  # multiplies the token's loss weight
+    bonus: Tensor | float | None = None  # coefficient of the differentiable exact entropy, added to the objective
+    kl: Tensor | None = None  # coefficient of the differentiable KL to the policy at the start of the iteration
+    touched: Tensor | None = None  # bool: tokens the knob acts on; None: all of them
+
+    def take(self, index: slice) -> Shaping:
+        """The part of a batch-wide shaping that belongs to one micro-batch."""
+        cut = {
+            f.name: v[index]
+            for f in fields(self)
+            if (v := getattr(self, f.name)) is not None and not isinstance(v, float)
+        }
+        return replace(self, **cut)
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """Sums over the tokens given, with the micro-batch's weights; the loss of an update is the sum of `loss` over micro-batches."""
+
+    loss: torch.Tensor  # scalar, differentiable
+    tokens: dict[str, Any]  # per-token diagnostics, detached [N]: ratio, clipped_high, clipped_low
+
+
+StepMetrics = dict[str, float]

@@ -1,0 +1,423 @@
+"""RunConfig: everything a run is told. Strict, frozen, without torch, so that a mistake is answered in well under a second.
+
+`load_config(recipe, overrides)` reads a YAML file (or the name of a recipe shipped in recipes/), applies `a.b=c` and
+`--a.b c`, and validates. Every mistake becomes one ConfigError: a sentence with the numbers in it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from envs import catalog
+from learner.entropy import base as entropy_base
+from learner.entropy import build as entropy
+from learner.entropy.target import TargetSettings
+from orchestration.errors import ConfigError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RunSection(Section):
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    dir: str = "runs"
+    seed: int = Field(default=0, ge=0)
+    iterations: int = Field(ge=1)
+    sinks: list[Literal["jsonl", "console", "tensorboard"]] = ["jsonl", "console"]
+    samples_per_iteration: int = Field(default=4, ge=0)  # replies kept in samples.jsonl
+
+
+class ModelSection(Section):
+    path: str  # a Hugging Face folder or id
+    attention: str = "sdpa"
+    chat_template: bool = True  # false: the messages' text is joined as it is
+
+
+class EnvironmentSection(Section):
+    name: str  # a built-in, or "module:Class"
+    params: dict[str, Any] = {}
+    weight: float = Field(default=1.0, gt=0)
+
+
+class BatchSection(Section):
+    prompts: int = Field(ge=1)  # per iteration
+    replies: int = Field(ge=1)  # per prompt: the group
+
+
+class SamplingSection(Section):
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(ge=1)  # of one reply
+    max_turns: int = Field(default=8, ge=1)
+
+
+class GeneratorSection(Section):
+    count: int = Field(default=1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_model_len: int = Field(ge=2)
+    max_num_seqs: int = Field(default=256, ge=1)
+    kv_cache_mb: int | None = Field(default=None, ge=1)  # None on CUDA: gpu_memory_utilization decides
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    enforce_eager: bool = True
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    timeout_s: float = Field(default=600, gt=0)  # of one batch of replies
+
+
+class VerifierSection(Section):
+    count: int = Field(default=1, ge=1)
+    cpus: float = Field(default=0.1, ge=0)
+    timeout_s: float = Field(default=10, gt=0)  # of one verdict
+
+
+class LearnerSection(Section):
+    ranks: int = Field(default=1, ge=1)
+    zero_stage: int = Field(default=0, ge=0, le=3)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    lr: float = Field(gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    lr_floor: float = Field(default=0.1, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float = Field(default=1.0, ge=0)
+    updates: int = Field(default=1, ge=1)  # optimiser steps per pass over the batch
+    epochs: int = Field(default=1, ge=1)
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    packing: bool = False
+    gradient_checkpointing: bool = False
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0)
+    timeout_s: float = Field(default=1800, gt=0)
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _list_is_a_pair(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class ObjectiveSection(Section):
+    advantage: Literal["grpo", "rloo", "loop"] = "grpo"
+    surrogate: Literal["policy_gradient", "ppo"] = "ppo"
+    aggregation: Literal["token", "sequence"] = "token"
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    clip_high: float = Field(default=0.2, ge=0)
+
+
+class EntropySection(Section):
+    method: SerializeAsAny[entropy_base.Settings] = Field(
+        default_factory=lambda: entropy.parse(entropy.METHODS, {"kind": "none"}, "method")
+    )
+    controller: SerializeAsAny[entropy_base.Settings] = Field(
+        default_factory=lambda: entropy.parse(entropy.CONTROLLERS, {"kind": "fixed"}, "controller")
+    )
+    target: TargetSettings = TargetSettings()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> Any:
+        return entropy.parse(entropy.METHODS, value, "method")
+
+    @field_validator("controller", mode="before")
+    @classmethod
+    def _controller(cls, value: Any) -> Any:
+        return entropy.parse(entropy.CONTROLLERS, value, "controller")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.kind == "none" and not isinstance(self.controller, entropy.CONTROLLERS["fixed"].Settings):
+            raise ValueError(
+                "entropy.method is none, which has no knob to steer: leave entropy.controller out or choose a method"
+            )
+        entropy.build(self.method, self.controller, self.target)
+        return self
+
+    @property
+    def kind(self) -> str:
+        return getattr(self.method, "kind")  # noqa: B009 - every method's Settings has one
+
+
+class WeightsSection(Section):
+    bucket_mb: int = Field(default=64, ge=1)
+    timeout_s: float = Field(default=120, gt=0)
+    max_logprob_gap: float = Field(default=1e-3, gt=0)  # nats, on the probe batch
+    probe_replies: int = Field(default=4, ge=1)
+
+
+class EvaluationSection(Section):
+    every: int = Field(default=0, ge=0)  # iterations; 0: only at the start and the end
+    prompts: int = Field(default=64, ge=0)  # per environment; 0: no evaluation at all
+    samples: int = Field(default=16, ge=1)
+    temperatures: list[float] = Field(default=[1.0], min_length=1)
+    ks: list[int] = Field(default=[1, 16], min_length=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if max(self.ks) > self.samples:
+            raise ValueError(
+                f"pass@{max(self.ks)} needs at least {max(self.ks)} samples and evaluation.samples is {self.samples}"
+            )
+        if min(self.ks) < 1 or min(self.temperatures) < 0:
+            raise ValueError("evaluation.ks start at 1 and evaluation.temperatures at 0")
+        return self
+
+
+class CheckpointSection(Section):
+    every: int = Field(default=0, ge=0)  # iterations; 0: only at the end
+    keep: int = Field(default=2, ge=1)
+
+
+class ClusterSection(Section):
+    address: str | None = None  # None: RAY_ADDRESS if set, else a cluster of this process's own
+    num_cpus: int | None = Field(default=None, ge=1)  # of an own cluster; None: what the machine has
+    start_timeout_s: float = Field(default=300, gt=0)
+
+
+class RunConfig(Section):
+    run: RunSection
+    model: ModelSection
+    environments: list[EnvironmentSection] = Field(min_length=1)
+    batch: BatchSection
+    sampling: SamplingSection
+    generators: GeneratorSection
+    verifiers: VerifierSection = VerifierSection()
+    learner: LearnerSection
+    objective: ObjectiveSection = ObjectiveSection()
+    entropy: EntropySection = Field(default_factory=EntropySection)
+    weights: WeightsSection = WeightsSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    cluster: ClusterSection = ClusterSection()
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        replies = self.batch.prompts * self.batch.replies
+        if replies % self.learner.updates:
+            raise ValueError(
+                f"a batch of {self.batch.prompts} prompts x {self.batch.replies} replies = {replies} trajectories cannot be "
+                f"divided into learner.updates = {self.learner.updates} equal updates: change one of the three"
+            )
+        if replies // self.learner.updates < self.learner.ranks:
+            raise ValueError(
+                f"an update of {replies // self.learner.updates} trajectories cannot be divided over learner.ranks = "
+                f"{self.learner.ranks}: make the batch larger, or the updates or ranks fewer"
+            )
+        if (replies // self.learner.updates) % self.learner.ranks:
+            raise ValueError(
+                f"an update of {replies // self.learner.updates} trajectories cannot be divided evenly over learner.ranks = "
+                f"{self.learner.ranks}: change batch.prompts ({self.batch.prompts}), batch.replies ({self.batch.replies}), "
+                f"learner.updates ({self.learner.updates}) or learner.ranks"
+            )
+        if self.batch.replies < 2:
+            raise ValueError(
+                f"a group baseline compares replies of one prompt: batch.replies is {self.batch.replies}, give 2 or more"
+            )
+        if self.sampling.max_tokens >= self.generators.max_model_len:
+            raise ValueError(
+                f"sampling.max_tokens ({self.sampling.max_tokens}) leaves no room for a prompt in generators.max_model_len "
+                f"({self.generators.max_model_len})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.objective.advantage == "loop" and self.objective.surrogate != "ppo":
+            raise ValueError(
+                "objective.advantage loop is a leave-one-out baseline with PPO's clip: use surrogate ppo, or advantage rloo"
+            )
+        needs = entropy.METHODS[self.entropy.kind].surrogates
+        if needs is not None and self.objective.surrogate not in needs:
+            raise ValueError(
+                f"entropy.method {self.entropy.kind} acts on the clip range, which surrogate {self.objective.surrogate} "
+                f"does not have: use surrogate {', '.join(sorted(needs))}"
+            )
+        engine = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.learner.precision]
+        if engine != self.generators.dtype:
+            raise ValueError(
+                f"learner.precision {self.learner.precision} and generators.dtype {self.generators.dtype} differ: entropy and "
+                f"ratios would be measured in two precisions; set generators.dtype to {engine}"
+            )
+        if self.learner.gpus > 0 and self.generators.gpus < 1 and self.generators.gpus != 0:
+            raise ValueError(f"generators.gpus is {self.generators.gpus:g}: a generator needs whole GPUs or none")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run.dir) / self.run.name
+
+    @property
+    def total_steps(self) -> int:
+        return self.run.iterations * self.learner.updates * self.learner.epochs
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------
+
+
+def recipe_names() -> list[str]:
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(recipe: str) -> Path:
+    """A path to a YAML file, or the name of a shipped recipe. Raises ConfigError naming the nearest."""
+    for path in (Path(recipe), RECIPES / f"{recipe}.yaml"):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(recipe, recipe_names(), n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise ConfigError(
+        f"no recipe file '{recipe}' and no shipped recipe of that name: {hint}shipped: {', '.join(recipe_names())}"
+    )
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Raises ConfigError, one sentence."""
+    path = find_recipe(recipe)
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} has to be a mapping of sections, not {type(data).__name__}")
+    for key, value in parse_overrides(overrides):
+        _put(data, key, value)
+    return validate(data)
+
+
+def validate(data: Mapping[str, Any]) -> RunConfig:
+    """Raises ConfigError, one sentence."""
+    try:
+        return RunConfig.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError(sentence(error)) from None
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
+    """`a.b=c`, `--a.b=c` and `--a.b c`; values are YAML. Raises ConfigError."""
+    pairs: list[tuple[str, Any]] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not equals:
+            if not word.startswith("--") or not rest:
+                raise ConfigError(f"'{word}' is not an override: write {key}=VALUE or --{key} VALUE")
+            text = rest.pop(0)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if isinstance(value, str):
+            try:  # YAML reads 1e-4 as text
+                value = float(value)
+                if not math.isfinite(value):
+                    value = text
+            except ValueError:
+                pass
+        pairs.append((key, value))
+    return pairs
+
+
+def _put(data: dict[str, Any], key: str, value: Any) -> None:
+    """data[a][b] = value for key a.b; a number indexes a list. Unknown keys are left to validation, which names the nearest."""
+    at: Any = data
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                raise ConfigError(f"override {key}: '{part}' is not an index into a list of {len(at)}")
+            index: Any = int(part)
+        elif isinstance(at, dict):
+            index = part
+            if not last:
+                at.setdefault(part, {})
+        else:
+            raise ConfigError(f"override {key}: {'.'.join(parts[:i])} is a value, not a section")
+        if last:
+            at[index] = value
+        at = at[index]
+
+
+def sentence(error: ValidationError) -> str:
+    """The first of pydantic's errors as one sentence, and how many more there are."""
+    first = error.errors()[0]
+    where = ".".join(str(x) for x in first["loc"])
+    if first["type"] == "extra_forbidden":
+        text = _unknown(first["loc"])
+    elif first["type"] == "missing":
+        text = f"{where} is missing: give it in the recipe or as {where}=VALUE"
+    elif first["type"] == "value_error":
+        cause = first["ctx"]["error"]
+        if isinstance(cause, ValidationError):  # a kind's own settings, validated inside a field of ours
+            cause = _nested(cause)
+        text = f"{where}: {cause}" if where else str(cause)
+    else:
+        text = f"{where} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    more = error.error_count() - 1
+    return text + (f" (and {more} more)" if more else "")
+
+
+def _nested(error: ValidationError) -> str:
+    """The first error of an entropy method's, controller's or target's settings."""
+    first = error.errors()[0]
+    where = ".".join(str(x) for x in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where} for this kind"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    return f"{where} is {first.get('input')!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _unknown(location: tuple[int | str, ...]) -> str:
+    """Walk the models to the place of an unknown key and name its nearest neighbour."""
+    model: Any = RunConfig
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        fields = getattr(model, "model_fields", {})
+        if part not in fields:
+            break
+        annotation = fields[part].annotation
+        model = next(
+            (a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)),
+            annotation,
+        )
+    key, known = str(location[-1]), list(getattr(model, "model_fields", {}))
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    where = ".".join(map(str, location))
+    return f"unknown key {where}" + (f": did you mean '{near[0]}'?" if near else f": known there: {', '.join(known)}")
+
+
+def check_world(config: RunConfig) -> None:
+    """What only the disk and the catalog know: model folder, environments. Raises ConfigError; writes nothing."""
+    path = Path(config.model.path)
+    looks_local = (
+        path.is_absolute() or config.model.path.startswith((".", "~")) or path.parts[:1] in (("models",), ("runs",))
+    )
+    local = path.exists() or looks_local or config.model.path.count("/") > 1
+    if local and not (path / "config.json").is_file():
+        state = "has no config.json" if path.is_dir() else "does not exist"
+        raise ConfigError(
+            f"the model folder {path} {state}: give a Hugging Face folder, or make one with `isentrope init-model`"
+        )
+    for i, env in enumerate(config.environments):
+        try:
+            catalog.load(env.name, env.params, seed=config.run.seed)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"environments.{i} ({env.name}): {error}") from None

@@ -1,0 +1,138 @@
+"""The generator's states and its streaming, over a fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from typing import Any
+
+import pytest
+from fakes import FakeEngine, fake_reply
+
+from actors.generator import Generator, StaleGenerator
+from actors.inference import Completion, Request, SamplingParams
+from learner.weights import WeightManifest, WeightSyncError
+
+REQUESTS = [Request(f"r{i}", (1, 2, i), SamplingParams(8, stop_token_ids=(3,)), seed=i) for i in range(12)]
+
+
+async def collect(generator: Generator, requests: list[Request]) -> list[Completion]:
+    return [item async for batch in generator.stream(requests) for item in batch]
+
+
+def test_a_new_generator_refuses_to_serve() -> None:
+    engine = FakeEngine()
+    generator = Generator(engine, name="generator 1")
+    with pytest.raises(StaleGenerator, match="generator 1 has weights nobody has called current, but version 0"):
+        asyncio.run(collect(generator, REQUESTS))
+    with pytest.raises(StaleGenerator):
+        asyncio.run(generator.score([[1, 2]]))
+    assert engine.events == []
+
+
+def test_base_weights_can_be_marked_current_only_as_the_version_they_are() -> None:
+    generator = Generator(FakeEngine(version=4))
+    with pytest.raises(ValueError, match="weights of version 4, so they cannot be called version 0"):
+        generator.mark_current(0)
+    generator.mark_current(4)
+    assert not generator.stale
+    assert generator.required == 4
+
+
+def test_a_replacement_serves_only_from_the_required_version_on() -> None:
+    engine = FakeEngine()
+    generator = Generator(engine, required=7)
+    generator.mark_current(0)
+    assert generator.stale
+    assert asyncio.run(generator.receive_weights(WeightManifest(6, ()), 1.0)) == 6
+    with pytest.raises(StaleGenerator, match="version 6, but version 7 is the current one"):
+        asyncio.run(collect(generator, REQUESTS))
+    asyncio.run(generator.receive_weights(WeightManifest(7, ()), 1.0))
+    replies = asyncio.run(collect(generator, REQUESTS))
+    assert {reply.version_min for reply in replies} == {7}
+    assert [event[0] for event in engine.events[:3]] == ["receive", "receive", "submit"]
+
+
+def test_requiring_a_newer_version_stops_service() -> None:
+    generator = Generator(FakeEngine())
+    generator.mark_current(0)
+    generator.require(1)
+    assert generator.stats()["stale"]
+    with pytest.raises(StaleGenerator):
+        asyncio.run(collect(generator, REQUESTS))
+
+
+def test_a_failed_transfer_leaves_it_stale_until_one_succeeds() -> None:
+    engine = FakeEngine()
+    generator = Generator(engine)
+    generator.mark_current(0)
+    engine.fail_next_receive = WeightSyncError("generator", "load of version 1", "broken")
+    with pytest.raises(WeightSyncError, match="load of version 1"):
+        asyncio.run(generator.receive_weights(WeightManifest(1, ()), 1.0))
+    assert generator.stale
+    assert generator.version is None
+    asyncio.run(generator.receive_weights(WeightManifest(1, ()), 1.0))
+    assert not generator.stale
+
+
+def test_completions_stream_as_they_finish_and_coalesce() -> None:
+    async def run() -> None:
+        engine = FakeEngine(hold=True)
+        generator = Generator(engine)
+        generator.mark_current(0)
+        batches = generator.stream(REQUESTS)
+        first: asyncio.Task[Any] = asyncio.ensure_future(anext(batches))
+        await asyncio.wait_for(asyncio.to_thread(engine.submitted.wait, 5), 5)
+        engine.release(5)
+        assert await asyncio.wait_for(first, 5) == [fake_reply(request, 0) for request in REQUESTS[:5]]
+        second: asyncio.Task[Any] = asyncio.ensure_future(anext(batches))
+        await asyncio.to_thread(engine.release)  # from another thread, as a real engine does
+        rest = await asyncio.wait_for(second, 5)
+        rest += [item async for batch in batches for item in batch]
+        assert [item.id for item in rest] == [request.id for request in REQUESTS[5:]]
+        assert engine.events[0] == ("submit", tuple(request.id for request in REQUESTS), 0)
+
+    asyncio.run(run())
+
+
+def test_the_death_of_the_engine_reaches_the_stream() -> None:
+    async def run() -> list[Completion]:
+        engine = FakeEngine(hold=True)
+        generator = Generator(engine)
+        generator.mark_current(0)
+        got: list[Completion] = []
+
+        async def read() -> None:
+            async for batch in generator.stream(REQUESTS):
+                got.extend(batch)
+
+        task = asyncio.ensure_future(read())
+        await asyncio.to_thread(engine.submitted.wait, 5)
+        engine.release(2)
+        engine.die(RuntimeError("out of memory"))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            await asyncio.wait_for(task, 5)
+        return got
+
+    assert [item.id for item in asyncio.run(run())] == ["r0", "r1"]
+
+
+def test_an_empty_stream_ends_at_once() -> None:
+    generator = Generator(FakeEngine())
+    generator.mark_current(0)
+    assert asyncio.run(collect(generator, [])) == []
+
+
+def test_close_frees_the_engine_and_ends_service() -> None:
+    engine = FakeEngine()
+    generator = Generator(engine)
+    generator.mark_current(0)
+    generator.close()
+    assert engine.events == [("close",)]
+    assert generator.stale
+
+
+def test_stale_error_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(StaleGenerator("generator 2", 3, 5)))
+    assert (error.name, error.loaded, error.required) == ("generator 2", 3, 5)
+    assert "version 3" in str(error)

@@ -1,0 +1,92 @@
+"""Stand-ins that record the order of events instead of checking calls."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from actors.inference import Completion, Request
+from learner.weights import Rendezvous, WeightManifest
+
+FAKE_VOCAB = 32
+
+
+def fake_reply(request: Request, version: int) -> Completion:
+    """A reply that depends on the request and its seed alone; it ends at a stop token if it meets one."""
+    rng = random.Random(f"{request.prompt_ids}/{request.seed}")
+    ids: list[int] = []
+    while len(ids) < request.sampling.max_tokens:
+        ids.append(rng.randrange(FAKE_VOCAB))
+        if ids[-1] in request.sampling.stop_token_ids:
+            break
+    stopped = ids[-1] in request.sampling.stop_token_ids
+    logprobs = tuple(-rng.random() for _ in ids)
+    return Completion(request.id, tuple(ids), logprobs, "stop" if stopped else "length", version, version)
+
+
+class FakeEngine:
+    """An `InferenceEngine` without a model. `events` is what happened, in order.
+
+    With hold=True replies wait for `release(n)`, which delivers the n oldest (all by default) on the caller's thread;
+    otherwise they are delivered within `submit`.
+    """
+
+    def __init__(self, version: int = 0, hold: bool = False) -> None:
+        self.version = version
+        self.hold = hold
+        self.events: list[tuple[Any, ...]] = []
+        self.fail_next_receive: BaseException | None = None
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[Request, Callable[[Completion | BaseException], None]]] = []
+        self._dead: BaseException | None = None
+        self.submitted = threading.Event()
+
+    def submit(self, requests: Sequence[Request], on_done: Callable[[Completion | BaseException], None]) -> None:
+        if self._dead is not None:
+            raise self._dead
+        self.events.append(("submit", tuple(request.id for request in requests), self.version))
+        with self._lock:
+            self._waiting.extend((request, on_done) for request in requests)
+        self.submitted.set()
+        if not self.hold:
+            self.release()
+
+    def release(self, count: int | None = None) -> None:
+        with self._lock:
+            ready = self._waiting[:count]
+            self._waiting = self._waiting[len(ready) :]
+        for request, on_done in ready:
+            self.events.append(("reply", request.id, self.version))
+            on_done(fake_reply(request, self.version))
+
+    def die(self, error: BaseException) -> None:
+        """Every waiting request ends with `error`, and later submits raise it."""
+        self._dead = error
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for _, on_done in waiting:
+            on_done(error)
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        self.events.append(("score", len(sequences), self.version))
+        return [[-float(token) for token in tokens[1:]] for tokens in sequences]
+
+    def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
+        self.events.append(("connect", rendezvous.rank, rendezvous.epoch))
+
+    def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
+        self.events.append(("receive", manifest.version))
+        if self.fail_next_receive is not None:
+            error, self.fail_next_receive = self.fail_next_receive, None
+            raise error
+        self.version = manifest.version
+        return manifest.version
+
+    def stats(self) -> dict[str, Any]:
+        return {"version": self.version, "in_flight": len(self._waiting), "alive": self._dead is None}
+
+    def close(self) -> None:
+        self.events.append(("close",))
+        self.die(RuntimeError("the fake engine was closed"))

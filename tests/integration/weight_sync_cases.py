@@ -1,0 +1,370 @@
+"""What test_weight_sync.py runs in a process of its own: vLLM takes the process over (threads, process groups).
+
+Each case builds a tiny random Hugging Face model, serves it, changes it and compares log-probs after every update.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers as hf
+
+from actors.inference import Completion, Request, SamplingParams
+from actors.vllm_engine import EngineDead, VLLMEngine, VLLMSettings
+from learner.weights import Publisher, WeightSyncError, listen, make_manifest, make_rendezvous
+
+VOCAB = 64
+MAX_LEN = 96
+TIMEOUT = 60.0
+TOLERANCE = 1e-5
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "qwen2": lambda tied: hf.Qwen2Config(
+        **{k: v for k, v in SIZES.items() if k != "head_dim"} | {"num_attention_heads": 2, "num_key_value_heads": 1},
+        tie_word_embeddings=tied,
+    ),
+    "qwen3": lambda tied: hf.Qwen3Config(**SIZES, tie_word_embeddings=tied),
+    "llama": lambda tied: hf.LlamaConfig(**SIZES, tie_word_embeddings=tied),
+    "gemma": lambda tied: hf.GemmaConfig(**SIZES, tie_word_embeddings=tied),
+    "gemma2": lambda tied: hf.Gemma2Config(**SIZES, tie_word_embeddings=tied),
+    "gemma3": lambda tied: hf.Gemma3TextConfig(**SIZES, tie_word_embeddings=tied),
+}
+
+
+@dataclass
+class Bench:
+    """A served model, its trainer-side twin and the learner's end of the weight channel."""
+
+    model: torch.nn.Module
+    engine: VLLMEngine
+    publisher: Publisher
+    version: int = 0
+
+    def perturb(self, scale: float = 0.03) -> None:
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(scale * torch.randn_like(parameter))
+
+    def update(self, bucket_bytes: int = 2**14) -> None:
+        """Publish the twin's weights; buckets this small split layers, so that views outlive their bucket if kept."""
+        self.version += 1
+        tensors = sendable(self.model)
+        manifest = make_manifest(tensors, self.version, bucket_bytes)
+        received = in_thread(lambda: self.engine.receive_weights(manifest, TIMEOUT))
+        assert self.publisher.publish(manifest, tensors) == received.result(TIMEOUT)
+
+    def logprobs(self, tokens: Sequence[int], model: torch.nn.Module | None = None) -> torch.Tensor:
+        """Hugging Face fp32 log-probs, [len(tokens) - 1, VOCAB]: row t predicts token t + 1."""
+        with torch.no_grad():
+            logits = (model or self.model)(torch.tensor([list(tokens)])).logits[0, :-1]
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    def worst_score(self, sequences: Sequence[Sequence[int]]) -> float:
+        worst = 0.0
+        for tokens, scores in zip(sequences, self.engine.score(sequences), strict=True):
+            expected = self.logprobs(tokens).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+            worst = max(worst, float((torch.tensor(scores) - expected).abs().max()))
+        return worst
+
+    def worst_sample(self, requests: Sequence[Request], replies: Sequence[Completion]) -> float:
+        """Largest difference between sampled log-probs and the twin's, at each request's temperature and top_p."""
+        worst = 0.0
+        for request, reply in zip(requests, replies, strict=True):
+            tokens = (*request.prompt_ids, *reply.reply_ids)
+            table = self.logprobs(tokens)[len(request.prompt_ids) - 1 :]
+            table = truncated(torch.log_softmax(table / request.sampling.temperature, dim=-1), request.sampling.top_p)
+            expected = table.gather(1, torch.tensor(reply.reply_ids)[:, None])[:, 0]
+            worst = max(worst, float((torch.tensor(reply.logprobs) - expected).abs().max()))
+        return worst
+
+    def sample(self, requests: Sequence[Request]) -> list[Completion]:
+        done: Future[None] = Future()
+        replies: dict[str, Completion] = {}
+
+        def on_done(reply: Completion | BaseException) -> None:
+            if isinstance(reply, BaseException):
+                done.set_exception(reply)
+                return
+            replies[reply.id] = reply
+            if len(replies) == len(requests):
+                done.set_result(None)
+
+        self.engine.submit(requests, on_done)
+        done.result(TIMEOUT)
+        return [replies[request.id] for request in requests]
+
+
+def truncated(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Log-probs of the smallest set of most likely tokens whose probability reaches top_p, renormalised."""
+    if top_p >= 1:
+        return logprobs
+    ordered, order = logprobs.sort(dim=-1, descending=True)
+    before = ordered.exp().cumsum(dim=-1) - ordered.exp()
+    kept = ordered.masked_fill(before >= top_p, float("-inf"))
+    return torch.log_softmax(torch.empty_like(kept).scatter(-1, order, kept), dim=-1)
+
+
+def sendable(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The state dict without a head that is the embedding itself."""
+    seen: set[int] = set()
+    return [(n, t) for n, t in model.state_dict().items() if not (t.data_ptr() in seen or seen.add(t.data_ptr()))]
+
+
+def in_thread(work) -> Future:
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+@contextmanager
+def bench(folder: str, family: str, tied: bool, **changes) -> Iterator[Bench]:
+    torch.manual_seed(0)
+    config = CONFIGS[family](tied)
+    model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # the usual init is so small that every token is equally likely
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    path = Path(folder) / f"{family}-{tied}"
+    model.save_pretrained(path)
+    options = {"dtype": "float32", "max_model_len": MAX_LEN, "max_num_seqs": 64, "kv_cache_bytes": 2**25, **changes}
+    engine = VLLMEngine(VLLMSettings(str(path), **options), start_timeout_s=180)
+    listener = listen("127.0.0.1")
+    learner, generator = make_rendezvous("127.0.0.1", listener.getsockname()[1], [("generator 0", 1)], "gloo", 0)
+    joined = in_thread(lambda: engine.connect_weights(generator, TIMEOUT))
+    publisher = Publisher(learner, TIMEOUT, listener=listener)
+    joined.result(TIMEOUT)
+    try:
+        yield Bench(model, engine, publisher)
+    finally:
+        publisher.close()
+        engine.close()
+
+
+def prompts(count: int, length: int, seed: int = 0) -> list[tuple[int, ...]]:
+    rng = random.Random(seed)
+    return [tuple(rng.randrange(2, VOCAB) for _ in range(length)) for _ in range(count)]
+
+
+def requests_for(count: int, sampling: SamplingParams, seed: int = 0) -> list[Request]:
+    return [Request(f"r{i}", ids, sampling, seed * 1000 + i) for i, ids in enumerate(prompts(count, 9, seed))]
+
+
+def many_updates(folder: str, family: str, tied: bool, updates: int = 20) -> dict[str, float]:
+    """After every update, engine scores and sampled log-probs equal the twin's."""
+    sequences = [*prompts(1, 2), *prompts(1, 3), *prompts(2, 40), *prompts(1, MAX_LEN)]
+    with bench(folder, family, tied) as b:
+        assert tied == ("lm_head.weight" not in dict(sendable(b.model)))
+        worst = {"score": b.worst_score(sequences), "sample": 0.0}
+        moved = 0.0
+        for _ in range(updates):
+            before = b.logprobs(sequences[-1])
+            b.perturb()
+            moved = max(moved, float((b.logprobs(sequences[-1]) - before).abs().max()))
+            b.update()
+            requests = requests_for(4, SamplingParams(8, temperature=0.7), seed=b.version)
+            replies = b.sample(requests)
+            assert {(r.version_min, r.version_max) for r in replies} == {(b.version, b.version)}
+            worst["score"] = max(worst["score"], b.worst_score(sequences))
+            worst["sample"] = max(worst["sample"], b.worst_sample(requests, replies))
+            assert max(worst.values()) <= TOLERANCE, f"update {b.version}: {worst}"
+        assert moved > 0.1, "the perturbation is too small to see a stale weight by"
+        assert b.engine.stats()["updates"] == updates
+    return worst
+
+
+def sampling_rules(folder: str) -> dict[str, float]:
+    """Temperature, top_p, greedy, stop tokens, seeds, prefix cache, refusals: one engine for all."""
+    with bench(folder, "qwen3", True) as b:
+        worst = {}
+        for sampling in (
+            SamplingParams(16),
+            SamplingParams(16, 1.3),
+            SamplingParams(16, 0.5),
+            SamplingParams(16, 1.0, 0.7),
+        ):
+            requests = requests_for(32, sampling)
+            replies = b.sample(requests)
+            assert all(r.finish == "length" and len(r.reply_ids) == len(r.logprobs) == 16 for r in replies)
+            worst[f"T={sampling.temperature} p={sampling.top_p}"] = b.worst_sample(requests, replies)
+            # The same requests, other company: half as many, in another order, and one by one.
+            again = b.sample(requests[::-2])
+            assert [r.reply_ids for r in again] == [r.reply_ids for r in replies[::-2]]
+            assert b.sample(requests[3:4])[0].reply_ids == replies[3].reply_ids
+        assert max(worst.values()) <= TOLERANCE, worst
+        same = [Request(f"s{i}", prompts(1, 9)[0], SamplingParams(16), seed=i) for i in range(8)]
+        assert len({r.reply_ids for r in b.sample(same)}) == 8, "different seeds give different replies"
+
+        greedy = requests_for(8, SamplingParams(6, temperature=0.0))
+        for request, reply in zip(greedy, b.sample(greedy), strict=True):
+            table = b.logprobs((*request.prompt_ids, *reply.reply_ids))[len(request.prompt_ids) - 1 :]
+            assert table.argmax(dim=-1).tolist() == list(reply.reply_ids)
+
+        # Token 1 is the model's own end of sequence: it ends a reply only where the request says so.
+        stops = set(range(1, 20))
+        stopping = requests_for(32, SamplingParams(30, stop_token_ids=tuple(stops)))
+        for reply in b.sample(stopping):
+            assert not stops.intersection(reply.reply_ids[:-1])
+            assert (reply.finish == "stop") == (reply.reply_ids[-1] in stops)
+        free = b.sample(requests_for(32, SamplingParams(60)))
+        assert all(r.finish == "length" and len(r.reply_ids) == 60 for r in free)
+        assert any(1 in r.reply_ids for r in free), "no reply met the end token: the check is empty"
+
+        shared = prompts(1, 80)[0]  # longer than a cache block: sampled first, so that scoring could find it cached
+        b.sample([Request("warm", shared, SamplingParams(8), 0)])
+        assert b.worst_score([shared, (*shared, 5, 6, 7)]) <= TOLERANCE
+        assert b.engine.score([[5]]) == [[]]
+
+        refusals = {
+            "r0 needs 90 prompt + 8 reply = 98 tokens, more than max_model_len 96": Request(
+                "r0", prompts(1, 90)[0], SamplingParams(8), 0
+            ),
+            "outside the vocabulary 0..63": Request("r0", (3, 64), SamplingParams(8), 0),
+            "the prompt of r0 is empty": Request("r0", (), SamplingParams(8), 0),
+        }
+        for sentence, request in refusals.items():
+            message = error_of(ValueError, lambda request=request: b.engine.submit([request], print))
+            assert sentence in message, message
+        assert "97 tokens, more than max_model_len 96" in error_of(
+            ValueError, lambda: b.engine.score([prompts(1, 97)[0]])
+        )
+    return worst
+
+
+def update_in_flight(folder: str) -> int:
+    """Tokens before an update are the old weights', those after it the new ones'; returns where the change was."""
+    with bench(folder, "llama", False) as b:
+        old = hf.AutoModelForCausalLM.from_pretrained(Path(folder) / "llama-False", dtype=torch.float32).eval()
+        first_done, long_done = threading.Event(), Future()
+        short = Request("short", prompts(1, 9)[0], SamplingParams(12), 0)
+        long = Request("long", prompts(1, 9)[0], SamplingParams(80), 1)
+
+        def on_done(reply: Completion | BaseException) -> None:
+            if isinstance(reply, Completion) and reply.id == "short":
+                b.perturb(0.2)  # on the engine's thread: it makes no token while the twin changes
+                changed.append(in_thread(b.update))
+                first_done.set()
+                started.wait(TIMEOUT)
+            else:
+                long_done.set_result(reply)
+
+        changed: list[Future] = []
+        started = threading.Event()
+        original = b.engine.receive_weights
+
+        def receive(manifest, timeout_s):
+            waiting = in_thread(lambda: original(manifest, timeout_s))
+            started.set()
+            return waiting.result(TIMEOUT)
+
+        b.engine.receive_weights = receive
+        b.engine.submit([short, long], on_done)
+        assert first_done.wait(TIMEOUT)
+        reply = long_done.result(TIMEOUT)
+        changed[0].result(TIMEOUT)
+        assert (reply.version_min, reply.version_max) == (0, 1)
+        tokens = (*long.prompt_ids, *reply.reply_ids)
+        wrong = []
+        for model in (old, b.model):
+            table = b.logprobs(tokens, model)[len(long.prompt_ids) - 1 :]
+            expected = table.gather(1, torch.tensor(reply.reply_ids)[:, None])[:, 0]
+            wrong.append((torch.tensor(reply.logprobs) - expected).abs() > TOLERANCE)
+        split = int(wrong[0].int().argmax())
+        assert 12 <= split < len(reply.reply_ids)
+        assert not wrong[0][:split].any()
+        assert not wrong[1][split:].any()
+        assert wrong[1][:split].any()
+        after = requests_for(8, SamplingParams(8))
+        assert b.worst_sample(after, b.sample(after)) <= TOLERANCE
+    return split
+
+
+def failures(folder: str) -> list[str]:
+    """A transfer that breaks ends the replies in flight with its error, and a later whole one heals the engine."""
+    messages = []
+    with bench(folder, "qwen2", True) as b:
+        b.perturb()
+        tensors = sendable(b.model)
+        incomplete = make_manifest(tensors[:-3], 1, 2**14)
+        broken = in_thread(lambda: b.engine.receive_weights(incomplete, TIMEOUT))
+        b.publisher.publish(incomplete, tensors[:-3])
+        messages.append(error_of(WeightSyncError, lambda: broken.result(TIMEOUT)))
+        assert "load of version 1: the manifest has nothing for model." in messages[-1], messages[-1]
+
+        manifest = make_manifest(tensors, 2, 2**14)
+        flying: Future = Future()
+        b.engine.submit([Request("r", prompts(1, 9)[0], SamplingParams(80), 0)], flying.set_result)
+        torn = in_thread(lambda: b.engine.receive_weights(manifest, TIMEOUT))
+        halfway = [*tensors[:5], ("nonsense", torch.zeros(1))]
+        messages.append(error_of(WeightSyncError, lambda: b.publisher.publish(manifest, halfway)))
+        messages.append(error_of(WeightSyncError, lambda: torn.result(TIMEOUT)))
+        assert isinstance(flying.result(TIMEOUT), WeightSyncError)
+        assert b.engine.stats()["in_flight"] == 0
+
+        listener = listen("127.0.0.1")
+        learner, generator = make_rendezvous("127.0.0.1", listener.getsockname()[1], [("generator 0", 1)], "gloo", 1)
+        joined = in_thread(lambda: b.engine.connect_weights(generator, TIMEOUT))
+        b.publisher = Publisher(learner, TIMEOUT, listener=listener)
+        joined.result(TIMEOUT)
+        b.version = 2
+        b.update()
+        assert b.worst_score(prompts(3, 40)) <= TOLERANCE
+        after = requests_for(8, SamplingParams(8))
+        assert b.worst_sample(after, b.sample(after)) <= TOLERANCE
+
+        lonely = make_manifest(tensors, 4)
+        messages.append(error_of(WeightSyncError, lambda: b.engine.receive_weights(lonely, 0.5)))
+        assert "generator 0 during start of version 4" in messages[-1], messages[-1]
+
+        # An exception on the engine's thread reaches everyone who waits, and later callers.
+        end: Future = Future()
+
+        def explode(reply: Completion | BaseException) -> None:
+            raise KeyError("a callback's own bug")
+
+        b.engine.submit(
+            [Request("bad", prompts(1, 9)[0], SamplingParams(2), 0)],
+            explode,
+        )
+        try:
+            b.engine.submit([Request("other", prompts(1, 9)[0], SamplingParams(80), 0)], end.set_result)
+            assert isinstance(end.result(TIMEOUT), EngineDead)
+        except EngineDead:
+            pass
+        b.engine.close()
+        messages.append(error_of(EngineDead, lambda: b.engine.score([[1, 2]])))
+        assert "a callback's own bug" in messages[-1], messages[-1]
+    return messages
+
+
+def error_of(kind: type[BaseException], work) -> str:
+    try:
+        work()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"{kind.__name__} was not raised")
