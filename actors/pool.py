@@ -85,9 +85,13 @@ class _Pool(Generic[M]):
         """No new work for it; returns it once what it has is done."""
         self._draining.add(name)
         seat = self._seats[name]
-        while seat.load and name in self._seats:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        self._seats.pop(name, None)
+        while seat.load and self._seats.get(name) is seat:
+            if self._tasks:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            else:  # queued in this turn of the event loop: it is sent in the next
+                await asyncio.sleep(0)
+        if self._seats.get(name) is seat:
+            del self._seats[name]
         self._draining.discard(name)
         return seat.member
 
@@ -97,10 +101,15 @@ class _Pool(Generic[M]):
             raise PoolEmpty(f"no member is left: {', '.join(self.dead) or 'all were drained'}")
         return min(able, key=lambda s: s.load)
 
-    def _bury(self, seat: _Seat[M], error: MemberDied) -> None:
-        if self._seats.pop(seat.member.name, None) is not None:
-            self.dead.append(seat.member.name)
+    def bury(self, error: MemberDied) -> None:
+        """The member is gone: no more work for it. Its name stays in `dead` until somebody replaces it."""
+        if self._seats.pop(error.name, None) is not None:
+            self.dead.append(error.name)
             self._on_event(f"{error}; its work goes to the other {len(self._seats)}")
+
+    def _bury(self, seat: _Seat[M], error: MemberDied) -> None:
+        if self._seats.get(seat.member.name) is seat:  # else buried already, or replaced under the same name
+            self.bury(error)
 
     def _start(self, coroutine) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -111,12 +120,28 @@ class _Pool(Generic[M]):
 class GeneratorPool(_Pool[GeneratorMember]):
     """`generate` is a rollout's GenerateFn."""
 
+    def __init__(self, members: Sequence[GeneratorMember], on_event: Callable[[str], None]) -> None:
+        super().__init__(members, on_event)
+        self._asked: set[str] = set()  # ids under way
+
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """In the order of the requests. All of one call go to one member: the replies of a prompt share its prefix."""
+        """In the order of the requests. All of one call go to one member: the replies of a prompt share its prefix.
+
+        Raises ValueError for an id that is under way: its completion could not be told from the other's.
+        """
         loop = asyncio.get_running_loop()
+        ids: set[str] = set()
+        for request in requests:
+            if request.id in self._asked or request.id in ids:
+                raise ValueError(f"the request id {request.id} is in use twice: ids are unique while under way")
+            ids.add(request.id)
         waiting = [(request, loop.create_future()) for request in requests]
-        self._enqueue(waiting)
-        return list(await asyncio.gather(*(future for _, future in waiting)))
+        self._asked |= ids
+        try:
+            self._enqueue(waiting)
+            return list(await asyncio.gather(*(future for _, future in waiting)))
+        finally:
+            self._asked -= ids
 
     def _enqueue(self, waiting: list[tuple[Request, asyncio.Future[Completion]]]) -> None:
         seat = self._choose()
@@ -127,6 +152,8 @@ class GeneratorPool(_Pool[GeneratorMember]):
 
     async def _send(self, seat: _Seat[GeneratorMember]) -> None:
         batch, seat.queue = seat.queue, []
+        if not batch:  # the member died between the queueing and this turn: its queue has moved
+            return
         futures = {request.id: (request, future) for request, future in batch}
         try:
             async for completions in seat.member.stream([request for request, _ in batch]):
@@ -135,12 +162,19 @@ class GeneratorPool(_Pool[GeneratorMember]):
                     seat.load -= 1
                     if not future.done():
                         future.set_result(completion)
+            if futures:
+                raise RuntimeError(
+                    f"{seat.member.name} ended its stream without {len(futures)} of {len(batch)} replies"
+                )
         except MemberDied as error:
             self._bury(seat, error)
+            queue, seat.queue = seat.queue, []  # taken, not copied: another stream of this member may die as well
+            rest = [pair for pair in [*futures.values(), *queue] if not pair[1].done()]
             try:
-                self._enqueue([pair for pair in [*futures.values(), *seat.queue] if not pair[1].done()])
+                if rest:
+                    self._enqueue(rest)
             except PoolEmpty as empty:
-                _fail(futures.values(), empty)
+                _fail(rest, empty)
         except Exception as error:  # noqa: BLE001 - handed to whoever asked
             seat.load -= len(futures)
             _fail(futures.values(), error)
@@ -152,7 +186,6 @@ class VerifierPool(_Pool[VerifierMember]):
     def __init__(self, members: Sequence[VerifierMember], on_event: Callable[[str], None]) -> None:
         super().__init__(members, on_event)
         self._home: dict[str, str] = {}  # open session -> member name
-        self.busy_since: float | None = None
 
     async def judge(self, request: JudgeRequest) -> Observation | Verdict:
         future: asyncio.Future[Observation | Verdict] = asyncio.get_running_loop().create_future()
@@ -185,8 +218,13 @@ class VerifierPool(_Pool[VerifierMember]):
                 except PoolEmpty as empty:
                     # A verdict is never lost with its verifier: the trajectory is counted as an error.
                     for _, future in [*batch, *seat.queue]:
-                        future.set_result(Verdict(0.0, status=Status.ERROR, detail=str(empty)))
+                        if not future.done():
+                            future.set_result(Verdict(0.0, status=Status.ERROR, detail=str(empty)))
                 return
+            except Exception as error:  # noqa: BLE001 - handed to whoever asked
+                seat.load -= len(batch)
+                _fail(batch, error)
+                continue
             seat.load -= len(batch)
             for (_, future), answer in zip(batch, answers, strict=True):
                 if not future.done():

@@ -62,7 +62,7 @@ async def rollout_group(
 ) -> Group:
     """`stamp` names the pass over the prompt (an iteration, an evaluation): part of the seeds and of the request ids."""
     context = codec.render(prompt.messages)
-    name = f"{stamp}/{prompt.key}"
+    name = f"{stamp}/{environment}:{prompt.key}"  # two environments of a mixture may share a name
     first = [_request(f"{name}/{i}", 0, context, settings) for i in range(settings.replies)]
     completions = await generate(first)
     tails = [

@@ -53,10 +53,14 @@ class Verifier:
 
     def _judge(self, request: JudgeRequest) -> Observation | Verdict:
         try:
-            self._sandbox.call("actors.verifier:_configure", [self._specs], 600.0) if self._sandbox.pid is None else None
+            self._sandbox.call(
+                "actors.verifier:_configure", [self._specs], 600.0
+            ) if self._sandbox.pid is None else None
             answer = self._sandbox.call("actors.verifier:_answer", [asdict(request)], self._timeout_s)
         except SandboxTimeout:
-            return Verdict(0.0, status=Status.TIMEOUT, detail=f"no verdict within verifiers.timeout_s = {self._timeout_s:g} s")
+            return Verdict(
+                0.0, status=Status.TIMEOUT, detail=f"no verdict within verifiers.timeout_s = {self._timeout_s:g} s"
+            )
         except SandboxError as error:
             return Verdict(0.0, status=Status.ERROR, detail=str(error))
         if answer["observation"] is not None:
@@ -89,7 +93,11 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     for text in replies[given:]:
         result = session.reply(text)
     if isinstance(result, Verdict):
-        if not isinstance(result.reward, int | float) or result.reward != result.reward or abs(result.reward) == float("inf"):
+        if (
+            not isinstance(result.reward, int | float)
+            or result.reward != result.reward
+            or abs(result.reward) == float("inf")
+        ):
             raise ValueError(f"the reward is {result.reward!r}: it has to be a finite number")
         return {"observation": None, "verdict": asdict(result)}
     if not isinstance(result, Observation):

@@ -27,6 +27,7 @@ from learner.weights import Rendezvous, WeightManifest, WeightSyncError
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 CPU_BATCHED_TOKENS = 16384
+_set_num_threads = torch.set_num_threads  # vLLM replaces torch's by one that does nothing; a later engine needs it too
 
 
 class EngineDead(RuntimeError):
@@ -444,4 +445,5 @@ def _prepare_environment(cpu: bool) -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if cpu:
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch may have read its environment already
+        # torch may have read its environment already, and the number belongs to the calling thread, the engine's.
+        _set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -1,17 +1,17 @@
 """What is asked and how it is judged. Standard library only; adapters import their library lazily.
 
-| file                        | what it holds                                                                             |
-|-----------------------------|-------------------------------------------------------------------------------------------|
-| types.py                    | Prompt, Message, Turn, Trajectory, Group, Verdict, Status: what crosses a process boundary |
-| base.py                     | the protocols Environment, Session and Demonstrates                                       |
-| catalog.py                  | BUILTIN name -> "module:Class", load(), describe(), errors with the nearest name          |
-| tasks.py                    | what tasks of one reply share: OneReply, held_out, task_random                            |
-| countdown.py                | digits and a target, every solution listed: the task the entropy studies are run on       |
-| arithmetic.py               | "3+4=": the smallest task that can be learned, for smoke tests                            |
-| questions.py                | a user's own questions and answers, from a JSONL file                                     |
-| reasoning_gym_adapter.py    | any task family of reasoning-gym, or a weighted mixture of them                           |
-| reasoning_gym_worker.py     | the half of that adapter which runs in the subprocess                                     |
-| extract.py                  | pure: the answer inside a reply                                                           |
-| grading.py                  | is that answer equal to the reference: exact -> numeric -> symbolic                       |
-| sandbox.py                  | a function call that can be killed: one reused subprocess                                 |
+| file                     | what it holds                                                                        |
+|--------------------------|--------------------------------------------------------------------------------------|
+| types.py                 | Prompt, Message, Turn, Trajectory, Group, Verdict, Status: cross process boundaries  |
+| base.py                  | the protocols Environment, Session and Demonstrates                                  |
+| catalog.py               | BUILTIN name -> "module:Class", load(), describe(), errors with the nearest name     |
+| tasks.py                 | what tasks of one reply share: OneReply, held_out, task_random                       |
+| countdown.py             | digits and a target, every solution listed: the task to study entropy on             |
+| arithmetic.py            | "3+4=": the smallest task that can be learned, for smoke tests                       |
+| questions.py             | a user's own questions and answers, from a JSONL file                                |
+| reasoning_gym_adapter.py | any task family of reasoning-gym, or a weighted mixture of them                      |
+| reasoning_gym_worker.py  | the half of that adapter which runs in the subprocess                                |
+| extract.py               | pure: the answer inside a reply                                                      |
+| grading.py               | is that answer equal to the reference: exact -> numeric -> symbolic                  |
+| sandbox.py               | a function call that can be killed: one reused subprocess                            |
 """

@@ -48,8 +48,14 @@ def describe() -> Iterator[tuple[str, str, str]]:
     for name in BUILTIN:
         build = _find(name)
         summary = (inspect.getdoc(build) or "").partition("\n")[0]
-        shown = [str(parameter.replace(kind=parameter.POSITIONAL_OR_KEYWORD)) for parameter in _parameters(build).values()]
-        yield name, summary, ", ".join(text.replace("'", "") if "=" not in text else text for text in shown)
+        yield name, summary, ", ".join(map(_show, _parameters(build).values()))
+
+
+def _show(parameter: inspect.Parameter) -> str:
+    annotation = inspect.formatannotation(parameter.annotation).replace("'", "")
+    return f"{parameter.name}: {annotation}" + (
+        "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+    )
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -63,18 +69,22 @@ def _find(name: str) -> Any:
     module_name, colon, class_name = path.partition(":")
     if not colon or not module_name or not class_name:
         raise UnknownEnvironment(
-            f"there is no environment '{name}'{nearest(name, BUILTIN) or '.'} Known are {', '.join(BUILTIN)}, and your own as "
-            "'package.module:Class'"
+            f"there is no environment '{name}'{nearest(name, BUILTIN) or '.'} Known are {', '.join(BUILTIN)}, "
+            "and your own as 'package.module:Class'"
         )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # an import inside the user's module: that is their error to see
-        raise UnknownEnvironment(f"environment '{name}': there is no module '{error.name}' on the Python path") from error
+        raise UnknownEnvironment(
+            f"environment '{name}': there is no module '{error.name}' on the Python path"
+        ) from error
     found = getattr(module, class_name, None)
     if not callable(found):
-        classes = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name]
+        classes = [
+            key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module_name
+        ]
         raise UnknownEnvironment(
             f"environment '{name}': module '{module_name}' has no class '{class_name}'{nearest(class_name, classes)}"
         )
@@ -96,7 +106,9 @@ def _check_parameters(name: str, build: Any, params: Mapping[str, Any]) -> None:
     known = _parameters(build)
     for key in params:
         if key == "seed":
-            raise EnvironmentParameterError(f"environment '{name}': 'seed' is not among its parameters, the run gives it")
+            raise EnvironmentParameterError(
+                f"environment '{name}': 'seed' is not among its parameters, the run gives it"
+            )
         if key not in known and not open_ended:
             listed = ", ".join(known) or "none"
             raise EnvironmentParameterError(
@@ -108,7 +120,7 @@ def _check_parameters(name: str, build: Any, params: Mapping[str, Any]) -> None:
     hints = _hints(build)
     for key, value in params.items():
         if key in hints and not _fits(value, hints[key]):
-            wanted = str(known[key].annotation).replace("'", "")
+            wanted = inspect.formatannotation(hints[key])
             raise EnvironmentParameterError(f"environment '{name}': {key} is {value!r}, it must be {wanted}")
 
 

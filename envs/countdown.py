@@ -62,7 +62,9 @@ class Countdown:
         if not 2 <= numbers <= MAX_NUMBERS:
             raise ValueError(f"countdown: numbers is {numbers}, it must be 2 to {MAX_NUMBERS}")
         if not 1 <= low <= high <= MAX_HIGH:
-            raise ValueError(f"countdown: low is {low} and high is {high}, they must meet 1 <= low <= high <= {MAX_HIGH}")
+            raise ValueError(
+                f"countdown: low is {low} and high is {high}, they must meet 1 <= low <= high <= {MAX_HIGH}"
+            )
         if not operators or set(operators) - set("+-*") or len(set(operators)) != len(operators):
             raise ValueError(f"countdown: operators is {operators!r}, it must be one or more of + - *, each once")
         if min_solutions < 1:
@@ -85,7 +87,7 @@ class Countdown:
         return None
 
     def prompt(self, split: Split, index: int) -> Prompt:
-        """Numbers are uniform draws, the target is uniform over those that have enough solutions and belong to the split."""
+        """Numbers are uniform draws; the target is uniform over those of the split with enough solutions."""
         check_index(split, index)
         rng = task_random(self._seed, split, index)
         for _ in range(DRAWS):
@@ -94,8 +96,8 @@ class Countdown:
             if targets:
                 return self._write(split, index, numbers, rng.choice(targets))
         raise ValueError(
-            f"countdown: {DRAWS} draws of {self._numbers} numbers from {self._low} to {self._high} gave no {split} task with "
-            f"{self._min_solutions} solutions and a target from {self._target_low} to {self._target_high}: lower "
+            f"countdown: {DRAWS} draws of {self._numbers} numbers from {self._low} to {self._high} gave no {split} task "
+            f"with {self._min_solutions} solutions and a target from {self._target_low} to {self._target_high}: lower "
             "min_solutions or widen the ranges"
         )
 
@@ -178,7 +180,7 @@ def _last_numbers(numbers: Numbers) -> Iterator[tuple[int, Numbers]]:
 
 
 def _counts(numbers: Numbers, operators: str) -> dict[int, int]:
-    """Value -> number of distinct expressions that use all the numbers and have this value. Read only: it may be cached."""
+    """Value -> number of distinct expressions that use all the numbers and have this value. Read only: cached."""
     # Of more than four numbers there are too many sets, and their tables are too big, for a cache to hold.
     return _kept_table(numbers, operators) if len(numbers) <= 4 else _table(numbers, operators)
 

@@ -14,8 +14,8 @@ def extract(text: str) -> str:
     """The final answer in a reply, stripped; the whole text when nothing marks one.
 
     The first of these that is there, and of several the last: <answer>..</answer>, \\boxed{..} with balanced braces,
-    "#### ..", "answer is .." or "Answer: ..", the last line that is not blank. Text before a final "</think>" is thinking
-    and is not looked at.
+    "#### ..", "answer is .." or "Answer: ..", the last line that is not blank. Text before a final "</think>" is
+    thinking and is not looked at.
     """
     text = text.rpartition("</think>")[2]
     for find in (tagged, boxed, _after_hashes, _after_phrase):
@@ -35,7 +35,10 @@ def tagged(text: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    """Content of the \\boxed{..} that opens last among those whose braces balance: '\\boxed{\\frac{1}{2}}' -> '\\frac{1}{2}'."""
+    """Content of the \\boxed{..} that opens last among those whose braces balance.
+
+    '\\boxed{\\frac{1}{2}}' -> '\\frac{1}{2}'
+    """
     opened: list[int | None] = []  # where the content starts; None for a brace that is no box
     best: tuple[int, int] | None = None
     for token in _BOX.finditer(text):

@@ -1,8 +1,8 @@
 """Is an answer equal to the reference: as text, then as a number, then as mathematics.
 
 exact     equal after normalisation: case, spaces, $..$, \\text{..}, trailing full stop
-numeric   both are numbers: integers must be equal, otherwise |a - b| <= rel_tol * max(|a|, |b|). Understands 1,234, 3/4,
-          \\frac{3}{4}, 1e-3, 50% (which is 1/2), signs and a currency mark
+numeric   both are numbers: integers must be equal, otherwise |a - b| <= rel_tol * max(|a|, |b|). Understands 1,234,
+          3/4, \\frac{3}{4}, 1e-3, 50% (which is 1/2), signs and a currency mark
 symbolic  equal to math-verify, in a subprocess that is killed after `timeout_s`
 """
 
@@ -31,7 +31,7 @@ _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 _NUMBER = re.compile(rf"([+-]?)({_DECIMAL})(?:[eE]([+-]?[0-9]{{1,3}}))?(?:/({_DECIMAL}))?(%?)")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_MATHS_WORDS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp sqrt inf infty max min mod".split())
+_MATHS_WORD = re.compile(r"(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|exp|sqrt|inf|infty|max|min|mod", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,9 @@ def grade(answer: str, reference: str, *, symbolic: bool = True, timeout_s: floa
     if not symbolic or not _is_maths(answer) or not _is_maths(reference):
         return Grade(False, "different")
     try:
-        equal = sandbox.call("envs.grading:symbolically_equal", (answer, reference), timeout_s, preload=("math_verify",))
+        equal = sandbox.call(
+            "envs.grading:symbolically_equal", (answer, reference), timeout_s, preload=("math_verify",)
+        )
     except sandbox.SandboxTimeout:
         return Grade(False, "timeout")
     except sandbox.SandboxError:
@@ -66,9 +68,10 @@ def grade(answer: str, reference: str, *, symbolic: bool = True, timeout_s: floa
 
 
 def normalise(answer: str) -> str:
-    """The text that equal answers share: lower case, single spaces, no maths marks around it; '$\\text{Paris}$' -> 'paris'.
+    """The text that equal answers share: lower case, single spaces, no maths marks around it.
 
-    A text with a LaTeX command in it keeps its case: there the letters are names (\\Gamma is not \\gamma).
+    '$\\text{Paris}$' -> 'paris'. A text with a LaTeX command in it keeps its case: there the letters are names
+    (\\Gamma is not \\gamma).
     """
     answer = answer.strip()
     for wrapper in _WRAPPERS:
@@ -112,7 +115,7 @@ def _close(a: Fraction, b: Fraction) -> bool:
 
 def _is_maths(text: str) -> bool:
     """Words are not compared as mathematics: to a computer algebra system 'eat' and 'tea' are the same product."""
-    return len(text) <= MAX_SYMBOLIC and all(word.lower() in _MATHS_WORDS for word in _WORD.findall(text))
+    return len(text) <= MAX_SYMBOLIC and all(map(_MATHS_WORD.fullmatch, _WORD.findall(text)))
 
 
 def symbolically_equal(answer: str, reference: str) -> bool:

@@ -181,7 +181,7 @@ def _kind(value: Any) -> str:
 
 
 def _divide(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
-    """Hold out a fraction of the distinct questions: those whose hashes are smallest, whatever their order in the file."""
+    """Hold out a fraction of the distinct questions: those of smallest hash, whatever their order in the file."""
     questions = sorted({row.question for row in rows}, key=lambda question: (stable_hash(question), question))
     count = round(fraction * len(questions))
     if fraction and len(questions) > 1:
@@ -196,4 +196,6 @@ def _check_disjoint(train: list[Row], held: list[Row]) -> None:
     lines = {row.question: row.where for row in train}
     for row in held:
         if row.question in lines:
-            raise ValueError(f"questions: {row.where} asks what {lines[row.question]} asks: the eval split must be unseen")
+            raise ValueError(
+                f"questions: {row.where} asks what {lines[row.question]} asks: the eval split must be unseen"
+            )

@@ -1,16 +1,18 @@
 """A function call that can be killed: one subprocess, reused from call to call.
 
-What it is for: library code that may not come back on an odd reply (a symbolic simplification, `9**9**9`), which no thread
-can be stopped from running. On a time-out the process group is killed; the next call starts a new one.
+What it is for: library code that may not come back on an odd reply (a symbolic simplification, `9**9**9`), which a
+thread cannot be stopped from running. On a time-out the process group is killed; the next call starts a new one.
 
 What it is NOT: a sandbox for untrusted code. The subprocess has the rights of its parent: files, network, everything.
 
-One request at a time, JSON lines both ways:  {"function": "module:name", "args": [...]}  ->  {"value": ...} | {"error": ...}
+One request at a time, a line of JSON each way:
+{"function": "module:name", "args": [...]}  ->  {"value": ...} or {"error": "ValueError: .."}
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import importlib
 import json
@@ -48,8 +50,8 @@ class Sandbox:
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
         self._preloaded: set[str] = set()
-        # The kernel's parent-death signal follows the THREAD that forked, not the process. Callers' threads come and go,
-        # so one thread of ours, which stays, starts every subprocess.
+        # The kernel's parent-death signal follows the THREAD that forked, not the process. Callers' threads come and
+        # go, so one thread of ours, which stays, starts every subprocess.
         self._starter = ThreadPoolExecutor(1, "sandbox-starter")
 
     @property
@@ -85,7 +87,7 @@ class Sandbox:
         # A fixed string hash: task generators that walk over sets give the same task in every process.
         environ = {**os.environ, **threads, "PYTHONHASHSEED": "0"}
         boot = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from envs import sandbox; sandbox._serve()"
-        # -c sees the path of this process, so that functions are found here as there. -W: imports of other people's code.
+        # With the path of this process, so that functions are found there as here. -W: imports of other people's code.
         command = [sys.executable, "-W", "ignore", "-c", boot, json.dumps(sys.path), str(os.getpid())]
         self._process = self._starter.submit(
             subprocess.Popen,
@@ -135,17 +137,13 @@ class Sandbox:
         self._preloaded = set()
         if process is None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it is gone already
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it is gone
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe:
-                try:
+                with contextlib.suppress(BrokenPipeError):  # a request that never reached it is still in the buffer
                     pipe.close()
-                except BrokenPipeError:
-                    pass  # a request that never reached it was still in the buffer
 
 
 _shared: Sandbox | None = None
@@ -182,7 +180,7 @@ atexit.register(close)
 os.register_at_fork(after_in_child=_forget)
 
 
-# --- inside the subprocess ---------------------------------------------------------------------------------------------
+# --- inside the subprocess ---
 
 
 def _preload(modules: list[str]) -> None:

@@ -17,7 +17,7 @@ EVAL_SHARE = 0.2  # of all tasks; see held_out
 class OneReply:
     """A session that ends with the first reply. `judge` must be pure and must give a verdict for any text.
 
-    limit: the longest reply judged, in characters. A longer one earns 0.0, so that no reply costs more than a bounded time.
+    limit: the longest reply judged, in characters. A longer one earns 0.0: no reply costs more than a bounded time.
     """
 
     judge: Callable[[str], Verdict]

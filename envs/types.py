@@ -111,7 +111,9 @@ class Trajectory:
     @property
     def action_mask(self) -> tuple[bool, ...]:
         """True where the policy sampled the token; same length as token_ids."""
-        return tuple(m for turn in self.turns for m in (*(False,) * len(turn.context_ids), *(True,) * len(turn.reply_ids)))
+        return tuple(
+            m for turn in self.turns for m in (*(False,) * len(turn.context_ids), *(True,) * len(turn.reply_ids))
+        )
 
     @property
     def engine_logprobs(self) -> tuple[float, ...]:

@@ -59,9 +59,12 @@ def build_batches(
     per_rank: list[list[tuple[MicroBatch, ...]]] = [[] for _ in range(cut.ranks)]
     for k in range(cut.updates):
         members = list(range(k * per_update, (k + 1) * per_update))
+        for i in members:
+            if trajectories[i].reply_tokens == 0:
+                raise ValueError(
+                    f"trajectory {trajectories[i].prompt.key} has no sampled token: its weight would be lost"
+                )
         tokens = sum(trajectories[i].reply_tokens for i in members)
-        if tokens == 0:
-            raise ValueError(f"update {k} has no sampled token in its {per_update} trajectories")
         shares = _deal(members, [len(trajectories[i].token_ids) for i in members], cut.ranks)
         cuts = []
         for share in shares:
@@ -81,7 +84,7 @@ def _weight(aggregation: Aggregation, trajectory: Trajectory, trajectories: int,
     """Loss weight of each action token of the trajectory: see learner/objective.py."""
     if aggregation == "token":
         return 1.0 / tokens
-    return 1.0 / (trajectories * max(trajectory.reply_tokens, 1))
+    return 1.0 / (trajectories * trajectory.reply_tokens)
 
 
 def _deal(members: Sequence[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:

@@ -7,6 +7,7 @@ loss, let the entropy controller observe. Every public method is a collective: a
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from learner.objective import token_loss
 from learner.policy import load_policy
 from learner.schedule import Shape, learning_rate
 from learner.types import MicroBatch, RankBatch, Shaping, StepMetrics, TokenStats
-from learner.weights import Publisher, Rendezvous, WeightManifest, make_manifest
+from learner.weights import Publisher, Rendezvous, WeightManifest, listen, make_manifest
 
 
 class NonFiniteError(RuntimeError):
@@ -70,6 +71,7 @@ class Learner:
         self.ledger = Ledger()
         self.steps = 0  # optimiser steps so far
         self.publisher: Publisher | None = None
+        self._listener: socket.socket | None = None
 
     # --- training -------------------------------------------------------------------------------------------------------
 
@@ -209,12 +211,16 @@ class Learner:
 
     # --- weights --------------------------------------------------------------------------------------------------------
 
+    def listen(self) -> int:
+        """Rank 0: a free port for the next weight group, held open until `connect_weights` uses it."""
+        self._listener = listen()
+        return self._listener.getsockname()[1]
+
     def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
-        """Rank 0 opens the channel to the generators; the other ranks have no part in it."""
-        if self.rank == 0:
-            if self.publisher is not None:
-                self.publisher.close()
-            self.publisher = Publisher(rendezvous, timeout_s)
+        """Rank 0 opens the channel to the generators, on the port `listen` gave; the other ranks have no part in it."""
+        if self.publisher is not None:
+            self.publisher.close()
+        self.publisher = Publisher(rendezvous, timeout_s, listener=self._listener)
 
     def manifest(self, version: int) -> WeightManifest:
         return make_manifest(self.engine.full_specs(self.policy.weights()), version, self.settings.bucket_bytes)

@@ -50,8 +50,8 @@ class _TokenLogProbs(torch.autograd.Function):
             parts.append((log_p.gather(-1, targets[start : start + chunk, None])[:, 0], entropy, kappa))
         if parts:
             logp, entropy, kappa = (torch.cat(x) for x in zip(*parts, strict=True))
-        else:
-            logp = entropy = kappa = hidden.new_zeros(0, dtype=torch.float32)
+        else:  # three tensors: marking kappa below would take the gradient from the others as well
+            logp, entropy, kappa = (hidden.new_zeros(0, dtype=torch.float32) for _ in range(3))
         # The parameters are kept by reference, not through save_for_backward: under ZeRO-3 their storage is released after
         # forward and gathered again, into the same object, before backward.
         ctx.weight, ctx.bias = weight, bias

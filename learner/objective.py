@@ -69,11 +69,12 @@ def token_loss(
         difference = old_logp - logp
         per_token = per_token + shaping.kl * (difference.exp() - difference - 1.0)  # k3: unbiased, never negative
     with torch.no_grad():
-        ratio = (logp - old_logp).exp()
+        log_ratio = logp - old_logp
+        ratio = log_ratio.exp()
         diagnostics = {
             "ratio": ratio,
             "clipped_high": (ratio > 1.0 + clip.high) & (shaped > 0),
             "clipped_low": (ratio < 1.0 - clip.low) & (shaped < 0),
-            "kl": -(ratio.log() - ratio + 1.0),
+            "kl": ratio - 1.0 - log_ratio,  # k3 of KL(old || pi), on samples of old
         }
     return LossTerms((weight * per_token).sum(), diagnostics)

@@ -24,6 +24,7 @@ PAD, UNK, END, SYSTEM, USER, ASSISTANT, TOOL = (
     f"{SENTINEL}<{name}>" for name in ("pad", "unk", "end", "system", "user", "assistant", "tool")
 )
 SPECIAL_TOKENS = (PAD, UNK, END, SYSTEM, USER, ASSISTANT, TOOL)  # ids 0..6, in this order
+PAD_ID, END_ID = 0, 2
 
 # Jinja reads \u escapes inside its own string literals, so the saved file stays plain ASCII.
 CHAT_TEMPLATE = (

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from envs import catalog
 from envs.base import Demonstrates, Environment
 from envs.types import Prompt, Verdict
-from learner.tokenizer import build_tokenizer, decode, render
+from learner.tokenizer import END_ID, PAD_ID, build_tokenizer, decode, render
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +180,8 @@ def _no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load(spec: EnvironmentSpec, seed: int) -> Environment:
+def _load(spec: EnvironmentSpec, seed: int) -> Any:
+    """An Environment that is also Demonstrates."""
     environment = catalog.load(spec.name, spec.params, seed)
     if not isinstance(environment, Demonstrates):
         raise ValueError(f"environment {spec.name!r} has no demonstrations and no alphabet to teach a model with")
@@ -192,7 +193,7 @@ def create_model(settings: InitModelSettings, tokenizer: PreTrainedTokenizerFast
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    ids = {"pad_token_id": PAD_ID, "eos_token_id": END_ID, "bos_token_id": None}
     config = AutoConfig.for_model(
         settings.architecture,
         vocab_size=len(tokenizer),
@@ -229,6 +230,7 @@ class _Teacher:
         model: PreTrainedModel,
     ) -> None:
         self.settings, self.environments, self.tokenizer, self.model = settings, environments, tokenizer, model
+        self.head: Any = model.get_output_embeddings()
         self.rng = random.Random(settings.seed)
         self.lessons: list[_Lesson] = []
         self.order: list[int] = []
@@ -277,8 +279,7 @@ class _Teacher:
         # Four times what a step shows, so that later rounds still bring solutions the first did not show.
         texts = [environment.demonstration(prompt, self.rng) for _ in range(4 * settings.replies_per_prompt)]
         encoded: Any = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        end = int(self.tokenizer.eos_token_id or 0)
-        lesson = _Lesson(render(self.tokenizer, prompt.messages), tuple((*ids, end) for ids in encoded))
+        lesson = _Lesson(render(self.tokenizer, prompt.messages), tuple((*ids, END_ID) for ids in encoded))
         self.longest_reply = max(self.longest_reply, *map(len, lesson.replies))
         self.lessons.append(lesson)
         return lesson
@@ -292,7 +293,7 @@ class _Teacher:
         replies = [self.rng.sample(lesson.replies, replies_per_prompt) for lesson in lessons]
         columns = max(len(lesson.prompt_ids) for lesson in lessons)
         width = max(len(ids) for row in replies for ids in row)
-        ids = np.full((len(lessons), columns + replies_per_prompt * width), self.tokenizer.pad_token_id, dtype=np.int64)
+        ids = np.full((len(lessons), columns + replies_per_prompt * width), PAD_ID, dtype=np.int64)
         for row, (lesson, chosen) in enumerate(zip(lessons, replies, strict=True)):
             ids[row, columns - len(lesson.prompt_ids) : columns] = lesson.prompt_ids
             for k, reply in enumerate(chosen):
@@ -328,9 +329,8 @@ class _Teacher:
         # A reply's first token is predicted by the prompt's last column, the others by the column before them.
         source = column[columns:] - 1
         source[::width] = columns - 1
-        logits = self.model.get_output_embeddings()(hidden[:, source])
-        targets = ids[:, columns:].masked_fill(ids[:, columns:] == self.tokenizer.pad_token_id, -100)
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        logits = self.head(hidden[:, source])
+        return functional.cross_entropy(logits.flatten(0, 1), ids[:, columns:].flatten(), ignore_index=PAD_ID)
 
     def _accuracy(self) -> tuple[float, float]:
         """Shares of replies and of prompts solved, sampled at temperature 1 from the eval split's first prompts.
@@ -344,7 +344,7 @@ class _Teacher:
         prompts: list[tuple[Environment, Prompt]] = [(env, env.prompt("eval", index)) for env, index in asked]
         encoded = [render(self.tokenizer, prompt.messages) for _, prompt in prompts]
         columns = max(map(len, encoded))
-        ids = torch.full((len(prompts), columns), int(self.tokenizer.pad_token_id or 0))
+        ids = torch.full((len(prompts), columns), PAD_ID)
         mask = torch.zeros_like(ids)
         for row, tokens in enumerate(encoded):
             ids[row, columns - len(tokens) :] = torch.tensor(tokens)
@@ -374,7 +374,8 @@ def _optimizers(settings: InitModelSettings, model: PreTrainedModel) -> list[tor
     """
     import torch
 
-    outside = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    heads: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
+    outside = {id(module.weight) for module in heads}
     parameters = list(model.parameters())
     matrices = [p for p in parameters if settings.matrix_lr and p.ndim == 2 and id(p) not in outside]
     chosen = {id(p) for p in matrices}

@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from ipaddress import ip_address
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 BUCKET_BYTES = 64 * 2**20  # measured: larger buckets gain nothing, smaller ones pay a round trip each
 _ALIGN = 16  # every tensor starts at a multiple of this, so that its bytes can be viewed as any dtype
@@ -225,12 +226,12 @@ class Channel:
         self.rendezvous = rendezvous
         self.timeout_s = timeout_s
         self._round = 0
-        self._group: dist.ProcessGroup | None = None
+        self._group: dist.ProcessGroupGloo | dist.ProcessGroupNCCL | None = None
         limit = timedelta(seconds=timeout_s)
         fd = listener.detach() if listener is not None else None  # the store closes it
         root = rendezvous.rank == 0
         try:
-            store = dist.TCPStore(
+            store = TCPStore(
                 rendezvous.host,
                 rendezvous.port,
                 rendezvous.world_size,
@@ -242,7 +243,7 @@ class Channel:
         except (dist.DistError, RuntimeError) as error:
             detail = f"no store at {rendezvous.host}:{rendezvous.port} within {timeout_s:g} s ({_first_line(error)})"
             raise WeightSyncError(rendezvous.member, "connect", detail) from error
-        self._store = dist.PrefixStore(f"isentrope/{rendezvous.epoch}", store)
+        self._store = PrefixStore(f"isentrope/{rendezvous.epoch}", store)
         self._gather("here", rendezvous.member, timeout_s, "connect")
         try:
             self._group = _group(rendezvous, self._store, limit)
@@ -318,16 +319,14 @@ class Channel:
         return self.rendezvous.members[rank] if self.rendezvous.members else f"rank {rank}"
 
 
-def _group(rendezvous: Rendezvous, store: dist.Store, limit: timedelta) -> dist.ProcessGroup:
+def _group(rendezvous: Rendezvous, store: Store, limit: timedelta) -> dist.ProcessGroupGloo | dist.ProcessGroupNCCL:
     if rendezvous.backend == "gloo":
-        options = dist.ProcessGroupGloo._Options()
+        options: Any = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]  # not in the stubs
         options._timeout = limit
+        make = dist.ProcessGroupGloo
         # A loopback store means all members share this machine: then do not depend on what its host name resolves to.
-        local = {"hostname": rendezvous.host} if _is_loopback(rendezvous.host) else {}
-        if local:
-            options._devices = [dist.ProcessGroupGloo.create_device(**local)]
-        else:
-            options._devices = [dist.ProcessGroupGloo.create_default_device()]
+        local = _is_loopback(rendezvous.host)
+        options._devices = [make.create_device(hostname=rendezvous.host) if local else make.create_default_device()]
         return dist.ProcessGroupGloo(store, rendezvous.rank, rendezvous.world_size, options)
     if not dist.is_nccl_available():
         raise RuntimeError("this torch build has no NCCL: use the gloo backend on CPU")

@@ -34,7 +34,9 @@ class Buffer:
 
     def __init__(self, capacity: int, max_staleness: int) -> None:
         if capacity < 1 or max_staleness < 0:
-            raise ValueError(f"a buffer of {capacity} groups with a staleness of {max_staleness}: give capacity >= 1, staleness >= 0")
+            raise ValueError(
+                f"a buffer of {capacity} groups with a staleness of {max_staleness}: give capacity >= 1, staleness >= 0"
+            )
         self.capacity, self.max_staleness = capacity, max_staleness
         self.dropped = 0
         self._groups: deque[Aged] = deque()

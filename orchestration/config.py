@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import difflib
-import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -269,6 +269,15 @@ class RunConfig(Section):
 # --- reading ------------------------------------------------------------------------------------------------------------
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as text, because it has neither a dot nor a signed mantissa; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def recipe_names() -> list[str]:
     return sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
@@ -289,7 +298,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Raises ConfigError, one sentence."""
     path = find_recipe(recipe)
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        data = yaml.load(path.read_text("utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
@@ -319,16 +328,9 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
                 raise ConfigError(f"'{word}' is not an override: write {key}=VALUE or --{key} VALUE")
             text = rest.pop(0)
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, _Loader)
         except yaml.YAMLError:
             value = text
-        if isinstance(value, str):
-            try:  # YAML reads 1e-4 as text
-                value = float(value)
-                if not math.isfinite(value):
-                    value = text
-            except ValueError:
-                pass
         pairs.append((key, value))
     return pairs
 
@@ -365,7 +367,7 @@ def sentence(error: ValidationError) -> str:
     elif first["type"] == "value_error":
         cause = first["ctx"]["error"]
         if isinstance(cause, ValidationError):  # a kind's own settings, validated inside a field of ours
-            cause = _nested(cause)
+            cause = _nested(cause, _kind_settings(first["input"]))
         text = f"{where}: {cause}" if where else str(cause)
     else:
         text = f"{where} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
@@ -373,12 +375,19 @@ def sentence(error: ValidationError) -> str:
     return text + (f" (and {more} more)" if more else "")
 
 
-def _nested(error: ValidationError) -> str:
-    """The first error of an entropy method's, controller's or target's settings."""
+def _kind_settings(value: Any) -> type[BaseModel] | None:
+    """The settings class behind {kind: ...} of an entropy method or controller."""
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    found = {**entropy.METHODS, **entropy.CONTROLLERS}.get(kind) if isinstance(kind, str) else None
+    return None if found is None else found.Settings
+
+
+def _nested(error: ValidationError, settings: type[BaseModel] | None) -> str:
+    """The first error of an entropy method's or controller's settings."""
     first = error.errors()[0]
     where = ".".join(str(x) for x in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"unknown key {where} for this kind"
+        return f"unknown key {where} for this kind{_nearest(where, list(settings.model_fields) if settings else [])}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     return f"{where} is {first.get('input')!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
@@ -399,9 +408,12 @@ def _unknown(location: tuple[int | str, ...]) -> str:
             annotation,
         )
     key, known = str(location[-1]), list(getattr(model, "model_fields", {}))
+    return f"unknown key {'.'.join(map(str, location))}{_nearest(key, known)}"
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-    where = ".".join(map(str, location))
-    return f"unknown key {where}" + (f": did you mean '{near[0]}'?" if near else f": known there: {', '.join(known)}")
+    return f": did you mean '{near[0]}'?" if near else f": known there: {', '.join(known)}"
 
 
 def check_world(config: RunConfig) -> None:

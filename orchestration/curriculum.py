@@ -14,7 +14,8 @@ from envs.types import Prompt, Split
 
 class Mixture:
     """Prompts in the proportion of the weights, as even as whole numbers allow (the environment furthest behind its share
-    is next). A finite training split is walked in a new order every pass."""
+    is next). A finite training split is walked in a new order every pass; a prompt's index goes on counting over the passes
+    (splits wrap around), so that prompt keys, and with them request ids and seeds, are unique over a run."""
 
     def __init__(self, environments: Sequence[Environment], weights: Sequence[float], seed: int) -> None:
         self.environments, self.seed = list(environments), seed
@@ -43,7 +44,7 @@ class Mixture:
             order = list(range(size))
             random.Random(f"{self.seed}/{i}/{epoch}").shuffle(order)
             self._orders = {key: v for key, v in self._orders.items() if key[0] != i} | {(i, epoch): order}
-        return self._orders[i, epoch][offset]
+        return epoch * size + self._orders[i, epoch][offset]
 
     def held_out(self, split: Split, count: int) -> list[tuple[int, Prompt]]:
         """The first `count` prompts of a split, of every environment; the same at every evaluation."""

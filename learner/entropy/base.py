@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Settings(BaseModel):
     """Base of all settings here: strict, frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Knob(BaseModel):

@@ -22,10 +22,11 @@ def child() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-FAMILIES = [("qwen2", True), ("qwen2", False), ("qwen3", True), ("qwen3", False), ("llama", True), ("llama", False)]
+FAMILIES = [(family, tied) for family in ("qwen2", "qwen3", "llama", "gemma") for tied in (True, False)]
+FAMILIES += [("gemma2", True), ("gemma3", True)]
 
 
-@pytest.mark.parametrize(("family", "tied"), [*FAMILIES, ("gemma", True)])
+@pytest.mark.parametrize(("family", "tied"), FAMILIES)
 def test_log_probs_agree_after_every_update(
     child: ProcessPoolExecutor, tmp_path: Path, family: str, tied: bool
 ) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as hf
@@ -24,7 +25,7 @@ VOCAB = 64
 MAX_LEN = 96
 TIMEOUT = 60.0
 TOLERANCE = 1e-5
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -60,9 +61,10 @@ class Bench:
     version: int = 0
 
     def perturb(self, scale: float = 0.03) -> None:
+        random_numbers = torch.Generator().manual_seed(self.version)  # vLLM draws from the global one too
         with torch.no_grad():
             for parameter in self.model.parameters():
-                parameter.add_(scale * torch.randn_like(parameter))
+                parameter.add_(scale * torch.randn(parameter.shape, generator=random_numbers))
 
     def update(self, bucket_bytes: int = 2**14) -> None:
         """Publish the twin's weights; buckets this small split layers, so that views outlive their bucket if kept."""
@@ -144,6 +146,7 @@ def in_thread(work) -> Future:
 
 @contextmanager
 def bench(folder: str, family: str, tied: bool, **changes) -> Iterator[Bench]:
+    torch.set_num_threads(1)  # the twin shares two cores with the engine
     torch.manual_seed(0)
     config = CONFIGS[family](tied)
     model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from envs import catalog
 from envs.types import Message
 from learner import warmstart
-from learner.tokenizer import decode, render, stop_token_ids
+from learner.tokenizer import END_ID, decode, render, stop_token_ids
 from learner.warmstart import MARKER, InitModelSettings, WarmStartProgress, init_model
 
 TINY: dict[str, Any] = {
@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "train_prompts": 64,
     "warmup_steps": 2,
     "holdout_prompts": 8,
-    "holdout_replies": 4,
+    "holdout_replies": 16,
 }
 
 
@@ -43,6 +43,15 @@ def silent(_: WarmStartProgress) -> None:
     pass
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Two threads on matrices this small mostly wait for each other, and on a busy machine they wait long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[WarmStartProgress]]:
     seen: list[WarmStartProgress] = []
@@ -51,12 +60,12 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[WarmSta
 
 def test_loss_falls_and_the_record_says_what_was_reached(taught) -> None:
     folder, seen = taught
-    record = json.loads((folder / MARKER).read_text())
+    record: dict[str, Any] = json.loads((folder / MARKER).read_text())
     losses = [p.loss for p in seen]
     assert losses[-1] < 0.6 * losses[0]
     assert [p.step for p in seen] == sorted({p.step for p in seen}) and seen[-1].step == 60
     assert (record["loss"], record["accuracy"]) == (losses[-1], seen[-1].accuracy)
-    assert 0 < record["accuracy"] <= record["pass_at_k"] <= 1 and record["seconds"] > 0
+    assert 0 <= record["accuracy"] <= record["pass_at_k"] <= 1 and record["seconds"] > 0
     assert InitModelSettings(**record["settings"]).key() == record["key"]
 
 
@@ -64,7 +73,8 @@ def test_folder_loads_and_answers(taught) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, _ = taught
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.float32 and model.config.vocab_size == len(tokenizer)
     stops = stop_token_ids(tokenizer, model.generation_config)
     assert stops == (tokenizer.eos_token_id,) == (model.generation_config.eos_token_id,)
@@ -114,13 +124,13 @@ def test_packed_replies_have_the_loss_they_have_alone(architecture: str) -> None
     settings = tiny(
         architecture=architecture, replies_per_prompt=3, environments=[{"name": "arithmetic", "params": {"digits": 2}}]
     )
-    environment = catalog.load("arithmetic", {"digits": 2}, 0)
+    environment: Any = catalog.load("arithmetic", {"digits": 2}, 0)
     tokenizer = warmstart.build_tokenizer(environment.alphabet())
     torch.manual_seed(0)
     model = warmstart.create_model(settings, tokenizer)
     teacher = warmstart._Teacher(settings, [environment], tokenizer, model)
     for index, answers in enumerate((["1", "23", "456"], ["", "77", "8"])):
-        replies = tuple((*tokenizer(text)["input_ids"], tokenizer.eos_token_id) for text in answers)
+        replies = tuple((*tokenizer(text)["input_ids"], END_ID) for text in answers)
         prompt_ids = render(tokenizer, [Message("user", "1+22="[index:])])
         teacher.lessons.append(warmstart._Lesson(prompt_ids, replies))
     teacher.order, lessons = [0, 1] * 8, list(teacher.lessons)

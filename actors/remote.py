@@ -1,0 +1,185 @@
+"""The only @ray.remote classes: shells around plain classes, and the handles through which the conductor calls them.
+
+A shell adds nothing but a process. A handle turns what Ray raises into our own errors: the death of a process becomes
+MemberDied, an error raised inside a method comes out as itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+
+from actors.inference import Completion, Request
+from actors.pool import MemberDied
+from actors.verifier import EnvSpec, JudgeRequest, Verifier
+from envs.types import Observation, Verdict
+from learner.weights import Rendezvous, WeightManifest
+
+T = TypeVar("T")
+
+
+async def answer(name: str, reference: Awaitable[T], timeout_s: float) -> T:
+    """Wait for a call of one member. Raises MemberDied when its process is gone or the time is up."""
+    try:
+        return await asyncio.wait_for(reference, timeout_s)
+    except TimeoutError:
+        raise MemberDied(name, f"no answer within {timeout_s:g} s") from None
+    except (ActorDiedError, ActorUnavailableError, RayActorError) as error:
+        raise MemberDied(name, str(error).strip().splitlines()[-1]) from error
+    except RayTaskError as error:
+        cause = error.cause
+        raise cause from error if isinstance(cause, Exception) else error
+
+
+@ray.remote
+class GeneratorActor:
+    """One generator; the engine is made by `factory`, in this process."""
+
+    def __init__(self, factory: Callable[[], Any], name: str, required: int) -> None:
+        from actors.generator import Generator
+
+        self._generator = Generator(factory(), required, name)
+
+    async def ready(self) -> bool:
+        return True
+
+    async def call(self, method: str, *args: Any) -> Any:
+        result = getattr(self._generator, method)(*args)
+        return await result if asyncio.iscoroutine(result) else result
+
+    async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+        async for completions in self._generator.stream(requests):
+            yield completions
+
+
+@ray.remote
+class VerifierActor:
+    def __init__(self, specs: Sequence[EnvSpec], timeout_s: float) -> None:
+        self._verifier = Verifier(specs, timeout_s)
+
+    def ready(self) -> bool:
+        return True
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
+        return self._verifier.judge(requests)
+
+    def close(self) -> None:
+        self._verifier.close()
+
+
+@ray.remote
+class LearnerActor:
+    """One rank of the learner group. `start` joins the group: it returns once all ranks have."""
+
+    def __init__(self) -> None:
+        self._learner: Any = None
+
+    def address(self) -> tuple[str, int]:
+        """This node's address and a port that is free on it."""
+        with socket.create_server(("", 0)) as server:
+            return ray.util.get_node_ip_address(), server.getsockname()[1]
+
+    def start(self, settings: Any, place: Any) -> None:
+        from learner.learner import Learner
+
+        self._learner = Learner(settings, place)
+
+    def call(self, method: str, *args: Any) -> Any:
+        return getattr(self._learner, method)(*args)
+
+
+class RemoteGenerator:
+    """A GeneratorMember, and the weight calls."""
+
+    def __init__(self, name: str, actor: Any, timeout_s: float) -> None:
+        self.name, self.actor, self.timeout_s = name, actor, timeout_s
+
+    async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+        """`timeout_s` bounds the whole batch."""
+        deadline = asyncio.get_running_loop().time() + self.timeout_s
+        stream = self.actor.stream.options(num_returns="streaming").remote(requests)
+        while True:
+            left = max(0.0, deadline - asyncio.get_running_loop().time())
+            try:
+                reference = await asyncio.wait_for(anext(stream), left)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise MemberDied(self.name, f"a batch of replies took longer than {self.timeout_s:g} s") from None
+            except RayActorError as error:
+                raise MemberDied(self.name, str(error).strip().splitlines()[-1]) from error
+            yield await answer(self.name, reference, max(1.0, left))
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return await answer(self.name, self.actor.call.remote("score", sequences), self.timeout_s)
+
+    async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
+        call = self.actor.call.remote("connect_weights", rendezvous, timeout_s)
+        await answer(self.name, call, timeout_s + GRACE_S)
+
+    async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
+        call = self.actor.call.remote("receive_weights", manifest, timeout_s)
+        return await answer(self.name, call, timeout_s + GRACE_S)
+
+    async def stats(self) -> dict[str, Any]:
+        return await answer(self.name, self.actor.call.remote("stats"), self.timeout_s)
+
+
+class RemoteVerifier:
+    """A VerifierMember."""
+
+    def __init__(self, name: str, actor: Any, timeout_s: float) -> None:
+        self.name, self.actor, self.timeout_s = name, actor, timeout_s
+
+    async def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
+        # Every reply has its own limit inside; the whole has all of them and the start of the subprocess.
+        limit = 600.0 + self.timeout_s * len(requests)
+        return await answer(self.name, self.actor.judge.remote(requests), limit)
+
+
+# A member's own time-out names the phase it was in; the caller waits a little longer to hear it.
+GRACE_S = 15.0
+
+
+class RemoteLearner:
+    """All ranks as one."""
+
+    def __init__(self, actors: Sequence[Any], timeout_s: float) -> None:
+        self.actors, self.timeout_s = list(actors), timeout_s
+
+    async def all(self, method: str, *args: Any, timeout_s: float | None = None) -> list[Any]:
+        """The same call on every rank; their answers in rank order. The first error ends the wait for the others."""
+        return await self.each(method, [args] * len(self.actors), timeout_s)
+
+    async def each(self, method: str, arguments: Sequence[Sequence[Any]], timeout_s: float | None = None) -> list[Any]:
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        calls = [actor.call.remote(method, *args) for actor, args in zip(self.actors, arguments, strict=True)]
+        return list(await asyncio.gather(*(answer(f"learner rank {r}", c, limit) for r, c in enumerate(calls))))
+
+    async def first(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
+        """Rank 0 alone: for calls that are not collectives."""
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        return await answer("learner rank 0", self.actors[0].call.remote(method, *args), limit)
+
+    async def save(self, hf: Path, engine: Path) -> None:
+        await self.all("save", hf, engine)
+
+
+def vllm_factory(settings: dict[str, Any], threads: int | None) -> Callable[[], Any]:
+    """Builds the engine inside the actor. `threads`: OpenMP threads on CPU, set before vLLM is imported."""
+
+    def make() -> Any:
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+        from actors.vllm_engine import VLLMEngine, VLLMSettings
+
+        return VLLMEngine(VLLMSettings(**settings))
+
+    return make

@@ -1,0 +1,99 @@
+"""Checkpoint folders: written aside, renamed when whole, named by `latest`. Files only, no torch.
+
+checkpoints/step_000100/hf/          from_pretrained and vLLM load it
+                        engine/      DeepSpeed's own state, every rank's part
+                        state.json   everything else a resumed run needs, and the size of every file
+checkpoints/latest                   the name of the newest
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used; the message says which and why."""
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    @contextmanager
+    def writing(self, iteration: int) -> Iterator[Path]:
+        """A folder to fill; on leaving without an error, and once `commit` put state.json there, it is the latest."""
+        final = self.folder / f"step_{iteration:06d}"
+        draft = self.folder / f"{final.name}.writing"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        if not (draft / "state.json").is_file():
+            raise CheckpointError(f"{draft} was left without its state.json: call commit before the end")
+        if final.exists():  # the same iteration, reached again after a resume
+            shutil.rmtree(final)
+        draft.rename(final)
+        _write(self.folder / "latest", final.name)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def commit(self, draft: Path, state: Mapping[str, Any]) -> None:
+        """Write state.json, with the sizes of all files, and flush everything to disk."""
+        files = sorted(p for p in draft.rglob("*") if p.is_file())
+        for path in files:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sizes = {str(p.relative_to(draft)): p.stat().st_size for p in files}
+        _write(draft / "state.json", json.dumps({"format": FORMAT, **state, "files": sizes}, indent=1))
+
+    def steps(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        found = (p for p in self.folder.glob("step_*") if p.suffix != ".writing" and (p / "state.json").is_file())
+        return sorted(found)
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint; a `latest` that names a missing one is ignored."""
+        pointer = self.folder / "latest"
+        if pointer.is_file():
+            named = self.folder / pointer.read_text("utf-8").strip()
+            if (named / "state.json").is_file():
+                return named
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """state.json, after checking that every file it lists is there in full. Raises CheckpointError."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_text("utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{checkpoint}/state.json cannot be read: {error}") from None
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"{checkpoint} has format {state.get('format')} and this version reads {FORMAT}")
+    for name, size in state["files"].items():
+        path = checkpoint / name
+        there = path.stat().st_size if path.is_file() else None
+        if there != size:
+            raise CheckpointError(
+                f"{path} should have {size} bytes and has {there if there is not None else 'gone'}: use an older checkpoint"
+            )
+    return state
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    draft = path.with_name(path.name + ".writing")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,127 @@
+"""The command line. Every command imports what it needs when it runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestration.errors import ConfigError, IsentropeError
+
+app = typer.Typer(
+    name="isentrope",
+    help="Reinforcement learning for language models with the policy's entropy as a controlled variable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+# Progress bars and banners of libraries do not belong on a terminal that shows a run.
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+Seed = Annotated[int, typer.Option(help="Seed of the tasks.")]
+
+
+def main() -> None:
+    """Console script. An error of ours is one line on stderr and its own exit code; anything else is a traceback."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        app(standalone_mode=True)
+    except IsentropeError as error:
+        print(f"isentrope: {error}", file=sys.stderr)  # noqa: T201 - the command's own answer
+        sys.exit(error.exit_code)
+
+
+def say(text: Any) -> None:
+    from rich.console import Console
+
+    Console(soft_wrap=True).print(text)
+
+
+@app.command(context_settings=OVERRIDES)
+def train(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's latest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of that name.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved configuration and the resource plan.")
+    ] = False,
+) -> None:
+    """Train. Overrides: a.b=c or --a.b c, as many as you like."""
+    from orchestration import config as configuration
+    from orchestration import train as training
+
+    config = configuration.load_config(recipe, ctx.args)
+    if dry_run:
+        configuration.check_world(config)
+        print(training.describe_plan(config))  # noqa: T201 - to be piped
+        return
+    report_file = training.train(config, resume=resume, overwrite=overwrite)
+    say(f"report: {report_file}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: report.html in the first run.")] = None,
+) -> None:
+    """Write one self-contained report.html of one run, or of several side by side."""
+    from orchestration.report import write_report
+
+    try:
+        say(f"report: {write_report(runs, out or runs[0] / 'report.html')}")
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from None
+
+
+@app.command("envs")
+def environments() -> None:
+    """List the environments, with an example of each."""
+    from orchestration.play import list_environments
+
+    list_environments()
+
+
+@app.command(context_settings=OVERRIDES)
+def play(
+    ctx: typer.Context,
+    env: Annotated[str, typer.Argument(help="An environment; its parameters follow as name=value.")],
+    index: Annotated[int, typer.Option(help="Which prompt.")] = 0,
+    seed: Seed = 0,
+) -> None:
+    """Answer a prompt by hand and see the verdict."""
+    from orchestration.play import play as run
+
+    run(env, ctx.args, index, seed)
+
+
+@app.command("init-model", context_settings=OVERRIDES)
+def init_model(
+    ctx: typer.Context,
+    env: Annotated[list[str], typer.Option("--env", help="Environment to warm-start on; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="The model folder to make.")],
+    cache: Annotated[Path, typer.Option(help="Where finished models are kept.")] = Path("models/cache"),
+) -> None:
+    """Make a tiny model and warm-start it. Settings follow as name=value: hidden_size=64 steps=700 ..."""
+    from orchestration.warmstart import run
+
+    run(env, ctx.args, out, cache)
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Seed of both arms.")] = 0,
+    runs: Annotated[Path, typer.Option(help="Where the two runs go.")] = Path("runs"),
+) -> None:
+    """GRPO against REPO-R on countdown, from a warm start to a table and one report.html. No GPU needed."""
+    from orchestration.demo import run
+
+    run(seed, runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The demonstration: the same model trained twice on countdown, with and without entropy control, and one table."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestration.config import load_config
+from orchestration.report import demo_table, summarise, write_report
+from orchestration.train import train
+from orchestration.warmstart import make
+
+ARMS = ("demo-grpo", "demo-repo-r")
+MODEL = Path("models/countdown-tiny")
+MODEL_SETTINGS = {"environments": [{"name": "countdown"}]}
+
+
+def run(seed: int, runs: Path) -> Path:
+    """Returns the report. The two arms differ in their entropy section alone: see their recipes."""
+    began = time.monotonic()
+    console = Console()
+    make(MODEL_SETTINGS, MODEL, MODEL.parent / "cache")
+    folders = []
+    for arm in ARMS:
+        config = load_config(arm, [f"run.seed={seed}", f"run.dir={runs}", f"model.path={MODEL}"])
+        console.rule(f"[bold]{arm}")
+        train(config, overwrite=True)
+        folders.append(config.folder)
+    console.print(demo_table([summarise(f) for f in folders]))
+    report = write_report(folders, runs / "demo.html")
+    console.print(f"report: {report}   ({time.monotonic() - began:.0f} s in all)", highlight=False)
+    return report

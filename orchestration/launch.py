@@ -1,0 +1,304 @@
+"""From a configuration to running actors, and back to none.
+
+`Cluster.start` connects to Ray (or starts a cluster of its own), checks that the run fits, places every actor, joins the learner
+group and the weight group. `close` ends all of it. In between, `sync` moves weights and replaces generators that died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.pool import GeneratorPool, MemberDied, VerifierPool
+from actors.remote import (
+    GeneratorActor,
+    LearnerActor,
+    RemoteGenerator,
+    RemoteLearner,
+    RemoteVerifier,
+    VerifierActor,
+    answer,
+    vllm_factory,
+)
+from actors.verifier import EnvSpec
+from learner.deepspeed_engine import EngineSettings, Placement
+from learner.learner import LearnerSettings
+from learner.weights import WeightManifest, WeightSyncError, make_rendezvous, verify_checksums
+from orchestration import placement
+from orchestration.config import RunConfig
+from orchestration.errors import NumericsError, PlacementError
+
+CLOSE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where the weights come from: the configured model as version 0, or a checkpoint."""
+
+    model: str
+    version: int = 0
+    engine: Path | None = None  # DeepSpeed's state, when resuming
+    learner: dict[str, Any] | None = None  # Learner.state_dict, when resuming
+
+
+def connect(config: RunConfig) -> None:
+    """Join the cluster of cluster.address or RAY_ADDRESS, or start one in this process. PlacementError if it is too small."""
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # an actor with no GPU leaves CUDA_VISIBLE_DEVICES alone
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(address="local", num_cpus=config.cluster.num_cpus, include_dashboard=False, **quiet)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    placement.check(placement.plan(config), ray.cluster_resources(), nodes)
+
+
+class Cluster:
+    """Every actor of one run. All waits are bounded; see the section of the configuration that each names."""
+
+    def __init__(self, config: RunConfig, on_event: Callable[[str], None]) -> None:
+        self.config, self._on_event = config, on_event
+        self._slots = placement.plan(config)
+        self._group: PlacementGroup | None = None
+        self._actors: list[Any] = []
+        self._seats: dict[str, tuple[int, Any]] = {}  # generator name -> (slot, actor)
+        self._epoch = 0
+        self._born = 0  # generators made so far: names are not reused
+        self.learner: RemoteLearner
+        self.generators: GeneratorPool
+        self.verifiers: VerifierPool
+        self.version = 0
+
+    @property
+    def cuda(self) -> bool:
+        return self.config.learner.gpus > 0
+
+    # --- start and end ------------------------------------------------------------------------------------------------
+
+    async def start(self, start: Start) -> None:
+        """Returns when every actor answers and the weight group is joined. PlacementError after cluster.start_timeout_s."""
+        limit = self.config.cluster.start_timeout_s
+        self._group = placement_group([s.bundle or {"CPU": 0.001} for s in self._slots], strategy="PACK")
+        try:
+            await asyncio.wait_for(self._group.ready(), limit)
+        except TimeoutError:
+            asked, free = placement.totals(self._slots), ray.available_resources()
+            raise PlacementError(
+                f"the cluster is large enough but was busy for cluster.start_timeout_s = {limit:g} s: the run asks for "
+                f"{asked['CPU']:g} CPU and {asked['GPU']:g} GPU and {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU are free"
+            ) from None
+        self._source, self.version = start, start.version
+        config = self.config
+        verifiers = [self._verifier(i) for i in range(config.verifiers.count)]
+        generators = [self._generator(i) for i in range(config.generators.count)]
+        await asyncio.gather(
+            self._start_learner(start),
+            *(answer(g.name, g.actor.ready.remote(), limit) for g in generators),
+            *(answer(v.name, v.actor.ready.remote(), limit) for v in verifiers),
+        )
+        self.generators = GeneratorPool(generators, self._on_event)
+        self.verifiers = VerifierPool(verifiers, self._on_event)
+        for g in generators:
+            await answer(g.name, g.actor.call.remote("mark_current", start.version), limit)
+        await self._join_weight_group()
+
+    def _options(self, slot: int, **env: str) -> dict[str, Any]:
+        s = self._slots[slot]
+        variables = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **env}
+        return {
+            "num_cpus": s.cpus,
+            "num_gpus": s.gpus,
+            "runtime_env": {"env_vars": variables},
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=slot),
+        }
+
+    def _keep(self, actor: Any) -> Any:
+        self._actors.append(actor)
+        return actor
+
+    async def _start_learner(self, start: Start) -> None:
+        config = self.config
+        ranks = config.learner.ranks
+        threads = str(config.learner.threads or max(1, int(config.learner.cpus)))
+        env = {} if self.cuda else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
+        actors = [self._keep(LearnerActor.options(**self._options(r, **env)).remote()) for r in range(ranks)]
+        limit = config.cluster.start_timeout_s
+        host, port = await answer("learner rank 0", actors[0].address.remote(), limit)
+        self._host = host
+        settings = learner_settings(config, start.model)
+        places = [Placement(r, ranks, host, port, self.cuda, config.learner.timeout_s) for r in range(ranks)]
+        starts = [actor.start.remote(settings, place) for actor, place in zip(actors, places, strict=True)]
+        await asyncio.gather(*(answer(f"learner rank {r}", ref, limit) for r, ref in enumerate(starts)))
+        self.learner = RemoteLearner(actors, config.learner.timeout_s)
+        if start.engine is not None:
+            await self.learner.all("load", start.engine)
+        if start.learner is not None:
+            await self.learner.all("load_state_dict", start.learner)
+
+    def _generator(self, slot: int) -> RemoteGenerator:
+        g = self.config.generators
+        name = f"generator {self._born}"
+        self._born += 1
+        kv = None if g.kv_cache_mb is None else g.kv_cache_mb * 2**20
+        if kv is None and not self.cuda:
+            kv = 256 * 2**20
+        settings = {
+            "model": self._source.model,
+            "dtype": g.dtype,
+            "max_model_len": g.max_model_len,
+            "max_num_seqs": g.max_num_seqs,
+            "kv_cache_bytes": kv,
+            "gpu_memory_utilization": g.gpu_memory_utilization,
+            "tensor_parallel": g.tensor_parallel,
+            "enforce_eager": g.enforce_eager,
+            "seed": self.config.run.seed,
+            "version": self._source.version,
+        }
+        threads = None if g.gpus else max(1, int(g.cpus))
+        env = {} if g.gpus else {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
+        options = self._options(self.config.learner.ranks + slot, **env)
+        actor = GeneratorActor.options(max_concurrency=1000, **options).remote(
+            vllm_factory(settings, threads), name, self.version
+        )
+        self._seats[name] = (slot, actor)
+        return RemoteGenerator(name, self._keep(actor), g.timeout_s)
+
+    def _verifier(self, i: int) -> RemoteVerifier:
+        config = self.config
+        specs = [EnvSpec(e.name, e.params, config.run.seed) for e in config.environments]
+        options = self._options(config.learner.ranks + config.generators.count + i, OMP_NUM_THREADS="1")
+        actor = VerifierActor.options(**options).remote(specs, config.verifiers.timeout_s)
+        return RemoteVerifier(f"verifier {i}", self._keep(actor), config.verifiers.timeout_s)
+
+    async def close(self) -> None:
+        """End every actor. A polite close first, so that subprocesses go with their owners; then the processes themselves."""
+        polite = [a.call.remote("close") if hasattr(a, "call") else a.close.remote() for a in self._actors]
+        if polite:
+            await asyncio.to_thread(ray.wait, polite, num_returns=len(polite), timeout=CLOSE_S)
+        for actor in self._actors:
+            ray.kill(actor)
+        if self._group is not None:
+            remove_placement_group(self._group)
+
+    # --- weights --------------------------------------------------------------------------------------------------------
+
+    async def _join_weight_group(self) -> None:
+        """A new group of learner rank 0 and every generator; an older one is closed."""
+        timeout = self.config.weights.timeout_s
+        members = self.generators.members
+        self._epoch += 1
+        port = await self.learner.first("listen", timeout_s=timeout)
+        engines = [(m.name, self.config.generators.tensor_parallel) for m in members]
+        backend = "nccl" if self.cuda else "gloo"
+        mine, *theirs = make_rendezvous(self._host, port, engines, backend, self._epoch)
+        await asyncio.gather(
+            self.learner.first("connect_weights", mine, timeout, timeout_s=timeout * 2),
+            *(m.connect_weights(r, timeout) for m, r in zip(members, theirs, strict=True)),
+        )
+
+    async def sync(self, version: int) -> WeightManifest:
+        """Send the learner's weights to every generator as `version`. A transfer that breaks because a generator died is
+        made again, once, with a replacement; any other failure is the run's."""
+        await self._replace_dead(version)
+        try:
+            manifest = await self._transfer(version)
+        except (MemberDied, WeightSyncError) as error:
+            if not await self._bury_silent():
+                raise
+            self._on_event(
+                f"weight transfer of version {version} broke ({error}); generators are replaced and it is made again"
+            )
+            await self._replace_dead(version)
+            manifest = await self._transfer(version)
+        self.version = version
+        return manifest
+
+    async def _transfer(self, version: int) -> WeightManifest:
+        timeout = self.config.weights.timeout_s
+        manifest: WeightManifest = await self.learner.first("manifest", version, timeout_s=timeout)
+        members = self.generators.members
+        results = await asyncio.gather(
+            self.learner.all("publish", manifest, timeout_s=timeout * 2),
+            *(m.receive_weights(manifest, timeout) for m in members),
+            return_exceptions=True,  # all have to be heard: the first error alone may not name the culprit
+        )
+        errors = [r for r in results if isinstance(r, BaseException)]
+        if errors:
+            raise next((e for e in errors if isinstance(e, WeightSyncError)), errors[0])
+        verify_checksums(version, results[0][0], {m.name: r for m, r in zip(members, results[1:], strict=True)})
+        return manifest
+
+    async def _bury_silent(self) -> bool:
+        """Find generators whose process is gone; True if there were any."""
+        for member in self.generators.members:
+            try:
+                await answer(member.name, member.actor.ready.remote(), 10.0)
+            except MemberDied as error:
+                self.generators.bury(error)
+        return bool(self.generators.dead)
+
+    async def _replace_dead(self, version: int) -> None:
+        """A replacement starts STALE and joins with the transfer that follows: it never serves the base weights."""
+        dead, self.generators.dead = self.generators.dead, []
+        if not dead:
+            return
+        for name in dead:
+            slot, old = self._seats.pop(name)
+            ray.kill(old)
+            fresh = self._generator(slot)
+            await answer(fresh.name, fresh.actor.ready.remote(), self.config.cluster.start_timeout_s)
+            self.generators.add(fresh)
+            self._on_event(f"{name} was replaced by {fresh.name}, which serves from version {version} on")
+        await self._join_weight_group()
+
+    async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
+        """Engine against trainer, log-probs at temperature 1 of the same tokens. NumericsError beyond weights.max_logprob_gap."""
+        members = self.generators.members
+        trainer, *engines = await asyncio.gather(
+            self.learner.all("score", sequences), *(m.score(sequences) for m in members)
+        )
+        worst, total, count = (0.0, ""), 0.0, 0
+        for member, scores in zip(members, engines, strict=True):
+            gaps = [abs(a - b) for x, y in zip(trainer[0], scores, strict=True) for a, b in zip(x, y, strict=True)]
+            worst = max(worst, (max(gaps), member.name))
+            total, count = total + sum(gaps), count + len(gaps)
+        limit = self.config.weights.max_logprob_gap
+        if not worst[0] <= limit:  # so written that nan is beyond it too
+            raise NumericsError(
+                f"after version {self.version} the log-probs of {worst[1]} differ from the trainer's by {worst[0]:.3g} nats, more than "
+                f"weights.max_logprob_gap = {limit:g}: engine and trainer do not run the same policy"
+            )
+        return {"sync/logprob_gap_max": worst[0], "sync/logprob_gap_mean": total / count}
+
+
+def learner_settings(config: RunConfig, model: str) -> LearnerSettings:
+    c, o = config.learner, config.objective
+    return LearnerSettings(
+        model=model,
+        attention=config.model.attention,
+        gradient_checkpointing=c.gradient_checkpointing,
+        threads=c.threads,
+        engine=EngineSettings(c.zero_stage, c.precision, c.lr, c.betas, c.eps, c.weight_decay, c.grad_clip),
+        schedule=c.schedule,
+        warmup=c.warmup_steps,
+        total_steps=config.total_steps,
+        floor=c.lr_floor,
+        surrogate=o.surrogate,
+        clip_low=o.clip_low,
+        clip_high=o.clip_high,
+        method=config.entropy.method,
+        controller=config.entropy.controller,
+        target=config.entropy.target,
+        bucket_bytes=config.weights.bucket_mb * 2**20,
+    )

@@ -1,0 +1,65 @@
+"""Resources: what a run asks for, whether the cluster has it. Pure but for `check`, which is told what the cluster has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestration.config import RunConfig
+from orchestration.errors import PlacementError
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One actor and what it holds."""
+
+    role: str
+    cpus: float
+    gpus: float
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        return {k: v for k, v in (("CPU", self.cpus), ("GPU", self.gpus)) if v}
+
+
+def plan(config: RunConfig) -> list[Slot]:
+    """Learner ranks, then generators (a tensor-parallel one holds all its GPUs), then verifiers."""
+    tp = config.generators.tensor_parallel
+    return [
+        *(Slot(f"learner rank {r}", config.learner.cpus, config.learner.gpus) for r in range(config.learner.ranks)),
+        *(
+            Slot(f"generator {i}", config.generators.cpus, config.generators.gpus * tp)
+            for i in range(config.generators.count)
+        ),
+        *(Slot(f"verifier {i}", config.verifiers.cpus, 0.0) for i in range(config.verifiers.count)),
+    ]
+
+
+def totals(slots: Sequence[Slot]) -> dict[str, float]:
+    return {"CPU": round(sum(s.cpus for s in slots), 6), "GPU": round(sum(s.gpus for s in slots), 6)}
+
+
+def check(slots: Sequence[Slot], cluster: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raises PlacementError when the cluster as a whole, or its largest node, cannot hold what is asked."""
+    asked = totals(slots)
+    for kind in ("CPU", "GPU"):
+        there = cluster.get(kind, 0.0)
+        if asked[kind] > there + 1e-9:
+            parts = ", ".join(f"{name} {value:g}" for name, value in _by_role(slots, kind).items() if value)
+            raise PlacementError(
+                f"the run asks for {asked[kind]:g} {kind} ({parts}) and the cluster has {there:g}: lower generators.count, "
+                f"learner.ranks or their {kind.lower()}s, or give the cluster more"
+            )
+        largest = max((s.bundle.get(kind, 0.0) for s in slots), default=0.0)
+        biggest = max((n.get(kind, 0.0) for n in nodes), default=0.0)
+        if largest > biggest + 1e-9:
+            role = max(slots, key=lambda s: s.bundle.get(kind, 0.0)).role
+            raise PlacementError(f"{role} asks for {largest:g} {kind} on one node and the largest node has {biggest:g}")
+
+
+def _by_role(slots: Sequence[Slot], kind: str) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for slot in slots:
+        role = {"learner": "learner", "generator": "generators", "verifier": "verifiers"}[slot.role.split()[0]]
+        sums[role] = round(sums.get(role, 0.0) + slot.bundle.get(kind, 0.0), 6)
+    return sums

@@ -1,0 +1,142 @@
+"""Many rollouts at once: prompts -> groups, with the clocks and the bars a person watches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.inference import Completion, Request, SamplingParams
+from actors.pool import GeneratorPool, VerifierPool
+from actors.rollout import RolloutSettings, rollout_group
+from actors.verifier import JudgeRequest
+from envs.types import Group, Message, Observation, Prompt, Verdict
+from orchestration.config import RunConfig
+
+
+class HFCodec:
+    """The model's own tokenizer and chat template behind the rollout's Codec."""
+
+    def __init__(self, folder: str | Path, chat_template: bool) -> None:
+        from transformers import AutoTokenizer, GenerationConfig
+
+        from learner import tokenizer
+
+        self._impl = tokenizer
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self._chat = chat_template and bool(self.tokenizer.chat_template)
+        config = None
+        if (Path(folder) / "generation_config.json").is_file() or not Path(folder).is_dir():
+            config = GenerationConfig.from_pretrained(folder)
+        self._generation = config
+        self.stop_token_ids = tokenizer.stop_token_ids(self.tokenizer, config)
+
+    def save(self, folder: Path) -> None:
+        """Tokenizer and generation config: what the weights' own save leaves out."""
+        self.tokenizer.save_pretrained(folder)
+        if self._generation is not None:
+            self._generation.save_pretrained(folder)
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        if self._chat:
+            return self._impl.render(self.tokenizer, messages)
+        return tuple(self.tokenizer("\n".join(m.content for m in messages)).input_ids)
+
+    def render_observation(
+        self, before: Sequence[Message], observation: Sequence[Message], reply_ids: Sequence[int]
+    ) -> tuple[int, ...]:
+        if self._chat:
+            return self._impl.render_observation(self.tokenizer, before, observation, reply_ids)
+        text = "\n" + "\n".join(m.content for m in observation) + "\n"
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._impl.decode(self.tokenizer, ids)
+
+
+class BusyClock:
+    """Wall time during which at least one call of a kind was under way; kinds overlap, so they need not add up."""
+
+    def __init__(self) -> None:
+        self._under_way = 0
+        self._since = 0.0
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        if self._under_way == 0:
+            self._since = time.perf_counter()
+        self._under_way += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._under_way -= 1
+        if self._under_way == 0:
+            self.seconds += time.perf_counter() - self._since
+
+
+class Rollouts:
+    """`collect` consumes prompts, waits for generators and verifiers, returns groups in the order of the prompts."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        generators: GeneratorPool,
+        verifiers: VerifierPool,
+        codec: HFCodec,
+        stage: Callable[[str, float, float], None],
+    ) -> None:
+        self._config, self._codec, self._stage = config, codec, stage
+        self._generators, self._verifiers = generators, verifiers
+
+    def render(self, prompt: Prompt) -> tuple[int, ...]:
+        """The prompt's token ids, as they go to the generators."""
+        return self._codec.render(prompt.messages)
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Beside the weights, so that the folder serves by itself."""
+        self._codec.save(folder)
+
+    async def collect(
+        self, prompts: Sequence[tuple[int, Prompt]], *, replies: int, temperature: float, stamp: str, bars: bool = True
+    ) -> tuple[list[Group], dict[str, float]]:
+        """prompts: (environment index, prompt). Beside the groups: seconds spent in `generate` and in `verify`."""
+        sampling = self._config.sampling
+        settings = RolloutSettings(
+            sampling=SamplingParams(
+                max_tokens=sampling.max_tokens,
+                temperature=temperature,
+                top_p=sampling.top_p,
+                stop_token_ids=self._codec.stop_token_ids,
+            ),
+            replies=replies,
+            max_turns=sampling.max_turns,
+            max_model_len=self._config.generators.max_model_len,
+            seed=self._config.run.seed,
+        )
+        total = len(prompts) * replies
+        clocks = {"generate": BusyClock(), "verify": BusyClock()}
+        done = {"generate": 0, "verify": 0}
+
+        def advance(name: str, count: int) -> None:
+            done[name] += count
+            if bars:
+                self._stage(name, min(done[name], total), total)
+
+        async def generate(requests: Sequence[Request]) -> list[Completion]:
+            with clocks["generate"]:
+                completions = await self._generators.generate(requests)
+            advance("generate", len(requests))
+            return completions
+
+        async def judge(request: JudgeRequest) -> Observation | Verdict:
+            with clocks["verify"]:
+                result = await self._verifiers.judge(request)
+            advance("verify", int(isinstance(result, Verdict)))
+            return result
+
+        advance("generate", 0)
+        groups = await asyncio.gather(
+            *(rollout_group(p, env, generate, judge, self._codec, settings, stamp) for env, p in prompts)
+        )
+        return list(groups), {name: clock.seconds for name, clock in clocks.items()}

@@ -1,0 +1,186 @@
+"""A run from its configuration to its exit: folder, sinks, cluster, loop, report, and all of it taken down again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from learner.checkpoint import CheckpointError, Checkpoints, read_state
+from orchestration import config as configuration
+from orchestration import placement
+from orchestration.config import RunConfig
+from orchestration.curriculum import Mixture
+from orchestration.errors import ConfigError, IsentropeError, NumericsError, Stopped
+from orchestration.report import write_report
+from orchestration.sinks import FanOut, RunInfo, build_sinks
+
+# What a resumed run may not change: the optimiser's state is laid out by it, or the statistics would be of two runs.
+FIXED_ON_RESUME = (
+    "learner.ranks",
+    "learner.zero_stage",
+    "learner.precision",
+    "run.seed",
+    "batch.prompts",
+    "batch.replies",
+)
+
+
+def describe_plan(config: RunConfig) -> str:
+    """The resolved configuration and what it asks of a cluster, for --dry-run."""
+    slots = placement.plan(config)
+    lines = [f"  {slot.role:<14} {slot.cpus:g} CPU  {slot.gpus:g} GPU" for slot in slots]
+    total = placement.totals(slots)
+    return (
+        f"{config.to_yaml()}\nresources\n"
+        + "\n".join(lines)
+        + f"\n  total          {total['CPU']:g} CPU  {total['GPU']:g} GPU"
+    )
+
+
+def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Returns report.html. Raises IsentropeError; its exit_code is the command's."""
+    configuration.check_world(config)
+    folder = config.folder
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
+    state, checkpoint = _resume_state(config, checkpoints) if resume else (None, None)
+    if not resume and not overwrite and (folder / "metrics.jsonl").exists():
+        raise ConfigError(
+            f"{folder} holds a run already: choose another run.name, continue it with --resume, or give --overwrite"
+        )
+
+    from actors.pool import MemberDied, PoolEmpty  # Ray, torch and transformers from here on
+    from learner.learner import NonFiniteError
+    from learner.weights import WeightSyncError
+
+    with _ray(config):
+        if not resume and (folder / "checkpoints").exists():
+            _clear(folder / "checkpoints")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(config.to_yaml(), "utf-8")
+        sink = build_sinks(config.run.sinks, folder, sys.stdout.isatty())
+        status = "failed"
+        try:
+            asyncio.run(_train(config, checkpoints, state, checkpoint, sink))
+            status = "finished"
+        except Stopped:
+            status = "stopped"
+            raise
+        except NonFiniteError as error:
+            raise NumericsError(str(error)) from error
+        except (MemberDied, PoolEmpty, WeightSyncError, CheckpointError) as error:
+            raise IsentropeError(str(error)) from error
+        finally:
+            sink.close(status)
+            if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size:
+                write_report([folder], folder / "report.html")
+    return folder / "report.html"
+
+
+async def _train(
+    config: RunConfig, checkpoints: Checkpoints, state: dict[str, Any] | None, checkpoint: Path | None, sink: FanOut
+) -> None:
+    from envs import catalog
+    from orchestration.launch import Cluster, Start
+    from orchestration.loop import Run, StopSignal
+    from orchestration.rollouts import HFCodec, Rollouts
+
+    stop = StopSignal()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def on_signal(number: int) -> None:
+        if stop.number is not None and task is not None:
+            task.cancel()  # the second one does not wait for a checkpoint
+        else:
+            sink.event("stopping: the last whole iteration is checkpointed first; once more to stop at once")
+            stop.set(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, number)
+
+    environments = [catalog.load(e.name, e.params, seed=config.run.seed) for e in config.environments]
+    mixture = Mixture(environments, [e.weight for e in config.environments], config.run.seed)
+    model = _absolute(config.model.path)
+    start, iteration = Start(model), 0
+    if state is not None and checkpoint is not None:
+        whole = checkpoint.resolve()
+        iteration = int(state["iteration"])
+        mixture.load_state_dict(state["mixture"])
+        start = Start(str(whole / "hf"), int(state["policy_version"]), whole / "engine", state["learner"])
+    sink.start(
+        RunInfo(
+            config.run.name,
+            config.folder,
+            config.run.iterations,
+            iteration if state else None,
+            config.model_dump(mode="json"),
+        )
+    )
+    cluster = Cluster(config, sink.event)
+    try:
+        await cluster.start(start)
+        rollouts = Rollouts(
+            config, cluster.generators, cluster.verifiers, HFCodec(model, config.model.chat_template), sink.stage
+        )
+        await Run(config, cluster, rollouts, mixture, checkpoints, sink, stop, iteration).train()
+    except asyncio.CancelledError:
+        raise Stopped(stop.number or signal.SIGINT) from None
+    finally:
+        await cluster.close()
+
+
+@contextlib.contextmanager
+def _ray(config: RunConfig) -> Iterator[None]:
+    import ray
+
+    from orchestration.launch import connect
+
+    mine = not ray.is_initialized()  # several runs in one process share a cluster
+    try:
+        connect(config) if mine else None
+        yield
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _resume_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[dict[str, Any], Path]:
+    """The latest checkpoint and its state, after checking that this configuration can go on from it."""
+    checkpoint = checkpoints.latest()
+    if checkpoint is None:
+        raise ConfigError(f"nothing to resume: {checkpoints.folder} holds no whole checkpoint")
+    try:
+        state = read_state(checkpoint)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    if state["iteration"] >= config.run.iterations:
+        raise ConfigError(
+            f"nothing to do: {checkpoint} is at iteration {state['iteration']} and run.iterations is {config.run.iterations}: raise it"
+        )
+    before = yaml.safe_load((config.folder / "config.yaml").read_text("utf-8"))
+    now = json.loads(config.model_dump_json())
+    for key in FIXED_ON_RESUME:
+        section, name = key.split(".")
+        if before[section][name] != now[section][name]:
+            raise ConfigError(
+                f"{key} was {before[section][name]} and is now {now[section][name]}: a resumed run cannot change it"
+            )
+    return state, checkpoint
+
+
+def _absolute(path: str) -> str:
+    """A local folder is named in full: actors have working directories of their own. A hub id stays as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+def _clear(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder)

@@ -1,0 +1,44 @@
+"""`isentrope init-model`: settings from the command line, progress on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestration.config import parse_overrides, sentence
+from orchestration.errors import ConfigError
+
+
+def run(environments: Sequence[str], overrides: Sequence[str], out: Path, cache: Path) -> Path:
+    """Raises ConfigError for settings that cannot work, before anything is written."""
+    settings = dict(parse_overrides(overrides))
+    return make({**settings, "environments": [{"name": name} for name in environments]}, out, cache)
+
+
+def make(settings: dict[str, Any], out: Path, cache: Path) -> Path:
+    """The model folder `out`; made and taught unless it is there already or in the cache."""
+    from rich.console import Console
+
+    from learner.warmstart import InitModelSettings, WarmStartProgress, init_model
+
+    console = Console()
+
+    def show(p: WarmStartProgress) -> None:
+        loss = "" if p.loss is None else f"loss {p.loss:.3f}"
+        accuracy = "" if p.accuracy is None else f"pass@1 {p.accuracy:.3f}"
+        at_k = "" if p.pass_at_k is None else f"pass@k {p.pass_at_k:.3f}"
+        parts = [x for x in (f"step {p.step}/{p.steps}", loss, accuracy, at_k, f"{p.seconds:.0f} s") if x]
+        console.print("warm start  " + "  ".join(parts), highlight=False)
+
+    try:
+        parsed = InitModelSettings.model_validate(settings)
+        folder = init_model(parsed, out, cache, show)
+    except ValidationError as error:
+        raise ConfigError(sentence(error)) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    console.print(f"model: {folder}", highlight=False)
+    return folder

@@ -1,0 +1,149 @@
+"""Task families of reasoning-gym, through the subprocess."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("reasoning_gym.version", reason="the extra 'envs' is not installed")
+
+from envs import sandbox
+from envs.reasoning_gym_adapter import ReasoningGym
+from envs.reasoning_gym_worker import refused
+from envs.types import Message, Prompt, Verdict
+
+FAMILIES: dict[str, Any] = {
+    "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+    "gcd": {},
+    "spell_backward": {"max_word_len": 5},
+    "letter_counting": {},
+    "number_sorting": {},
+    "binary_matrix": {},
+    "countdown": {},
+    "propositional_logic": {},
+    "graph_color": {},
+    "isomorphic_strings": {},
+    "syllogism": {},
+    "caesar_cipher": {},
+}
+
+
+@pytest.fixture(scope="module")
+def tasks() -> ReasoningGym:
+    return ReasoningGym(seed=4, families=FAMILIES, weights={"gcd": 5})
+
+
+def by_family(tasks: ReasoningGym, split: Any, count: int) -> dict[str, Prompt]:
+    return {(p := tasks.prompt(split, i)).env.partition("/")[2]: p for i in range(count)}
+
+
+def verdict(tasks: ReasoningGym, prompt: Prompt, reply: str) -> Verdict:
+    result = tasks.open(prompt).reply(reply)
+    assert isinstance(result, Verdict)
+    return result
+
+
+def test_every_familys_answer_is_correct_and_another_is_not(tasks: ReasoningGym) -> None:
+    prompts = by_family(tasks, "train", 200)
+    assert set(prompts) == set(FAMILIES)
+    for family, prompt in prompts.items():
+        answer = tasks.demonstration(prompt, random.Random(0))
+        for reply in (answer, f"\n{answer} \n", f"I think so.\n<answer>{answer}</answer>"):
+            assert (verdict(tasks, prompt, reply).reward, family) == (1.0, family)
+        for reply in ("", "no idea", f"{answer} {answer}"):
+            result = verdict(tasks, prompt, reply)
+            assert (result.reward, result.correct, family) == (0.0, False, family)
+
+
+def test_items_are_the_same_in_a_new_subprocess(tasks: ReasoningGym) -> None:
+    # isomorphic_strings walks over sets of strings: without a fixed string hash it gives others in every process
+    names = ("isomorphic_strings", "gcd", "caesar_cipher")
+    wanted = [tasks._prompt(family, "eval", i) for family in names for i in range(5)]
+    sandbox.close()
+    assert [tasks._prompt(family, "eval", i) for family in names for i in reversed(range(5))] == [
+        wanted[5 * n + i] for n in range(3) for i in reversed(range(5))
+    ]
+    answer = wanted[0].task["answer"]
+    assert verdict(tasks, wanted[0], answer).correct
+    assert ReasoningGym(seed=5, families=["gcd"]).prompt("train", 0).messages != wanted[5].messages
+
+
+def test_a_mixture_is_named_by_family_and_weighted(tasks: ReasoningGym) -> None:
+    counts = Counter(tasks.prompt("train", i).env for i in range(400))
+    assert 85 < counts["reasoning_gym/gcd"] < 165  # 5 of 16
+    assert max(count for name, count in counts.items() if name != "reasoning_gym/gcd") < 60
+    named = ReasoningGym(families="gcd", name="g", system="Brief.")
+    assert named.prompt("train", 0).env == "g/gcd" and named.prompt("train", 0).messages[0] == Message(
+        "system", "Brief."
+    )
+
+
+def test_parameters_reach_the_family(tasks: ReasoningGym) -> None:
+    texts = [tasks._prompt("chain_sum", "train", i).messages[-1].content for i in range(30)]
+    terms = [text.rpartition(": ")[2].removesuffix(" =") for text in texts]
+    assert all(len(term.split()) == 3 for term in terms), terms
+
+
+def test_splits_are_disjoint_even_where_the_family_has_few_questions() -> None:
+    small = ReasoningGym(families={"coin_flip": {"min_trials": 3, "max_trials": 6}})
+    train, held = ({small.prompt(split, i).messages for i in range(100)} for split in ("train", "eval"))
+    assert train and held and not train & held
+
+
+def test_partial_credit_is_only_given_when_asked() -> None:
+    strict, lenient = (ReasoningGym(families="gcd", partial_credit=asked) for asked in (False, True))
+    prompt = strict.prompt("train", 0)
+    reply = f"{prompt.task['answer']} {'x' * 9}"
+    assert verdict(strict, prompt, reply).reward == 0.0
+    result = verdict(lenient, prompt, reply)
+    assert 0.0 < result.reward < 1.0 and not result.correct and result.solution is None
+    assert verdict(lenient, prompt, prompt.task["answer"]).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"families": "gdc"}, "no family 'gdc', did you mean 'gcd'?"),
+        ({"families": []}, "families is empty"),
+        ({"families": {"gcd": {"min_number": 3}}}, "no parameter 'min_number', did you mean 'min_numbers'?"),
+        ({"families": {"gcd": {"seed": 3}}}, "no parameter 'seed'"),
+        ({"families": {"gcd": {"min_numbers": -3}}}, "refuses its parameters: min_numbers must be"),
+        ({"families": {"gcd": [1]}}, "must be a dict"),
+        ({"families": ["gcd"], "weights": {"lcm": 1}}, "'lcm', which is not among the families"),
+        ({"families": ["gcd"], "weights": {"gcd": 0}}, "must be a number above 0"),
+        ({"families": "composite"}, "no family 'composite'"),
+    ],
+)
+def test_wrong_parameters_are_one_sentence(params: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        ReasoningGym(**params)
+    assert words in str(caught.value) and "\n" not in str(caught.value), str(caught.value)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.reasoning_gym_adapter.PACKAGE", "not_installed_anywhere")
+    with pytest.raises(ValueError, match=r"pip install 'isentrope\[envs\]'"):
+        ReasoningGym(families="gcd")
+
+
+def test_a_family_without_answers_says_so() -> None:
+    tasks = ReasoningGym(families="rush_hour")
+    with pytest.raises(ValueError, match="'rush_hour' gives no answer"):
+        tasks.demonstration(tasks.prompt("train", 0), random.Random(0))
+
+
+def test_scorers_that_evaluate_never_see_a_call(tmp_path: Path) -> None:
+    tasks = ReasoningGym(families=["n_queens", "countdown"])
+    for family in ("n_queens", "countdown"):
+        prompt = tasks._prompt(family, "train", 0)
+        for call in (f"open('{tmp_path / 'made'}', 'w')", f"__import__('os').system('touch {tmp_path / 'made'}')"):
+            assert verdict(tasks, prompt, call).reward == 0.0
+    assert not (tmp_path / "made").exists()
+    assert (
+        refused("puzzle24", "9**9**9") and refused("puzzle24", "99999!") and not refused("puzzle24", "10*(8 - 5) - 6")
+    )
+    assert refused("simple_integration", "x.__class__") and not refused("simple_integration", "-5*x**2/2 + C")
