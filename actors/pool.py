@@ -49,7 +49,9 @@ class VerifierMember(Protocol):
         ...
 
 
-M = TypeVar("M", GeneratorMember, VerifierMember)
+M = TypeVar("M", bound=GeneratorMember | VerifierMember)
+G = TypeVar("G", bound=GeneratorMember)
+V = TypeVar("V", bound=VerifierMember)
 
 
 @dataclass
@@ -117,7 +119,7 @@ class _Pool(Generic[M]):
         task.add_done_callback(self._tasks.discard)
 
 
-class GeneratorPool(_Pool[GeneratorMember]):
+class GeneratorPool(_Pool[G], Generic[G]):
     """`generate` is a rollout's GenerateFn."""
 
     def __init__(self, members: Sequence[GeneratorMember], on_event: Callable[[str], None]) -> None:
@@ -150,7 +152,7 @@ class GeneratorPool(_Pool[GeneratorMember]):
         seat.queue += waiting
         seat.load += len(waiting)
 
-    async def _send(self, seat: _Seat[GeneratorMember]) -> None:
+    async def _send(self, seat: _Seat[G]) -> None:
         batch, seat.queue = seat.queue, []
         if not batch:  # the member died between the queueing and this turn: its queue has moved
             return
@@ -180,10 +182,10 @@ class GeneratorPool(_Pool[GeneratorMember]):
             _fail(futures.values(), error)
 
 
-class VerifierPool(_Pool[VerifierMember]):
+class VerifierPool(_Pool[V], Generic[V]):
     """`judge` is a rollout's JudgeFn. A session stays with its verifier while that lives; another would replay it."""
 
-    def __init__(self, members: Sequence[VerifierMember], on_event: Callable[[str], None]) -> None:
+    def __init__(self, members: Sequence[V], on_event: Callable[[str], None]) -> None:
         super().__init__(members, on_event)
         self._home: dict[str, str] = {}  # open session -> member name
 
@@ -206,7 +208,7 @@ class VerifierPool(_Pool[VerifierMember]):
                 seat.busy = True  # one message at a time: what comes meanwhile makes the next batch
                 asyncio.get_running_loop().call_soon(lambda s=seat: self._start(self._send(s)))
 
-    async def _send(self, seat: _Seat[VerifierMember]) -> None:
+    async def _send(self, seat: _Seat[V]) -> None:
         while seat.queue:
             batch, seat.queue = seat.queue, []
             try:

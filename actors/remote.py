@@ -34,8 +34,9 @@ async def answer(name: str, reference: Awaitable[T], timeout_s: float) -> T:
     except (ActorDiedError, ActorUnavailableError, RayActorError) as error:
         raise MemberDied(name, str(error).strip().splitlines()[-1]) from error
     except RayTaskError as error:
-        cause = error.cause
-        raise cause from error if isinstance(cause, Exception) else error
+        if isinstance(error.cause, Exception):
+            raise error.cause from error
+        raise
 
 
 @ray.remote

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from envs.base import Session
 from envs.countdown import left_to_right
 from envs.tasks import OneReply, check_index, in_split, task_random
 from envs.types import Message, Prompt, Split, Verdict
@@ -47,7 +46,7 @@ class Arithmetic:
         # Even one operator and one digit give 100 sums, some of them in either split.
         raise RuntimeError(f"arithmetic: {DRAWS} draws gave no {split} sum")
 
-    def open(self, prompt: Prompt) -> Session:
+    def open(self, prompt: Prompt) -> OneReply:
         answer = prompt.task["answer"]
         return OneReply(
             lambda text: Verdict(1.0, True, answer) if text.strip() == answer else Verdict(0.0, detail=f"not {answer}"),

@@ -17,7 +17,6 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from envs.base import Session
 from envs.tasks import OneReply, check_index, in_split, task_random
 from envs.types import Message, Prompt, Split, Verdict
 
@@ -101,7 +100,7 @@ class Countdown:
             "min_solutions or widen the ranges"
         )
 
-    def open(self, prompt: Prompt) -> Session:
+    def open(self, prompt: Prompt) -> OneReply:
         numbers, target = _task(prompt)
         return OneReply(lambda text: self._judge(text, numbers, target), limit=MAX_EXPRESSION)
 

@@ -46,10 +46,10 @@ def grade(answer: str, reference: str, *, symbolic: bool = True, timeout_s: floa
     """Grade the answer; never raises, whatever the answer is. timeout_s: of the symbolic comparison, in seconds."""
     if len(answer) > MAX_EXACT:
         return Grade(False, "too long")
-    answer, reference = normalise(answer), normalise(reference)
+    answer, reference = _clean(answer), _clean(reference)  # with their case, which \mathbb{R} needs to be understood
     if not answer:
         return Grade(False, "different")
-    if answer == reference:
+    if answer.casefold() == reference.casefold():
         return Grade(True, "exact")
     numbers = number(answer), number(reference)
     if numbers[0] is not None and numbers[1] is not None:
@@ -68,11 +68,11 @@ def grade(answer: str, reference: str, *, symbolic: bool = True, timeout_s: floa
 
 
 def normalise(answer: str) -> str:
-    """The text that equal answers share: lower case, single spaces, no maths marks around it.
+    """The text that equal answers share: lower case, single spaces, no maths marks: '$\\text{Paris}.$' -> 'paris'."""
+    return _clean(answer).casefold()
 
-    '$\\text{Paris}$' -> 'paris'. A text with a LaTeX command in it keeps its case: there the letters are names
-    (\\Gamma is not \\gamma).
-    """
+
+def _clean(answer: str) -> str:
     answer = answer.strip()
     for wrapper in _WRAPPERS:
         inside = wrapper.fullmatch(answer)
@@ -82,11 +82,11 @@ def normalise(answer: str) -> str:
     answer = " ".join(answer.split())
     if answer.endswith(".") and not answer.endswith(".."):
         answer = answer[:-1].rstrip()
-    return answer if "\\" in answer else answer.casefold()
+    return answer
 
 
 def number(text: str) -> Fraction | None:
-    """The number that a normalised text is, exactly; None when it is not one (or is too long to be read in no time)."""
+    """The number that a text is, exactly; None when it is not one (or is too long to be read in no time)."""
     if len(text) > MAX_NUMBER:
         return None
     text = _FRACTION.sub(r"\1/\2", text).replace(" ", "").lstrip("$€£")

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.base import Session
 from envs.extract import extract
 from envs.grading import TIMEOUT_S, grade, normalise
 from envs.tasks import OneReply, check_index, stable_hash
@@ -96,7 +95,7 @@ class Questions:
         row = rows[index % len(rows)]
         return Prompt(self._name, split, index, row.messages, {"answer": row.answer, "where": row.where})
 
-    def open(self, prompt: Prompt) -> Session:
+    def open(self, prompt: Prompt) -> OneReply:
         reference = prompt.task["answer"]
         return OneReply(lambda text: self._judge(text, reference))
 

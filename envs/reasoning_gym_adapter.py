@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from envs import sandbox
-from envs.base import Session
 from envs.catalog import nearest
 from envs.extract import extract
 from envs.questions import PRINTABLE
@@ -66,6 +65,11 @@ class ReasoningGym:
         self._system = system
         self._timeout_s = timeout_s
         self._name = name
+        for family in self._params:
+            try:
+                self._prompt(family, "train", 0)
+            except sandbox.SandboxError as error:  # parameters that the family's own check lets pass
+                raise ValueError(f"reasoning_gym: the family '{family}' cannot make an item: {error}") from error
 
     def size(self, split: Split) -> int | None:
         return None
@@ -76,7 +80,7 @@ class ReasoningGym:
         (family,) = rng.choices(list(self._weights), weights=list(self._weights.values()))
         return self._prompt(family, split, index)
 
-    def open(self, prompt: Prompt) -> Session:
+    def open(self, prompt: Prompt) -> OneReply:
         return OneReply(lambda text: self._judge(text, prompt.task["family"], prompt.task["item"]))
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:

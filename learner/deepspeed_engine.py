@@ -86,7 +86,9 @@ class DeepSpeedEngine:
         groups = [{"params": decay, "weight_decay": s.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         # A client optimizer: one named in the config is compiled at first use, which takes minutes on a CPU.
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=s.lr, betas=s.betas, eps=s.eps)
-        self.engine, *_ = self._deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())
+        engine: Any
+        engine, *_ = self._deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())
+        self.engine = engine
 
     def _config(self) -> dict[str, Any]:
         s = self.settings

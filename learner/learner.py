@@ -220,7 +220,9 @@ class Learner:
         """Rank 0 opens the channel to the generators, on the port `listen` gave; the other ranks have no part in it."""
         if self.publisher is not None:
             self.publisher.close()
-        self.publisher = Publisher(rendezvous, timeout_s, listener=self._listener)
+        self.publisher = Publisher(
+            rendezvous, timeout_s, listener=self._listener, overlap=self.settings.engine.zero_stage < 3
+        )
 
     def manifest(self, version: int) -> WeightManifest:
         return make_manifest(self.engine.full_specs(self.policy.weights()), version, self.settings.bucket_bytes)

@@ -26,7 +26,8 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool, device
     )
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(model.to(device))
+    policy = Policy(model)
+    return policy.to(device)
 
 
 class Policy(nn.Module):

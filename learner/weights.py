@@ -226,7 +226,7 @@ class Channel:
         self.rendezvous = rendezvous
         self.timeout_s = timeout_s
         self._round = 0
-        self._group: dist.ProcessGroupGloo | dist.ProcessGroupNCCL | None = None
+        self._group: Any = None  # ProcessGroupGloo or ProcessGroupNCCL; the stubs know little of either
         limit = timedelta(seconds=timeout_s)
         fd = listener.detach() if listener is not None else None  # the store closes it
         root = rendezvous.rank == 0
@@ -319,7 +319,7 @@ class Channel:
         return self.rendezvous.members[rank] if self.rendezvous.members else f"rank {rank}"
 
 
-def _group(rendezvous: Rendezvous, store: Store, limit: timedelta) -> dist.ProcessGroupGloo | dist.ProcessGroupNCCL:
+def _group(rendezvous: Rendezvous, store: Store, limit: timedelta) -> Any:
     if rendezvous.backend == "gloo":
         options: Any = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]  # not in the stubs
         options._timeout = limit

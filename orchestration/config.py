@@ -70,6 +70,7 @@ class GeneratorSection(Section):
     kv_cache_mb: int | None = Field(default=None, ge=1)  # None on CUDA: gpu_memory_utilization decides
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     enforce_eager: bool = True
+    prefix_caching: bool = True
     cpus: float = Field(default=1, gt=0)
     gpus: float = Field(default=0, ge=0)
     timeout_s: float = Field(default=600, gt=0)  # of one batch of replies
@@ -365,7 +366,7 @@ def sentence(error: ValidationError) -> str:
     elif first["type"] == "missing":
         text = f"{where} is missing: give it in the recipe or as {where}=VALUE"
     elif first["type"] == "value_error":
-        cause = first["ctx"]["error"]
+        cause = first.get("ctx", {}).get("error")
         if isinstance(cause, ValidationError):  # a kind's own settings, validated inside a field of ours
             cause = _nested(cause, _kind_settings(first["input"]))
         text = f"{where}: {cause}" if where else str(cause)
@@ -389,7 +390,7 @@ def _nested(error: ValidationError, settings: type[BaseModel] | None) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown key {where} for this kind{_nearest(where, list(settings.model_fields) if settings else [])}"
     if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
+        return str(first.get("ctx", {}).get("error"))
     return f"{where} is {first.get('input')!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 

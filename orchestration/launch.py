@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -76,8 +76,8 @@ class Cluster:
         self._epoch = 0
         self._born = 0  # generators made so far: names are not reused
         self.learner: RemoteLearner
-        self.generators: GeneratorPool
-        self.verifiers: VerifierPool
+        self.generators: GeneratorPool[RemoteGenerator]
+        self.verifiers: VerifierPool[RemoteVerifier]
         self.version = 0
 
     @property
@@ -96,7 +96,7 @@ class Cluster:
             asked, free = placement.totals(self._slots), ray.available_resources()
             raise PlacementError(
                 f"the cluster is large enough but was busy for cluster.start_timeout_s = {limit:g} s: the run asks for "
-                f"{asked['CPU']:g} CPU and {asked['GPU']:g} GPU and {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU are free"
+                f"{asked['CPU']:g} CPU and {asked['GPU']:g} GPU; free are {free.get('CPU', 0):g} and {free.get('GPU', 0):g}"
             ) from None
         self._source, self.version = start, start.version
         config = self.config
@@ -114,6 +114,8 @@ class Cluster:
         await self._join_weight_group()
 
     def _options(self, slot: int, **env: str) -> dict[str, Any]:
+        if self._group is None:
+            raise PlacementError("actors are placed after start() made their placement group")
         s = self._slots[slot]
         variables = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **env}
         return {
@@ -162,6 +164,7 @@ class Cluster:
             "gpu_memory_utilization": g.gpu_memory_utilization,
             "tensor_parallel": g.tensor_parallel,
             "enforce_eager": g.enforce_eager,
+            "prefix_caching": g.prefix_caching,
             "seed": self.config.run.seed,
             "version": self._source.version,
         }
@@ -228,15 +231,16 @@ class Cluster:
         timeout = self.config.weights.timeout_s
         manifest: WeightManifest = await self.learner.first("manifest", version, timeout_s=timeout)
         members = self.generators.members
-        results = await asyncio.gather(
+        sent, *received = await asyncio.gather(
             self.learner.all("publish", manifest, timeout_s=timeout * 2),
             *(m.receive_weights(manifest, timeout) for m in members),
             return_exceptions=True,  # all have to be heard: the first error alone may not name the culprit
         )
-        errors = [r for r in results if isinstance(r, BaseException)]
+        errors = [r for r in (sent, *received) if isinstance(r, BaseException)]
         if errors:
             raise next((e for e in errors if isinstance(e, WeightSyncError)), errors[0])
-        verify_checksums(version, results[0][0], {m.name: r for m, r in zip(members, results[1:], strict=True)})
+        checksums = {m.name: r for m, r in zip(members, received, strict=True) if isinstance(r, int)}
+        verify_checksums(version, cast("list[int]", sent)[0], checksums)
         return manifest
 
     async def _bury_silent(self) -> bool:
@@ -276,7 +280,7 @@ class Cluster:
         limit = self.config.weights.max_logprob_gap
         if not worst[0] <= limit:  # so written that nan is beyond it too
             raise NumericsError(
-                f"after version {self.version} the log-probs of {worst[1]} differ from the trainer's by {worst[0]:.3g} nats, more than "
+                f"at version {self.version} log-probs of {worst[1]} differ from the trainer's by {worst[0]:.3g} nats, more than "
                 f"weights.max_logprob_gap = {limit:g}: engine and trainer do not run the same policy"
             )
         return {"sync/logprob_gap_max": worst[0], "sync/logprob_gap_mean": total / count}

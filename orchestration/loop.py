@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from envs.types import Group, Status, Trajectory
 from learner.advantages import GROUP_ADVANTAGES
@@ -171,7 +171,7 @@ class Run:
             self.checkpoints.commit(draft, state)
         self.sink.stage("checkpoint", 1, 1)
 
-    async def _stopped(self) -> None:
+    async def _stopped(self) -> NoReturn:
         """A checkpoint of the last whole iteration, then the end."""
         if self.iteration:
             await self._checkpoint()

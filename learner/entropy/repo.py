@@ -4,11 +4,11 @@
 
     REPO-D   beta = knob                adds +knob * sum pi^2 L^2 >= 0 to dH: for knob > 0 always towards more entropy
     REPO-R   beta = knob * |A|          A' = A (1 - knob L) for A > 0, A (1 + knob L) for A < 0; the factor is clamped at 0 so
-                                        that no advantage changes sign. Raises entropy in most cases, not all: not when only
-                                        the likeliest token carries advantage
+                                        that no advantage changes sign. Raises entropy in most cases, not all: not when all
+                                        advantage is on a token a little likelier than average (0 < pi L < kappa)
 
 `centred: false` uses log pi in place of L, the form of public implementations; log pi < 0, so every A > 0 grows and every
-A < 0 shrinks, a hidden change of step size. Source: "Entropy-Preserving Reinforcement Learning", arXiv 2603.11682.
+A < 0 shrinks, a hidden change of step size; REPO-R then lowers entropy where only the likeliest token carries advantage. Source: "Entropy-Preserving Reinforcement Learning", arXiv 2603.11682.
 Published range of the knob for large models: 1e-4 to 0.05, start 1e-3; a model of 0.1M parameters needs about 0.5.
 """
 

@@ -25,7 +25,7 @@ def test_both_splits_of_the_smallest_setting_have_tasks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "reward"), [("7", 1.0), (" 7\n", 1.0), ("07", 0.0), ("+7", 0.0), ("7.", 0.0), ("٧", 0.0)]
+    ("reply", "reward"), [("7", 1.0), (" 7\n", 1.0), ("07", 0.0), ("+7", 0.0), ("7.", 0.0), ("\u0667", 0.0)]
 )
 def test_only_the_canonical_number_is_right(reply: str, reward: float) -> None:
     prompt = Prompt("arithmetic", "train", 0, (), {"answer": "7"})
@@ -36,5 +36,5 @@ def test_only_the_canonical_number_is_right(reply: str, reward: float) -> None:
 
 @pytest.mark.parametrize("params", [{"digits": 0}, {"digits": 10}, {"operators": "/"}, {"operators": ""}])
 def test_impossible_parameters(params: dict) -> None:
-    with pytest.raises(ValueError, match="arithmetic: .* must be"):
+    with pytest.raises(ValueError, match=r"arithmetic: .* must be"):
         Arithmetic(**params)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import envs
 from envs import catalog
 from envs.countdown import Countdown
 
@@ -96,4 +99,9 @@ def test_describe_needs_no_adapted_library() -> None:
     assert "numbers: int = 4" in rows["countdown"][1] and "seed" not in rows["countdown"][1]
     assert rows["questions"][1].startswith("path: str, eval_path: str | None = None")
     assert all(summary.endswith(".") for summary, _ in rows.values())
-    assert "reasoning_gym" not in sys.modules and "math_verify" not in sys.modules
+    listing = "import sys; from envs import catalog; list(catalog.describe()); print(*sys.modules)"
+    root = Path(envs.__file__).parent.parent
+    output = subprocess.run(
+        [sys.executable, "-c", listing], capture_output=True, text=True, check=True, cwd=root
+    ).stdout
+    assert not {"reasoning_gym", "math_verify", "sympy", "numpy", "torch"} & set(output.split())

@@ -102,5 +102,5 @@ def test_a_reply_beyond_the_limit_is_wrong_though_it_ends_correctly(environment:
     assert isinstance(environment, Demonstrates)
     prompt = environment.prompt("train", 0)
     reply = environment.demonstration(prompt, random.Random(0))
-    assert environment.open(prompt).reply(" " * 10 + reply).correct
-    assert not environment.open(prompt).reply(" " * 30_000 + reply).correct
+    verdicts = [environment.open(prompt).reply(" " * spaces + reply) for spaces in (10, 30_000)]
+    assert [isinstance(verdict, Verdict) and verdict.correct for verdict in verdicts] == [True, False]

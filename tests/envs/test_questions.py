@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from envs.questions import Questions
-from envs.types import Message
+from envs.types import Message, Prompt, Verdict
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -25,6 +25,12 @@ def asked(tasks: Questions, split: Any) -> list[str]:
     return [tasks.prompt(split, i).messages[-1].content for i in range(tasks.size(split) or 0)]
 
 
+def judge(tasks: Questions, prompt: Prompt, reply: str) -> Verdict:
+    verdict = tasks.open(prompt).reply(reply)
+    assert isinstance(verdict, Verdict)
+    return verdict
+
+
 def test_rows_of_both_kinds(tmp_path: Path) -> None:
     chat = [{"role": "system", "content": "Brief."}, {"role": "user", "content": "2+2?"}]
     lines = ['\ufeff{"prompt": "Half of 1?", "answer": 0.5, "source": "x"}', "", {"messages": chat, "answer": " Vier "}]
@@ -34,15 +40,15 @@ def test_rows_of_both_kinds(tmp_path: Path) -> None:
     assert half.messages == (Message("system", "Think."), Message("user", "Half of 1?"))
     assert four.messages == (Message("system", "Brief."), Message("user", "2+2?"))
     assert half.task["answer"] == "0.5" and four.task["answer"] == "Vier"
-    assert tasks.open(half).reply("It is \\boxed{\\frac{1}{2}}.").reward == 1.0
-    assert tasks.open(half).reply("It is \\boxed{\\frac{1}{3}}.").reward == 0.0
-    assert tasks.open(four).reply("the answer is vier.").solution == "vier"
+    assert judge(tasks, half, "It is \\boxed{\\frac{1}{2}}.").reward == 1.0
+    assert judge(tasks, half, "It is \\boxed{\\frac{1}{3}}.").reward == 0.0
+    assert judge(tasks, four, "the answer is vier.").solution == "vier"
 
 
 def test_equal_solutions_have_one_form(tmp_path: Path) -> None:
     tasks = Questions(path=write(tmp_path / "q", [{"prompt": "a", "answer": "1/2"}]), eval_fraction=0.0)
-    session = tasks.open(tasks.prompt("train", 0))
-    assert {session.reply(text).solution for text in ("0.5", "50%", "#### 1/2")} == {"1/2"}
+    prompt = tasks.prompt("train", 0)
+    assert {judge(tasks, prompt, text).solution for text in ("0.5", "50%", "#### 1/2")} == {"1/2"}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,7 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, fault: str) -> None:
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere.jsonl cannot be read: No such file"):
+    with pytest.raises(ValueError, match=r"nowhere\.jsonl cannot be read: No such file"):
         Questions(path=str(tmp_path / "nowhere.jsonl"))
     with pytest.raises(ValueError, match="has no line"):
         Questions(path=write(tmp_path / "empty", ["", " "]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections import Counter
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("reasoning_gym.version", reason="the extra 'envs' is not installed")
-
 from envs import sandbox
 from envs.reasoning_gym_adapter import ReasoningGym
 from envs.reasoning_gym_worker import refused
 from envs.types import Message, Prompt, Verdict
+
+# find_spec: an import here would take seconds, the tests only need the one in the subprocess.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("reasoning_gym") is None, reason="the extra 'envs' is not installed"
+)
 
 FAMILIES: dict[str, Any] = {
     "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
@@ -112,6 +116,7 @@ def test_partial_credit_is_only_given_when_asked() -> None:
         ({"families": {"gcd": {"min_number": 3}}}, "no parameter 'min_number', did you mean 'min_numbers'?"),
         ({"families": {"gcd": {"seed": 3}}}, "no parameter 'seed'"),
         ({"families": {"gcd": {"min_numbers": -3}}}, "refuses its parameters: min_numbers must be"),
+        ({"families": {"simple_equations": {"operators": ["+"]}}}, "'simple_equations' cannot make an item"),
         ({"families": {"gcd": [1]}}, "must be a dict"),
         ({"families": ["gcd"], "weights": {"lcm": 1}}, "'lcm', which is not among the families"),
         ({"families": ["gcd"], "weights": {"gcd": 0}}, "must be a number above 0"),

@@ -38,11 +38,10 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
+QWEN2_SIZES: dict[str, Any] = {k: v for k, v in SIZES.items() if k != "head_dim"}  # it derives it: 64 / 2 heads = 32
+QWEN2_SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 1}
 CONFIGS = {
-    "qwen2": lambda tied: hf.Qwen2Config(
-        **{k: v for k, v in SIZES.items() if k != "head_dim"} | {"num_attention_heads": 2, "num_key_value_heads": 1},
-        tie_word_embeddings=tied,
-    ),
+    "qwen2": lambda tied: hf.Qwen2Config(**QWEN2_SIZES, tie_word_embeddings=tied),
     "qwen3": lambda tied: hf.Qwen3Config(**SIZES, tie_word_embeddings=tied),
     "llama": lambda tied: hf.LlamaConfig(**SIZES, tie_word_embeddings=tied),
     "gemma": lambda tied: hf.GemmaConfig(**SIZES, tie_word_embeddings=tied),

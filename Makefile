@@ -1,0 +1,53 @@
+# Two commands do all the set-up: `make demo` and `make test`. Nothing is needed before but Python 3.11, make and gcc.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+LOCK ?= deploy/cpu.lock
+# Where the CPU build of torch is on your machine, if pip does not find it: PyTorch's own index of CPU wheels.
+TORCH_INDEX ?=
+
+VENV := .venv
+READY := $(VENV)/ready
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -qq --no-deps --no-compile -r $(LOCK)
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: install demo test check format lock clean
+
+install: $(READY)
+
+# The lock names every package, so nothing is resolved here; the stamp keeps a second run from installing again.
+$(READY): $(LOCK) pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no python3.11 found: install Python 3.11 or give PYTHON=..."; exit 1; }
+	@echo "installing into $(VENV) from $(LOCK): about two minutes, 4 GB"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@if $(INSTALL) 2> $(VENV)/install.log; then :; \
+	elif [ -n "$(TORCH_INDEX)" ]; then $(INSTALL) --extra-index-url "$(TORCH_INDEX)"; \
+	else cat $(VENV)/install.log; \
+	  echo "make: the install failed; if torch's CPU build was not found, give TORCH_INDEX=<PyTorch's index of CPU wheels>"; exit 1; fi
+	@$(PIP) install -qq --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)
+	@$(VENV)/bin/isentrope demo
+
+check: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+test: check
+	$(VENV)/bin/python -m pytest
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# Needs uv on the PATH, and UV_FIND_LINKS or UV_INDEX where the CPU build of torch is. The CUDA lock is resolved from metadata.
+COMPILE = uv pip compile pyproject.toml --extra envs --extra trackers --extra dev --override deploy/overrides.txt \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_35 --index-strategy unsafe-best-match \
+	--no-header --no-annotate -q
+lock:
+	$(COMPILE) --extra cpu --prerelease if-necessary-or-explicit -o deploy/cpu.lock
+	$(COMPILE) --extra cuda -o deploy/cuda.lock
+
+clean:
+	rm -rf $(VENV) models runs build *.egg-info

@@ -1,0 +1,99 @@
+"""Small values of the wire types, and strategies for random ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from envs.types import Group, Message, Prompt, Status, Trajectory, Turn, Verdict
+from learner.types import TokenStats
+
+VOCAB = 50
+
+
+def assert_close(
+    found: Tensor | None, expected: Tensor, rtol: float = 1e-6, atol: float = 1e-12, what: str = ""
+) -> None:
+    """torch.testing.assert_close without its seconds of imports; the types may differ."""
+    assert found is not None, what
+    arrays = (found.detach().double().numpy(), expected.detach().double().numpy())
+    np.testing.assert_allclose(*arrays, rtol=rtol, atol=atol, err_msg=what)
+
+
+def make_prompt(index: int = 0, env: str = "toy") -> Prompt:
+    return Prompt(env, "train", index, (Message("user", f"task {index}"),), {"answer": "1"})
+
+
+def make_trajectory(
+    turns: Sequence[tuple[int, int]] = ((3, 2),),
+    *,
+    reward: float = 0.0,
+    index: int = 0,
+    env: str = "toy",
+    seed: int = 0,
+    version: int = 0,
+    status: Status = Status.OK,
+) -> Trajectory:
+    """turns: (context tokens, reply tokens) of each turn. Token ids and log-probs follow from the seed."""
+    rng = random.Random(f"{seed}/{index}/{tuple(turns)}")
+    made = []
+    for context, reply in turns:
+        ids = [tuple(rng.randrange(1, VOCAB) for _ in range(n)) for n in (context, reply)]
+        logprobs = tuple(-rng.random() * 4 for _ in range(reply))
+        made.append(Turn(ids[0], ids[1], logprobs, "stop", version, version))
+    verdict = Verdict(reward, correct=reward > 0, status=status)
+    return Trajectory(make_prompt(index, env), tuple(made), tuple("text" for _ in made), verdict)
+
+
+def make_group(rewards: Sequence[float], *, index: int = 0, version: int = 0) -> Group:
+    replies = [make_trajectory(reward=r, index=index, seed=i, version=version) for i, r in enumerate(rewards)]
+    return Group(make_prompt(index), tuple(replies))
+
+
+@st.composite
+def trajectories(draw: st.DrawFn, min_size: int = 1, max_size: int = 12) -> list[Trajectory]:
+    """Trajectories of one to three turns, in up to three environments."""
+    count = draw(st.integers(min_size, max_size))
+    first = st.tuples(st.integers(1, 6), st.integers(1, 9))
+    later = st.tuples(st.integers(0, 4), st.integers(1, 5))
+    made = []
+    for i in range(count):
+        turns = [draw(first), *draw(st.lists(later, max_size=2))]
+        made.append(make_trajectory(turns, index=i, env=draw(st.sampled_from(["a", "b", "c"]))))
+    return made
+
+
+def make_stats(n: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> TokenStats:
+    """Statistics of n tokens sampled from random distributions of their own: consistent with one another."""
+    generator = torch.Generator().manual_seed(seed)
+    log_p = (2 * torch.randn(n, 7, generator=generator, dtype=torch.float64)).log_softmax(-1)
+    p = log_p.exp()
+    action = torch.multinomial(p, 1, generator=generator) if n else torch.zeros(0, 1, dtype=torch.long)
+    entropy = -(p * log_p).sum(-1)
+    kappa = (p * p * (log_p + entropy[:, None])).sum(-1)
+    logp = log_p.gather(-1, action)[:, 0]
+    old = logp + 0.2 * torch.randn(n, generator=generator, dtype=torch.float64)
+    advantages = torch.randn(n, generator=generator, dtype=torch.float64).round(decimals=1)
+    return TokenStats(*(x.to(dtype) for x in (logp, entropy, kappa, old, advantages)))
+
+
+def config_data(**sections: dict[str, Any]) -> dict[str, Any]:
+    """The smallest valid configuration, with keys of sections replaced."""
+    data: dict[str, Any] = {
+        "run": {"name": "demo", "iterations": 3},
+        "model": {"path": "someone/some-model"},
+        "environments": [{"name": "countdown"}, {"name": "arithmetic", "weight": 2}],
+        "batch": {"prompts": 4, "replies": 4},
+        "sampling": {"max_tokens": 16},
+        "generators": {"max_model_len": 64},
+        "learner": {"lr": 0.001},
+    }
+    for name, values in sections.items():
+        data[name] = {**data.get(name, {}), **values}
+    return data

@@ -1,0 +1,87 @@
+"""Group baselines against their definitions, and what leaves them unchanged."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.advantages import GROUP_ADVANTAGES, grpo, leave_one_out
+from learner.batching import no_signal, trajectory_advantages
+
+REWARDS = st.lists(st.integers(-8, 8).map(lambda x: x / 4), min_size=2, max_size=12)
+NAMES = sorted(GROUP_ADVANTAGES)
+
+
+@given(REWARDS)
+def test_grpo_is_the_standard_score_of_the_group(rewards: list[float]) -> None:
+    mean, std = statistics.fmean(rewards), statistics.pstdev(rewards)
+    assert grpo(np.array(rewards)) == pytest.approx([(r - mean) / (std + 1e-6) for r in rewards], abs=1e-9)
+
+
+@given(REWARDS, st.sampled_from(["rloo", "loop"]))
+def test_leave_one_out_subtracts_the_mean_of_the_others(rewards: list[float], name: str) -> None:
+    others = [statistics.fmean(rewards[:i] + rewards[i + 1 :]) for i in range(len(rewards))]
+    expected = [r - b for r, b in zip(rewards, others, strict=True)]
+    assert GROUP_ADVANTAGES[name](np.array(rewards)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(rewards=REWARDS, shift=st.integers(-16, 16), data=st.data())
+def test_a_shift_changes_nothing_and_order_is_kept(
+    name: str, rewards: list[float], shift: int, data: st.DataObject
+) -> None:
+    advantage = GROUP_ADVANTAGES[name]
+    base = advantage(np.array(rewards))
+    assert advantage(np.array(rewards) + shift) == pytest.approx(base, abs=1e-9)
+    order = data.draw(st.permutations(range(len(rewards))))
+    assert advantage(np.array(rewards)[order]) == pytest.approx(base[order], abs=1e-9)
+    assert base.sum() == pytest.approx(0, abs=1e-9)
+
+
+@given(REWARDS.filter(lambda r: len(set(r)) > 1), st.sampled_from([0.5, 2.0, 10.0]))
+def test_only_grpo_forgets_the_scale(rewards: list[float], scale: float) -> None:
+    r = np.array(rewards)
+    assert grpo(scale * r) == pytest.approx(grpo(r), rel=1e-4, abs=1e-9)
+    assert leave_one_out(scale * r) == pytest.approx(scale * leave_one_out(r), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(reward=st.floats(-1e9, 1e9), size=st.integers(2, 40))
+def test_equal_rewards_give_exactly_zero(name: str, reward: float, size: int) -> None:
+    assert not GROUP_ADVANTAGES[name](np.full(size, reward)).any()
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=2, max_size=3),
+    st.lists(st.integers(-4, 4), min_size=3, max_size=3),
+    st.integers(2, 4),
+)
+def test_leave_one_out_is_an_unbiased_policy_gradient(weights: list[int], rewards: list[int], size: int) -> None:
+    """E over all groups of (1/G) sum_i A_i grad log pi(a_i) is the exact gradient of E[r], here on softmax logits."""
+    pi, r = np.array(weights) / sum(weights), np.array(rewards[: len(weights)], np.float64)
+    exact = pi * (r - pi @ r)
+    found = np.zeros(len(pi))
+    for group in itertools.product(range(len(pi)), repeat=size):
+        a = leave_one_out(r[list(group)])
+        scores = np.eye(len(pi))[list(group)] - pi
+        found += np.prod(pi[list(group)]) * (a @ scores) / size
+    assert found == pytest.approx(exact, abs=1e-12)
+
+
+def test_one_reply_has_no_others_to_be_compared_with() -> None:
+    with pytest.raises(ValueError, match="at least 2 replies per prompt, not 1"):
+        leave_one_out(np.array([1.0]))
+
+
+def test_advantages_of_several_groups_follow_one_another_and_silent_groups_are_counted() -> None:
+    from builders import make_group
+
+    groups = [make_group([0, 1, 1]), make_group([1, 1]), make_group([0, 0.5])]
+    found = trajectory_advantages(groups, leave_one_out)
+    assert found == pytest.approx([-1, 0.5, 0.5, 0, 0, -0.5, 0.5])
+    assert no_signal(groups) == 1

@@ -1,0 +1,160 @@
+"""The cut of a batch: nothing lost, nothing twice, everything aligned, the same number of collectives everywhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import make_trajectory, trajectories
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.types import Trajectory
+from learner.batching import Cut, build_batches
+from learner.types import Aggregation, RankBatch
+
+
+def build(replies: list[Trajectory], aggregation: Aggregation = "token", **cut: Any) -> list[RankBatch]:
+    defaults: dict[str, Any] = {"updates": 1, "epochs": 1, "ranks": 1, "micro_batch_tokens": 30, "packing": False}
+    advantages = np.arange(len(replies)) - len(replies) / 2
+    return build_batches(replies, advantages, cut=Cut(**{**defaults, **cut}), aggregation=aggregation, temperature=0.7)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[list[Trajectory], dict[str, Any]]:
+    replies = draw(trajectories())
+    divisors = [k for k in range(1, len(replies) + 1) if len(replies) % k == 0]
+    cut = {
+        "updates": draw(st.sampled_from(divisors)),
+        "epochs": draw(st.integers(1, 2)),
+        "ranks": draw(st.integers(1, 4)),
+        "micro_batch_tokens": draw(st.integers(1, 60)),
+        "packing": draw(st.booleans()),
+    }
+    return replies, cut
+
+
+@given(cases(), st.sampled_from(["token", "sequence"]))
+def test_every_action_token_is_trained_once_an_epoch_with_its_own_data(
+    case: tuple[list[Trajectory], dict[str, Any]], aggregation: Aggregation
+) -> None:
+    replies, cut = case
+    batches = build(replies, aggregation, **cut)
+    assert len(batches) == cut["ranks"]
+    per_update = len(replies) // cut["updates"]
+    for k in range(cut["updates"] * cut["epochs"]):
+        part = k % cut["updates"]
+        found: list[tuple[Any, ...]] = []
+        for batch in batches:
+            for micro in batch.updates[k]:
+                tokens, positions = micro.tokens.ravel(), micro.positions.ravel()
+                for n in range(micro.action_tokens):
+                    i, at = int(micro.trajectory[n]), int(micro.predict[n])
+                    found.append((i, int(positions[at]) + 1, int(micro.targets[n])))
+                    # what stands before the target, back to the start of its own trajectory, is what was sampled after
+                    begin = at - int(positions[at])
+                    assert tuple(tokens[begin : at + 1]) == replies[i].token_ids[: positions[at] + 1]
+                    assert list(positions[begin : at + 1]) == list(range(positions[at] + 1))
+                    assert micro.engine_logprobs[n] == np.float32(replies[i].engine_logprobs[positions[at] + 1])
+                    assert micro.advantages[n] == np.float32(i - len(replies) / 2)
+                    assert batch.envs[micro.env[n]] == replies[i].prompt.env
+        expected = [
+            (i, at, token)
+            for i in range(part * per_update, (part + 1) * per_update)
+            for at, (token, sampled) in enumerate(zip(replies[i].token_ids, replies[i].action_mask, strict=True))
+            if sampled
+        ]
+        assert Counter(found) == Counter(expected)
+
+
+@given(cases(), st.sampled_from(["token", "sequence"]))
+def test_weights_sum_to_one_and_follow_the_aggregation(
+    case: tuple[list[Trajectory], dict[str, Any]], aggregation: Aggregation
+) -> None:
+    replies, cut = case
+    batches = build(replies, aggregation, **cut)
+    per_update = len(replies) // cut["updates"]
+    for k in range(cut["updates"]):
+        members = replies[k * per_update : (k + 1) * per_update]
+        total = sum(t.reply_tokens for t in members)
+        weights = [(w, i) for b in batches for m in b.updates[k] for w, i in zip(m.weight, m.trajectory, strict=True)]
+        assert sum(float(w) for w, _ in weights) == pytest.approx(1, abs=1e-6)
+        for w, i in weights:
+            share = 1 / total if aggregation == "token" else 1 / (per_update * replies[i].reply_tokens)
+            assert w == np.float32(share)
+
+
+@given(cases())
+def test_ranks_have_equally_many_micro_batches_within_the_token_budget(
+    case: tuple[list[Trajectory], dict[str, Any]],
+) -> None:
+    replies, cut = case
+    batches = build(replies, **cut)
+    for k in range(cut["updates"] * cut["epochs"]):
+        assert len({len(b.updates[k]) for b in batches}) == 1
+        for micro in (m for b in batches for m in b.updates[k]):
+            assert micro.tokens.shape == micro.positions.shape
+            held = len(set(micro.trajectory.tolist()))
+            assert micro.tokens.size <= cut["micro_batch_tokens"] or held == 1
+            if cut["packing"]:
+                assert len(micro.tokens) == 1
+            if micro.action_tokens == 0:  # a filler: one forward pass that counts for nothing
+                assert (micro.tokens.shape, micro.weight.shape) == ((1, 1), (0,))
+    assert len({b.envs for b in batches}) == 1
+
+
+@given(cases())
+def test_epochs_repeat_the_very_same_micro_batches(case: tuple[list[Trajectory], dict[str, Any]]) -> None:
+    replies, cut = case
+    for batch in build(replies, **{**cut, "epochs": 3}):
+        once = cut["updates"]
+        assert len(batch.updates) == 3 * once
+        assert all(
+            a is b for k in range(2 * once) for a, b in zip(batch.updates[k], batch.updates[k + once], strict=True)
+        )
+
+
+def test_a_packed_row_restarts_its_positions_and_a_padded_one_does_not() -> None:
+    replies = [make_trajectory([(3, 2)], index=0), make_trajectory([(2, 1)], index=1)]
+    (packed,) = build(replies, packing=True)[0].updates[0]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
+    assert packed.predict.tolist() == [2, 3, 6]
+    (padded,) = build(replies, packing=False)[0].updates[0]
+    assert padded.positions.tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert padded.tokens[1, 3:].tolist() == [0, 0]
+    assert padded.predict.tolist() == [2, 3, 6]
+
+
+def test_observations_between_turns_are_context_and_not_trained() -> None:
+    reply = make_trajectory([(2, 2), (3, 1)])
+    (micro,) = build([reply])[0].updates[0]
+    assert micro.predict.tolist() == [1, 2, 6]
+    assert micro.targets.tolist() == [*reply.turns[0].reply_ids, *reply.turns[1].reply_ids]
+
+
+def test_long_replies_are_spread_over_the_ranks() -> None:
+    replies = [make_trajectory([(1, 40 if i < 2 else 4)], index=i) for i in range(6)]
+    loads = [sum(m.action_tokens for m in b.updates[0]) for b in build(replies, ranks=2, micro_batch_tokens=100)]
+    assert loads == [48, 48]
+
+
+@pytest.mark.parametrize(
+    ("replies", "cut", "message"),
+    [
+        (5, {"updates": 2}, "5 trajectories cannot be divided into 2 equal updates"),
+        ([[(0, 2)]], {}, "trajectory toy/train/0 starts with a sampled token"),
+        ([[(2, 2)], [(3, 0)]], {}, "trajectory toy/train/1 has no sampled token"),
+    ],
+)
+def test_what_cannot_be_cut_is_one_sentence(replies: Any, cut: dict[str, Any], message: str) -> None:
+    shapes = [[(2, 2)]] * replies if isinstance(replies, int) else replies
+    with pytest.raises(ValueError, match=message):
+        build([make_trajectory(turns, index=i) for i, turns in enumerate(shapes)], **cut)
+
+
+def test_advantages_must_be_as_many_as_trajectories() -> None:
+    cut = Cut(updates=1, epochs=1, ranks=1, micro_batch_tokens=9, packing=False)
+    with pytest.raises(ValueError, match="1 trajectories but 2 advantages"):
+        build_batches([make_trajectory()], np.zeros(2), cut=cut, aggregation="token", temperature=1.0)

@@ -1,0 +1,140 @@
+"""token_logprobs against plain autograd on the full logits, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from builders import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from learner import logprobs
+from learner.logprobs import token_logprobs
+
+
+def reference(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definitions, on all logits at once."""
+    z = hidden @ weight.T
+    if bias is not None:
+        z = z + bias
+    if softcap is not None:
+        z = softcap * (z / softcap).tanh()
+    p = (z / temperature).softmax(-1)
+    entropy = -(p * p.log()).sum(-1)
+    kappa = (p**2 * (p.log() + entropy[:, None])).sum(-1)
+    return p[torch.arange(len(p)), targets].log(), entropy, kappa
+
+
+def inputs(n: int, width: int, vocab: int, with_bias: bool, seed: int) -> tuple[list[Tensor | None], Tensor, Tensor]:
+    """([hidden, weight, bias] in float64 with float32 values, targets, cotangents [2, n])"""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(n, width), (vocab, width), (vocab,)]
+    values: list[Tensor | None] = [torch.randn(s, generator=generator).double() for s in shapes]
+    if not with_bias:
+        values[2] = None
+    targets = torch.randint(vocab, (n,), generator=generator)
+    return values, targets, torch.randn(2, n, generator=generator).double()
+
+
+def leaves(values: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    return [None if v is None else v.detach().to(dtype, copy=True).requires_grad_() for v in values]
+
+
+@settings(max_examples=50)
+@given(
+    n=st.integers(0, 13),
+    width=st.integers(1, 6),
+    vocab=st.integers(2, 9),
+    with_bias=st.booleans(),
+    temperature=st.floats(0.3, 3.0),
+    softcap=st.none() | st.floats(1.0, 30.0),
+    chunk=st.integers(1, 15),
+    seed=st.integers(0, 10_000),
+)
+def test_values_and_gradients_are_those_of_the_full_logits(
+    n: int, width: int, vocab: int, with_bias: bool, temperature: float, softcap: float | None, chunk: int, seed: int
+) -> None:
+    values, targets, cotangents = inputs(n, width, vocab, with_bias, seed)
+    exact, ours = leaves(values, torch.float64), leaves(values, torch.float32)
+    assert exact[0] is not None
+    assert exact[1] is not None
+    assert ours[0] is not None
+    assert ours[1] is not None
+    expected = reference(exact[0], exact[1], targets, exact[2], temperature, softcap)
+    found = token_logprobs(
+        ours[0], ours[1], targets, bias=ours[2], temperature=temperature, softcap=softcap, chunk=chunk
+    )
+    for name, e, f in zip(("logp", "entropy", "kappa"), expected, found, strict=True):
+        assert f.dtype == torch.float32
+        assert_close(f, e, 2e-5, 2e-6, name)
+    (cotangents[0] * expected[0] + cotangents[1] * expected[1]).sum().backward()
+    (cotangents[0].float() * found[0] + cotangents[1].float() * found[1]).sum().backward()
+    for name, e, f in zip(("hidden", "weight", "bias"), exact, ours, strict=True):
+        if e is not None and f is not None:
+            assert e.grad is not None
+            scale = max(1.0, float(e.grad.abs().max())) if e.grad.numel() else 1.0
+            assert_close(f.grad, e.grad, 1e-4, 1e-5 * scale, f"gradient of {name}")
+
+
+def test_an_empty_micro_batch_still_has_a_gradient_path_and_it_is_zero() -> None:
+    hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    logp, entropy, kappa = token_logprobs(hidden, weight, torch.zeros(0, dtype=torch.long))
+    assert logp.shape == entropy.shape == kappa.shape == (0,)
+    (logp.sum() + entropy.sum()).backward()  # a rank without tokens takes part in the collectives of backward
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+def test_kappa_is_a_statistic_without_a_gradient() -> None:
+    hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    logp, entropy, kappa = token_logprobs(hidden, weight, torch.zeros(3, dtype=torch.long))
+    assert (logp.requires_grad, entropy.requires_grad, kappa.requires_grad) == (True, True, False)
+
+
+@pytest.mark.parametrize(("n", "chunk", "blocks"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 100, [3])])
+def test_no_more_than_a_chunk_of_logits_is_alive_forward_or_backward(
+    n: int, chunk: int, blocks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    plain = logprobs._logits
+
+    def recording(*args: Tensor) -> Tensor:
+        z = plain(*args)  # type: ignore[arg-type]
+        seen.append(tuple(z.shape))
+        return z
+
+    monkeypatch.setattr(logprobs, "_logits", recording)
+    hidden, weight = torch.randn(n, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    saved: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
+        logp, entropy, _ = token_logprobs(hidden, weight, torch.zeros(n, dtype=torch.long), chunk=chunk)
+    assert seen == [(b, 6) for b in blocks]
+    assert all(6 not in shape for shape in saved), f"something as wide as the vocabulary is kept for backward: {saved}"
+    (logp + entropy).sum().backward()
+    assert seen == [(b, 6) for b in blocks] * 2
+
+
+def test_low_precision_weights_give_float32_statistics_and_gradients_in_their_own_type() -> None:
+    hidden = torch.randn(5, 8, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(11, 8, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.arange(5)
+    logp, entropy, _ = token_logprobs(hidden, weight, targets, chunk=2)
+    z = (hidden @ weight.T).float()  # the product in bfloat16, everything after it in float32
+    assert_close(logp, z.log_softmax(-1)[targets, targets], 1e-6)
+    (logp + entropy).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert (hidden.grad.dtype, weight.grad.dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    hidden = torch.tensor([[200.0], [-200.0]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0], [0.0]], requires_grad=True)
+    logp, entropy, kappa = token_logprobs(hidden, weight, torch.tensor([0, 0]))
+    assert logp.tolist() == [0.0, -400.0]
+    assert entropy.tolist() == [0.0, 0.0]
+    (logp + entropy).sum().backward()
+    assert all(torch.isfinite(x).all() for x in (kappa, hidden.grad, weight.grad) if x is not None)

@@ -1,0 +1,267 @@
+"""The loss: surrogates against the papers, the scaling contract, and stored values."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builders import assert_close, make_stats, make_trajectory, trajectories
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from envs.types import Trajectory
+from learner.batching import Cut, build_batches
+from learner.objective import SURROGATES, ClipRange, token_loss
+from learner.types import Aggregation, MicroBatch, Shaping
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
+
+
+# --- references, from the papers ----------------------------------------------------------------------------------------
+
+
+def ppo_reference(logp: float, old: float, advantage: float, low: float, high: float) -> float:
+    """Minus the objective of PPO (arXiv 1707.06347, eq. 7), with a lower and an upper range."""
+    ratio = math.exp(logp - old)
+    return -min(ratio * advantage, max(1 - low, min(ratio, 1 + high)) * advantage)
+
+
+def reference(case: dict[str, Any]) -> float:
+    """The whole loss of a case in numpy float64: surrogate, token weight, bonus, KL penalty, weighted sum."""
+    c = {k: np.asarray(v, np.float64) if isinstance(v, list) else v for k, v in case.items() if k != "loss"}
+    a = c.get("shaped", c["advantages"])
+    if c["surrogate"] == "ppo":
+        ratio = np.exp(c["logp"] - c["old_logp"])
+        high = c.get("shaped_clip_high", c["clip_high"])
+        per_token = -np.minimum(ratio * a, np.clip(ratio, 1 - c["clip_low"], 1 + high) * a)
+    else:
+        per_token = -a
+    per_token = per_token * c.get("token_weight", 1.0) - c.get("bonus", 0.0) * c["entropy"]
+    back = np.exp(c["old_logp"] - c["logp"])  # pi_old / pi
+    per_token = per_token + c.get("kl", 0.0) * (back - 1 - np.log(back))
+    return float((c["weight"] * per_token).sum())
+
+
+def ours(case: dict[str, Any]) -> float:
+    def tensor(name: str) -> Tensor | None:
+        return torch.tensor(case[name], dtype=torch.float64) if isinstance(case.get(name), list) else case.get(name)
+
+    names = ("logp", "entropy", "old_logp", "advantages", "weight")
+    shaping = Shaping(
+        advantages=tensor("shaped"),
+        clip_high=tensor("shaped_clip_high"),
+        weight=tensor("token_weight"),
+        bonus=tensor("bonus"),
+        kl=tensor("kl"),
+    )
+    settings = {k: case[k] for k in ("surrogate", "clip_low", "clip_high")}
+    return float(token_loss(*(tensor(n) for n in names), shaping, **settings).loss)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted(json.loads(GOLDEN.read_text())))
+def test_golden_losses(name: str) -> None:
+    case = json.loads(GOLDEN.read_text())[name]
+    assert reference(case) == pytest.approx(case["loss"], rel=1e-12)
+    assert ours(case) == pytest.approx(case["loss"], rel=1e-12)
+
+
+LOGP = st.floats(-6, -0.01)
+ADVANTAGE = st.floats(-3, 3)
+
+
+@given(LOGP, LOGP, ADVANTAGE, st.floats(0, 0.9), st.floats(0, 2))
+def test_ppo_is_the_clipped_objective_and_its_gradient_stops_outside_the_clip(
+    logp: float, old: float, advantage: float, low: float, high: float
+) -> None:
+    x = torch.tensor([logp], dtype=torch.float64, requires_grad=True)
+    loss = SURROGATES["ppo"](
+        x, torch.tensor([old], dtype=torch.float64), torch.tensor([advantage]).double(), ClipRange(low, high)
+    )
+    a = float(torch.tensor(advantage))  # as float32 holds it
+    assert loss.item() == pytest.approx(ppo_reference(logp, old, a, low, high), rel=1e-9, abs=1e-12)
+    loss.sum().backward()
+    assert x.grad is not None
+    ratio = math.exp(logp - old)
+    bound = (ratio > 1 + high and a > 0) or (ratio < 1 - low and a < 0)
+    if min(abs(ratio - 1 - high), abs(ratio - 1 + low)) > 1e-9:
+        assert x.grad.item() == pytest.approx(0 if bound else -a * ratio, rel=1e-9, abs=1e-12)
+
+
+@given(LOGP, ADVANTAGE)
+def test_policy_gradient_has_the_gradient_of_reinforce_whatever_the_old_policy(logp: float, advantage: float) -> None:
+    x = torch.tensor([logp], dtype=torch.float64, requires_grad=True)
+    a = torch.tensor([advantage], dtype=torch.float64)
+    for old in (logp, logp - 3.0):
+        x.grad = None
+        loss = SURROGATES["policy_gradient"](x, torch.tensor([old]).double(), a, ClipRange(0.2, 0.2))
+        loss.sum().backward()
+        assert x.grad is not None
+        assert (loss.item(), x.grad.item()) == (-a.item(), -a.item())
+
+
+def run(stats_seed: int, shaping: Shaping, surrogate: str = "ppo") -> tuple[Any, Tensor]:
+    stats = make_stats(20, stats_seed)
+    logp = stats.logp.clone().requires_grad_()
+    terms = token_loss(
+        logp,
+        stats.entropy,
+        stats.old_logp,
+        stats.advantages,
+        torch.full((20,), 1 / 20, dtype=torch.float64),
+        shaping,
+        surrogate=surrogate,
+        clip_low=0.1,
+        clip_high=0.15,
+    )
+    return terms, logp
+
+
+def test_diagnostics_count_the_clipped_tokens_of_each_side() -> None:
+    terms, logp = run(3, Shaping())
+    stats = make_stats(20, 3)
+    ratio = (stats.logp - stats.old_logp).exp()
+    up, down = (ratio > 1.15) & (stats.advantages > 0), (ratio < 0.9) & (stats.advantages < 0)
+    assert up.any()
+    assert down.any()
+    assert terms.tokens["clipped_high"].tolist() == up.tolist()
+    assert terms.tokens["clipped_low"].tolist() == down.tolist()
+    assert_close(terms.tokens["ratio"], ratio)
+    assert (terms.tokens["kl"] >= 0).all()
+    assert_close(terms.tokens["kl"], ratio - 1 - ratio.log())
+    terms.loss.backward()
+    assert logp.grad is not None
+    # the tokens called clipped are exactly those without a gradient, those of no advantage aside
+    assert (logp.grad == 0).tolist() == (up | down | (stats.advantages == 0)).tolist()
+
+
+def test_clipping_is_decided_on_the_shaped_advantage() -> None:
+    stats = make_stats(20, 3)
+    terms, _ = run(3, Shaping(advantages=-stats.advantages))
+    ratio = (stats.logp - stats.old_logp).exp()
+    assert terms.tokens["clipped_high"].tolist() == ((ratio > 1.15) & (stats.advantages < 0)).tolist()
+
+
+def test_a_clip_range_of_a_token_of_its_own_replaces_the_upper_one_only() -> None:
+    wide = torch.linspace(0, 5, 20, dtype=torch.float64)
+    terms, _ = run(3, Shaping(clip_high=wide))
+    stats = make_stats(20, 3)
+    expected = [
+        ppo_reference(*(float(x) for x in row), 0.1, float(h))
+        for *row, h in zip(stats.logp, stats.old_logp, stats.advantages, wide, strict=True)
+    ]
+    assert terms.loss.item() == pytest.approx(sum(expected) / 20, rel=1e-12)
+
+
+def test_the_penalty_is_never_negative_and_pulls_towards_the_old_policy() -> None:
+    stats = make_stats(20, 4)
+    terms, logp = run(4, Shaping(advantages=torch.zeros(20).double(), kl=torch.ones(20).double()))
+    assert terms.loss.item() > 0
+    terms.loss.backward()
+    assert logp.grad is not None
+    assert (logp.grad.sign() == (stats.logp - stats.old_logp).sign()).all()
+
+
+def test_a_ratio_that_underflows_leaves_finite_diagnostics() -> None:
+    x = torch.tensor([-200.0])
+    one = torch.ones(1)
+    terms = token_loss(x, one, one, one, one, Shaping(), surrogate="ppo", clip_low=0.2, clip_high=0.2)
+    assert terms.tokens["ratio"].item() == 0.0
+    assert terms.tokens["kl"].item() == pytest.approx(200.0)
+
+
+# --- the scaling contract -----------------------------------------------------------------------------------------------
+
+
+def fake_policy(tokens: np.ndarray, position: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """(logp, old_logp, entropy) that depend on what the token is and where in its trajectory it stands. float64"""
+    t, p, a = (torch.tensor(x, dtype=torch.float64) for x in (tokens, position, targets))
+    logp = -1.5 + torch.sin(0.7 * t + 1.3 * p + 2.1 * a)
+    return logp, logp + 0.4 * torch.cos(t + a), 1.0 + torch.cos(0.3 * a * p)
+
+
+def micro_loss(micro: MicroBatch, shaping: Shaping | None = None) -> float:
+    at = micro.predict
+    logp, old, entropy = fake_policy(micro.tokens.ravel()[at], micro.positions.ravel()[at], micro.targets)
+    data = (torch.tensor(x, dtype=torch.float64) for x in (micro.advantages, micro.weight))
+    shaping = Shaping(bonus=0.3) if shaping is None else shaping
+    return float(token_loss(logp, entropy, old, *data, shaping, surrogate="ppo", clip_low=0.2, clip_high=0.2).loss)
+
+
+def update_losses(
+    replies: list[Trajectory], advantages: np.ndarray, aggregation: Aggregation, **cut: Any
+) -> list[float]:
+    """The loss of each update: the sum over all micro-batches of all ranks."""
+    settings: dict[str, Any] = {"updates": 1, "epochs": 1, "ranks": 1, "micro_batch_tokens": 10_000, "packing": False}
+    made = Cut(**{**settings, **cut})
+    batches = build_batches(replies, advantages, cut=made, aggregation=aggregation, temperature=1.0)
+    return [sum(micro_loss(m) for b in batches for m in b.updates[k]) for k in range(made.updates)]
+
+
+def plain_loss(replies: list[Trajectory], advantages: np.ndarray, aggregation: Aggregation) -> float:
+    """DAPO's token mean and GRPO's mean over trajectories of their token means, one token at a time."""
+    means, total, count = [], 0.0, 0
+    for reply, advantage in zip(replies, advantages, strict=True):
+        ids, mine = reply.token_ids, []
+        for at in (i for i, sampled in enumerate(reply.action_mask) if sampled):
+            logp, old, entropy = (
+                float(x) for x in fake_policy(*(np.array([v]) for v in (ids[at - 1], at - 1, ids[at])))
+            )
+            mine.append(ppo_reference(logp, old, advantage, 0.2, 0.2) - 0.3 * entropy)
+        means.append(sum(mine) / len(mine))
+        total, count = total + sum(mine), count + len(mine)
+    return total / count if aggregation == "token" else sum(means) / len(means)
+
+
+@given(
+    trajectories(max_size=8),
+    st.integers(1, 4),
+    st.integers(1, 60),
+    st.booleans(),
+    st.sampled_from(["token", "sequence"]),
+    st.randoms(use_true_random=False),
+)
+def test_the_loss_does_not_depend_on_ranks_micro_batches_packing_or_order(
+    replies: list[Trajectory], ranks: int, budget: int, packing: bool, aggregation: Aggregation, rng: Any
+) -> None:
+    advantages = np.array([rng.randrange(-8, 9) / 4 for _ in replies])
+    (whole,) = update_losses(replies, advantages, aggregation)
+    assert whole == pytest.approx(plain_loss(replies, advantages, aggregation), rel=1e-6, abs=1e-6)  # float32 weights
+    (cut,) = update_losses(replies, advantages, aggregation, ranks=ranks, micro_batch_tokens=budget, packing=packing)
+    assert cut == pytest.approx(whole, rel=1e-9, abs=1e-9)
+    order = rng.sample(range(len(replies)), len(replies))
+    (moved,) = update_losses([replies[i] for i in order], advantages[order], aggregation, ranks=ranks, packing=packing)
+    assert moved == pytest.approx(whole, rel=1e-9, abs=1e-9)
+
+
+@given(trajectories(min_size=4, max_size=4), st.integers(1, 3), st.integers(1, 40), st.booleans())
+def test_each_update_is_the_loss_of_its_own_trajectories(
+    replies: list[Trajectory], ranks: int, budget: int, packing: bool
+) -> None:
+    advantages = np.array([1.0, -0.5, 0.25, -2.0])
+    cut = {"ranks": ranks, "micro_batch_tokens": budget, "packing": packing}
+    found = update_losses(replies, advantages, "token", updates=2, **cut)
+    halves = [plain_loss(replies[s], advantages[s], "token") for s in (slice(0, 2), slice(2, 4))]
+    assert found == pytest.approx(halves, rel=1e-6, abs=1e-6)
+
+
+def test_token_and_sequence_aggregation_differ_where_lengths_do() -> None:
+    replies = [make_trajectory([(1, n)], index=n) for n in (1, 9)]
+    advantages = np.array([2.0, -1.0])
+    token, sequence = (update_losses(replies, advantages, a)[0] for a in ("token", "sequence"))
+    assert abs(token - sequence) > 0.1
+
+
+def test_an_empty_micro_batch_adds_nothing() -> None:
+    replies = [make_trajectory()]
+    cut = Cut(updates=1, epochs=1, ranks=2, micro_batch_tokens=9, packing=False)
+    batches = build_batches(replies, np.ones(1), cut=cut, aggregation="token", temperature=1.0)
+    (filler,) = batches[1].updates[0]
+    assert micro_loss(filler) == 0.0
+    assert micro_loss(replace(filler), Shaping(kl=torch.ones(0))) == 0.0
