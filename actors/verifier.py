@@ -46,6 +46,7 @@ class Verifier:
         self._specs = [asdict(s) for s in specs]
         self._timeout_s = timeout_s
         self._sandbox = Sandbox()
+        self._configured: int | None = None  # process id of the subprocess that has the environments
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
         """One answer a request, in order. Never raises for what an environment does."""
@@ -53,9 +54,9 @@ class Verifier:
 
     def _judge(self, request: JudgeRequest) -> Observation | Verdict:
         try:
-            self._sandbox.call(
-                "actors.verifier:_configure", [self._specs], 600.0
-            ) if self._sandbox.pid is None else None
+            if self._configured is None or self._configured != self._sandbox.pid:
+                self._sandbox.call("actors.verifier:_configure", [self._specs], 600.0)
+                self._configured = self._sandbox.pid
             answer = self._sandbox.call("actors.verifier:_answer", [asdict(request)], self._timeout_s)
         except SandboxTimeout:
             return Verdict(

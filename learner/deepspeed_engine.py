@@ -22,6 +22,10 @@ from learner.weights import TensorSpec
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
+class UnsupportedPrecision(ValueError):
+    """The device cannot train in the precision asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where one rank runs. The process must see one device: Ray sets CUDA_VISIBLE_DEVICES."""
@@ -66,6 +70,8 @@ class DeepSpeedEngine:
         # process leaves held for ever. Gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
+        if settings.precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
+            raise UnsupportedPrecision("learner.precision is fp16 and this device has no fp16 arithmetic: use bf16 or fp32")
         self._deepspeed = deepspeed
         self.place, self.settings = place, settings
         self.device = torch.device("cuda", 0) if place.cuda else torch.device("cpu")

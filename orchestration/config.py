@@ -264,19 +264,29 @@ class RunConfig(Section):
         return self.run.iterations * self.learner.updates * self.learner.epochs
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """What load_config reads back as an equal config."""
+        data = self.model_dump(mode="json")
+        text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        if yaml.load(text, _Loader) == data:
+            return text
+        return yaml.dump(data, Dumper=_Dumper, sort_keys=False)  # escaped: YAML reads some characters as line breaks
 
 
 # --- reading ------------------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text, because it has neither a dot nor a signed mantissa; here it is a number."""
+    """YAML 1.1 reads 1e-4 as text, for want of a dot and of a sign; here it is a number."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text "1e4", which _Loader would read as a number."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def recipe_names() -> list[str]:
@@ -314,7 +324,7 @@ def validate(data: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError(sentence(error)) from None
+        raise ConfigError(sentence(error, data)) from None
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
@@ -357,18 +367,16 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
         at = at[index]
 
 
-def sentence(error: ValidationError) -> str:
-    """The first of pydantic's errors as one sentence, and how many more there are."""
+def sentence(error: ValidationError, data: Mapping[str, Any], model: type[BaseModel] = RunConfig) -> str:
+    """The first of pydantic's errors about `data`, meant for `model`, as one sentence, and how many more there are."""
     first = error.errors()[0]
     where = ".".join(str(x) for x in first["loc"])
     if first["type"] == "extra_forbidden":
-        text = _unknown(first["loc"])
+        text = _unknown(first["loc"], data, model)
     elif first["type"] == "missing":
         text = f"{where} is missing: give it in the recipe or as {where}=VALUE"
     elif first["type"] == "value_error":
         cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, ValidationError):  # a kind's own settings, validated inside a field of ours
-            cause = _nested(cause, _kind_settings(first["input"]))
         text = f"{where}: {cause}" if where else str(cause)
     else:
         text = f"{where} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
@@ -376,28 +384,10 @@ def sentence(error: ValidationError) -> str:
     return text + (f" (and {more} more)" if more else "")
 
 
-def _kind_settings(value: Any) -> type[BaseModel] | None:
-    """The settings class behind {kind: ...} of an entropy method or controller."""
-    kind = value.get("kind") if isinstance(value, Mapping) else None
-    found = {**entropy.METHODS, **entropy.CONTROLLERS}.get(kind) if isinstance(kind, str) else None
-    return None if found is None else found.Settings
-
-
-def _nested(error: ValidationError, settings: type[BaseModel] | None) -> str:
-    """The first error of an entropy method's or controller's settings."""
-    first = error.errors()[0]
-    where = ".".join(str(x) for x in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {where} for this kind{_nearest(where, list(settings.model_fields) if settings else [])}"
-    if first["type"] == "value_error":
-        return str(first.get("ctx", {}).get("error"))
-    return f"{where} is {first.get('input')!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def _unknown(location: tuple[int | str, ...]) -> str:
+def _unknown(location: tuple[int | str, ...], data: Any, model: Any) -> str:
     """Walk the models to the place of an unknown key and name its nearest neighbour."""
-    model: Any = RunConfig
     for part in location[:-1]:
+        data = data[part]
         if isinstance(part, int):
             continue
         fields = getattr(model, "model_fields", {})
@@ -408,6 +398,8 @@ def _unknown(location: tuple[int | str, ...]) -> str:
             (a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)),
             annotation,
         )
+    if model is entropy_base.Settings:  # which settings they are, the kind says
+        model = (entropy.METHODS if location[-2] == "method" else entropy.CONTROLLERS)[data["kind"]].Settings
     key, known = str(location[-1]), list(getattr(model, "model_fields", {}))
     return f"unknown key {'.'.join(map(str, location))}{_nearest(key, known)}"
 

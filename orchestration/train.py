@@ -57,6 +57,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
         )
 
     from actors.pool import MemberDied, PoolEmpty  # Ray, torch and transformers from here on
+    from learner.deepspeed_engine import UnsupportedPrecision
     from learner.learner import NonFiniteError
     from learner.weights import WeightSyncError
 
@@ -73,6 +74,8 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
         except Stopped:
             status = "stopped"
             raise
+        except UnsupportedPrecision as error:
+            raise ConfigError(str(error)) from error
         except NonFiniteError as error:
             raise NumericsError(str(error)) from error
         except (MemberDied, PoolEmpty, WeightSyncError, CheckpointError) as error:

@@ -37,7 +37,7 @@ def make(settings: dict[str, Any], out: Path, cache: Path) -> Path:
         parsed = InitModelSettings.model_validate(settings)
         folder = init_model(parsed, out, cache, show)
     except ValidationError as error:
-        raise ConfigError(sentence(error)) from None
+        raise ConfigError(sentence(error, settings, InitModelSettings)) from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
     console.print(f"model: {folder}", highlight=False)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from actors.inference import Completion, Request
+from actors.pool import MemberDied
+from actors.verifier import JudgeRequest
+from envs.types import Message, Observation, Verdict
 from learner.weights import Rendezvous, WeightManifest
 
 FAKE_VOCAB = 32
@@ -90,3 +94,90 @@ class FakeEngine:
     def close(self) -> None:
         self.events.append(("close",))
         self.die(RuntimeError("the fake engine was closed"))
+
+
+class FakeGeneratorMember:
+    """A generator behind a pool. `batches` are the messages it was sent, ids in order.
+
+    A reply is one message of its own. With hold=True the replies of a message wait for `release`; with die_after=n the
+    member dies with the n-th reply of its life, before giving it.
+    """
+
+    def __init__(self, name: str, *, hold: bool = False, die_after: int | None = None) -> None:
+        self.name = name
+        self.batches: list[list[str]] = []
+        self.served: list[str] = []
+        self._gate = asyncio.Event()
+        self._die_after = die_after
+        if not hold:
+            self._gate.set()
+
+    def release(self) -> None:
+        self._gate.set()
+
+    def die(self) -> None:
+        """From now on it gives nothing; held messages end at once."""
+        self._die_after = 0
+        self._gate.set()
+
+    async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+        self.batches.append([r.id for r in requests])
+        await self._gate.wait()
+        for request in requests:
+            await asyncio.sleep(0)
+            if self._die_after is not None and len(self.served) >= self._die_after:
+                raise MemberDied(self.name, "killed by a test")
+            self.served.append(request.id)
+            yield [fake_reply(request, 0)]
+
+
+class FakeVerifierMember:
+    """A verifier behind a pool: answers from `judge_one`, a Verdict of reward 1 by default."""
+
+    def __init__(
+        self,
+        name: str,
+        judge_one: Callable[[JudgeRequest], Observation | Verdict] = lambda _: Verdict(1.0, True),
+        *,
+        hold: bool = False,
+    ) -> None:
+        self.name = name
+        self.judge_one = judge_one
+        self.batches: list[list[str]] = []
+        self.dead = False
+        self._gate = asyncio.Event()
+        if not hold:
+            self._gate.set()
+
+    def release(self) -> None:
+        self._gate.set()
+
+    def die(self) -> None:
+        self.dead = True
+        self._gate.set()
+
+    async def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
+        self.batches.append([r.session for r in requests])
+        await self._gate.wait()
+        await asyncio.sleep(0)
+        if self.dead:
+            raise MemberDied(self.name, "killed by a test")
+        return [self.judge_one(r) for r in requests]
+
+
+class FakeCodec:
+    """Every character is its code point; a reply's ids are written as a list of numbers, so that text never gives the ids
+    back: whoever re-tokenises a reply is found out. A turn costs a header token of its own."""
+
+    HEADER = -1
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return tuple(token for m in messages for token in (self.HEADER, *map(ord, m.content)))
+
+    def render_observation(
+        self, before: Sequence[Message], observation: Sequence[Message], reply_ids: Sequence[int]
+    ) -> tuple[int, ...]:
+        return self.render(observation)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return f"reply {list(ids)}"

@@ -8,7 +8,8 @@
                                         advantage is on a token a little likelier than average (0 < pi L < kappa)
 
 `centred: false` uses log pi in place of L, the form of public implementations; log pi < 0, so every A > 0 grows and every
-A < 0 shrinks, a hidden change of step size; REPO-R then lowers entropy where only the likeliest token carries advantage. Source: "Entropy-Preserving Reinforcement Learning", arXiv 2603.11682.
+A < 0 shrinks, a hidden change of step size; REPO-R then lowers entropy where only the likeliest token carries a positive
+advantage. Source: "Entropy-Preserving Reinforcement Learning", arXiv 2603.11682.
 Published range of the knob for large models: 1e-4 to 0.05, start 1e-3; a model of 0.1M parameters needs about 0.5.
 """
 

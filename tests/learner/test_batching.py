@@ -18,7 +18,7 @@ from learner.types import Aggregation, RankBatch
 
 def build(replies: list[Trajectory], aggregation: Aggregation = "token", **cut: Any) -> list[RankBatch]:
     defaults: dict[str, Any] = {"updates": 1, "epochs": 1, "ranks": 1, "micro_batch_tokens": 30, "packing": False}
-    advantages = np.arange(len(replies)) - len(replies) / 2
+    advantages = np.arange(len(replies), dtype=np.float64) - len(replies) / 2
     return build_batches(replies, advantages, cut=Cut(**{**defaults, **cut}), aggregation=aggregation, temperature=0.7)
 
 

@@ -153,8 +153,8 @@ def test_a_clip_range_of_a_token_of_its_own_replaces_the_upper_one_only() -> Non
     terms, _ = run(3, Shaping(clip_high=wide))
     stats = make_stats(20, 3)
     expected = [
-        ppo_reference(*(float(x) for x in row), 0.1, float(h))
-        for *row, h in zip(stats.logp, stats.old_logp, stats.advantages, wide, strict=True)
+        ppo_reference(float(x), float(old), float(a), 0.1, float(h))
+        for x, old, a, h in zip(stats.logp, stats.old_logp, stats.advantages, wide, strict=True)
     ]
     assert terms.loss.item() == pytest.approx(sum(expected) / 20, rel=1e-12)
 
@@ -189,9 +189,11 @@ def fake_policy(tokens: np.ndarray, position: np.ndarray, targets: np.ndarray) -
 def micro_loss(micro: MicroBatch, shaping: Shaping | None = None) -> float:
     at = micro.predict
     logp, old, entropy = fake_policy(micro.tokens.ravel()[at], micro.positions.ravel()[at], micro.targets)
-    data = (torch.tensor(x, dtype=torch.float64) for x in (micro.advantages, micro.weight))
+    advantages, weight = (torch.tensor(x, dtype=torch.float64) for x in (micro.advantages, micro.weight))
     shaping = Shaping(bonus=0.3) if shaping is None else shaping
-    return float(token_loss(logp, entropy, old, *data, shaping, surrogate="ppo", clip_low=0.2, clip_high=0.2).loss)
+    return float(
+        token_loss(logp, entropy, old, advantages, weight, shaping, surrogate="ppo", clip_low=0.2, clip_high=0.2).loss
+    )
 
 
 def update_losses(

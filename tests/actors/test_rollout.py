@@ -1,0 +1,172 @@
+"""Rollouts: what is masked, what is kept, when a trajectory ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from builders import make_prompt
+from fakes import FakeCodec, fake_reply
+
+from actors.inference import Completion, Request, SamplingParams
+from actors.rollout import RolloutSettings, reply_seed, rollout_group
+from actors.verifier import JudgeRequest
+from envs.types import Group, Message, Observation, Prompt, Status, Verdict
+
+SETTINGS = RolloutSettings(SamplingParams(max_tokens=5), replies=3, max_turns=8, max_model_len=200, seed=1)
+PROMPT = make_prompt(7)
+
+
+class Stage:
+    """Generates with fake_reply and judges with `turns` observations before a verdict; remembers what it was asked."""
+
+    def __init__(self, turns: int = 1, *, finish: str | None = "stop") -> None:
+        self.turns, self.finish = turns, finish
+        self.requests: list[Request] = []
+        self.judged: list[JudgeRequest] = []
+
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        self.requests += requests
+        await asyncio.sleep(0)
+        replies = [fake_reply(r, version=4) for r in requests]
+        return [replace(c, finish=self.finish) if self.finish else c for c in replies]  # type: ignore[arg-type]
+
+    async def judge(self, request: JudgeRequest) -> Observation | Verdict:
+        self.judged.append(request)
+        await asyncio.sleep(0)
+        if len(request.replies) < self.turns:
+            return Observation((Message("tool", f"seen {len(request.replies)}"),))
+        return Verdict(1.0, True, solution="s")
+
+    def group(self, prompt: Prompt = PROMPT, stamp: str = "iteration 3", environment: int = 0, **changes: Any) -> Group:
+        settings = replace(SETTINGS, **changes)
+        work = rollout_group(prompt, environment, self.generate, self.judge, FakeCodec(), settings, stamp)
+        return asyncio.run(asyncio.wait_for(work, 10))
+
+
+def test_one_turn_is_the_prompt_the_reply_and_the_verdict() -> None:
+    stage = Stage()
+    group = stage.group()
+    assert (group.prompt, len(group.trajectories)) == (PROMPT, 3)
+    for request, trajectory in zip(stage.requests, group.trajectories, strict=True):
+        (turn,) = trajectory.turns
+        reply = fake_reply(request, 4)
+        assert turn.context_ids == FakeCodec().render(PROMPT.messages) == request.prompt_ids
+        assert (turn.reply_ids, turn.logprobs, turn.finish) == (reply.reply_ids, reply.logprobs, "stop")
+        assert (turn.version_min, turn.version_max) == (4, 4)
+        assert trajectory.verdict == Verdict(1.0, True, solution="s")
+        assert trajectory.texts == (f"reply {list(reply.reply_ids)}",)
+
+
+def test_several_turns_keep_the_sampled_ids_and_mask_what_the_environment_said() -> None:
+    stage = Stage(turns=3)
+    group = stage.group()
+    by_name = {r.id: r for r in stage.requests}
+    for i, trajectory in enumerate(group.trajectories):
+        assert len(trajectory.turns) == 3
+        name = f"iteration 3/0:{PROMPT.key}/{i}"
+        seen: tuple[int, ...] = ()
+        for k, turn in enumerate(trajectory.turns):
+            request = by_name[f"{name}/turn{k}"]
+            seen += turn.context_ids
+            # what goes to the engine is, id by id, what was sampled and rendered before: nothing is tokenised again
+            assert request.prompt_ids == seen
+            assert turn.reply_ids == fake_reply(request, 4).reply_ids
+            if k:
+                assert turn.context_ids == FakeCodec().render([Message("tool", f"seen {k}")])
+            seen += turn.reply_ids
+        assert trajectory.token_ids == seen
+        mask = [m for t in trajectory.turns for m in [False] * len(t.context_ids) + [True] * len(t.reply_ids)]
+        assert list(trajectory.action_mask) == mask
+        sampled = [x for x, m in zip(trajectory.token_ids, trajectory.action_mask, strict=True) if m]
+        assert sampled == [x for t in trajectory.turns for x in t.reply_ids]
+        assert [len(r.replies) for r in stage.judged if r.session == name] == [1, 2, 3]
+        assert [r.replies for r in stage.judged if r.session == name][-1] == trajectory.texts
+
+
+def test_sessions_and_requests_have_names_of_their_own() -> None:
+    stage = Stage(turns=2)
+    stage.group()
+    stage.group(environment=1)  # an environment of the same name and prompts
+    stage.group(stamp="iteration 4")
+    assert len({r.id for r in stage.requests}) == len(stage.requests)
+    assert len({(r.session, len(r.replies)) for r in stage.judged}) == len(stage.judged)
+    assert len({r.seed for r in stage.requests}) == len(stage.requests)
+    assert {r.environment for r in stage.judged} == {0, 1}
+
+
+def test_the_same_place_in_a_run_gives_the_same_group_whatever_else_was_sampled() -> None:
+    other = Stage(turns=2)
+    other.group(make_prompt(1))
+    assert other.group() == Stage(turns=2).group()
+    assert Stage(turns=2).group(seed=2) != Stage(turns=2).group()
+    assert Stage(turns=2).group(stamp="iteration 4") != Stage(turns=2).group()
+
+
+def test_seeds_fit_an_engine_and_depend_on_every_part() -> None:
+    seeds = [reply_seed(s, name, turn) for s in range(5) for name in ("a", "b") for turn in range(5)]
+    assert len(set(seeds)) == 50
+    assert all(0 <= s < 2**63 for s in seeds)
+    assert reply_seed(0, "iteration 1/toy/train/0/0", 0) == 3670455289759533832  # a resumed run samples as before
+
+
+def test_a_trajectory_stops_at_max_turns_without_a_verdict_of_its_own() -> None:
+    stage = Stage(turns=9)
+    for trajectory in stage.group(max_turns=2).trajectories:
+        assert len(trajectory.turns) == 2
+        verdict = trajectory.verdict
+        assert (verdict.reward, verdict.correct, verdict.status) == (0.0, False, Status.TRUNCATED)
+        assert verdict.detail == "sampling.max_turns reached"
+    assert Stage(turns=2).group(max_turns=2).trajectories[0].verdict.status is Status.OK
+
+
+def test_a_trajectory_stops_when_the_model_has_no_room_left() -> None:
+    prompt = len(FakeCodec().render(PROMPT.messages))
+    observation = len(FakeCodec().render([Message("tool", "seen 1")]))
+    full = prompt + 5 + observation
+    stage = Stage(turns=9)
+    (trajectory,) = stage.group(max_model_len=full, replies=1).trajectories
+    assert (len(trajectory.turns), trajectory.verdict.status) == (1, Status.TRUNCATED)
+    assert trajectory.verdict.detail == "generators.max_model_len reached"
+    stage = Stage(turns=9)
+    (trajectory,) = stage.group(max_model_len=full + 2, replies=1).trajectories
+    assert [r.sampling.max_tokens for r in stage.requests] == [5, 2]  # the last reply gets what is left
+    assert all(len(r.prompt_ids) + r.sampling.max_tokens <= full + 2 for r in stage.requests)
+
+
+def test_a_prompt_that_leaves_no_room_is_one_sentence() -> None:
+    size = len(FakeCodec().render(PROMPT.messages))
+    with pytest.raises(
+        ValueError, match=rf"{size} tokens of context leave no room .* generators\.max_model_len = {size}"
+    ):
+        Stage().group(max_model_len=size)
+
+
+def test_a_reply_cut_at_max_tokens_keeps_its_reward_and_says_so() -> None:
+    for trajectory in Stage(finish="length").group().trajectories:
+        assert trajectory.verdict == Verdict(1.0, True, solution="s", status=Status.TRUNCATED)
+    assert all(t.verdict.status is Status.OK for t in Stage(finish="stop").group().trajectories)
+
+
+def test_an_error_of_the_environment_is_not_renamed_by_a_cut_reply() -> None:
+    class Failing(Stage):
+        async def judge(self, request: JudgeRequest) -> Verdict:
+            return Verdict(0.0, status=Status.ERROR, detail="boom")
+
+    verdicts = {t.verdict for t in Failing(finish="length").group().trajectories}
+    assert verdicts == {Verdict(0.0, status=Status.ERROR, detail="boom")}
+
+
+def test_the_replies_of_a_group_are_asked_for_at_once() -> None:
+    calls: list[int] = []
+
+    class Counting(Stage):
+        async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+            calls.append(len(requests))
+            return await super().generate(requests)
+
+    Counting(turns=2).group()
+    assert calls == [3, 1, 1, 1]

@@ -1,0 +1,129 @@
+"""The verifier with its real subprocess: whatever an environment does costs its own trajectory a verdict, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from misbehaving import Misbehaving
+
+from actors import verifier as verifier_module
+from actors.verifier import EnvSpec, JudgeRequest, Verifier
+from envs.types import Message, Observation, Status, Verdict
+
+ONE = EnvSpec("misbehaving:Misbehaving", {}, 5)
+MANY = EnvSpec("misbehaving:Misbehaving", {"turns": 3}, 6)
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[Verifier]:
+    made = Verifier([ONE, MANY], timeout_s=0.7)
+    yield made
+    made.close()
+
+
+def ask(session: str, *replies: str, environment: int = 0) -> JudgeRequest:
+    prompt = Misbehaving(5 + environment).prompt("train", 3)
+    return JudgeRequest(session, environment, prompt, replies)
+
+
+def seen(opens: int, text: str) -> Observation:
+    return Observation((Message("tool", f"opens={opens} seen={text}"),))
+
+
+def test_verdicts_come_in_the_order_of_the_requests(verifier: Verifier) -> None:
+    answers = verifier.judge([ask("o1", "a"), ask("o2", "b"), ask("o3", "c")])
+    assert answers == [Verdict(1, True, solution=f"[3, 5] {x}") for x in "abc"]
+    assert all(isinstance(a, Verdict) and isinstance(a.status, Status) for a in answers)
+
+
+@pytest.mark.parametrize(
+    ("reply", "detail"),
+    [
+        ("raise", "RuntimeError: the task is broken"),
+        ("nan", "the reward is nan: it has to be a finite number"),
+        ("inf", "the reward is inf: it has to be a finite number"),
+        ("text", "the reward is '1.0'"),
+        ("none", "the reward is None"),
+        ("nonsense", "a session answered with float: it has to be an Observation or a Verdict"),
+        ("die", "the subprocess died with exit code 7"),
+    ],
+)
+def test_an_environment_that_misbehaves_costs_its_own_trajectory(verifier: Verifier, reply: str, detail: str) -> None:
+    bad, good = verifier.judge([ask(f"bad-{reply}", reply), ask(f"good-{reply}", "fine")])
+    assert isinstance(bad, Verdict)
+    assert (bad.status, bad.reward, bad.correct) == (Status.ERROR, 0.0, False)
+    assert detail in bad.detail
+    assert good == Verdict(1, True, solution="[3, 5] fine")
+
+
+def test_one_that_hangs_is_killed_in_time_and_the_others_go_on(verifier: Verifier) -> None:
+    began = time.monotonic()
+    hung, good = verifier.judge([ask("h1", "hang"), ask("h2", "fine")])
+    assert time.monotonic() - began < 20  # it would have slept for a minute
+    assert hung == Verdict(0.0, status=Status.TIMEOUT, detail="no verdict within verifiers.timeout_s = 0.7 s")
+    assert good == Verdict(1, True, solution="[3, 5] fine")
+
+
+def test_a_session_goes_on_where_it_was_and_is_replayed_after_a_kill(verifier: Verifier) -> None:
+    verifier.close()  # a fresh process: nothing was opened in it
+    assert verifier.judge([ask("m1", "a", environment=1)]) == [seen(1, "a")]
+    assert verifier.judge([ask("m1", "a", "b", environment=1)]) == [seen(1, "a,b")]  # not opened again
+    (hung,) = verifier.judge([ask("h3", "hang")])
+    assert isinstance(hung, Verdict)
+    assert hung.status is Status.TIMEOUT
+    assert verifier.judge([ask("m2", "x", environment=1)]) == [seen(1, "x")]  # the kill took all sessions
+    expected = [Verdict(3, True, solution="[3, 6] a,b,c")]
+    assert verifier.judge([ask("m1", "a", "b", "c", environment=1)]) == expected
+    assert verifier.judge([ask("m2", "x", "y", environment=1)]) == [seen(2, "x,y")]  # m2 lived on; m1 was opened anew
+
+
+def test_another_verifier_takes_a_session_over_by_replaying_it(verifier: Verifier) -> None:
+    other = Verifier([ONE, MANY], timeout_s=5)
+    try:
+        assert verifier.judge([ask("t", "a", environment=1)])[0] != Verdict(0.0)
+        assert other.judge([ask("t", "a", "b", environment=1)]) == [seen(1, "a,b")]
+    finally:
+        other.close()
+
+
+def test_a_session_that_raised_is_not_kept(verifier: Verifier) -> None:
+    verifier.judge([ask("r", "a", environment=1)])
+    (failed,) = verifier.judge([ask("r", "a", "raise", environment=1)])
+    assert isinstance(failed, Verdict)
+    assert failed.status is Status.ERROR
+    (again,) = verifier.judge([ask("r", "a", "b", environment=1)])
+    assert isinstance(again, Observation)
+    assert again.messages[0].content.endswith("seen=a,b")
+
+
+def test_an_environment_that_cannot_be_built_is_an_error_verdict_with_the_reason() -> None:
+    made = Verifier([replace(ONE, params={"turn": 2})], timeout_s=5)
+    try:
+        for _ in range(2):
+            (verdict,) = made.judge([ask("x", "a")])
+            assert isinstance(verdict, Verdict)
+            assert verdict.status is Status.ERROR
+            assert "no parameter 'turn', did you mean 'turns'" in verdict.detail
+    finally:
+        made.close()
+
+
+def test_the_oldest_session_makes_room_and_is_replayed_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier_module, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(verifier_module, "_sessions", {})
+    monkeypatch.setattr(verifier_module, "_environments", [])
+    verifier_module._configure([{"name": MANY.name, "params": dict(MANY.params), "seed": 6}])
+
+    def answer(session: str, *replies: str) -> str:
+        prompt = {"env": "e", "split": "train", "index": 0, "messages": [], "task": {"secret": 1}}
+        request = {"session": session, "environment": 0, "prompt": prompt, "replies": replies}
+        return verifier_module._answer(request)["observation"][0]["content"]
+
+    for name in "abc":
+        answer(name, "1")
+    assert list(verifier_module._sessions) == ["b", "c"]
+    assert answer("c", "1", "2") == "opens=3 seen=1,2"
+    assert answer("a", "1", "2") == "opens=4 seen=1,2"

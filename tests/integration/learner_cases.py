@@ -1,0 +1,221 @@
+"""What the learner-group test runs in processes of its own: real DeepSpeed, gloo, tiny random models."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ITERATIONS = 2
+UPDATES = 2
+LR = 1e-4
+CLIP = 0.2
+GRAD_CLIP = 1.0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def make_model(folder: str, tied: bool = True) -> str:
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=48,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        tie_word_embeddings=tied,
+        max_position_embeddings=128,
+        initializer_range=0.2,  # far from uniform, so that entropies and ratios say something
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def make_groups(iteration: int) -> list[Any]:
+    from envs.types import Group, Prompt, Trajectory, Turn, Verdict
+
+    rng = random.Random(iteration)
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(1, 48) for _ in range(n))
+
+    groups = []
+    for g in range(4):
+        prompt = Prompt(("even", "odd")[g % 2], "train", g, ())
+        members = []
+        for _ in range(4):
+            turns = []
+            for _ in range(rng.randint(1, 2)):
+                n = rng.randint(2, 9)
+                turns.append(
+                    Turn(ids(rng.randint(3, 7)), ids(n), tuple(-rng.random() * 5 for _ in range(n)), "stop", 0, 0)
+                )
+            reward = float(rng.random() < 0.5)
+            members.append(Trajectory(prompt, tuple(turns), ("",) * len(turns), Verdict(reward, reward > 0)))
+        groups.append(Group(prompt, tuple(members)))
+    return groups
+
+
+def batches(iteration: int, ranks: int, tokens: int, packing: bool, aggregation: Any) -> list[Any]:
+    from learner.advantages import GROUP_ADVANTAGES
+    from learner.batching import Cut, build_batches, trajectory_advantages
+
+    groups = make_groups(iteration)
+    return build_batches(
+        [t for g in groups for t in g.trajectories],
+        trajectory_advantages(groups, GROUP_ADVANTAGES["grpo"]),
+        cut=Cut(updates=UPDATES, epochs=1, ranks=ranks, micro_batch_tokens=tokens, packing=packing),
+        aggregation=aggregation,
+        temperature=0.9,
+    )
+
+
+def settings(model: str, stage: int, precision: Any = "fp32", method: dict[str, Any] | None = None) -> Any:
+    from learner.deepspeed_engine import EngineSettings
+    from learner.entropy.build import CONTROLLERS, METHODS, parse
+    from learner.entropy.target import TargetSettings
+    from learner.learner import LearnerSettings
+
+    method = method or {"kind": "repo_r"}
+    controller = {"kind": "fixed"} if method["kind"] == "none" else {"kind": "doubling", "start": 0.04}
+    return LearnerSettings(
+        model=model,
+        attention="sdpa",
+        gradient_checkpointing=False,
+        threads=1,
+        engine=EngineSettings(stage, precision, LR, (0.9, 0.95), 1e-8, 0.01, GRAD_CLIP),
+        schedule="constant",
+        warmup=0,
+        total_steps=100,
+        floor=0.1,
+        surrogate="ppo",
+        clip_low=CLIP,
+        clip_high=CLIP,
+        method=parse(METHODS, method, "method"),
+        controller=parse(CONTROLLERS, controller, "controller"),
+        target=TargetSettings(fraction=0.7),
+        bucket_bytes=1 << 20,
+    )
+
+
+def refusal(model: str, case: dict[str, Any], place: Any) -> str:
+    from learner.deepspeed_engine import UnsupportedPrecision
+    from learner.learner import Learner
+
+    try:
+        Learner(settings(model, case["stage"], case["precision"]), place)
+    except UnsupportedPrecision as error:
+        return str(error)
+    return ""
+
+
+def weights(learner: Any) -> dict[str, np.ndarray]:
+    return {k: v.float().numpy().copy() for k, v in learner.engine.full_weights(learner.policy.weights())}
+
+
+def rank_main(rank: int, world: int, port: int, model: str, cases: list[dict[str, Any]], out: str) -> None:
+    """Every case on one rank of one group; rank 0 writes out/NAME.npz and the metrics."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import json
+
+    import torch
+
+    from learner.deepspeed_engine import Placement
+    from learner.learner import Learner
+
+    place = Placement(rank, world, "127.0.0.1", port, False, 120.0)
+    for case in cases:
+        if case.get("precision") == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+            (Path(out) / f"{case['name']}.refused").write_text(refusal(model, case, place))
+            continue
+        learner = Learner(settings(model, case["stage"], case.get("precision", "fp32"), case.get("method")), place)
+        metrics = []
+        for i in range(ITERATIONS):
+            cut = batches(i, world, case["tokens"], case["packing"], case.get("aggregation", "token"))
+            metrics.append(learner.train(cut[rank]))
+            if i == 0 and case.get("resume"):  # through a checkpoint, into a learner that has seen nothing
+                folder = Path(out) / f"{case['name']}-checkpoint"
+                learner.save(folder / "hf", folder / "engine")
+                torch.distributed.barrier()  # the conductor waits for every rank's save before it goes on
+                state = json.loads(json.dumps(learner.state_dict()))
+                learner = Learner(settings(str(folder / "hf"), case["stage"], case.get("precision", "fp32")), place)
+                learner.load(folder / "engine")
+                learner.load_state_dict(state)
+        full = weights(learner)
+        if rank == 0:
+            np.savez(Path(out) / f"{case['name']}.npz", **full)  # type: ignore[arg-type]
+            (Path(out) / f"{case['name']}.json").write_text(json.dumps(metrics))
+    learner.close()
+
+
+def reference(model: str) -> tuple[dict[str, np.ndarray], list[float]]:
+    """The same two iterations with plain torch: full logits, one sequence at a time, REPO-R written out, AdamW, clipping.
+
+    Shares with the learner nothing but the data. Returns the weights and each iteration's exact entropy.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    wide = [p for p in net.parameters() if p.ndim >= 2]
+    thin = [p for p in net.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": wide, "weight_decay": 0.01}, {"params": thin, "weight_decay": 0.0}],
+        lr=LR,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+    )
+
+    def tokens_of(trajectory: Any) -> tuple[Any, Any]:
+        ids = torch.tensor([trajectory.token_ids])
+        logits = net(input_ids=ids).logits[0, :-1] / 0.9
+        mask = torch.tensor(trajectory.action_mask[1:])
+        log_p = logits.log_softmax(-1)[mask]
+        chosen = ids[0, 1:][mask]
+        return log_p.gather(-1, chosen[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+    knob, entropies, start = 0.04, [], 0.0
+    for i in range(ITERATIONS):
+        groups = make_groups(i)
+        flat = [t for g in groups for t in g.trajectories]
+        advantages = []
+        for g in groups:
+            r = np.array([t.verdict.reward for t in g.trajectories])
+            advantages += list((r - r.mean()) / (r.std() + 1e-6))
+        with torch.no_grad():
+            before = [tokens_of(t) for t in flat]
+        entropy = float(torch.cat([h for _, h in before]).double().mean())
+        entropies.append(entropy)
+        half = len(flat) // UPDATES
+        for k in range(UPDATES):
+            members = range(k * half, (k + 1) * half)
+            total = sum(t.reply_tokens for t in (flat[j] for j in members))
+            loss = torch.zeros(())
+            for j in members:
+                logp, h = tokens_of(flat[j])
+                a = float(advantages[j])
+                surprise = (logp + h).detach()
+                sign = (a > 0) - (a < 0)
+                shaped = a * torch.clamp(1 - knob * sign * surprise, min=0)
+                ratio = torch.exp(logp - before[j][0])
+                loss = loss - torch.minimum(ratio * shaped, ratio.clamp(1 - CLIP, 1 + CLIP) * shaped).sum() / total
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), GRAD_CLIP)
+            optimizer.step()
+        start = entropy if i == 0 else (start * i + entropy) / (i + 1)
+        knob = min(knob * 2, 0.05) if entropy < 0.7 * start else knob / 2
+    return {n: p.detach().numpy() for n, p in net.named_parameters()}, entropies

@@ -1,0 +1,138 @@
+"""The learner group with real DeepSpeed: the same batch gives the same weights, whatever the ranks, ZeRO stage and cut.
+
+One process per rank for all cases of a world size: starting a process costs more than a case does.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from integration import learner_cases as lc
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+CUTS = [(0, 100_000, False), (0, 64, False), (0, 96, True), (1, 200, False), (2, 200, True), (3, 150, False)]
+SAME = [{"name": f"zero{s}-{t}-{p}", "stage": s, "tokens": t, "packing": p} for s, t, p in CUTS]
+RESUMED = [{"name": f"resumed{s}", "stage": s, "tokens": 200, "packing": False, "resume": True} for s in (0, 3)]
+SEQUENCE = [
+    {"name": f"sequence{t}", "stage": 0, "tokens": t, "packing": p, "aggregation": "sequence"}
+    for t, p in ((100_000, False), (80, True))
+]
+METHODS = [
+    {"name": m, "stage": 1, "tokens": 200, "packing": False, "method": {"kind": m}}
+    for m in ("none", "bonus", "repo_d", "clip_higher", "adapo")
+]
+HALF = [
+    {"name": f"{p}-zero{s}", "stage": s, "tokens": 200, "packing": False, "precision": p}
+    for p in ("bf16", "fp16")
+    for s in (1, 3)
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], tuple[Any, Any]]:
+    """(world, case) -> (weights, metrics of each iteration)"""
+    model = lc.make_model(str(tmp_path_factory.mktemp("model")))
+    context = multiprocessing.get_context("spawn")
+    found: dict[tuple[int, str], tuple[Any, Any]] = {}
+    for world, cases in ((1, [*SAME, *RESUMED, *SEQUENCE, *METHODS, *HALF]), (2, [*SAME, *RESUMED, *SEQUENCE])):
+        out, port = tmp_path_factory.mktemp(f"world{world}"), lc.free_port()
+        ranks = [
+            context.Process(target=lc.rank_main, args=(r, world, port, model, cases, str(out))) for r in range(world)
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(280)
+            if process.is_alive():
+                process.kill()
+        assert [p.exitcode for p in ranks] == [0] * world
+        for case in cases:
+            if (refused := out / f"{case['name']}.refused").exists():
+                found[world, case["name"]] = {}, refused.read_text()
+                continue
+            arrays = dict(np.load(out / f"{case['name']}.npz"))
+            found[world, case["name"]] = arrays, json.loads((out / f"{case['name']}.json").read_text())
+    found[0, "reference"] = lc.reference(model)
+    return found
+
+
+def gap(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[k] - b[k]).max()) for k in a)
+
+
+def test_the_learner_does_what_plain_torch_does(results: Any) -> None:
+    expected, entropies = results[0, "reference"]
+    found, metrics = results[1, SAME[0]["name"]]
+    assert gap(expected, found) < 1e-5
+    assert [m["entropy/exact"] for m in metrics] == pytest.approx(entropies, abs=1e-5)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("case", [c["name"] for c in [*SAME, *RESUMED]])
+def test_ranks_zero_and_cuts_do_not_change_the_update(results: Any, world: int, case: str) -> None:
+    expected, metrics = results[1, SAME[0]["name"]]
+    found, others = results[world, case]
+    assert gap(expected, found) < 1e-5
+    for mine, theirs in zip(metrics, others, strict=True):
+        assert mine.keys() == theirs.keys()
+        assert theirs["loss"] == pytest.approx(mine["loss"], abs=1e-6)
+        for key in (
+            "entropy/exact",
+            "entropy/sampled",
+            "clip/high",
+            "clip/low",
+            "grad_norm",
+            "entropy/odd",
+            "advantage/std",
+        ):
+            assert theirs[key] == pytest.approx(mine[key], abs=1e-5), key
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_sequence_aggregation_does_not_depend_on_the_cut(results: Any, world: int) -> None:
+    expected, metrics = results[1, "sequence100000"]
+    for name in ("sequence100000", "sequence80"):
+        found, others = results[world, name]
+        assert gap(expected, found) < 1e-5
+        assert [m["loss"] for m in others] == pytest.approx([m["loss"] for m in metrics], abs=1e-6)
+    assert gap(expected, results[1, SAME[0]["name"]][0]) > 1e-5  # and it is not the token mean
+
+
+@pytest.mark.parametrize("method", [m["name"] for m in METHODS])
+def test_every_method_trains_and_differs_from_none(results: Any, method: str) -> None:
+    weights, metrics = results[1, method]
+    assert all(np.isfinite(w).all() for w in weights.values())
+    assert metrics[0]["entropy/exact"] == pytest.approx(results[1, "none"][1][0]["entropy/exact"], abs=1e-6)
+    if method in ("bonus", "repo_d"):
+        assert gap(weights, results[1, "none"][0]) > 1e-6
+
+
+@pytest.mark.parametrize("case", [h["name"] for h in HALF])
+def test_half_precision_follows_fp32(results: Any, case: str) -> None:
+    """Not equal, near: exact entropy within 2 %, and the weights moved."""
+    _, metrics = results[1, case]
+    if isinstance(metrics, str):  # this CPU has no fp16 arithmetic: the refusal has to say so
+        assert "fp16" in metrics
+        return
+    full = results[1, SAME[0]["name"]][1]
+    for mine, theirs in zip(full, metrics, strict=True):
+        assert theirs["entropy/exact"] == pytest.approx(mine["entropy/exact"], rel=0.02)
+    if case.startswith("bf16"):
+        assert all(m["steps/skipped"] == 0 for m in metrics)
+
+
+def test_the_checkpoint_is_a_hugging_face_folder(results: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folders = [p for p in Path(str(tmp_path_factory.getbasetemp())).glob("world*/resumed3-checkpoint/hf")]
+    assert folders
+    for folder in folders:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert model.config.num_hidden_layers == 2

@@ -1,0 +1,398 @@
+"""The configuration: every mistake is one sentence with the numbers in it, and nothing is lost on the way to disk."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from builders import config_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.entropy import build
+from orchestration.config import (
+    RECIPES,
+    RunConfig,
+    check_world,
+    find_recipe,
+    load_config,
+    parse_overrides,
+    recipe_names,
+    validate,
+)
+from orchestration.errors import ConfigError, IsentropeError, NumericsError, PlacementError, Stopped
+
+
+def message(**sections: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        validate(config_data(**sections))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def written(folder: Path, data: Any) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(data if isinstance(data, str) else yaml.safe_dump(data), "utf-8", newline="")
+    return str(path)
+
+
+# --- recipes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_survives_the_disk(name: str) -> None:
+    config = load_config(name)
+    assert validate(yaml.safe_load(config.to_yaml())) == config
+    assert (RECIPES / f"{name}.yaml").read_text().startswith("#"), "a recipe begins with what it is for"
+
+
+def test_the_nearest_recipe_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("orchestration.config.RECIPES", tmp_path)
+    for name in ("countdown-repo", "smoke"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config_data()))
+    assert find_recipe("smoke") == tmp_path / "smoke.yaml"
+    with pytest.raises(
+        ConfigError, match=r"'countdown_repo'.*did you mean 'countdown-repo'\? shipped: countdown-repo, smoke"
+    ):
+        find_recipe("countdown_repo")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a: [", "is not valid YAML"), ("- 1\n", "a mapping of sections, not list"), ("", "not NoneType")],
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected) as caught:
+        load_config(written(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+# --- sentences ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_smallest_configuration_is_valid_and_fills_in_the_rest() -> None:
+    config = validate(config_data())
+    assert (config.entropy.kind, config.objective.advantage, config.verifiers.count) == ("none", "grpo", 1)
+    assert config.folder == Path("runs/demo")
+    assert validate(config_data(learner={"updates": 4, "epochs": 2})).total_steps == 3 * 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"lerner": {"lr": 1.0}}, "unknown key lerner: did you mean 'learner'?"),
+        ({"learner": {"learning_rat": 1.0, "zero_stge": 1}}, "unknown key learner."),
+        ({"learner": {"zero_stge": 1}}, "unknown key learner.zero_stge: did you mean 'zero_stage'?"),
+        ({"entropy": {"metod": {"kind": "none"}}}, "unknown key entropy.metod: did you mean 'method'?"),
+        ({"entropy": {"target": {"fracton": 0.7}}}, "unknown key entropy.target.fracton: did you mean 'fraction'?"),
+        (
+            {"entropy": {"method": {"kind": "repo_r", "centered": True}}},
+            "unknown key entropy.method.centered: did you mean 'centred'?",
+        ),
+        (
+            {"entropy": {"method": {"kind": "repo_r"}, "controller": {"kind": "doubling", "hi": 1.0}}},
+            "unknown key entropy.controller.hi: did you mean 'high'?",
+        ),
+        (
+            {"entropy": {"method": {"kind": "repor"}}},
+            "entropy.method: unknown entropy method 'repor': did you mean 'repo_r'?",
+        ),
+        (
+            {"entropy": {"method": {"kind": "repo_r"}, "controller": {"kind": "doublng"}}},
+            "entropy.controller: unknown entropy controller 'doublng': did you mean 'doubling'?",
+        ),
+    ],
+)
+def test_an_unknown_key_names_its_nearest_neighbour_at_every_level(change: dict[str, Any], expected: str) -> None:
+    assert expected in message(**change)
+
+
+def test_an_unknown_key_in_a_list_says_where() -> None:
+    data = config_data()
+    data["environments"][1]["wieght"] = 2
+    with pytest.raises(ConfigError, match=r"unknown key environments\.1\.wieght: did you mean 'weight'\?"):
+        validate(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"batch": {"prompts": "many"}}, "batch.prompts is 'many': input should be a valid integer"),
+        ({"batch": {"prompts": 4.0}}, "batch.prompts is 4.0: input should be a valid integer"),
+        ({"learner": {"lr": 0}}, "learner.lr is 0: input should be greater than 0"),
+        ({"learner": {"lr": float("inf")}}, "learner.lr is inf: input should be a finite number"),
+        ({"learner": {"packing": 1}}, "learner.packing is 1: input should be a valid boolean"),
+        ({"learner": {"precision": "fp8"}}, "learner.precision is 'fp8': input should be 'fp32', 'bf16' or 'fp16'"),
+        ({"learner": {"betas": [0.9]}}, "learner.betas.1"),
+        ({"run": {"name": "a b"}}, "run.name is 'a b'"),
+        ({"run": {"sinks": ["jsonl", "stdout"]}}, "run.sinks.1 is 'stdout'"),
+        ({"sampling": {"temperature": 0.0}}, "sampling.temperature is 0.0: input should be greater than 0"),
+        ({"entropy": {"target": {"nats": -1.0}}}, "entropy.target.nats is -1.0: input should be greater than 0"),
+        ({"entropy": {"method": "repo_r"}}, "the entropy method needs a kind, one of: none"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected: str) -> None:
+    assert expected in message(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (
+            {"learner": {"updates": 3}},
+            ["4 prompts x 4 replies = 16 trajectories", "learner.updates = 3"],
+        ),
+        ({"learner": {"updates": 16, "ranks": 2}}, ["an update of 1 trajectories", "learner.ranks = 2"]),
+        ({"learner": {"ranks": 3}}, ["16 trajectories", "divided evenly over learner.ranks = 3", "batch.prompts (4)"]),
+        ({"batch": {"replies": 1}}, ["batch.replies is 1, give 2 or more"]),
+        ({"sampling": {"max_tokens": 64}}, ["sampling.max_tokens (64)", "generators.max_model_len (64)"]),
+        (
+            {"objective": {"advantage": "loop", "surrogate": "policy_gradient"}},
+            ["use surrogate ppo, or advantage rloo"],
+        ),
+        (
+            {"objective": {"surrogate": "policy_gradient"}, "entropy": {"method": {"kind": "adapo"}}},
+            [
+                "entropy.method adapo acts on the clip range",
+                "surrogate policy_gradient does not have",
+                "use surrogate ppo",
+            ],
+        ),
+        (
+            {"objective": {"surrogate": "policy_gradient"}, "entropy": {"method": {"kind": "clip_higher"}}},
+            ["entropy.method clip_higher"],
+        ),
+        (
+            {"learner": {"precision": "bf16"}},
+            ["precision bf16 and generators.dtype float32", "set generators.dtype to bfloat16"],
+        ),
+        ({"generators": {"dtype": "float16"}}, ["precision fp32 and generators.dtype float16", "to float32"]),
+        ({"evaluation": {"ks": [1, 64]}}, ["pass@64 needs at least 64 samples and evaluation.samples is 16"]),
+        ({"entropy": {"controller": {"kind": "doubling"}}}, ["entropy.method is none, which has no knob to steer"]),
+        ({"entropy": {"target": {"nats": 1.0, "fraction": 0.5}}}, ["nats (1) and fraction (0.5) both set the target"]),
+        (
+            {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "doubling", "start": 1.0}}},
+            ["the knob starts at 1, outside its bounds [0.0001, 0.05]"],
+        ),
+        ({"generators": {"gpus": 0.5}, "learner": {"gpus": 1}}, ["generators.gpus is 0.5"]),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_with_the_numbers(change: dict[str, Any], parts: list[str]) -> None:
+    text = message(**change)
+    assert all(part in text for part in parts), text
+
+
+def test_several_mistakes_are_counted() -> None:
+    assert message(learner={"lr": -1.0, "ranks": 0}, batch={"prompts": 0}).endswith("(and 2 more)")
+
+
+def test_a_missing_section_and_a_missing_key_are_named() -> None:
+    data = config_data()
+    del data["learner"]["lr"], data["model"]
+    with pytest.raises(ConfigError, match=r"model is missing.*\(and 1 more\)"):
+        validate(data)
+    data["model"] = {"path": "someone/some-model"}
+    with pytest.raises(ConfigError, match=r"learner\.lr is missing: give it in the recipe or as learner\.lr=VALUE"):
+        validate(data)
+
+
+# --- overrides ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [["learner.lr=1e-4"], ["--learner.lr=1e-4"], ["--learner.lr", "1e-4"], ["--learner.lr", "1.0E-4"]]
+)
+def test_the_three_forms_of_an_override(tmp_path: Path, words: list[str]) -> None:
+    assert load_config(written(tmp_path, config_data()), words).learner.lr == 1e-4
+
+
+def test_overrides_reach_lists_sections_and_what_the_recipe_left_out(tmp_path: Path) -> None:
+    words = [
+        "environments.1.weight=3",
+        "environments.0.params.numbers=3",
+        "--entropy.method.kind",
+        "repo_r",
+        "entropy.controller={kind: doubling, high: 0.5}",
+        "evaluation.temperatures=[1, 0.3]",
+        "run.sinks=[jsonl]",
+        "cluster.address=null",
+        "--learner.packing=true",
+        "learner.betas=[0.8, 0.9]",
+    ]
+    config = load_config(written(tmp_path, config_data()), words)
+    assert config.environments[1].weight == 3
+    assert config.environments[0].params == {"numbers": 3}
+    assert config.entropy.kind == "repo_r"
+    assert config.entropy.controller.model_dump()["high"] == 0.5
+    assert config.evaluation.temperatures == [1, 0.3]
+    assert (config.run.sinks, config.cluster.address, config.learner.packing) == (["jsonl"], None, True)
+    assert config.learner.betas == (0.8, 0.9)
+
+
+def test_the_last_override_counts(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, config_data()), ["run.seed=1", "--run.seed", "2"]).run.seed == 2
+
+
+@given(st.floats(1e-12, 1e12), st.sampled_from(["{:e}", "{:.3E}", "{!r}", "{:g}"]))
+def test_numbers_are_read_however_they_are_written(value: float, form: str) -> None:
+    text = form.format(value)
+    ((key, found),) = parse_overrides([f"learner.lr={text}"])
+    assert (key, found) == ("learner.lr", float(text))
+    assert isinstance(found, int | float)
+
+
+def test_text_that_looks_like_little_stays_text() -> None:
+    words = ["a=nan", "b=inf", "c=e5", "d=1e", "e=x=y", "f=", "g=v1e3", "h='1e3'"]
+    assert parse_overrides(words) == [
+        ("a", "nan"), ("b", "inf"), ("c", "e5"), ("d", "1e"), ("e", "x=y"), ("f", None), ("g", "v1e3"), ("h", "1e3"),
+    ]  # fmt: skip
+
+
+def test_a_file_may_write_1e_minus_4(tmp_path: Path) -> None:
+    text = yaml.safe_dump(config_data()).replace("lr: 0.001", "lr: 1e-4")
+    assert "lr: 1e-4" in text
+    assert load_config(written(tmp_path, text)).learner.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["learner.lr"], r"'learner\.lr' is not an override: write learner\.lr=VALUE or --learner\.lr VALUE"),
+        (["--learner.lr"], r"'--learner\.lr' is not an override"),
+        (["environments.2.name=x"], r"override environments\.2\.name: '2' is not an index into a list of 2"),
+        (["environments.first.name=x"], "'first' is not an index into a list of 2"),
+        (["learner.lr.x=1"], r"override learner\.lr\.x: learner\.lr is a value, not a section"),
+        (["lerner.lr=1"], r"unknown key lerner: did you mean 'learner'"),
+        (["learner.lrr=1"], r"unknown key learner\.lrr: did you mean 'lr'"),
+    ],
+)
+def test_an_override_that_cannot_be_is_one_sentence(tmp_path: Path, words: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_config(written(tmp_path, config_data()), words)
+
+
+# --- to disk and back ---------------------------------------------------------------------------------------------------
+
+METHODS: list[dict[str, Any]] = [
+    {"kind": "none"},
+    {"kind": "bonus"},
+    {"kind": "repo_r", "centred": False},
+    {"kind": "repo_d"},
+    {"kind": "clip_higher"},
+    {"kind": "adapo"},
+]
+CONTROLLERS: list[dict[str, Any]] = [
+    {"kind": "fixed", "value": 0.025},
+    {"kind": "doubling", "low": 0.0125, "high": 0.05, "start": 0.02, "allow_negative": False},
+    {"kind": "proportional", "gain": 0.3, "start": 0.03, "low": 0.02},
+]
+
+
+def test_every_kind_is_written_and_read_here() -> None:
+    assert [m["kind"] for m in METHODS] == list(build.METHODS)
+    assert [c["kind"] for c in CONTROLLERS] == list(build.CONTROLLERS)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m["kind"])
+@pytest.mark.parametrize("controller", CONTROLLERS, ids=lambda c: c["kind"])
+def test_a_configuration_survives_yaml(method: dict[str, Any], controller: dict[str, Any]) -> None:
+    if method["kind"] == "none" and controller["kind"] != "fixed":
+        pytest.skip("refused: there is nothing to steer")
+    entropy = {"method": method, "controller": controller, "target": {"fraction": 0.7, "average_over": 2}}
+    config = validate(config_data(entropy=entropy, learner={"lr": 1e-5, "betas": [0.9, 0.99]}))
+    again = validate(yaml.safe_load(config.to_yaml()))
+    assert again == config
+    assert again.entropy.method.model_dump().items() >= method.items()
+    assert again.entropy.controller.model_dump().items() >= controller.items()
+    assert again.to_yaml() == config.to_yaml()
+
+
+@settings(max_examples=20)
+@given(st.floats(1e-12, 1.0), st.text("\x85\u2028\n\t :#'\"{é1e-", max_size=6))
+def test_values_and_any_text_survive_the_disk(tmp_path_factory: pytest.TempPathFactory, lr: float, text: str) -> None:
+    data = config_data(learner={"lr": lr}, run={"name": "1e3"})
+    data["environments"][0]["params"] = {"system": text, text: ["1e3", 1e3, "1e-05"]}
+    config = validate(data)
+    assert load_config(written(tmp_path_factory.mktemp("run"), config.to_yaml())) == config
+
+
+def test_validation_does_not_change_what_it_is_given() -> None:
+    data = config_data(entropy={"method": {"kind": "repo_r"}})
+    before = copy.deepcopy(data)
+    validate(data)
+    assert data == before
+
+
+# --- what only the disk knows -------------------------------------------------------------------------------------------
+
+
+def world(config: dict[str, Any]) -> None:
+    check_world(validate(config))
+
+
+def test_the_world_is_in_order(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = sorted(tmp_path.iterdir())
+    world(config_data(model={"path": str(tmp_path)}))
+    world(config_data(model={"path": "someone/some-model"}))  # a Hugging Face id is looked up later
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
+    for path in (str(tmp_path / "gone"), "./gone", "models/gone", "runs/gone/model"):
+        with pytest.raises(ConfigError, match=r"the model folder \S+ does not exist: give .* `isentrope init-model`"):
+            world(config_data(model={"path": path}))
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        world(config_data(model={"path": str(tmp_path)}))
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"name": "countdwn"}, r"environments\.0 \(countdwn\): .*did you mean 'countdown'"),
+        ({"name": "countdown", "params": {"nubmers": 3}}, "no parameter 'nubmers', did you mean 'numbers'"),
+        ({"name": "countdown", "params": {"numbers": "four"}}, "numbers is 'four', it must be int"),
+        ({"name": "nowhere.at_all:Thing"}, "no module 'nowhere'"),
+        ({"name": "questions"}, "needs the parameter 'path'"),
+    ],
+)
+def test_an_environment_that_cannot_be_built(environment: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        world(config_data() | {"environments": [environment]})
+
+
+def test_a_broken_line_of_a_question_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    lines = ['{"prompt": "1+1?", "answer": 2}', '{"prompt": "2+2?", "answer": 4}', '{"prompt": "3+3?", "answer": ']
+    environment = {"name": "questions", "params": {"path": str(path)}}
+    path.write_text("\n".join(lines[:2]))
+    world(config_data() | {"environments": [environment]})
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"environments\.0 \(questions\): .*q\.jsonl, line 3: not JSON"):
+        world(config_data() | {"environments": [environment]})
+    path.unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        world(config_data() | {"environments": [environment]})
+
+
+# --- exit codes ---------------------------------------------------------------------------------------------------------
+
+
+def test_errors_carry_their_exit_code_across_processes() -> None:
+    import pickle
+
+    errors = [IsentropeError("x"), ConfigError("x"), PlacementError("x"), NumericsError("x"), Stopped(2), Stopped(15)]
+    codes = [pickle.loads(pickle.dumps(error)).exit_code for error in errors]
+    assert codes == [1, 2, 3, 4, 130, 143]
+    assert str(pickle.loads(pickle.dumps(errors[-1]))) == "stopped by signal 15"
+
+
+def test_settings_are_frozen() -> None:
+    config: Any = validate(config_data())
+    assert isinstance(config, RunConfig)
+    with pytest.raises(ValueError, match="frozen"):
+        config.learner.lr = 1.0
