@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ def make(settings: dict[str, Any], out: Path, cache: Path) -> Path:
     """The model folder `out`; made and taught unless it is there already or in the cache."""
     from rich.console import Console
 
+    # The matrices are tiny: a second thread gains little and, on a busy machine, spins most of its time away. Set before
+    # torch is imported, which reads it once.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from learner.warmstart import InitModelSettings, WarmStartProgress, init_model
 
     console = Console()

@@ -89,6 +89,14 @@ def test_another_verifier_takes_a_session_over_by_replaying_it(verifier: Verifie
         other.close()
 
 
+def test_a_turn_that_is_asked_for_again_is_replayed_rather_than_skipped(verifier: Verifier) -> None:
+    """A pool asks twice when an answer was lost on its way."""
+    for replies in (("a",), ("a",), ("a", "b"), ("a", "b"), ("a",)):
+        (answer,) = verifier.judge([ask("again", *replies, environment=1)])
+        assert isinstance(answer, Observation)
+        assert answer.messages[0].content.endswith(f"seen={','.join(replies)}")
+
+
 def test_a_session_that_raised_is_not_kept(verifier: Verifier) -> None:
     verifier.judge([ask("r", "a", environment=1)])
     (failed,) = verifier.judge([ask("r", "a", "raise", environment=1)])

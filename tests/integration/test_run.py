@@ -1,0 +1,291 @@
+"""Whole runs through the command line, as a user starts them: real Ray, vLLM, DeepSpeed and the weight broadcast.
+
+Every run is a process of its own with a Ray cluster of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 180
+TIMED = ("time/", "tokens/per_second")
+
+
+def isentrope(*arguments: str, cwd: Path, **environ: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestration", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environ},
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], limit_s: float = LIMIT_S) -> tuple[int, str]:
+    try:
+        out, _ = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, _ = process.communicate()
+        pytest.fail(f"not done within {limit_s} s:\n{out}")
+    return process.returncode, out
+
+
+def smoke(model: Path, name: str, *more: str) -> tuple[str, ...]:
+    return ("train", "smoke", f"model.path={model}", f"run.name={name}", *more)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(row: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in row.items() if not k.startswith(TIMED)}
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], limit_s: float = LIMIT_S) -> None:
+    """Look twenty times a second: what is waited for is a file another process writes."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"it never came; the run says:\n{finish(process, 1)[1]}")
+        time.sleep(0.05)
+
+
+def survivors(marker: str) -> list[str]:
+    """Command lines of processes whose environment has the run's own marker."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("ISENTROPE_TEST") == marker and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline())[:200])
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows a little arithmetic: enough for rewards to differ."""
+    folder = tmp_path_factory.mktemp("models") / "arithmetic"
+    code, out = finish(
+        isentrope("init-model", "--env", "arithmetic", "--out", str(folder), "steps=150", cwd=folder.parent)
+    )
+    assert code == 0, out
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing disturbs; the others are compared with it."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, out = finish(isentrope(*smoke(model, "whole"), cwd=folder))
+    assert code == 0, out
+    return folder / "runs" / "whole"
+
+
+def test_a_run_leaves_what_it_promises(whole: Path) -> None:
+    found = rows(whole)
+    assert [r["iteration"] for r in found] == list(range(7))
+    assert [r["policy_version"] for r in found] == list(range(7))
+    documented = (
+        "reward/mean entropy/exact entropy/sampled entropy/target entropy/knob sync/logprob_gap_max time/iteration "
+        "time/generate time/verify time/train time/sync tokens/generated entropy/predicted_dh entropy/authority"
+    )
+    for key in documented.split():
+        assert all(isinstance(r[key], float) for r in found[1:]), key
+    assert "eval/arithmetic/pass@1" in found[0]
+    assert "eval/arithmetic/pass@4/T=1" in found[-1]
+    assert all(r["sync/logprob_gap_max"] < 1e-5 for r in found[1:])
+    assert all(r["gap/engine_max"] < 1e-4 for r in found[1:])
+    for name in (
+        "config.yaml",
+        "samples.jsonl",
+        "report.html",
+        "checkpoints/latest",
+        "checkpoints/step_000006/state.json",
+    ):
+        assert (whole / name).stat().st_size > 0, name
+    assert sorted(p.name for p in (whole / "checkpoints").glob("step_*")) == ["step_000004", "step_000006"]
+    assert "<html" in (whole / "report.html").read_text()
+
+
+def test_the_knob_moves_towards_the_target(whole: Path) -> None:
+    found = rows(whole)[1:]
+    for before, after in zip(found, found[1:], strict=False):
+        below = before["entropy/exact"] < before["entropy/target"]
+        assert (after["entropy/knob"] > before["entropy/knob"]) == below or abs(before["entropy/knob"]) >= 1.0
+
+
+def test_every_logged_key_is_documented(whole: Path) -> None:
+    from orchestration.metrics import validate_row
+
+    for row in rows(whole):
+        validate_row(row, envs={"arithmetic"})
+
+
+@pytest.mark.parametrize("generators", [2, 3])
+def test_the_number_of_generators_changes_nothing(model: Path, whole: Path, tmp_path: Path, generators: int) -> None:
+    """Seeds belong to replies, not to engines: the same batch, hence the same weights."""
+    more = (f"generators.count={generators}", "generators.cpus=0.3", "run.iterations=2", "evaluation.prompts=0")
+    code, out = finish(isentrope(*smoke(model, "many", *more), cwd=tmp_path))
+    assert code == 0, out
+    expected = {r["iteration"]: r for r in rows(whole)}
+    for row in rows(tmp_path / "runs" / "many"):
+        for key, value in untimed(row).items():
+            assert value == pytest.approx(expected[row["iteration"]][key], abs=1e-5), key
+
+
+def test_killed_and_resumed_equals_undisturbed(model: Path, whole: Path, tmp_path: Path) -> None:
+    process = isentrope(*smoke(model, "whole"), cwd=tmp_path, ISENTROPE_TEST="killed")
+    folder = tmp_path / "runs" / "whole"
+    wait_for(lambda: (folder / "checkpoints" / "step_000002" / "state.json").exists(), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    process.stdout.close()  # type: ignore[union-attr]
+    deadline = time.monotonic() + 60
+    while survivors("killed") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not survivors("killed")
+    assert max(r["iteration"] for r in rows(folder)) < 6
+
+    code, out = finish(isentrope(*smoke(model, "whole", "--resume"), cwd=tmp_path))
+    assert code == 0, out
+    expected = rows(whole)
+    found = rows(folder)
+    assert [r["iteration"] for r in found] == [r["iteration"] for r in expected]
+    for mine, theirs in zip(expected, found, strict=True):
+        assert untimed(mine).keys() == untimed(theirs).keys()
+        for key, value in untimed(mine).items():
+            assert theirs[key] == pytest.approx(value, abs=1e-6), (mine["iteration"], key)
+
+    code, out = finish(isentrope(*smoke(model, "whole", "--resume"), cwd=tmp_path))
+    assert code == 2
+    assert "nothing to do" in out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_a_checkpoint_and_no_process(model: Path, tmp_path: Path, number: int, code: int) -> None:
+    marker = f"signal {number}"
+    process = isentrope(*smoke(model, "stopped", "run.iterations=100000"), cwd=tmp_path, ISENTROPE_TEST=marker)
+    folder = tmp_path / "runs" / "stopped"
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 4, process)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(
+        number
+    )  # Ctrl-C reaches the group
+    found, out = finish(process)
+    assert found == code, out
+    latest = folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text().strip()
+    assert json.loads((latest / "state.json").read_text())["iteration"] >= 3
+    deadline = time.monotonic() + 20
+    while survivors(marker) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not survivors(marker)
+
+
+def test_a_generator_that_dies_is_replaced(model: Path, tmp_path: Path) -> None:
+    more = (
+        "generators.count=2",
+        "generators.cpus=0.3",
+        "run.iterations=40",
+        "evaluation.prompts=0",
+        "checkpoint.every=0",
+    )
+    process = isentrope(*smoke(model, "replaced", *more), cwd=tmp_path, ISENTROPE_TEST="replaced")
+    folder = tmp_path / "runs" / "replaced"
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 3, process)
+    victims = [
+        p
+        for p in psutil.Process(process.pid).children(recursive=True)
+        if "ray::GeneratorActor" in " ".join(p.cmdline())
+    ]
+    assert len(victims) == 2
+    victims[0].kill()
+    code, out = finish(process)
+    assert code == 0, out
+    assert "was replaced by generator 2" in out
+    assert [r["iteration"] for r in rows(folder)] == list(range(1, 41))
+    assert all(r["sync/logprob_gap_max"] < 1e-5 for r in rows(folder))
+
+
+LOADS = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from actors.inference import Request, SamplingParams
+from actors.vllm_engine import VLLMEngine, VLLMSettings
+import threading, torch
+folder = sys.argv[1]
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+ids = tokenizer.apply_chat_template([{"role": "user", "content": "1+2="}], add_generation_prompt=True)["input_ids"]
+engine = VLLMEngine(VLLMSettings(folder, dtype="float32", max_model_len=32, kv_cache_bytes=1 << 24))
+with torch.no_grad():
+    expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+expected = [float(expected[i, t]) for i, t in enumerate(ids[1:])]
+found = engine.score([ids])[0]
+assert max(abs(a - b) for a, b in zip(expected, found)) < 1e-5, (expected, found)
+engine.close()
+print("loads")
+"""
+
+
+def test_the_checkpoint_loads_in_transformers_and_in_vllm(whole: Path) -> None:
+    folder = whole / "checkpoints" / "step_000006" / "hf"
+    result = subprocess.run(
+        [sys.executable, "-c", LOADS, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert "loads" in result.stdout, result.stderr[-3000:]
+
+
+BAD = {
+    "unknown key": (["learner.lrr=1"], 2, "did you mean 'lr'"),
+    "wrong type": (["learner.updates=many"], 2, "learner.updates is 'many'"),
+    "indivisible": (["learner.updates=7"], 2, "8 prompts x 8 replies = 64"),
+    "missing model": (["model.path=models/nowhere"], 2, "does not exist"),
+    "unknown environment": (["environments.0.name=arithmetics"], 2, "did you mean 'arithmetic'"),
+    "broken line": (["environments.0.name=questions", "environments.0.params={path: broken.jsonl}"], 2, "broken.jsonl"),
+    "too many generators": (["generators.count=500"], 3, "500"),
+}
+
+
+@pytest.mark.parametrize("what", list(BAD))
+def test_bad_input_is_one_sentence_and_writes_nothing(model: Path, tmp_path: Path, what: str) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "1+1=", "answer": 2}\n{"prompt": "1+\n')
+    overrides, code, part = BAD[what]
+    before = sorted(tmp_path.rglob("*"))
+    found, out = finish(isentrope(*smoke(model, "bad", *overrides), cwd=tmp_path))
+    assert found == code, out
+    assert part in out
+    if what == "broken line":
+        assert "line 2" in out
+    assert out.startswith("isentrope: ")
+    assert out.strip().count("\n") == 0, out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_another_run_is_not_overwritten(model: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "runs" / "whole")
+    code, out = finish(isentrope(*smoke(model, "whole"), cwd=tmp_path))
+    assert code == 2
+    assert "--resume" in out
+    assert rows(tmp_path / "runs" / "whole") == rows(whole)
