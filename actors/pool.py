@@ -122,7 +122,7 @@ class _Pool(Generic[M]):
 class GeneratorPool(_Pool[G], Generic[G]):
     """`generate` is a rollout's GenerateFn."""
 
-    def __init__(self, members: Sequence[GeneratorMember], on_event: Callable[[str], None]) -> None:
+    def __init__(self, members: Sequence[G], on_event: Callable[[str], None]) -> None:
         super().__init__(members, on_event)
         self._asked: set[str] = set()  # ids under way
 

@@ -210,6 +210,6 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         value = getattr(importlib.import_module(module), name)(*request["args"])
         json.dumps(value)
-    except Exception as error:  # the boundary: whatever it is, the caller gets it as a SandboxError
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, the caller gets it as a SandboxError
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
     return {"value": value}

@@ -71,7 +71,9 @@ class DeepSpeedEngine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
         if settings.precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
-            raise UnsupportedPrecision("learner.precision is fp16 and this device has no fp16 arithmetic: use bf16 or fp32")
+            raise UnsupportedPrecision(
+                "learner.precision is fp16 and this device has no fp16 arithmetic: use bf16 or fp32"
+            )
         self._deepspeed = deepspeed
         self.place, self.settings = place, settings
         self.device = torch.device("cuda", 0) if place.cuda else torch.device("cpu")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import tempfile
@@ -142,7 +141,7 @@ def _written_whole(target: Path) -> Iterator[Path]:
         yield folder
         if (target / MARKER).is_file():  # another process was faster: the same key is the same model
             return
-        os.rename(folder, target)
+        folder.rename(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

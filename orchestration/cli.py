@@ -102,14 +102,21 @@ def play(
 @app.command("init-model", context_settings=OVERRIDES)
 def init_model(
     ctx: typer.Context,
-    env: Annotated[list[str], typer.Option("--env", help="Environment to warm-start on; may be given several times.")],
-    out: Annotated[Path, typer.Option(help="The model folder to make.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Take environments and the model's folder from this recipe.")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", help="An environment by name; may be given several times.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The model folder to make; default: the recipe's model.path.")
+    ] = None,
     cache: Annotated[Path, typer.Option(help="Where finished models are kept.")] = Path("models/cache"),
 ) -> None:
     """Make a tiny model and warm-start it. Settings follow as name=value: hidden_size=64 steps=700 ..."""
     from orchestration.warmstart import run
 
-    run(env, ctx.args, out, cache)
+    run(recipe, env or [], ctx.args, out, cache)
 
 
 @app.command()

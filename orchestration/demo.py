@@ -7,24 +7,23 @@ from pathlib import Path
 
 from rich.console import Console
 
+from orchestration import warmstart
 from orchestration.config import load_config
 from orchestration.report import demo_table, summarise, write_report
 from orchestration.train import train
-from orchestration.warmstart import make
 
 ARMS = ("demo-grpo", "demo-repo-r")
-MODEL = Path("models/countdown-tiny")
-MODEL_SETTINGS = {"environments": [{"name": "countdown"}]}
+WARM_START = ["steps=1400"]
 
 
 def run(seed: int, runs: Path) -> Path:
     """Returns the report. The two arms differ in their entropy section alone: see their recipes."""
     began = time.monotonic()
     console = Console()
-    make(MODEL_SETTINGS, MODEL, MODEL.parent / "cache")
+    model = warmstart.run(ARMS[0], [], WARM_START, None, Path("models/cache"))
     folders = []
     for arm in ARMS:
-        config = load_config(arm, [f"run.seed={seed}", f"run.dir={runs}", f"model.path={MODEL}"])
+        config = load_config(arm, [f"run.seed={seed}", f"run.dir={runs}", f"model.path={model}"])
         console.rule(f"[bold]{arm}")
         train(config, overwrite=True)
         folders.append(config.folder)

@@ -73,7 +73,7 @@ KEYS: dict[str, MetricSpec] = {
     "ratio/mean": MetricSpec("Mean ratio of new to old probability", "", WEIGHTED),
     "ratio/max": MetricSpec("Largest ratio of new to old probability", "", MAX),
     "loss": MetricSpec("Objective that was minimised", "", MEAN),
-    "steps/skipped": MetricSpec("Optimiser steps skipped because an fp16 gradient overflowed", "steps", Reduction.SUM),
+    "steps/skipped": MetricSpec("Optimiser steps skipped because an fp16 gradient overflowed", "steps", SUM),
     "grad_norm": MetricSpec("Norm of the gradient before clipping", "", MEAN),
     "lr": MetricSpec("Learning rate", "", MEAN),
     "kl/old": MetricSpec("KL from the policy that wrote the replies", "nats/token", WEIGHTED),

@@ -115,7 +115,7 @@ class JsonlSink:
                 file.writelines(line + "\n" for line in kept)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if name not in self._files:

@@ -165,7 +165,7 @@ def _resume_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[dict[str
         raise ConfigError(str(error)) from None
     if state["iteration"] >= config.run.iterations:
         raise ConfigError(
-            f"nothing to do: {checkpoint} is at iteration {state['iteration']} of run.iterations = {config.run.iterations}: raise it"
+            f"nothing to do: {checkpoint} is at iteration {state['iteration']} of {config.run.iterations}: raise run.iterations"
         )
     before = yaml.safe_load((config.folder / "config.yaml").read_text("utf-8"))
     now = json.loads(config.model_dump_json())

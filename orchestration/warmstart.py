@@ -9,14 +9,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestration.config import parse_overrides, sentence
+from orchestration.config import load_config, parse_overrides, sentence
 from orchestration.errors import ConfigError
 
 
-def run(environments: Sequence[str], overrides: Sequence[str], out: Path, cache: Path) -> Path:
+def run(recipe: str | None, names: Sequence[str], overrides: Sequence[str], out: Path | None, cache: Path) -> Path:
     """Raises ConfigError for settings that cannot work, before anything is written."""
-    settings = dict(parse_overrides(overrides))
-    return make({**settings, "environments": [{"name": name} for name in environments]}, out, cache)
+    environments: list[dict[str, Any]] = [{"name": name} for name in names]
+    if recipe is not None:
+        config = load_config(recipe)
+        environments += [{"name": e.name, "params": e.params} for e in config.environments]
+        out = out or Path(config.model.path)
+    if not environments or out is None:
+        raise ConfigError("init-model needs --recipe, or --env and --out: what the model is to learn and where it goes")
+    return make({**dict(parse_overrides(overrides)), "environments": environments}, out, cache)
 
 
 def make(settings: dict[str, Any], out: Path, cache: Path) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,7 +130,7 @@ def test_half_precision_follows_fp32(results: Any, case: str) -> None:
 def test_the_checkpoint_is_a_hugging_face_folder(results: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     from transformers import AutoModelForCausalLM
 
-    folders = [p for p in Path(str(tmp_path_factory.getbasetemp())).glob("world*/resumed3-checkpoint/hf")]
+    folders = list(tmp_path_factory.getbasetemp().glob("world*/resumed3-checkpoint/hf"))
     assert folders
     for folder in folders:
         model = AutoModelForCausalLM.from_pretrained(folder)

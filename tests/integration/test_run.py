@@ -5,6 +5,7 @@ Every run is a process of its own with a Ray cluster of its own.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -128,7 +129,7 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
 
 def test_the_knob_moves_towards_the_target(whole: Path) -> None:
     found = rows(whole)[1:]
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in itertools.pairwise(found):
         below = before["entropy/exact"] < before["entropy/target"]
         assert (after["entropy/knob"] > before["entropy/knob"]) == below or abs(before["entropy/knob"]) >= 1.0
 

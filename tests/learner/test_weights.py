@@ -44,7 +44,7 @@ def in_thread(work: Callable[[], Any]) -> Future[Any]:
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()

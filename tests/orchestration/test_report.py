@@ -209,7 +209,7 @@ def test_the_demo_table_shows_names_as_they_are() -> None:
     console = Console(record=True, width=160, file=io.StringIO())
     console.print(demo_table([RunSummary("[red]x", 1, 1.0, 0.4, -0.6, pass_at={1: 0.5, 8: 0.75}, seconds=4000)]))
     text = console.export_text()
-    assert all(shown in text for shown in ("[red]x", "0.400", "−60", "pass@8", "0.750", "67 min"))  # noqa: RUF001
+    assert all(shown in text for shown in ("[red]x", "0.400", "−60", "pass@8", "0.750", "67 min"))
 
 
 def test_numbers_as_people_write_them() -> None:
