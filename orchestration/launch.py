@@ -36,7 +36,8 @@ from orchestration import placement
 from orchestration.config import RunConfig
 from orchestration.errors import NumericsError, PlacementError
 
-CLOSE_S = 20.0
+CLOSE_S = 20.0  # for actors to end by themselves
+ALIVE_S = 30.0  # for a generator to say that it is there: it is not asked while it is busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,7 @@ class Cluster:
     async def sync(self, version: int) -> WeightManifest:
         """Send the learner's weights to every generator as `version`. A transfer that breaks because a generator died is
         made again, once, with a replacement; any other failure is the run's."""
+        await self._bury_silent()  # a call costs a millisecond; a transfer to nobody costs weights.timeout_s
         await self._replace_dead(version)
         try:
             manifest = await self._transfer(version)
@@ -245,11 +247,10 @@ class Cluster:
 
     async def _bury_silent(self) -> bool:
         """Find generators whose process is gone; True if there were any."""
-        for member in self.generators.members:
-            try:
-                await answer(member.name, member.actor.ready.remote(), 10.0)
-            except MemberDied as error:
-                self.generators.bury(error)
+        calls = [answer(m.name, m.actor.ready.remote(), ALIVE_S) for m in self.generators.members]
+        for result in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(result, MemberDied):
+                self.generators.bury(result)
         return bool(self.generators.dead)
 
     async def _replace_dead(self, version: int) -> None:

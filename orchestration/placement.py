@@ -45,7 +45,7 @@ def check(slots: Sequence[Slot], cluster: Mapping[str, float], nodes: Sequence[M
     for kind in ("CPU", "GPU"):
         there = cluster.get(kind, 0.0)
         if asked[kind] > there + 1e-9:
-            parts = ", ".join(f"{name} {value:g}" for name, value in _by_role(slots, kind).items() if value)
+            parts = ", ".join(f"{count} {role} {value:g}" for role, (count, value) in _by_role(slots, kind).items() if value)
             raise PlacementError(
                 f"the run asks for {asked[kind]:g} {kind} ({parts}) and the cluster has {there:g}: lower generators.count, "
                 f"learner.ranks or their {kind.lower()}s, or give the cluster more"
@@ -57,9 +57,11 @@ def check(slots: Sequence[Slot], cluster: Mapping[str, float], nodes: Sequence[M
             raise PlacementError(f"{role} asks for {largest:g} {kind} on one node and the largest node has {biggest:g}")
 
 
-def _by_role(slots: Sequence[Slot], kind: str) -> dict[str, float]:
-    sums: dict[str, float] = {}
+def _by_role(slots: Sequence[Slot], kind: str) -> dict[str, tuple[int, float]]:
+    """Role -> (how many, what they ask for together)."""
+    sums: dict[str, tuple[int, float]] = {}
     for slot in slots:
-        role = {"learner": "learner", "generator": "generators", "verifier": "verifiers"}[slot.role.split()[0]]
-        sums[role] = round(sums.get(role, 0.0) + slot.bundle.get(kind, 0.0), 6)
+        role = slot.role.split()[0] + ("" if slot.role.startswith("learner") else "s")
+        count, value = sums.get(role, (0, 0.0))
+        sums[role] = count + 1, round(value + slot.bundle.get(kind, 0.0), 6)
     return sums

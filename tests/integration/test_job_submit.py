@@ -1,0 +1,100 @@
+"""`ray job submit` against a local head with token authentication: the way a cluster's users start a run."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def free_ports(count: int) -> list[int]:
+    """Outside 10002-19999, which Ray hands to its workers."""
+    held = []
+    while len(held) < count:
+        server = socket.create_server(("127.0.0.1", 0))
+        if not 10002 <= server.getsockname()[1] <= 19999:
+            held.append(server)
+    ports = [s.getsockname()[1] for s in held]
+    for server in held:
+        server.close()
+    return ports
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except urllib.error.HTTPError:
+        return True  # 401: it is there and wants the token
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A head node that is ended by its process id; (dashboard address, environment)."""
+    token = tmp_path / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    gcs, dashboard, client = free_ports(3)
+    environ = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "HF_HUB_OFFLINE": "1"}
+    environ.pop("RAY_ADDRESS", None)
+    process = subprocess.Popen(
+        [
+            BIN / "ray", "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={tmp_path}/ray",
+        ],
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    deadline = time.monotonic() + 90
+    while not answers(f"{address}/api/version"):
+        assert process.poll() is None, "the head ended by itself"
+        assert time.monotonic() < deadline, "the head did not come up within 90 s"
+        time.sleep(0.3)
+    yield address, environ
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    process.wait(30)
+    _, alive = psutil.wait_procs(family, timeout=15)
+    for child in alive:
+        child.kill()
+
+
+def test_a_job_trains(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    address, environ = head
+    model = tmp_path / "model"
+    init = [sys.executable, "-m", "orchestration", "init-model", "--recipe", "smoke", "--out", str(model), "steps=0"]
+    subprocess.run([*init, "--cache", str(tmp_path / "cache")], cwd=ROOT, env=environ, timeout=120, check=True)
+    submit = [
+        BIN / "ray", "job", "submit", f"--address={address}", "--working-dir", ".", "--",
+        sys.executable, "-m", "orchestration", "train", "smoke", f"model.path={model}", f"run.dir={tmp_path}/runs",
+        "run.iterations=2", "evaluation.prompts=0",
+    ]  # fmt: skip
+    result = subprocess.run(
+        submit, cwd=ROOT, env=environ, timeout=240, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert (tmp_path / "runs" / "smoke" / "checkpoints" / "step_000002" / "hf" / "model.safetensors").exists()
+
+    refused = subprocess.run(
+        submit, cwd=ROOT, env={**environ, "RAY_AUTH_MODE": "disabled"}, timeout=120, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode != 0  # without the token nobody gets in
