@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from actors.inference import Completion, Request
-from actors.verifier import JudgeRequest
+from actors.verifier import MAX_SESSIONS, JudgeRequest
 from envs.types import Observation, Status, Verdict
 
 
@@ -201,6 +201,8 @@ class VerifierPool(_Pool[V], Generic[V]):
         for pair in waiting:
             home = self._home.get(pair[0].session)
             seat = self._seats[home] if home in self._seats else self._choose()
+            if home is None and len(self._home) >= MAX_SESSIONS:
+                self._home.pop(next(iter(self._home)))  # the oldest: most likely one its rollout gave up on
             self._home[pair[0].session] = seat.member.name
             seat.queue.append(pair)
             seat.load += 1

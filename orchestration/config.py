@@ -42,6 +42,11 @@ class ModelSection(Section):
     attention: str = "sdpa"
     chat_template: bool = True  # false: the messages' text is joined as it is
 
+    @field_validator("path")
+    @classmethod
+    def _home(cls, value: str) -> str:
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+
 
 class EnvironmentSection(Section):
     name: str  # a built-in, or "module:Class"

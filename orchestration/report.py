@@ -386,7 +386,8 @@ def _knob_chart(runs: Sequence[RunData]) -> str:
 def _dh_chart(runs: Sequence[RunData]) -> str:
     series, notes = [], []
     for colour, run in enumerate(runs):
-        x, y = run.column("entropy/predicted_dh"), run.column("entropy/realised_dh")
+        # A row has the change predicted for its own update and the change that the update before it made.
+        x, y = run.column("entropy/predicted_dh")[:-1], run.column("entropy/realised_dh")[1:]
         fit = RunningRegression()
         for a, b in zip(x, y, strict=True):
             fit.add(a, b)

@@ -19,4 +19,4 @@ class NoControl:
     def __init__(self, settings: Settings) -> None: ...
 
     def shape(self, tokens: TokenStats, knob: float) -> Shaping:
-        return Shaping()
+        return Shaping(touched=tokens.advantages.new_zeros(tokens.advantages.shape).bool())

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from learner.entropy import base
 
 
+SMALLEST = 1e-9  # nats
+
+
 class TargetSettings(base.Settings):
     """Exactly one of `nats` and `fraction`. The default is the run's own start, as published."""
 
@@ -39,7 +42,8 @@ class Target:
             self.total += entropy
             self.count += 1
         fraction = 1.0 if self.settings.fraction is None else self.settings.fraction
-        return fraction * self.total / self.count
+        # A policy that starts without any entropy gives a target that is not 0: errors are relative to it.
+        return max(fraction * self.total / self.count, SMALLEST)
 
     def state_dict(self) -> dict[str, float]:
         return {"total": self.total, "count": float(self.count)}

@@ -229,7 +229,10 @@ def test_clip_methods_need_the_surrogate_that_clips() -> None:
 
 
 def test_no_control_changes_nothing() -> None:
-    assert make_method("none").shape(make_stats(3), 0.0) == Shaping()
+    shaping = make_method("none").shape(make_stats(3), 0.0)
+    assert replace(shaping, touched=None) == Shaping()
+    assert shaping.touched is not None
+    assert not shaping.touched.any()  # no knob, no authority
 
 
 # --- every entry --------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def make(
     for i in range(n + 1):
         row: dict[str, float | None] = {"iteration": i, "time/iteration": 2.0, "tokens/generated": 100.0}
         row |= {"entropy/exact": 1.0 + (end - 1.0) * i / n, "reward/mean": 0.2 + 0.4 * i / n, "time/generate": 1.0}
-        row |= {"entropy/predicted_dh": math.sin(i), "entropy/realised_dh": 2.0 * math.sin(i)}
+        row |= {"entropy/predicted_dh": math.sin(i), "entropy/realised_dh": 2.0 * math.sin(i - 1)}
         if target is not None:
             row |= {"entropy/target": target, "entropy/knob": 0.1, "entropy/knob_low": 0.0, "entropy/knob_high": 1.0}
         if i in (0, n):
