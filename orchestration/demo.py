@@ -13,7 +13,7 @@ from orchestration.report import demo_table, summarise, write_report
 from orchestration.train import train
 
 ARMS = ("demo-grpo", "demo-repo-r")
-WARM_START = ["steps=1400"]
+WARM_START = ["steps=1000"]
 
 
 def run(seed: int, runs: Path) -> Path:
@@ -27,7 +27,8 @@ def run(seed: int, runs: Path) -> Path:
         console.rule(f"[bold]{arm}")
         train(config, overwrite=True)
         folders.append(config.folder)
-    console.print(demo_table([summarise(f) for f in folders]))
+    # Without a terminal rich assumes 80 columns and cuts the table's words off.
+    Console(width=max(console.width, 120)).print(demo_table([summarise(f) for f in folders]))
     report = write_report(folders, runs / "demo.html")
     console.print(f"report: {report}   ({time.monotonic() - began:.0f} s in all)", highlight=False)
     return report

@@ -34,6 +34,9 @@ class Series:
     legend: bool = True
 
 
+TINY = 1e-300  # nothing smaller has a place of its own: its steps would have no logarithm
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
     """How values become positions: the range, the ticks, and whether the scale is logarithmic."""
@@ -45,7 +48,7 @@ class Axis:
 
     def place(self, value: float, start: float, end: float) -> float:
         """Position of a value between `start` (for `low`) and `end` (for `high`); NaN if it has none."""
-        if not math.isfinite(value) or (self.log and value <= 0.0):
+        if not math.isfinite(value) or (self.log and value <= TINY):
             return math.nan
         low, high, at = (math.log(v) if self.log else v for v in (self.low, self.high, value))
         return start + (at - low) / (high - low) * (end - start)
@@ -83,7 +86,7 @@ def log_ticks(low: float, high: float) -> tuple[float, ...]:
 
 def axis(values: Sequence[float], *, log: bool = False, zero: bool = False, pad: float = 0.06, count: int = 5) -> Axis:
     """An axis that shows all finite values. `zero` makes it start (or end) at zero; `pad` is a share of the span."""
-    finite = [v for v in values if math.isfinite(v) and (not log or v > 0.0)]
+    finite = [v if abs(v) > TINY else 0.0 for v in values if math.isfinite(v) and (not log or v > TINY)]
     if not finite:
         return Axis(0.0, 1.0, (0.0, 0.5, 1.0))
     low, high = min(finite), max(finite)
