@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from actors.inference import Completion, Request
 from actors.pool import MemberDied
 from actors.verifier import EnvSpec, JudgeRequest, Verifier
+from actors.vllm_engine import EngineDead
 from envs.types import Observation, Verdict
 from learner.weights import Rendezvous, WeightManifest
 
@@ -26,14 +27,16 @@ T = TypeVar("T")
 
 
 async def answer(name: str, reference: Awaitable[T], timeout_s: float) -> T:
-    """Wait for a call of one member. Raises MemberDied when its process is gone or the time is up."""
+    """Wait for a call of one member. Raises MemberDied when its process, or the engine in it, is gone or the time is up."""
     try:
         return await asyncio.wait_for(reference, timeout_s)
     except TimeoutError:
         raise MemberDied(name, f"no answer within {timeout_s:g} s") from None
-    except (ActorDiedError, ActorUnavailableError, RayActorError) as error:
+    except (RayActorError, ObjectLostError) as error:
         raise MemberDied(name, str(error).strip().splitlines()[-1]) from error
     except RayTaskError as error:
+        if isinstance(error.cause, EngineDead):
+            raise MemberDied(name, str(error.cause)) from error
         if isinstance(error.cause, Exception):
             raise error.cause from error
         raise
@@ -49,6 +52,9 @@ class GeneratorActor:
         self._generator = Generator(factory(), required, name)
 
     async def ready(self) -> bool:
+        """Raises EngineDead when the process lives and its engine does not."""
+        if not self._generator.stats()["alive"]:
+            raise EngineDead("the engine has ended: its log says why")
         return True
 
     async def call(self, method: str, *args: Any) -> Any:

@@ -51,6 +51,10 @@ def reply_seed(seed: int, *where: object) -> int:
     return int.from_bytes(digest, "big") >> 2  # engines take signed 64-bit seeds
 
 
+class ContextFull(ValueError):
+    """A prompt that leaves no room for a reply. The message has the prompt and the numbers."""
+
+
 async def rollout_group(
     prompt: Prompt,
     environment: int,
@@ -75,7 +79,7 @@ async def rollout_group(
 def _request(name: str, turn: int, ids: tuple[int, ...], settings: RolloutSettings) -> Request:
     room = settings.max_model_len - len(ids)
     if room < 1:
-        raise ValueError(
+        raise ContextFull(
             f"{name}: {len(ids)} tokens of context leave no room for a reply in generators.max_model_len = {settings.max_model_len}"
         )
     sampling = replace(settings.sampling, max_tokens=min(settings.sampling.max_tokens, room))

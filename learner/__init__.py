@@ -14,5 +14,6 @@ learner.py           one rank: train, score, publish, save
 checkpoint.py        write-then-rename folders, latest, integrity
 weights.py           the weight protocol, both ends
 tokenizer.py         a character-level tokenizer; chat templates to token ids
-warmstart.py         a tiny model, made and taught here
+warmstart.py         a tiny model, made and taught here: its settings and its cache
+teacher.py           creates and teaches that model
 """

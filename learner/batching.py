@@ -76,7 +76,8 @@ def build_batches(
             cuts.append(rows)
         longest = max(len(rows) for rows in cuts)
         for rank, rows in enumerate(cuts):
-            per_rank[rank].append((*rows, *(_empty(),) * (longest - len(rows))))
+            # An object each: the learner measures every micro-batch once, told apart by identity, and its passes must pair up.
+            per_rank[rank].append((*rows, *(_empty() for _ in range(longest - len(rows)))))
     return [RankBatch(tuple(updates) * cut.epochs, envs, temperature) for updates in per_rank]
 
 

@@ -70,7 +70,8 @@ class DeepSpeedEngine:
         # process leaves held for ever. Gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-        if settings.precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
+        accelerator: Any = deepspeed.get_accelerator()
+        if settings.precision == "fp16" and not accelerator.is_fp16_supported():
             raise UnsupportedPrecision(
                 "learner.precision is fp16 and this device has no fp16 arithmetic: use bf16 or fp32"
             )
@@ -166,22 +167,20 @@ class DeepSpeedEngine:
         return [part[: int(c)] for part, c in zip(parts, counts, strict=True)]
 
     def full_weights(self, weights: Iterator[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
-        """(name, full tensor) in order. A collective on ALL ranks under ZeRO-3: every rank has to exhaust it.
+        """(name, full tensor) in order. A collective on ALL ranks under ZeRO-3, done when the call returns.
 
-        Under ZeRO-3 all of them are gathered and copied before the first is yielded: a gather that waited for a transfer
-        to the generators in between would interleave two process groups, which deadlocks. The copy costs one set of
-        weights on rank 0.
+        Under ZeRO-3 all of them are gathered and copied here, not as they are asked for: a gather that waited for a transfer
+        to the generators in between would interleave two process groups, which deadlocks, and a transfer that fails at its
+        start would leave the other ranks alone in their gathers. The copy costs one set of weights on rank 0.
         """
         if self.settings.zero_stage < 3:
-            for name, parameter in weights:
-                yield name, parameter.detach()
-            return
+            return ((name, parameter.detach()) for name, parameter in weights)
         staged: list[tuple[str, Tensor]] = []
         for name, parameter in weights:
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=None):
                 if self.place.rank == 0:
                     staged.append((name, parameter.detach().clone()))
-        yield from staged
+        return iter(staged)
 
     def full_specs(self, weights: Iterator[tuple[str, nn.Parameter]]) -> list[TensorSpec]:
         """Names, full shapes and dtypes, without a gather."""

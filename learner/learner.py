@@ -229,11 +229,9 @@ class Learner:
 
     def publish(self, manifest: WeightManifest) -> int | None:
         """Broadcast the weights; rank 0 returns their checksum. WeightSyncError where a generator does not take part."""
-        tensors = self.engine.full_weights(self.policy.weights())
+        tensors = self.engine.full_weights(self.policy.weights())  # a collective under ZeRO-3: every rank's part in it
         if self.publisher is not None:
             return self.publisher.publish(manifest, tensors)
-        for _ in tensors:  # the gathers are collectives: this rank's part in them
-            pass
         return None
 
     # --- state ----------------------------------------------------------------------------------------------------------

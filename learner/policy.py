@@ -26,6 +26,10 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool, device
     )
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in model.modules():
+            # transformers checkpoints a layer only while it trains; its parts stay as they are, hence without dropout.
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True
     policy = Policy(model)
     return policy.to(device)
 

@@ -16,12 +16,14 @@
 | buffer.py     | finished groups, bounded, each with the age it may reach                                          |
 | curriculum.py | which prompt comes next                                                                           |
 | evaluation.py | pass@1, pass@k, distinct solutions, at several temperatures                                       |
-| estimators.py | pure: pass@k and other estimates                                                                  |
-| metrics.py    | the table of metric names, and how several values of one become one                               |
+| estimators.py | pure: pass@k, means, a fitted line                                                                |
+| metrics.py    | the table of metric names                                                                         |
 | sinks.py      | where a run's numbers go                                                                          |
 | live.py       | the dashboard in the terminal                                                                     |
+| summary.py    | a run folder in memory, and its summary in numbers and words                                      |
 | report.py     | one self-contained report.html from run folders                                                   |
-| plots.py      | charts as SVG text                                                                                |
+| charts.py     | which numbers of the runs go into which picture of a report                                       |
+| plots.py      | pictures as SVG text                                                                              |
 | errors.py     | exceptions and their exit codes                                                                   |
 | recipes/      | YAML files that load_config finds by name                                                         |
 """

@@ -256,8 +256,17 @@ class RunConfig(Section):
                 f"learner.precision {self.learner.precision} and generators.dtype {self.generators.dtype} differ: entropy and "
                 f"ratios would be measured in two precisions; set generators.dtype to {engine}"
             )
-        if self.learner.gpus > 0 and self.generators.gpus < 1 and self.generators.gpus != 0:
-            raise ValueError(f"generators.gpus is {self.generators.gpus:g}: a generator needs whole GPUs or none")
+        for section, gpus in (("generators", self.generators.gpus), ("learner", self.learner.gpus)):
+            if gpus not in (0, 1):
+                raise ValueError(
+                    f"{section}.gpus is {gpus:g}: a learner rank, and each of generators.tensor_parallel shards of a "
+                    "generator, has a GPU of its own or none: give 1 or 0"
+                )
+        if self.generators.gpus != self.learner.gpus:
+            raise ValueError(
+                f"generators.gpus is {self.generators.gpus:g} and learner.gpus {self.learner.gpus:g}: weights travel between "
+                "them over NCCL from GPU to GPU or over gloo from CPU to CPU: give both 1 or both 0"
+            )
         return self
 
     @property

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from orchestration import warmstart
 from orchestration.config import load_config
-from orchestration.report import demo_table, summarise, write_report
+from orchestration.report import write_report
+from orchestration.summary import demo_table, summarise
 from orchestration.train import train
 
 ARMS = ("demo-grpo", "demo-repo-r")

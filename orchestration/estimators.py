@@ -1,18 +1,18 @@
-"""Pure estimators for evaluation and for the ledger: standard library only, no state except where a class says so.
+"""Pure estimators for evaluation and for the report: standard library only, no state.
 
 | name                | estimates                                                                   |
 |---------------------|-----------------------------------------------------------------------------|
 | `pass_at_k`         | chance that at least one of k replies to a prompt is correct, without bias  |
 | `mean_pass_at_k`    | its mean over prompts                                                       |
 | `distinct_correct`  | number of different correct solutions among the replies to one prompt       |
-| `mean`, `spread`    | mean and sample standard deviation of the finite values                     |
-| `rms`               | root mean square of the finite values                                       |
-| `RunningRegression` | slope and correlation of y on x, one pair at a time, optionally forgetting  |
+| `finite`            | the finite values, which the others below take                              |
+| `mean`, `rms`       | mean and root mean square                                                   |
+| `fit_line`          | slope, intercept and correlation of y on x                                  |
 """
 
 import math
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -54,96 +54,48 @@ def distinct_correct(
     return len({key(reply) for reply, right in zip(replies, correct, strict=True) if right})
 
 
+def finite(values: Iterable[float]) -> list[float]:
+    """The values that are neither NaN nor infinite."""
+    return [value for value in values if math.isfinite(value)]
+
+
 def mean(values: Iterable[float]) -> float:
     """Arithmetic mean of the finite values; NaN when there is none."""
-    kept = _finite(values)
+    kept = finite(values)
     return math.fsum(kept) / len(kept) if kept else math.nan
-
-
-def spread(values: Iterable[float]) -> float:
-    """Sample standard deviation (divided by n - 1) of the finite values; NaN with fewer than two of them."""
-    kept = _finite(values)
-    if len(kept) < 2:
-        return math.nan
-    centre = math.fsum(kept) / len(kept)
-    return math.sqrt(math.fsum((value - centre) ** 2 for value in kept) / (len(kept) - 1))
 
 
 def rms(values: Iterable[float]) -> float:
     """Root mean square of the finite values; NaN when there is none."""
-    kept = _finite(values)
+    kept = finite(values)
     return math.sqrt(math.fsum(value * value for value in kept) / len(kept)) if kept else math.nan
 
 
-def _finite(values: Iterable[float]) -> list[float]:
-    return [value for value in values if math.isfinite(value)]
+class Line(NamedTuple):
+    """y = intercept + slope * x, and Pearson's r; NaN where undefined."""
+
+    slope: float
+    intercept: float
+    correlation: float
 
 
-@dataclass(slots=True)
-class RunningRegression:
-    """Least squares of y on x over a stream of pairs, in constant memory.
+def fit_line(x: Iterable[float], y: Iterable[float]) -> Line:
+    """Least squares of y on x over the pairs whose members are both finite.
 
-    Welford's update of means and centred second moments, with weights that fade by `decay` a pair (1.0 forgets nothing;
-    0.95 looks back about 20 pairs). A pair with a non-finite member is skipped. `slope`, `intercept` and `correlation`
-    are NaN until they are defined: two pairs whose x (for the correlation also y) differ.
+    The slope needs two pairs of different x, the correlation also of different y.
 
-        >>> line = RunningRegression()
-        >>> for x in (0.0, 1.0, 2.0): line.add(x, 3.0 * x + 1.0)
-        >>> round(line.slope, 6), round(line.correlation, 6)
-        (3.0, 1.0)
+        >>> line = fit_line([0.0, 1.0, 2.0], [1.0, 4.0, 7.0])
+        >>> round(line.slope, 6), round(line.intercept, 6), round(line.correlation, 6)
+        (3.0, 1.0, 1.0)
     """
-
-    decay: float = 1.0
-    weight: float = 0.0
-    mean_x: float = 0.0
-    mean_y: float = 0.0
-    moment_xx: float = 0.0
-    moment_xy: float = 0.0
-    moment_yy: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.decay <= 1.0:
-            raise ValueError(f"A running regression needs a decay in (0, 1], got {self.decay}.")
-
-    def add(self, x: float, y: float) -> None:
-        """Take one pair in."""
-        if not (math.isfinite(x) and math.isfinite(y)):
-            return
-        before = self.decay * self.weight
-        self.weight = before + 1.0
-        step_x, step_y = x - self.mean_x, y - self.mean_y
-        share = before / self.weight
-        self.moment_xx = self.decay * self.moment_xx + share * step_x * step_x
-        self.moment_xy = self.decay * self.moment_xy + share * step_x * step_y
-        self.moment_yy = self.decay * self.moment_yy + share * step_y * step_y
-        self.mean_x += step_x / self.weight
-        self.mean_y += step_y / self.weight
-
-    @property
-    def slope(self) -> float:
-        """Change of y for one unit of x."""
-        return self.moment_xy / self.moment_xx if self.moment_xx > 0.0 else math.nan
-
-    @property
-    def intercept(self) -> float:
-        """Value of the fitted line at x = 0."""
-        return self.mean_y - self.slope * self.mean_x
-
-    @property
-    def correlation(self) -> float:
-        """Pearson's r, in [-1, 1]."""
-        # Two roots, not the root of the product: squares of small entropy changes would underflow.
-        scale = math.sqrt(self.moment_xx) * math.sqrt(self.moment_yy)
-        return max(-1.0, min(1.0, self.moment_xy / scale)) if scale > 0.0 else math.nan
-
-    def state_dict(self) -> dict[str, float]:
-        """Everything `load_state_dict` needs to go on exactly where this one stands."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore `state_dict`. Raises ValueError naming the fields that are missing or unknown."""
-        wrong = set(self.__slots__) ^ set(state)
-        if wrong:
-            raise ValueError(f"The state of a running regression does not fit: check {', '.join(sorted(wrong))}.")
-        for name in self.__slots__:
-            setattr(self, name, float(state[name]))
+    pairs = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    if len({a for a, _ in pairs}) < 2:
+        return Line(math.nan, math.nan, math.nan)
+    centre_x, centre_y = mean(a for a, _ in pairs), mean(b for _, b in pairs)
+    steps = [(a - centre_x, b - centre_y) for a, b in pairs]
+    xx, xy, yy = sum(a * a for a, _ in steps), sum(a * b for a, b in steps), sum(b * b for _, b in steps)
+    slope = xy / xx if xx > 0.0 else math.nan
+    # Two roots, not the root of the product: squares of small entropy changes would underflow.
+    scale = math.sqrt(xx) * math.sqrt(yy)
+    varied = len({b for _, b in pairs}) > 1 and scale > 0.0
+    return Line(slope, centre_y - slope * centre_x, max(-1.0, min(1.0, xy / scale)) if varied else math.nan)

@@ -48,6 +48,9 @@ class Start:
     version: int = 0
     engine: Path | None = None  # DeepSpeed's state, when resuming
     learner: dict[str, Any] | None = None  # Learner.state_dict, when resuming
+    base: str | None = (
+        None  # what replaced generators are built from, when resuming: the checkpoint may be deleted by then
+    )
 
 
 def connect(config: RunConfig) -> None:
@@ -58,7 +61,12 @@ def connect(config: RunConfig) -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # an actor with no GPU leaves CUDA_VISIBLE_DEVICES alone
     if address:
-        ray.init(address=address, **quiet)
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise PlacementError(
+                f"the Ray cluster at {address} cannot be joined: {' '.join(str(error).split())}"
+            ) from None
     else:
         ray.init(address="local", num_cpus=config.cluster.num_cpus, include_dashboard=False, **quiet)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -102,7 +110,7 @@ class Cluster:
         self._source, self.version = start, start.version
         config = self.config
         verifiers = [self._verifier(i) for i in range(config.verifiers.count)]
-        generators = [self._generator(i) for i in range(config.generators.count)]
+        generators = [self._generator(i, start.model) for i in range(config.generators.count)]
         await asyncio.gather(
             self._start_learner(start),
             *(answer(g.name, g.actor.ready.remote(), limit) for g in generators),
@@ -149,7 +157,7 @@ class Cluster:
         if start.learner is not None:
             await self.learner.all("load_state_dict", start.learner)
 
-    def _generator(self, slot: int) -> RemoteGenerator:
+    def _generator(self, slot: int, model: str) -> RemoteGenerator:
         g = self.config.generators
         name = f"generator {self._born}"
         self._born += 1
@@ -157,7 +165,7 @@ class Cluster:
         if kv is None and not self.cuda:
             kv = 256 * 2**20
         settings = {
-            "model": self._source.model,
+            "model": model,
             "dtype": g.dtype,
             "max_model_len": g.max_model_len,
             "max_num_seqs": g.max_num_seqs,
@@ -261,7 +269,7 @@ class Cluster:
         for name in dead:
             slot, old = self._seats.pop(name)
             ray.kill(old)
-            fresh = self._generator(slot)
+            fresh = self._generator(slot, self._source.base or self._source.model)
             await answer(fresh.name, fresh.actor.ready.remote(), self.config.cluster.start_timeout_s)
             self.generators.add(fresh)
             self._on_event(f"{name} was replaced by {fresh.name}, which serves from version {version} on")
@@ -276,7 +284,7 @@ class Cluster:
         worst, total, count = (0.0, ""), 0.0, 0
         for member, scores in zip(members, engines, strict=True):
             gaps = [abs(a - b) for x, y in zip(trainer[0], scores, strict=True) for a, b in zip(x, y, strict=True)]
-            worst = max(worst, (max(gaps), member.name))
+            worst = max(worst, (max(gaps, default=0.0), member.name))
             total, count = total + sum(gaps), count + len(gaps)
         limit = self.config.weights.max_logprob_gap
         if not worst[0] <= limit:  # so written that nan is beyond it too
@@ -284,7 +292,7 @@ class Cluster:
                 f"at version {self.version} log-probs of {worst[1]} differ from the trainer's by {worst[0]:.3g} nats, more than "
                 f"weights.max_logprob_gap = {limit:g}: engine and trainer do not run the same policy"
             )
-        return {"sync/logprob_gap_max": worst[0], "sync/logprob_gap_mean": total / count}
+        return {"sync/logprob_gap_max": worst[0], "sync/logprob_gap_mean": total / max(1, count)}
 
 
 def learner_settings(config: RunConfig, model: str) -> LearnerSettings:

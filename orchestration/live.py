@@ -187,7 +187,7 @@ class LiveSink:
 def headline(evals: Row) -> list[tuple[str, float]]:
     """Of each environment the results that say most: pass@1, the pass@k of the largest k, distinct solutions."""
     out = []
-    for env in dict.fromkeys(key.split("/")[1] for key in evals):
+    for env in dict.fromkeys(key.removeprefix("eval/").rpartition("/")[0] for key in evals):
         ks = [int(key.split("@")[1]) for key in evals if key.startswith(f"eval/{env}/pass@")]
         names = [f"pass@{k}" for k in sorted({min(ks), max(ks)})] if ks else []
         keys = [f"eval/{env}/{name}" for name in (*names, "distinct_correct")]

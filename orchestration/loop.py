@@ -68,7 +68,7 @@ class Run:
         config, every = self.config, self.config.evaluation.every
         last = config.run.iterations
         buffer = Buffer(capacity=config.batch.prompts, max_staleness=0)
-        probe = [p for _, p in self.mixture.held_out("eval", 1)]
+        probe = [p for _, p in self.mixture.held_out("eval", 1) or self.mixture.held_out("train", 1)]
         await self.cluster.probe([self.rollouts.render(p) for p in probe])
         if self.iteration == 0 and config.evaluation.prompts:
             await self._report({"iteration": 0.0, "policy_version": 0.0, **await self._evaluate()})

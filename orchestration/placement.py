@@ -45,7 +45,9 @@ def check(slots: Sequence[Slot], cluster: Mapping[str, float], nodes: Sequence[M
     for kind in ("CPU", "GPU"):
         there = cluster.get(kind, 0.0)
         if asked[kind] > there + 1e-9:
-            parts = ", ".join(f"{count} {role} {value:g}" for role, (count, value) in _by_role(slots, kind).items() if value)
+            parts = ", ".join(
+                f"{count} {role} {value:g}" for role, (count, value) in _by_role(slots, kind).items() if value
+            )
             raise PlacementError(
                 f"the run asks for {asked[kind]:g} {kind} ({parts}) and the cluster has {there:g}: lower generators.count, "
                 f"learner.ranks or their {kind.lower()}s, or give the cluster more"

@@ -98,7 +98,7 @@ def axis(values: Sequence[float], *, log: bool = False, zero: bool = False, pad:
     if high - low <= 1e-12 * max(abs(low), abs(high)):
         # A constant: a range that is about as large as the value itself, not noise blown up.
         margin = abs(high) * 0.5 or 0.5
-        low, high = low - margin, high + margin
+        low, high = (0.0, 1.0) if zero else (low - margin, high + margin)
     margin = (high - low) * pad
     # Never a tick below zero for a quantity that is not negative, nor room under a floor of zero.
     floor = 0.0 if low >= 0.0 else -math.inf
@@ -251,10 +251,12 @@ def _trimmed(values: Sequence[float], share: float) -> list[float]:
 def _frame(across: Axis, up: Axis, x_label: str, y_label: str, inner: bool = False) -> str:
     """Grid lines, tick labels and axis names."""
     parts = []
+    large = max(map(abs, up.ticks), default=0.0) >= 1e-3  # then the small ones are written out like it
     for tick in up.ticks:
+        words = f"{tick:.4g}" if large and abs(tick) < 1e-3 and not up.log else label(tick)
         y = up.place(tick, HEIGHT - BOTTOM, TOP)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{label(tick)}</text>')
+        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{words}</text>')
     for tick in across.ticks:
         x = across.place(tick, LEFT, WIDTH - RIGHT)
         if inner:
@@ -268,7 +270,7 @@ def _frame(across: Axis, up: Axis, x_label: str, y_label: str, inner: bool = Fal
     middle, centre = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
     parts.append(f'<text class="name" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     if y_label:
-        turn = f"translate(11 {centre}) rotate(-90)"
+        turn = f"translate(6 {centre}) rotate(-90)"
         parts.append(f'<text class="name" transform="{turn}" text-anchor="middle">{escape(y_label)}</text>')
     return "".join(parts)
 

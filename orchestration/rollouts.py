@@ -26,6 +26,10 @@ class HFCodec:
 
         self._impl = tokenizer
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        if not self.tokenizer(
+            "1 a"
+        ).input_ids:  # what transformers makes of a folder that has a config and no tokenizer
+            raise ValueError("it has no vocabulary: put the model's tokenizer files beside its config.json")
         self._chat = chat_template and bool(self.tokenizer.chat_template)
         config = None
         if (Path(folder) / "generation_config.json").is_file() or not Path(folder).is_dir():

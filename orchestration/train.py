@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,6 +22,9 @@ from orchestration.errors import ConfigError, IsentropeError, NumericsError, Sto
 from orchestration.report import write_report
 from orchestration.sinks import FanOut, RunInfo, build_sinks
 
+if TYPE_CHECKING:
+    from orchestration.rollouts import HFCodec
+
 # What a resumed run may not change: the optimiser's state is laid out by it, or the statistics would be of two runs.
 FIXED_ON_RESUME = (
     "learner.ranks",
@@ -30,6 +33,8 @@ FIXED_ON_RESUME = (
     "run.seed",
     "batch.prompts",
     "batch.replies",
+    "entropy.method",
+    "entropy.controller",
 )
 
 
@@ -51,16 +56,23 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     folder = config.folder
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
     state, checkpoint = _resume_state(config, checkpoints) if resume else (None, None)
-    if not resume and not overwrite and (folder / "metrics.jsonl").exists():
+    if not resume and not overwrite and ((folder / "metrics.jsonl").exists() or checkpoints.latest()):
         raise ConfigError(
             f"{folder} holds a run already: choose another run.name, continue it with --resume, or give --overwrite"
         )
 
     from actors.pool import MemberDied, PoolEmpty  # Ray, torch and transformers from here on
+    from actors.rollout import ContextFull
     from learner.deepspeed_engine import UnsupportedPrecision
     from learner.learner import NonFiniteError
     from learner.weights import WeightSyncError
+    from orchestration.rollouts import HFCodec
 
+    try:
+        codec = HFCodec(_absolute(config.model.path), config.model.chat_template)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the tokenizer of model.path {config.model.path} cannot be used: {reason}") from None
     with _ray(config):
         if not resume and (folder / "checkpoints").exists():
             _clear(folder / "checkpoints")
@@ -69,12 +81,12 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
         sink = build_sinks(config.run.sinks, folder, sys.stdout.isatty())
         status = "failed"
         try:
-            asyncio.run(_train(config, checkpoints, state, checkpoint, sink))
+            asyncio.run(_train(config, checkpoints, state, checkpoint, sink, codec))
             status = "finished"
         except Stopped:
             status = "stopped"
             raise
-        except UnsupportedPrecision as error:
+        except (UnsupportedPrecision, ContextFull) as error:
             raise ConfigError(str(error)) from error
         except NonFiniteError as error:
             raise NumericsError(str(error)) from error
@@ -88,12 +100,17 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
 
 
 async def _train(
-    config: RunConfig, checkpoints: Checkpoints, state: dict[str, Any] | None, checkpoint: Path | None, sink: FanOut
+    config: RunConfig,
+    checkpoints: Checkpoints,
+    state: dict[str, Any] | None,
+    checkpoint: Path | None,
+    sink: FanOut,
+    codec: HFCodec,
 ) -> None:
     from envs import catalog
     from orchestration.launch import Cluster, Start
     from orchestration.loop import Run, StopSignal
-    from orchestration.rollouts import HFCodec, Rollouts
+    from orchestration.rollouts import Rollouts
 
     stop = StopSignal()
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -116,7 +133,7 @@ async def _train(
         whole = checkpoint.resolve()
         iteration = int(state["iteration"])
         mixture.load_state_dict(state["mixture"])
-        start = Start(str(whole / "hf"), int(state["policy_version"]), whole / "engine", state["learner"])
+        start = Start(str(whole / "hf"), int(state["policy_version"]), whole / "engine", state["learner"], model)
     sink.start(
         RunInfo(
             config.run.name,
@@ -129,9 +146,7 @@ async def _train(
     cluster = Cluster(config, sink.event)
     try:
         await cluster.start(start)
-        rollouts = Rollouts(
-            config, cluster.generators, cluster.verifiers, HFCodec(model, config.model.chat_template), sink.stage
-        )
+        rollouts = Rollouts(config, cluster.generators, cluster.verifiers, codec, sink.stage)
         await Run(config, cluster, rollouts, mixture, checkpoints, sink, stop, iteration).train()
     except asyncio.CancelledError:
         raise Stopped(stop.number or signal.SIGINT) from None
@@ -166,6 +181,11 @@ def _resume_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[dict[str
     if state["iteration"] >= config.run.iterations:
         raise ConfigError(
             f"nothing to do: {checkpoint} is at iteration {state['iteration']} of {config.run.iterations}: raise run.iterations"
+        )
+    given = len(state["mixture"]["given"])
+    if given != len(config.environments):
+        raise ConfigError(
+            f"the run had {given} environments and now has {len(config.environments)}: a resumed run cannot change their number"
         )
     before = yaml.safe_load((config.folder / "config.yaml").read_text("utf-8"))
     now = json.loads(config.model_dump_json())

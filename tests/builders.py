@@ -1,9 +1,12 @@
-"""Small values of the wire types, and strategies for random ones."""
+"""Small values of the wire types, strategies for random ones, and a run folder."""
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,3 +100,34 @@ def config_data(**sections: dict[str, Any]) -> dict[str, Any]:
     for name, values in sections.items():
         data[name] = {**data.get(name, {}), **values}
     return data
+
+
+CONFIG = "run: {name: demo, seed: 3}\nentropy:\n  method: {kind: repo}\nobjective: {advantage: grpo}\n"
+HOSTILE = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>\x1b[2J\u202e\ud800"
+
+
+def run_folder(
+    folder: Path, n: int = 40, *, end: float = 0.5, target: float | None = None, envs: tuple[str, ...] = ("a",)
+) -> Path:
+    """A run whose entropy moves from 1 to `end` on a straight line, with an evaluation at both ends."""
+    folder.mkdir(parents=True)
+    rows = []
+    for i in range(n + 1):
+        row: dict[str, float] = {"iteration": i, "time/iteration": 2.0, "tokens/generated": 100.0}
+        row |= {"entropy/exact": 1.0 + (end - 1.0) * i / n, "reward/mean": 0.2 + 0.4 * i / n, "time/generate": 1.0}
+        row |= {"entropy/predicted_dh": math.sin(i), "entropy/realised_dh": 2.0 * math.sin(i - 1)}
+        if target is not None:
+            row |= {"entropy/target": target, "entropy/knob": 0.1, "entropy/knob_low": 0.0, "entropy/knob_high": 1.0}
+        for place, env in enumerate(envs if i else ()):
+            row |= {f"reward/{env}": row["reward/mean"] / (place + 1), f"entropy/{env}": row["entropy/exact"]}
+        if i in (0, n):
+            for env in envs:
+                row |= {f"eval/{env}/pass@{k}{t}": 0.1 * k + i / 100 for k in (1, 4) for t in ("", "/T=1", "/T=0.3")}
+                row[f"eval/{env}/distinct_correct"] = 5.0 - i / 20
+        rows.append(row)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.yaml").write_text(CONFIG)
+    sample = {"env": HOSTILE, "prompt": [{"role": "user", "content": HOSTILE}], "reply": HOSTILE, "reward": 1.0}
+    lines = [json.dumps(sample | {"iteration": i, "status": HOSTILE}) for i in (0, n // 2, n)]
+    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
+    return folder

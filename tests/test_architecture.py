@@ -21,7 +21,21 @@ HOMES = {
     "vllm": r"actors/vllm_\w+\.py",
     "deepspeed": r"learner/deepspeed_engine\.py",
 }
-LIGHT = ["config", "cli", "curriculum", "buffer", "errors", "estimators", "live", "metrics", "plots", "report", "sinks"]
+LIGHT = [
+    "config",
+    "cli",
+    "curriculum",
+    "buffer",
+    "errors",
+    "estimators",
+    "live",
+    "metrics",
+    "plots",
+    "report",
+    "sinks",
+    "charts",
+    "summary",
+]
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:

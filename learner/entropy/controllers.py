@@ -120,7 +120,9 @@ class Doubling(_Base):
             raise ValueError("the doubling controller needs a start other than 0: doubling never leaves 0")
         self.negative = settings.allow_negative and self.knob.signed
         if self.knob.start < 0 and not self.negative:
-            raise ValueError(f"the knob starts at {self.knob.start:g} and allow_negative is false: start at a positive value")
+            raise ValueError(
+                f"the knob starts at {self.knob.start:g} and allow_negative is false: start at a positive value"
+            )
 
     @property
     def lowest(self) -> float:

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from learner.entropy import base
 
-
 SMALLEST = 1e-9  # nats
 
 
@@ -36,11 +35,11 @@ class Target:
 
     def observe(self, entropy: float) -> float:
         """entropy: nats per token of this iteration. Returns the target in nats."""
-        if self.settings.nats is not None:
-            return self.settings.nats
         if self.count < self.settings.average_over:
             self.total += entropy
             self.count += 1
+        if self.settings.nats is not None:  # the start is kept all the same: a resumed run may ask for a fraction of it
+            return self.settings.nats
         fraction = 1.0 if self.settings.fraction is None else self.settings.fraction
         # A policy that starts without any entropy gives a target that is not 0: errors are relative to it.
         return max(fraction * self.total / self.count, SMALLEST)

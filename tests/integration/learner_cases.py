@@ -121,6 +121,21 @@ def refusal(model: str, case: dict[str, Any], place: Any) -> str:
     return ""
 
 
+class Demeaned:
+    """A method of scope "batch", for the test of that scope: A minus the mean of A * L over the whole global batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    scope = "batch"
+
+    def shape(self, tokens: Any, knob: float) -> Any:
+        from learner.types import Shaping
+
+        self.seen.append(len(tokens.logp))
+        return Shaping(advantages=tokens.advantages - (tokens.advantages * tokens.centred).mean())
+
+
 def weights(learner: Any) -> dict[str, np.ndarray]:
     return {k: v.float().numpy().copy() for k, v in learner.engine.full_weights(learner.policy.weights())}
 
@@ -141,10 +156,15 @@ def rank_main(rank: int, world: int, port: int, model: str, cases: list[dict[str
             (Path(out) / f"{case['name']}.refused").write_text(refusal(model, case, place))
             continue
         learner = Learner(settings(model, case["stage"], case.get("precision", "fp32"), case.get("method")), place)
+        wide = Demeaned() if case.get("batch_scope") else None
+        if wide is not None:
+            setattr(learner.steering, "method", wide)  # noqa: B010 - it has what the learner uses, not the whole protocol
         metrics = []
         for i in range(ITERATIONS):
             cut = batches(i, world, case["tokens"], case["packing"], case.get("aggregation", "token"))
             metrics.append(learner.train(cut[rank]))
+            if wide is not None:
+                metrics[-1]["batch_tokens"] = list(wide.seen)
             if i == 0 and case.get("resume"):  # through a checkpoint, into a learner that has seen nothing
                 folder = Path(out) / f"{case['name']}-checkpoint"
                 learner.save(folder / "hf", folder / "engine")

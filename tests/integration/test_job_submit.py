@@ -57,7 +57,7 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     process = subprocess.Popen(
         [
             BIN / "ray", "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={client}", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={tmp_path}/ray",
+            f"--ray-client-server-port={client}", "--num-cpus=2", "--disable-usage-stats",
         ],
         env=environ,
         stdout=subprocess.DEVNULL,
@@ -88,13 +88,17 @@ def test_a_job_trains(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
         sys.executable, "-m", "orchestration", "train", "smoke", f"model.path={model}", f"run.dir={tmp_path}/runs",
         "run.iterations=2", "evaluation.prompts=0",
     ]  # fmt: skip
-    result = subprocess.run(
-        submit, cwd=ROOT, env=environ, timeout=240, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(submit, cwd=ROOT, env=environ, timeout=240, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert (tmp_path / "runs" / "smoke" / "checkpoints" / "step_000002" / "hf" / "model.safetensors").exists()
 
     refused = subprocess.run(
-        submit, cwd=ROOT, env={**environ, "RAY_AUTH_MODE": "disabled"}, timeout=120, capture_output=True, text=True, check=False
+        submit,
+        cwd=ROOT,
+        env={**environ, "RAY_AUTH_MODE": "disabled"},
+        timeout=120,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert refused.returncode != 0  # without the token nobody gets in

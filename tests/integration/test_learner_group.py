@@ -22,6 +22,10 @@ SEQUENCE = [
     {"name": f"sequence{t}", "stage": 0, "tokens": t, "packing": p, "aggregation": "sequence"}
     for t, p in ((100_000, False), (80, True))
 ]
+WIDE = [
+    {"name": f"wide{t}", "stage": s, "tokens": t, "packing": p, "batch_scope": True}
+    for s, t, p in ((0, 100_000, False), (2, 80, True))
+]
 METHODS = [
     {"name": m, "stage": 1, "tokens": 200, "packing": False, "method": {"kind": m}}
     for m in ("none", "bonus", "repo_d", "clip_higher", "adapo")
@@ -39,7 +43,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], t
     model = lc.make_model(str(tmp_path_factory.mktemp("model")))
     context = multiprocessing.get_context("spawn")
     found: dict[tuple[int, str], tuple[Any, Any]] = {}
-    for world, cases in ((1, [*SAME, *RESUMED, *SEQUENCE, *METHODS, *HALF]), (2, [*SAME, *RESUMED, *SEQUENCE])):
+    for world, cases in (
+        (1, [*SAME, *RESUMED, *SEQUENCE, *WIDE, *METHODS, *HALF]),
+        (2, [*SAME, *RESUMED, *SEQUENCE, *WIDE]),
+    ):
         out, port = tmp_path_factory.mktemp(f"world{world}"), lc.free_port()
         ranks = [
             context.Process(target=lc.rank_main, args=(r, world, port, model, cases, str(out))) for r in range(world)
@@ -102,6 +109,18 @@ def test_sequence_aggregation_does_not_depend_on_the_cut(results: Any, world: in
         assert gap(expected, found) < 1e-5
         assert [m["loss"] for m in others] == pytest.approx([m["loss"] for m in metrics], abs=1e-6)
     assert gap(expected, results[1, SAME[0]["name"]][0]) > 1e-5  # and it is not the token mean
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("case", [w["name"] for w in WIDE])
+def test_a_method_of_batch_scope_sees_the_whole_global_batch(results: Any, world: int, case: str) -> None:
+    expected, _ = results[1, "wide100000"]
+    found, metrics = results[world, case]
+    assert gap(expected, found) < 1e-5
+    assert gap(expected, results[1, SAME[0]["name"]][0]) > 1e-5  # and the method did something
+    for row in metrics:  # one call an update, together all the trained tokens
+        assert len(row["batch_tokens"]) % 2 == 0
+        assert sum(row["batch_tokens"][-2:]) == row["tokens/trained"]
 
 
 @pytest.mark.parametrize("method", [m["name"] for m in METHODS])

@@ -94,6 +94,8 @@ def test_ranks_have_equally_many_micro_batches_within_the_token_budget(
     batches = build(replies, **cut)
     for k in range(cut["updates"] * cut["epochs"]):
         assert len({len(b.updates[k]) for b in batches}) == 1
+        # told apart by identity, padding too: the learner's first pass goes over each micro-batch once, on every rank
+        assert len({len({id(m) for m in b.updates[k]}) for b in batches}) == 1
         for micro in (m for b in batches for m in b.updates[k]):
             assert micro.tokens.shape == micro.positions.shape
             held = len(set(micro.trajectory.tolist()))

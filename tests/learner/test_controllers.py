@@ -175,6 +175,9 @@ def test_the_target_is_a_fraction_of_the_mean_of_the_first_iterations() -> None:
     assert [start.observe(h) for h in (2.0, 9.0)] == [2.0, 2.0]
     absolute = Target(TargetSettings(nats=0.3))
     assert [absolute.observe(h) for h in (2.0, 9.0)] == [0.3, 0.3]
+    resumed = Target(TargetSettings(fraction=0.5, average_over=2))  # asked for a fraction after all: of the run's start
+    resumed.load_state_dict(absolute.state_dict())
+    assert resumed.observe(100.0) == 2.75
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ from pydantic import ValidationError
 
 from envs import catalog
 from envs.types import Message
-from learner import warmstart
-from learner.tokenizer import END_ID, decode, render, stop_token_ids
-from learner.warmstart import MARKER, InitModelSettings, WarmStartProgress, init_model
+from learner.tokenizer import decode, render, stop_token_ids
+from learner.warmstart import MARKER, EnvironmentSpec, InitModelSettings, WarmStartProgress, init_model
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -118,34 +117,6 @@ def test_same_seed_same_weights_and_the_callers_random_state_is_kept(tmp_path: P
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "qwen2", "llama", "gemma"])
-def test_packed_replies_have_the_loss_they_have_alone(architecture: str) -> None:
-    """K replies in one row, prompts and replies of different lengths: the mean over separate rows is the reference."""
-    settings = tiny(
-        architecture=architecture, replies_per_prompt=3, environments=[{"name": "arithmetic", "params": {"digits": 2}}]
-    )
-    environment: Any = catalog.load("arithmetic", {"digits": 2}, 0)
-    tokenizer = warmstart.build_tokenizer(environment.alphabet())
-    torch.manual_seed(0)
-    model = warmstart.create_model(settings, tokenizer)
-    teacher = warmstart._Teacher(settings, [environment], tokenizer, model)
-    for index, answers in enumerate((["1", "23", "456"], ["", "77", "8"])):
-        replies = tuple((*tokenizer(text)["input_ids"], END_ID) for text in answers)
-        prompt_ids = render(tokenizer, [Message("user", "1+22="[index:])])
-        teacher.lessons.append(warmstart._Lesson(prompt_ids, replies))
-    teacher.order, lessons = [0, 1] * 8, list(teacher.lessons)
-    teacher._lesson = lambda: teacher.lessons[teacher.order.pop()]  # type: ignore[method-assign]
-    packed = teacher._loss(*teacher._batch())
-    total, tokens = torch.tensor(0.0), 0
-    for lesson in lessons:
-        for reply in lesson.replies:
-            ids = torch.tensor([[*lesson.prompt_ids, *reply]])
-            logp = model(ids).logits[0, len(lesson.prompt_ids) - 1 : -1].log_softmax(-1)
-            total = total - logp[torch.arange(len(reply)), torch.tensor(reply)].sum()
-            tokens += len(reply)
-    assert packed.item() == pytest.approx((total / tokens).item(), rel=1e-5)
-
-
 def test_mixture_and_early_stop(tmp_path: Path) -> None:
     mixture = [{"name": "arithmetic"}, {"name": "countdown", "params": {"numbers": 3, "min_solutions": 1}}]
     seen: list[WarmStartProgress] = []
@@ -161,7 +132,7 @@ def test_key_changes_with_every_field() -> None:
     other: dict[str, Any] = {
         "architecture": "llama",
         "tie_word_embeddings": False,
-        "environments": (warmstart.EnvironmentSpec(name="arithmetic", params={"digits": 2}),),
+        "environments": (EnvironmentSpec(name="arithmetic", params={"digits": 2}),),
         "target_accuracy": 0.5,
     }
     for name in InitModelSettings.model_fields:

@@ -179,6 +179,8 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
             ["the knob starts at 1, outside its bounds [0.0001, 0.05]"],
         ),
         ({"generators": {"gpus": 0.5}, "learner": {"gpus": 1}}, ["generators.gpus is 0.5"]),
+        ({"generators": {"gpus": 1}, "learner": {"gpus": 2}}, ["learner.gpus is 2"]),
+        ({"generators": {"gpus": 0}, "learner": {"gpus": 1}}, ["generators.gpus is 0", "learner.gpus 1"]),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_the_numbers(change: dict[str, Any], parts: list[str]) -> None:

@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestration.estimators import (
-    RunningRegression,
     distinct_correct,
+    fit_line,
     mean,
     mean_pass_at_k,
     pass_at_k,
     rms,
-    spread,
 )
 
 
@@ -56,56 +55,32 @@ def test_distinct_correct_counts_solutions_once_and_only_correct_ones() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
-def test_mean_spread_and_rms_follow_the_statistics_module(values: list[float]) -> None:
+def test_mean_and_rms_follow_the_statistics_module(values: list[float]) -> None:
     holes = [math.nan, *values, math.inf]
     assert mean(holes) == pytest.approx(statistics.fmean(values), abs=1e-6)
-    assert spread(holes) == pytest.approx(statistics.stdev(values), rel=1e-6, abs=1e-6)
     assert rms(holes) == pytest.approx(math.sqrt(statistics.fmean(v * v for v in values)), rel=1e-6, abs=1e-6)
 
 
 def test_nothing_has_no_mean() -> None:
-    assert all(map(math.isnan, (mean([]), spread([1.0]), rms([math.nan]), mean_pass_at_k([], 1))))
+    assert all(map(math.isnan, (mean([]), rms([math.nan]), mean_pass_at_k([], 1))))
 
 
 PAIRS = st.lists(st.tuples(st.integers(-1000, 1000), st.integers(-1000, 1000)), min_size=3, max_size=40)
 
 
 @given(PAIRS.filter(lambda pairs: len({x for x, _ in pairs}) > 1 and len({y for _, y in pairs}) > 1))
-def test_running_regression_is_least_squares(pairs: list[tuple[int, int]]) -> None:
-    line, (xs, ys) = RunningRegression(), zip(*pairs, strict=True)
-    for x, y in pairs:
-        line.add(x, y)
+def test_the_fitted_line_is_least_squares(pairs: list[tuple[int, int]]) -> None:
+    xs, ys = zip(*pairs, strict=True)
+    line = fit_line((*xs, math.nan, 1.0), (*ys, 1.0, math.inf))  # pairs that are not finite do not count
     slope, intercept = statistics.linear_regression(xs, ys)
     assert line.slope == pytest.approx(slope, rel=1e-6, abs=1e-9)
     assert line.intercept == pytest.approx(intercept, rel=1e-6, abs=1e-6)
     assert line.correlation == pytest.approx(statistics.correlation(xs, ys), rel=1e-6, abs=1e-9)
 
 
-def test_running_regression_with_decay_is_weighted_least_squares() -> None:
-    rng, decay = random.Random(1), 0.8
-    pairs = [(rng.gauss(0, 1), rng.gauss(0, 1)) for _ in range(25)]
-    line = RunningRegression(decay=decay)
-    for x, y in pairs:
-        line.add(x, y)
-    w = [decay ** (len(pairs) - 1 - i) for i in range(len(pairs))]
-    mx, my = (sum(a * p[i] for a, p in zip(w, pairs, strict=True)) / sum(w) for i in (0, 1))
-    sxy = sum(a * (x - mx) * (y - my) for a, (x, y) in zip(w, pairs, strict=True))
-    sxx = sum(a * (x - mx) ** 2 for a, (x, _) in zip(w, pairs, strict=True))
-    assert line.slope == pytest.approx(sxy / sxx)
-
-
-def test_running_regression_resumes_exactly_and_ignores_what_is_not_finite() -> None:
-    whole, first, second = RunningRegression(0.9), RunningRegression(0.9), RunningRegression()
-    assert math.isnan(whole.slope)
-    assert math.isnan(whole.correlation)
-    for x, y in [(1.0, 2.0), (math.nan, 1.0), (2.0, 1.0)]:
-        whole.add(x, y)
-        first.add(x, y)
-    second.load_state_dict(first.state_dict())
-    for line in (whole, second):
-        line.add(5.0, -3.0)
-    assert second.state_dict() == whole.state_dict()
-    with pytest.raises(ValueError, match="slope"):
-        second.load_state_dict({**first.state_dict(), "slope": 1.0})
-    with pytest.raises(ValueError, match="decay"):
-        RunningRegression(decay=0.0)
+def test_a_line_through_too_little_is_nan_and_small_changes_do_not_underflow() -> None:
+    assert all(map(math.isnan, (*fit_line([], []), *fit_line([0.1] * 3, [1.0, 2.0, 3.0]))))
+    flat = fit_line([1.0, 2.0, 4.0], [0.1] * 3)
+    assert flat.slope == pytest.approx(0.0)
+    assert math.isnan(flat.correlation)
+    assert fit_line([0.0, 1e-90, 2e-90], [0.0, 2e-90, 4e-90]).correlation == pytest.approx(1.0)

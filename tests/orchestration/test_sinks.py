@@ -172,6 +172,7 @@ def test_live_falls_back_to_plain_lines_without_a_terminal() -> None:
 def test_headline_picks_what_says_most() -> None:
     evals = {f"eval/e/pass@{k}": k / 16 for k in (1, 4, 16)} | {"eval/e/entropy": 1.0, "eval/e/distinct_correct": 3.0}
     assert [key for key, _ in headline(evals)] == ["eval/e/pass@1", "eval/e/pass@16", "eval/e/distinct_correct"]
+    assert headline({"eval/gym/gcd/pass@1": 0.5}) == [("eval/gym/gcd/pass@1", 0.5)]
 
 
 class Recorder:
@@ -243,7 +244,7 @@ def test_tensorboard_scalars_read_back(tmp_path: Path) -> None:
     assert scalars == [(5, "loss", 0.5)]
 
 
-@pytest.mark.parametrize("module", ["metrics", "sinks", "live", "report", "plots", "estimators"])
+@pytest.mark.parametrize("module", ["metrics", "sinks", "live", "report", "charts", "summary", "plots", "estimators"])
 def test_no_heavy_import(module: str) -> None:
     heavy = "torch ray vllm transformers numpy pandas matplotlib tensorboard"
     code = f"import sys, orchestration.{module}; print([m for m in {heavy.split()} if m in sys.modules])"

@@ -1,0 +1,231 @@
+"""The teacher of a warm start: a model with random weights, lessons drawn from the environments, steps, measurements.
+
+Supervised training on demonstrations, fp32 on the CPU. `learner/warmstart.py` has the settings and keeps the result.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from envs.base import Environment
+from envs.types import Prompt, Verdict
+from learner.tokenizer import END_ID, PAD_ID, decode, render
+
+if TYPE_CHECKING:
+    from learner.warmstart import InitModelSettings
+
+
+def create_model(settings: InitModelSettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Random fp32 weights of these shapes; config and generation config carry the tokenizer's ids."""
+    ids = {"pad_token_id": PAD_ID, "eos_token_id": END_ID, "bos_token_id": None}
+    config = AutoConfig.for_model(
+        settings.architecture,
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        head_dim=settings.head_dim,
+        intermediate_size=settings.intermediate_size,
+        tie_word_embeddings=settings.tie_word_embeddings,
+        max_position_embeddings=settings.max_position_embeddings,
+        **ids,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    # top_k = 0: transformers would otherwise sample from the 50 likeliest tokens only.
+    model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **ids)
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A prompt and demonstrations of it."""
+
+    prompt_ids: tuple[int, ...]
+    replies: tuple[tuple[int, ...], ...]  # the end token included
+
+
+class Teacher:
+    """Draws lessons, takes the steps, measures. K = replies_per_prompt; B, P, R = rows, prompt and reply columns."""
+
+    def __init__(
+        self,
+        settings: InitModelSettings,
+        environments: Sequence[Any],
+        tokenizer: PreTrainedTokenizerFast,
+        model: PreTrainedModel,
+    ) -> None:
+        self.settings, self.environments, self.tokenizer, self.model = settings, environments, tokenizer, model
+        self.head: Any = model.get_output_embeddings()
+        self.rng = random.Random(settings.seed)
+        self.lessons: list[Lesson] = []
+        self.order: list[int] = []
+        self.longest_reply = 0
+
+    def run(self, report: Callable[..., None]) -> dict[str, Any]:
+        """Train and evaluate; the record's loss, accuracy, pass_at_k and steps."""
+        settings, steps = self.settings, self.settings.steps
+        optimizers = _optimizers(settings, self.model)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        recent: list[float] = []
+        seen: dict[str, Any] = {"loss": None, "accuracy": None, "pass_at_k": None}
+        step = 0
+        self.model.train()
+        while step < steps:
+            loss = self._loss(*self._batch())
+            _step(optimizers, parameters, loss, _schedule(step, steps, settings.warmup_steps))
+            step += 1
+            recent.append(loss.item())
+            if step % max(1, steps // 50) == 0 and step < steps:
+                seen["loss"], recent = float(np.mean(recent)), []
+                accuracy = pass_at_k = None
+                if settings.target_accuracy is not None and step % max(1, steps // 10) == 0:
+                    accuracy, pass_at_k = self._accuracy()
+                report(step=step, steps=steps, loss=seen["loss"], accuracy=accuracy, pass_at_k=pass_at_k)
+                if accuracy is not None and accuracy >= (settings.target_accuracy or 1.0):
+                    break
+        if recent:
+            seen["loss"] = float(np.mean(recent))
+        seen["accuracy"], seen["pass_at_k"] = self._accuracy()
+        report(step=step, steps=steps, **seen)
+        return {**seen, "steps": step}
+
+    def _lesson(self) -> Lesson:
+        """A new prompt until there are `train_prompts`, then each of them again, in a new order every round.
+
+        Prompts are made as they are needed: listing solutions costs about as much as a training step does.
+        """
+        settings, size = self.settings, len(self.lessons)
+        if size == settings.train_prompts:
+            if not self.order:
+                self.order = self.rng.sample(range(size), size)
+            return self.lessons[self.order.pop()]
+        environment = self.environments[size % len(self.environments)]
+        prompt = environment.prompt("train", size // len(self.environments))
+        # Four times what a step shows, so that later rounds still bring solutions the first did not show.
+        texts = [environment.demonstration(prompt, self.rng) for _ in range(4 * settings.replies_per_prompt)]
+        encoded: Any = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        lesson = Lesson(render(self.tokenizer, prompt.messages), tuple((*ids, END_ID) for ids in encoded))
+        self.longest_reply = max(self.longest_reply, *map(len, lesson.replies))
+        self.lessons.append(lesson)
+        return lesson
+
+    def _batch(self) -> tuple[Tensor, Tensor, int]:
+        """ids int64 [B, P + K*R], prompts padded on the left and replies on the right; prompt lengths [B]; P."""
+        replies_per_prompt = self.settings.replies_per_prompt
+        lessons = [self._lesson() for _ in range(self.settings.batch_size)]
+        replies = [self.rng.sample(lesson.replies, replies_per_prompt) for lesson in lessons]
+        columns = max(len(lesson.prompt_ids) for lesson in lessons)
+        width = max(len(ids) for row in replies for ids in row)
+        ids = np.full((len(lessons), columns + replies_per_prompt * width), PAD_ID, dtype=np.int64)
+        for row, (lesson, chosen) in enumerate(zip(lessons, replies, strict=True)):
+            ids[row, columns - len(lesson.prompt_ids) : columns] = lesson.prompt_ids
+            for k, reply in enumerate(chosen):
+                start = columns + k * width
+                ids[row, start : start + len(reply)] = reply
+        lengths = torch.tensor([len(lesson.prompt_ids) for lesson in lessons])
+        return torch.from_numpy(ids), lengths, columns
+
+    def _loss(self, ids: Tensor, lengths: Tensor, columns: int) -> Tensor:
+        """Mean cross-entropy over the reply tokens, ends included, in nats.
+
+        The K replies of a prompt follow it in one row, each seeing the prompt and itself only, at the positions it
+        would have alone: the prompt is computed once instead of K times.
+        """
+        total, count = ids.shape[1], self.settings.replies_per_prompt
+        width = (total - columns) // count
+        column = torch.arange(total)
+        reply = torch.where(column < columns, -1, (column - columns) // width)  # which reply a column belongs to
+        place = torch.where(column < columns, column, columns + (column - columns) % width)
+        first = (columns - lengths)[:, None]
+        visible = (column[:, None] >= column) & ((reply == -1) | (reply[:, None] == reply))
+        # Padding sees itself, because a row that sees nothing is NaN.
+        mask = visible & (column >= first[:, :, None]) | torch.eye(total, dtype=torch.bool)
+        hidden = self.model.get_decoder()(
+            input_ids=ids,
+            position_ids=(place - first).clamp(min=0),
+            attention_mask=mask[:, None],
+            use_cache=False,
+        ).last_hidden_state
+        # A reply's first token is predicted by the prompt's last column, the others by the column before them.
+        source = column[columns:] - 1
+        source[::width] = columns - 1
+        logits = self.head(hidden[:, source])
+        return functional.cross_entropy(logits.flatten(0, 1), ids[:, columns:].flatten(), ignore_index=PAD_ID)
+
+    def _accuracy(self) -> tuple[float, float]:
+        """Shares of replies and of prompts solved, sampled at temperature 1 from the eval split's first prompts.
+
+        An environment that wants another turn counts as unsolved: the warm start teaches first replies.
+        """
+        settings, count = self.settings, len(self.environments)
+        asked = [(self.environments[i % count], i // count) for i in range(settings.holdout_prompts)]
+        prompts: list[tuple[Environment, Prompt]] = [(env, env.prompt("eval", index)) for env, index in asked]
+        encoded = [render(self.tokenizer, prompt.messages) for _, prompt in prompts]
+        columns = max(map(len, encoded))
+        ids = torch.full((len(prompts), columns), PAD_ID)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(encoded):
+            ids[row, columns - len(tokens) :] = torch.tensor(tokens)
+            mask[row, columns - len(tokens) :] = 1
+        longest = self.longest_reply or 16  # nothing was taught: any short length shows that replies are noise
+        self.model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)  # the same noise at every report: the curve shows the model, not the dice
+            sampled: Any = self.model.generate(  # pyright: ignore[reportCallIssue]
+                ids, attention_mask=mask, max_new_tokens=longest, num_return_sequences=settings.holdout_replies
+            )
+        self.model.train()
+        solved = np.zeros((len(prompts), settings.holdout_replies), dtype=bool)
+        for row, tokens in enumerate(sampled[:, columns:].tolist()):
+            env, prompt = prompts[row // settings.holdout_replies]
+            verdict = env.open(prompt).reply(decode(self.tokenizer, tokens))
+            solved[row // settings.holdout_replies, row % settings.holdout_replies] = (
+                isinstance(verdict, Verdict) and verdict.correct
+            )
+        return float(solved.mean()), float(solved.any(axis=1).mean())
+
+
+def _optimizers(settings: InitModelSettings, model: PreTrainedModel) -> list[torch.optim.Optimizer]:
+    """Muon (github.com/KellerJordan/Muon) for the weight matrices, AdamW for embeddings, head, norms and biases.
+
+    Orthogonalised updates reach a given loss in about half the steps that AdamW takes here.
+    """
+    heads: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
+    outside = {id(module.weight) for module in heads}
+    parameters = list(model.parameters())
+    matrices = [p for p in parameters if settings.matrix_lr and p.ndim == 2 and id(p) not in outside]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in parameters if id(p) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, settings.lr, (0.9, 0.95), weight_decay=0.0)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, settings.matrix_lr, weight_decay=0.0))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def _schedule(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak learning rate: linear up over `warmup` steps, linear down to 0 at `steps`."""
+    return min(1.0, (step + 1) / (warmup + 1)) * (1 - step / steps)
+
+
+def _step(optimizers: Iterable[torch.optim.Optimizer], parameters: list[Any], loss: Tensor, scale: float) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * scale
+        optimizer.step()
