@@ -419,6 +419,8 @@ def _build(settings: VLLMSettings) -> tuple[Any, int]:
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             tensor_parallel_size=settings.tensor_parallel,
+            # Several workers are processes on this node: inside a Ray actor vLLM would otherwise look for bundles of its own.
+            distributed_executor_backend="mp" if settings.tensor_parallel > 1 else None,
             enforce_eager=settings.enforce_eager,
             enable_prefix_caching=settings.prefix_caching,
             seed=settings.seed,

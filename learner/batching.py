@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.types import Group, Trajectory
+from envs.types import Group, Status, Trajectory
 from learner.types import Aggregation, MicroBatch, RankBatch
 
 
@@ -31,8 +31,20 @@ class Cut:
 def trajectory_advantages(
     groups: Sequence[Group], advantage: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """One advantage a trajectory, groups in order. [sum of group sizes]"""
-    return np.concatenate([advantage(np.array([t.verdict.reward for t in g.trajectories], np.float64)) for g in groups])
+    """One advantage a trajectory, groups in order. [sum of group sizes]
+
+    A reply without a verdict of its environment (ERROR, TIMEOUT) is left out of its group's baseline and has advantage 0:
+    a verifier that fails must not teach the policy. So has a reply that is the only one judged.
+    """
+    parts = []
+    for group in groups:
+        judged = np.array([t.verdict.status in (Status.OK, Status.TRUNCATED) for t in group.trajectories])
+        rewards = np.array([t.verdict.reward for t in group.trajectories], np.float64)
+        part = np.zeros(len(rewards))
+        if judged.sum() > 1:
+            part[judged] = advantage(rewards[judged])
+        parts.append(part)
+    return np.concatenate(parts)
 
 
 def no_signal(groups: Sequence[Group]) -> int:

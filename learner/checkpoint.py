@@ -39,10 +39,14 @@ class Checkpoints:
         yield draft
         if not (draft / "state.json").is_file():
             raise CheckpointError(f"{draft} was left without its state.json: call commit before the end")
-        if final.exists():  # the same iteration, reached again after a resume
-            shutil.rmtree(final)
+        aside = self.folder / f"{final.name}.old.writing"
+        shutil.rmtree(aside, ignore_errors=True)
+        if final.exists():  # the same iteration, reached again: never a moment without it under one name or the other
+            final.rename(aside)
         draft.rename(final)
-        _write(self.folder / "latest", final.name)
+        write_whole(self.folder / "latest", final.name)
+        for leftover in self.folder.glob("step_*.writing"):
+            shutil.rmtree(leftover)
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(old)
 
@@ -53,7 +57,7 @@ class Checkpoints:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sizes = {str(p.relative_to(draft)): p.stat().st_size for p in files}
-        _write(draft / "state.json", json.dumps({"format": FORMAT, **state, "files": sizes}, indent=1))
+        write_whole(draft / "state.json", json.dumps({"format": FORMAT, **state, "files": sizes}, indent=1))
 
     def steps(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
@@ -89,7 +93,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Whole or not at all."""
     draft = path.with_name(path.name + ".writing")
     with draft.open("w", encoding="utf-8") as file:

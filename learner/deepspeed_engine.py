@@ -171,7 +171,7 @@ class DeepSpeedEngine:
 
         Under ZeRO-3 all of them are gathered and copied here, not as they are asked for: a gather that waited for a transfer
         to the generators in between would interleave two process groups, which deadlocks, and a transfer that fails at its
-        start would leave the other ranks alone in their gathers. The copy costs one set of weights on rank 0.
+        start would leave the other ranks alone in their gathers. The copy costs one set of weights in rank 0's host memory.
         """
         if self.settings.zero_stage < 3:
             return ((name, parameter.detach()) for name, parameter in weights)
@@ -179,7 +179,7 @@ class DeepSpeedEngine:
         for name, parameter in weights:
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=None):
                 if self.place.rank == 0:
-                    staged.append((name, parameter.detach().clone()))
+                    staged.append((name, parameter.detach().to("cpu", copy=True)))
         return iter(staged)
 
     def full_specs(self, weights: Iterator[tuple[str, nn.Parameter]]) -> list[TensorSpec]:

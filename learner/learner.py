@@ -64,7 +64,6 @@ class Learner:
             settings.model,
             attention=settings.attention,
             checkpointing=settings.gradient_checkpointing,
-            device=self.engine.device,
         )
         self.engine.attach(self.policy)
         self.steering = build(settings.method, settings.controller, settings.target)

@@ -32,7 +32,8 @@ class Tally:
         self.sums[key] = self.sums.get(key, 0.0) + value
 
     def peak(self, key: str, value: Tensor) -> None:
-        self.peaks[key] = max(self.peaks.get(key, -math.inf), float(value.max()) if len(value) else -math.inf)
+        found = float(value.max()) if len(value) else -math.inf
+        self.peaks[key] = found if math.isnan(found) else max(self.peaks.get(key, -math.inf), found)
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """(sums, peaks) as float64 vectors, keys in order: reduce them with SUM and MAX, then `replace`."""

@@ -15,8 +15,9 @@ from learner.logprobs import DEFAULT_CHUNK, token_logprobs
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_policy(path: str | Path, *, attention: str, checkpointing: bool, device: torch.device) -> Policy:
-    """Any HF folder or id, loaded in float32: the engine casts it to the training precision and keeps float32 masters.
+def load_policy(path: str | Path, *, attention: str, checkpointing: bool) -> Policy:
+    """Any HF folder or id, loaded in float32 on the CPU: the engine casts it to the training precision, moves
+    (ZeRO-3: partitions) it to its device and keeps float32 masters, so no device ever holds all of it in float32.
 
     attention: an `attn_implementation` of transformers ("sdpa", "eager", "flash_attention_2").
     """
@@ -30,8 +31,7 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool, device
             # transformers checkpoints a layer only while it trains; its parts stay as they are, hence without dropout.
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True
-    policy = Policy(model)
-    return policy.to(device)
+    return Policy(model)
 
 
 class Policy(nn.Module):

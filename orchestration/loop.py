@@ -71,7 +71,10 @@ class Run:
         probe = [p for _, p in self.mixture.held_out("eval", 1) or self.mixture.held_out("train", 1)]
         await self.cluster.probe([self.rollouts.render(p) for p in probe])
         if self.iteration == 0 and config.evaluation.prompts:
-            await self._report({"iteration": 0.0, "policy_version": 0.0, **await self._evaluate()})
+            before = await self.stop.interrupts(self._evaluate())
+            if before is None:
+                await self._stopped()
+            await self._report({"iteration": 0.0, "policy_version": 0.0, **before})
         while self.iteration < last:
             began, progress = time.perf_counter(), self.mixture.state_dict()
             iteration = self.iteration + 1
@@ -112,8 +115,8 @@ class Run:
                 "tokens/per_second": tokens / total,
             }
             if config.evaluation.prompts and (iteration == last or (every and iteration % every == 0)):
-                evals, row["time/eval"] = await timed(self._evaluate())
-                row |= evals
+                evals, row["time/eval"] = await timed(self.stop.interrupts(self._evaluate()))
+                row |= evals or {}
             self.sink.sample(samples(iteration, trajectories, config.run.samples_per_iteration))
             await self._report(row)
             if self.stop.number is not None:

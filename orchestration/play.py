@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,16 +21,29 @@ from orchestration.errors import ConfigError
 
 def list_environments() -> None:
     """Every built-in: what it is, its parameters, and an example with a correct reply where it can be made."""
-    console = Console()
+    console = Console(soft_wrap=True)
     for name, summary, parameters in catalog.describe():
         console.print(f"[bold]{name}[/]  {escape(summary)}")
         console.print(f"  parameters  {escape(parameters) or 'none'}", highlight=False)
-        try:
-            environment = catalog.load(name, {})
-        except (ValueError, TypeError) as error:  # a parameter without a default, or an extra that is not installed
-            console.print(f"  example     needs parameters: {escape(str(error))}\n", highlight=False)
-            continue
-        console.print(f"  example     {escape(example(environment))}\n", highlight=False)
+        with tempfile.TemporaryDirectory() as folder:
+            params = _example_params(name, Path(folder))
+            try:
+                text = example(catalog.load(name, params))
+            except ValueError as error:  # an extra that is not installed, say
+                text = f"none: {error}"
+        given = "".join(f" {k}={v}" for k, v in params.items())
+        console.print(f"  example    {escape(given)} {escape(text)}\n", highlight=False)
+
+
+def _example_params(name: str, folder: Path) -> dict[str, Any]:
+    """Parameters for the environments that cannot be shown without any."""
+    if name == "reasoning_gym":
+        return {"families": "basic_arithmetic"}
+    if name == "questions":
+        path = folder / "questions.jsonl"
+        path.write_text('{"prompt": "What is half of 3?", "answer": "3/2"}\n' * 2, "utf-8")
+        return {"path": str(path), "eval_fraction": 0.0}
+    return {}
 
 
 def example(environment: Environment) -> str:
@@ -40,7 +56,7 @@ def example(environment: Environment) -> str:
 
 def play(name: str, overrides: Sequence[str], index: int, seed: int) -> Verdict:
     """One prompt, answered by a person on stdin until the environment gives its verdict."""
-    console = Console()
+    console = Console(soft_wrap=True)
     try:
         environment = catalog.load(name, dict(parse_overrides(overrides)), seed=seed)
     except ValueError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from learner.checkpoint import CheckpointError, Checkpoints, read_state
+from learner.checkpoint import CheckpointError, Checkpoints, read_state, write_whole
 from orchestration import config as configuration
 from orchestration import placement
 from orchestration.config import RunConfig
@@ -33,6 +33,10 @@ FIXED_ON_RESUME = (
     "run.seed",
     "batch.prompts",
     "batch.replies",
+    "learner.betas",
+    "learner.eps",
+    "learner.weight_decay",
+    "model.path",
     "entropy.method",
     "entropy.controller",
 )
@@ -76,8 +80,11 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     with _ray(config):
         if not resume and (folder / "checkpoints").exists():
             _clear(folder / "checkpoints")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.to_yaml(), "utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / "config.yaml", config.to_yaml())
+        except OSError as error:
+            raise ConfigError(f"run.dir {config.run.dir} cannot be written: {error}") from None
         sink = build_sinks(config.run.sinks, folder, sys.stdout.isatty())
         status = "failed"
         try:
@@ -187,7 +194,10 @@ def _resume_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[dict[str
         raise ConfigError(
             f"the run had {given} environments and now has {len(config.environments)}: a resumed run cannot change their number"
         )
-    before = yaml.safe_load((config.folder / "config.yaml").read_text("utf-8"))
+    try:
+        before = yaml.safe_load((config.folder / "config.yaml").read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the run's own configuration cannot be read, so it cannot be resumed: {error}") from None
     now = json.loads(config.model_dump_json())
     for key in FIXED_ON_RESUME:
         section, name = key.split(".")

@@ -201,7 +201,7 @@ def test_a_signal_ends_with_a_checkpoint_and_no_process(model: Path, tmp_path: P
     assert not survivors(marker)
 
 
-def test_a_generator_that_dies_is_replaced(model: Path, tmp_path: Path) -> None:
+def test_generators_and_verifiers_that_die_are_replaced(model: Path, tmp_path: Path) -> None:
     more = (
         "generators.count=2",
         "generators.cpus=0.3",
@@ -212,18 +212,20 @@ def test_a_generator_that_dies_is_replaced(model: Path, tmp_path: Path) -> None:
     process = isentrope(*smoke(model, "replaced", *more), cwd=tmp_path, ISENTROPE_TEST="replaced")
     folder = tmp_path / "runs" / "replaced"
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 3, process)
-    victims = [
-        p
-        for p in psutil.Process(process.pid).children(recursive=True)
-        if "ray::GeneratorActor" in " ".join(p.cmdline())
-    ]
-    assert len(victims) == 2
-    victims[0].kill()
+    family = [(p, " ".join(p.cmdline())) for p in psutil.Process(process.pid).children(recursive=True)]
+    generators = [p for p, line in family if "ray::GeneratorActor" in line]
+    (verifier,) = [p for p, line in family if "ray::VerifierActor" in line]
+    assert len(generators) == 2
+    generators[0].kill()
+    verifier.kill()
     code, out = finish(process)
     assert code == 0, out
     assert "was replaced by generator 2" in out
-    assert [r["iteration"] for r in rows(folder)] == list(range(1, 41))
-    assert all(r["sync/logprob_gap_max"] < 1e-5 for r in rows(folder))
+    assert "verifier 0 was replaced by verifier 1" in out
+    found = rows(folder)
+    assert [r["iteration"] for r in found] == list(range(1, 41))
+    assert all(r["sync/logprob_gap_max"] < 1e-5 for r in found)
+    assert found[-1]["status/error"] == 0
 
 
 @pytest.mark.parametrize("recipe", ["demo-grpo", "demo-repo-r", "reasoning-gym"])

@@ -11,8 +11,9 @@ from builders import make_trajectory, trajectories
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.types import Trajectory
-from learner.batching import Cut, build_batches
+from envs.types import Group, Status, Trajectory
+from learner.advantages import leave_one_out
+from learner.batching import Cut, build_batches, trajectory_advantages
 from learner.types import Aggregation, RankBatch
 
 
@@ -160,3 +161,14 @@ def test_advantages_must_be_as_many_as_trajectories() -> None:
     cut = Cut(updates=1, epochs=1, ranks=1, micro_batch_tokens=9, packing=False)
     with pytest.raises(ValueError, match="1 trajectories but 2 advantages"):
         build_batches([make_trajectory()], np.zeros(2), cut=cut, aggregation="token", temperature=1.0)
+
+
+def test_replies_without_a_verdict_teach_nothing() -> None:
+    members = [make_trajectory(reward=r, seed=i) for i, r in enumerate((1.0, 0.0, 1.0))]
+    lost = [make_trajectory(seed=9, status=s) for s in (Status.ERROR, Status.TIMEOUT)]
+    group = Group(members[0].prompt, (*members, *lost))
+    found = trajectory_advantages([group], leave_one_out)
+    assert found[3:].tolist() == [0.0, 0.0]
+    assert found[:3].tolist() == leave_one_out(np.array([1.0, 0.0, 1.0])).tolist()
+    alone = Group(members[0].prompt, (members[0], *lost))
+    assert trajectory_advantages([alone], leave_one_out).tolist() == [0.0, 0.0, 0.0]
