@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich for the help page takes longer than the rest of it
 )
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 # Progress bars and banners of libraries do not belong on a terminal that shows a run.
