@@ -190,8 +190,13 @@ class VerifierPool(_Pool[V], Generic[V]):
         self._home: dict[str, str] = {}  # open session -> member name
 
     async def judge(self, request: JudgeRequest) -> Observation | Verdict:
+        """Never fails for want of a verifier: a trajectory nobody is left to judge has status ERROR, is counted, and is
+        left out of its group's baseline; the dead are replaced at the next weight transfer."""
         future: asyncio.Future[Observation | Verdict] = asyncio.get_running_loop().create_future()
-        self._enqueue([(request, future)])
+        try:
+            self._enqueue([(request, future)])
+        except PoolEmpty as empty:
+            return Verdict(0.0, status=Status.ERROR, detail=str(empty))
         answer = await future
         if isinstance(answer, Verdict):
             self._home.pop(request.session, None)

@@ -37,7 +37,7 @@ from orchestration.config import RunConfig
 from orchestration.errors import NumericsError, PlacementError
 
 CLOSE_S = 20.0  # for actors to end by themselves
-ALIVE_S = 30.0  # for a generator to say that it is there: it is not asked while it is busy
+ALIVE_S = 30.0  # for a member to say that it is there: none is asked while it is busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +225,16 @@ class Cluster:
     async def sync(self, version: int) -> WeightManifest:
         """Send the learner's weights to every generator as `version`. A transfer that breaks because a generator died is
         made again, once, with a replacement; any other failure is the run's."""
+        await self._bury_silent(self.verifiers)
         await self._replace_verifiers()
-        await self._bury_silent()  # a call costs a millisecond; a transfer to nobody costs weights.timeout_s
+        await self._bury_silent(
+            self.generators
+        )  # a call costs a millisecond; a transfer to nobody costs weights.timeout_s
         await self._replace_dead(version)
         try:
             manifest = await self._transfer(version)
         except (MemberDied, WeightSyncError) as error:
-            if not await self._bury_silent():
+            if not await self._bury_silent(self.generators):
                 raise
             self._on_event(
                 f"weight transfer of version {version} broke ({error}); generators are replaced and it is made again"
@@ -257,13 +260,13 @@ class Cluster:
         verify_checksums(version, cast("list[int]", sent)[0], checksums)
         return manifest
 
-    async def _bury_silent(self) -> bool:
-        """Find generators whose process is gone; True if there were any."""
-        calls = [answer(m.name, m.actor.ready.remote(), ALIVE_S) for m in self.generators.members]
+    async def _bury_silent(self, pool: GeneratorPool[RemoteGenerator] | VerifierPool[RemoteVerifier]) -> bool:
+        """Find members whose process is gone; True if there were any."""
+        calls = [answer(m.name, m.actor.ready.remote(), ALIVE_S) for m in pool.members]
         for result in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(result, MemberDied):
-                self.generators.bury(result)
-        return bool(self.generators.dead)
+                pool.bury(result)
+        return bool(pool.dead)
 
     async def _replace_dead(self, version: int) -> None:
         """A replacement starts STALE and joins with the transfer that follows: it never serves the base weights."""

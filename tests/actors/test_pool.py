@@ -399,6 +399,14 @@ def test_without_a_verifier_left_a_trajectory_is_an_error_and_not_lost() -> None
             assert isinstance(verdict, Verdict)
             assert (verdict.status, verdict.reward) == (Status.ERROR, 0.0)
             assert verdict.detail == "no member is left: v0"
+        late = await pool.judge(ask("e"))  # nobody to ask any more, until a replacement comes
+        assert isinstance(late, Verdict)
+        assert late.status is Status.ERROR
+        assert pool.dead == ["v0"]
+        pool.add(FakeVerifierMember("v1"))
+        fresh = await pool.judge(ask("f"))
+        assert isinstance(fresh, Verdict)
+        assert fresh.status is Status.OK
 
     run(work())
 
