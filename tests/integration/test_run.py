@@ -142,10 +142,9 @@ def test_every_logged_key_is_documented(whole: Path) -> None:
         assert found is not None and found[1].get("env", "arithmetic") == "arithmetic", key
 
 
-@pytest.mark.parametrize("generators", [2, 3])
-def test_the_number_of_generators_changes_nothing(model: Path, whole: Path, tmp_path: Path, generators: int) -> None:
-    """Seeds belong to replies, not to engines: the same batch, hence the same weights."""
-    more = (f"generators.count={generators}", "generators.cpus=0.3", "run.iterations=2", "evaluation.prompts=0")
+def test_the_number_of_generators_changes_nothing(model: Path, whole: Path, tmp_path: Path) -> None:
+    """Seeds belong to replies, not to engines: three give the same batch as one, hence the same weights."""
+    more = ("generators.count=3", "generators.cpus=0.3", "run.iterations=2", "evaluation.prompts=0")
     code, out = finish(isentrope(*smoke(model, "many", *more), cwd=tmp_path))
     assert code == 0, out
     expected = {r["iteration"]: r for r in rows(whole)}
@@ -182,17 +181,14 @@ def test_killed_and_resumed_equals_undisturbed(model: Path, whole: Path, tmp_pat
     assert "nothing to do" in out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_with_a_checkpoint_and_no_process(model: Path, tmp_path: Path, number: int, code: int) -> None:
-    marker = f"signal {number}"
+def test_ctrl_c_ends_with_a_checkpoint_and_no_process(model: Path, tmp_path: Path) -> None:
+    marker = "interrupted"
     process = isentrope(*smoke(model, "stopped", "run.iterations=100000"), cwd=tmp_path, ISENTROPE_TEST=marker)
     folder = tmp_path / "runs" / "stopped"
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 4, process)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(
-        number
-    )  # Ctrl-C reaches the group
-    found, out = finish(process)
-    assert found == code, out
+    os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
+    code, out = finish(process)
+    assert code == 130, out
     latest = folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text().strip()
     assert json.loads((latest / "state.json").read_text())["iteration"] >= 3
     deadline = time.monotonic() + 20
@@ -229,11 +225,8 @@ def test_generators_and_verifiers_that_die_are_replaced(model: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("recipe", ["demo-grpo", "demo-repo-r", "reasoning-gym"])
-def test_shipped_cpu_recipes_run(tmp_path: Path, recipe: str) -> None:
-    """Two generators and everything else of the recipe, but for a small batch and a model that was taught nothing."""
-    model = ("--out", "model", "steps=0", "holdout_prompts=1")
-    code, out = finish(isentrope("init-model", "--recipe", recipe, *model, cwd=tmp_path))
-    assert code == 0, out
+def test_shipped_cpu_recipes_run(model: Path, tmp_path: Path, recipe: str) -> None:
+    """Two generators and everything else of the recipe, but for a small batch and a model that learned something else."""
     small = (
         "run.iterations=1",
         "batch.prompts=8",
@@ -241,7 +234,7 @@ def test_shipped_cpu_recipes_run(tmp_path: Path, recipe: str) -> None:
         "evaluation.prompts=2",
         "evaluation.samples=16",
     )
-    code, out = finish(isentrope("train", recipe, "model.path=model", *small, cwd=tmp_path))
+    code, out = finish(isentrope("train", recipe, f"model.path={model}", *small, cwd=tmp_path))
     assert code == 0, out
     (folder,) = (tmp_path / "runs").iterdir()
     assert [r["iteration"] for r in rows(folder)] == [0, 1]
