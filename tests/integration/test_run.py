@@ -220,7 +220,8 @@ def test_generators_and_verifiers_that_die_are_replaced(model: Path, tmp_path: P
     assert "verifier 0 was replaced by verifier 1" in out
     found = rows(folder)
     assert [r["iteration"] for r in found] == list(range(1, 41))
-    assert all(r["sync/logprob_gap_max"] < 1e-5 for r in found)
+    # Base weights would be off by whole nats; forty updates on, rounding reaches 1e-5 on unlikely tokens.
+    assert all(r["sync/logprob_gap_max"] < 1e-4 for r in found)
     assert found[-1]["status/error"] == 0
 
 
