@@ -107,7 +107,12 @@ KEYS: dict[str, tuple[str, str]] = {
     "eval/{env}/distinct_correct": ("Different correct solutions per prompt", "solutions"),
 }
 
-_FIELDS = {"percent": r"\d+(?:\.\d+)?", "env": r"[^/\s]+(?:/[^/\s]+)*", "k": r"[1-9]\d*", "temperature": r"\d+(?:\.\d+)?(?:e-?\d+)?"}
+_FIELDS = {
+    "percent": r"\d+(?:\.\d+)?",
+    "env": r"[^/\s]+(?:/[^/\s]+)*",
+    "k": r"[1-9]\d*",
+    "temperature": r"\d+(?:\.\d+)?(?:e-?\d+)?",
+}
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
