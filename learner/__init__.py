@@ -5,6 +5,7 @@ advantages.py        pure: group baselines
 batching.py          pure: trajectories -> micro-batches; minibatches, packing, balanced split over ranks
 logprobs.py          pure: (hidden, head) -> log-prob and exact entropy, chunked
 objective.py         pure: THE loss and its scaling contract
+draws.py             pure: a random number that belongs to a token
 ledger.py            pure: entropy, exact and sampled, predicted and realised, over the global batch
 schedule.py          pure: the learning rate of a step
 entropy/             one entropy-control method a file, the controllers, and the dict of both

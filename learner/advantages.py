@@ -1,11 +1,13 @@
-"""Group baselines: rewards [G] of one prompt's replies -> advantages [G]. Pure numpy, float64.
+"""Baselines: rewards [G] of one prompt's replies -> advantages [G]; some are then normalised over the global batch. Pure
+numpy, float64.
 
-`GROUP_ADVANTAGES` is the whole list; a new one is one function and one line there.
+`ADVANTAGES` is the whole list; a new one is a line there and, if its baseline is new, one function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,27 +17,57 @@ Rewards = NDArray[np.float64]
 GRPO_EPSILON = 1e-6  # a group of equal rewards does not divide by zero
 
 
-def _centred(rewards: Rewards) -> Rewards:
-    """r - mean; exactly zero where all are equal, which rounding of the mean would spoil."""
+@dataclass(frozen=True, slots=True)
+class Advantage:
+    """How rewards become advantages."""
+
+    baseline: Callable[[Rewards], Rewards]  # within a group
+    whiten: bool = False  # then to mean 0 and standard deviation 1 over the tokens of the global batch
+
+
+def centred(rewards: Rewards) -> Rewards:
+    """r - mean of the group; exactly zero where all are equal, which rounding of the mean would spoil."""
     return rewards - (rewards[0] if np.ptp(rewards) == 0 else rewards.mean())
 
 
 def grpo(rewards: Rewards) -> Rewards:
     """(r - mean) / (std + 1e-6), population std. DeepSeekMath, arXiv 2402.03300, eq. 3."""
-    return _centred(rewards) / (rewards.std() + GRPO_EPSILON)
+    return centred(rewards) / (rewards.std() + GRPO_EPSILON)
 
 
 def leave_one_out(rewards: Rewards) -> Rewards:
     """r_i minus the mean of the others' rewards: unbiased, no scale. RLOO, arXiv 2402.14740. Needs G >= 2."""
     if len(rewards) < 2:
         raise ValueError(f"a leave-one-out baseline needs at least 2 replies per prompt, not {len(rewards)}")
-    return _centred(rewards) * (len(rewards) / (len(rewards) - 1))
+    return centred(rewards) * (len(rewards) / (len(rewards) - 1))
 
 
-GROUP_ADVANTAGES: dict[str, Callable[[Rewards], Rewards]] = {
-    "grpo": grpo,
-    "rloo": leave_one_out,
+def plain(rewards: Rewards) -> Rewards:
+    """The rewards themselves: no baseline but the batch's."""
+    return rewards.copy()
+
+
+def whitened(advantages: NDArray[np.float64], lengths: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(A - mean) / std with both taken over TOKENS: a trajectory counts as often as it has tokens. [n], [n] -> [n]
+
+    REINFORCE++, arXiv 2501.03262: normalisation over the global batch in place of a group's. All zero where nothing varies.
+    """
+    if np.ptp(advantages) == 0:
+        return np.zeros_like(advantages)
+    mean = np.average(advantages, weights=lengths)
+    return (advantages - mean) / np.sqrt(np.average((advantages - mean) ** 2, weights=lengths))
+
+
+ADVANTAGES: dict[str, Advantage] = {
+    "grpo": Advantage(grpo),
+    "rloo": Advantage(leave_one_out),
     # LOOP (arXiv 2502.01600) is the leave-one-out baseline with PPO's clipped ratio and several updates per batch: the
     # configuration refuses it with another surrogate.
-    "loop": leave_one_out,
+    "loop": Advantage(leave_one_out),
+    # Dr. GRPO (arXiv 2503.20783): no division by the group's std, which favours prompts that are nearly solved or nearly
+    # hopeless; its other half is aggregation "constant".
+    "dr_grpo": Advantage(centred),
+    "reinforce_pp": Advantage(plain, whiten=True),
+    # REINFORCE++ with the group's mean as baseline: for several replies a prompt (the same paper).
+    "reinforce_pp_baseline": Advantage(centred, whiten=True),
 }

@@ -7,13 +7,14 @@ whole iteration, so that nothing downstream depends on how the batch was cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.types import Group, Status, Trajectory
+from learner.advantages import Advantage, whitened
 from learner.types import Aggregation, MicroBatch, RankBatch
 
 
@@ -28,23 +29,28 @@ class Cut:
     packing: bool  # several trajectories one after the other in a row, instead of padded rows
 
 
-def trajectory_advantages(
-    groups: Sequence[Group], advantage: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> NDArray[np.float64]:
+def trajectory_advantages(groups: Sequence[Group], advantage: Advantage) -> NDArray[np.float64]:
     """One advantage a trajectory, groups in order. [sum of group sizes]
 
     A reply without a verdict of its environment (ERROR, TIMEOUT) is left out of its group's baseline and has advantage 0:
     a verifier that fails must not teach the policy. So has a reply that is the only one judged.
     """
-    parts = []
+    parts, judged = [], []
     for group in groups:
-        judged = np.array([t.verdict.status in (Status.OK, Status.TRUNCATED) for t in group.trajectories])
+        mine = np.array([t.verdict.status in (Status.OK, Status.TRUNCATED) for t in group.trajectories])
         rewards = np.array([t.verdict.reward for t in group.trajectories], np.float64)
         part = np.zeros(len(rewards))
-        if judged.sum() > 1:
-            part[judged] = advantage(rewards[judged])
+        if mine.sum() > 1:
+            part[mine] = advantage.baseline(rewards[mine])
+        else:
+            mine[:] = False
         parts.append(part)
-    return np.concatenate(parts)
+        judged.append(mine)
+    values, counted = np.concatenate(parts), np.concatenate(judged)
+    if advantage.whiten and counted.any():
+        lengths = np.array([t.reply_tokens for g in groups for t in g.trajectories], np.float64)
+        values[counted] = whitened(values[counted], lengths[counted])
+    return values
 
 
 def no_signal(groups: Sequence[Group]) -> int:
@@ -59,8 +65,12 @@ def build_batches(
     cut: Cut,
     aggregation: Aggregation,
     temperature: float,
+    length_scale: int = 0,
 ) -> list[RankBatch]:
-    """One RankBatch a rank. Raises ValueError where the numbers do not divide or a reply is empty."""
+    """One RankBatch a rank. Raises ValueError where the numbers do not divide or a reply is empty.
+
+    length_scale: tokens that aggregation "constant" divides every reply by; the others do not need it.
+    """
     count = len(trajectories)
     if count != len(advantages):
         raise ValueError(f"{count} trajectories but {len(advantages)} advantages")
@@ -83,7 +93,8 @@ def build_batches(
             bins = _fill(share, {i: len(trajectories[i].token_ids) for i in share}, cut)
             rows = []
             for chosen in bins:
-                weights = [_weight(aggregation, trajectories[i], per_update, tokens) for i in chosen]
+                scale = {"token": tokens, "constant": per_update * length_scale}
+                weights = [1.0 / scale.get(aggregation, per_update * trajectories[i].reply_tokens) for i in chosen]
                 rows.append(_micro_batch(chosen, trajectories, advantages, weights, envs, cut.packing))
             cuts.append(rows)
         longest = max(len(rows) for rows in cuts)
@@ -91,13 +102,6 @@ def build_batches(
             # An object each: the learner measures every micro-batch once, told apart by identity, and its passes must pair up.
             per_rank[rank].append((*rows, *(_empty() for _ in range(longest - len(rows)))))
     return [RankBatch(tuple(updates) * cut.epochs, envs, temperature) for updates in per_rank]
-
-
-def _weight(aggregation: Aggregation, trajectory: Trajectory, trajectories: int, tokens: int) -> float:
-    """Loss weight of each action token of the trajectory: see learner/objective.py."""
-    if aggregation == "token":
-        return 1.0 / tokens
-    return 1.0 / (trajectories * trajectory.reply_tokens)
 
 
 def _deal(members: Sequence[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:
@@ -152,7 +156,8 @@ def _micro_batch(
     # tokens come after every real token of their row, so a causal model never sees them.
     positions = np.tile(np.arange(width), rows)
     columns: dict[str, list[NDArray]] = {
-        name: [] for name in ("predict", "targets", "adv", "engine", "weight", "traj", "env")
+        name: []
+        for name in ("predict", "targets", "adv", "engine", "weight", "traj", "place", "last", "correct", "env")
     }
     for i, x, origin, weight in zip(chosen, ids, origins, weights, strict=True):
         tokens[origin : origin + len(x)] = x
@@ -165,10 +170,13 @@ def _micro_batch(
         columns["predict"].append(origin + at - 1)
         columns["targets"].append(x[at])
         columns["engine"].append(np.array(trajectories[i].engine_logprobs, np.float32)[at])
+        columns["place"].append(np.arange(len(at)))
+        columns["last"].append(np.arange(len(at)) == len(at) - 1)
         for name, value in (
             ("adv", advantages[i]),
             ("weight", weight),
             ("traj", i),
+            ("correct", trajectories[i].verdict.correct),
             ("env", envs.index(trajectories[i].prompt.env)),
         ):
             columns[name].append(np.full(len(at), value))
@@ -182,12 +190,16 @@ def _micro_batch(
         engine_logprobs=flat["engine"],
         weight=flat["weight"].astype(np.float32),
         trajectory=flat["traj"].astype(np.int32),
+        place=flat["place"].astype(np.int32),
+        last=flat["last"].astype(np.bool_),
+        correct=flat["correct"].astype(np.bool_),
         env=flat["env"].astype(np.int16),
     )
 
 
 def _empty() -> MicroBatch:
     """A forward pass that counts for nothing, for a rank that has fewer than the others."""
-    i, f = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    i, f, b = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.bool_)
+    short = i.astype(np.int32)
     one = np.zeros((1, 1), np.int64)
-    return MicroBatch(one, one, i, i, f, f, f, i.astype(np.int32), i.astype(np.int16))
+    return MicroBatch(one, one, i, i, f, f, f, short, short, b, b, i.astype(np.int16))

@@ -99,6 +99,18 @@ class DeepSpeedEngine:
         engine, *_ = self._deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())
         self.engine = engine
 
+    def freeze(self, model: nn.Module) -> Any:
+        """A second model beside the trained one, in its precision and on its device, for forward passes alone: the module to
+        call. Under ZeRO-3 it is partitioned as well, and its forward is a collective."""
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        model.eval()
+        if self.settings.zero_stage < 3:
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.settings.precision, torch.float32)
+            return model.to(self.device, dtype)
+        engine, *_ = self._deepspeed.initialize(model=model, config=self._config())
+        return engine
+
     def _config(self) -> dict[str, Any]:
         s = self.settings
         config: dict[str, Any] = {

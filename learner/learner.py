@@ -1,15 +1,16 @@
 """One rank of the learner group: a plain class, driven by one call at a time.
 
-An iteration: measure the policy on the fresh batch (log-probs, exact entropy, ledger), take K optimiser steps with the shaped
-loss, let the entropy controller observe. Every public method is a collective: all ranks are called with the same kind of input.
+An iteration: measure the policy on the fresh batch (log-probs, exact entropy, ledger), let the entropy controller observe, take
+K optimiser steps with the loss that its knob shapes. Every public method is a collective: all ranks are called with the same
+kind of input.
 """
 
 from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,15 @@ import torch
 from torch import Tensor
 
 from learner.deepspeed_engine import DeepSpeedEngine, EngineSettings, Placement
+from learner.draws import token_uniform
 from learner.entropy.base import Settings as KindSettings
 from learner.entropy.build import build
 from learner.entropy.target import TargetSettings
-from learner.ledger import Ledger, Tally, policy_metrics, tally_policy, tally_update, update_metrics
-from learner.objective import token_loss
-from learner.policy import load_policy
+from learner.ledger import Fresh, Ledger, Tally, tally_policy, tally_shaping, tally_update, update_metrics
+from learner.objective import Objective, token_loss, with_reference
+from learner.policy import Policy, load_policy
 from learner.schedule import Shape, learning_rate
-from learner.types import MicroBatch, RankBatch, Shaping, StepMetrics, TokenStats
+from learner.types import LossData, MicroBatch, RankBatch, Shaping, StepMetrics, TokenStats
 from learner.weights import Publisher, Rendezvous, WeightManifest, listen, make_manifest
 
 
@@ -45,12 +47,13 @@ class LearnerSettings:
     warmup: int
     total_steps: int
     floor: float
-    surrogate: str
-    clip_low: float
-    clip_high: float
+    objective: Objective
     method: KindSettings
     controller: KindSettings
     target: TargetSettings
+    environments: Mapping[str, TargetSettings]  # that have a target of their own
+    reference: str  # the model that a KL penalty, if there is one, is taken to
+    seed: int
     bucket_bytes: int
 
 
@@ -66,7 +69,11 @@ class Learner:
             checkpointing=settings.gradient_checkpointing,
         )
         self.engine.attach(self.policy)
-        self.steering = build(settings.method, settings.controller, settings.target)
+        self.reference: Policy | None = None
+        if settings.objective.kl:
+            self.reference = load_policy(settings.reference, attention=settings.attention, checkpointing=False)
+            self.frozen = self.engine.freeze(self.reference)
+        self.steering = build(settings.method, settings.controller, settings.target, settings.environments)
         self.ledger = Ledger()
         self.steps = 0  # optimiser steps so far
         self.publisher: Publisher | None = None
@@ -76,20 +83,29 @@ class Learner:
 
     def train(self, batch: RankBatch) -> StepMetrics:
         """One iteration. Returns the same metrics on every rank. Raises NonFiniteError."""
-        first_pass = {id(m): m for update in batch.updates for m in update}  # epochs repeat micro-batches
-        measured = Tally()
-        old: dict[int, Tensor] = {}
-        for key, micro in first_pass.items():
-            stats, rest = self._measure(micro, batch.temperature)
-            old[key] = stats.logp
-            tally_policy(measured, stats, self._shaping_without_scope(stats), *rest, batch.envs)
-        self._reduce(measured)
+        # The micro-batches of one pass, told apart by identity: epochs repeat them.
+        first_pass = {id(m): m for update in batch.updates for m in update}
+        passes = len({tuple(id(m) for m in update) for update in batch.updates})
+        fresh = {key: self._measure(micro, batch) for key, micro in first_pass.items()}
+        seen = Tally()
+        for f in fresh.values():
+            tally_policy(seen, f, self.steering.probe(f.stats, batch.envs), batch.envs)
+        self._reduce(seen)
+        row = self.ledger.row(seen, passes, batch.envs)
+        steered = self.steering.observe(row)
 
-        updated, eta, norms = Tally(), 0.0, []
-        for update in batch.updates:
-            lr = self._lr()
-            norms.append(self._update(update, old, batch.temperature, lr, updated))
-            eta += lr
+        lrs = [self._lr(self.steps + k) for k in range(len(batch.updates))]
+        planned = Tally()
+        for update in batch.updates[:passes]:
+            mine = [fresh[id(m)] for m in update]
+            for f, shaping in zip(mine, self._shape([f.stats for f in mine], batch.envs), strict=True):
+                tally_shaping(planned, f, shaping)
+        self._reduce(planned)
+        predicted = self.ledger.predict(planned, row, sum(lrs))
+
+        updated, norms = Tally(), []
+        for update, lr in zip(batch.updates, lrs, strict=True):
+            norms.append(self._update(update, fresh, batch, lr, updated))
             self.steps += 1
         self._reduce(updated)
         loss = updated.sums["loss"]
@@ -97,64 +113,59 @@ class Learner:
             raise NonFiniteError(
                 f"the loss is {loss} after optimiser step {self.steps}: lower learner.lr or use fp32 or bf16"
             )
-
-        row = self.ledger.row(measured, eta, batch.envs)
         finite = [n for n in norms if math.isfinite(n)]
+        corrected = self.settings.objective.importance.kind != "none"
         return {
-            **row.metrics(),
+            **row.metrics,
             **self.ledger.metrics(),
-            **policy_metrics(measured),
-            **update_metrics(updated, len(batch.updates)),
-            **self.steering.observe(row),
-            "lr": eta / len(batch.updates),
+            **predicted,
+            **update_metrics(updated, len(batch.updates), corrected),
+            **steered,
+            "lr": sum(lrs) / len(lrs),
             "grad_norm": sum(finite) / len(finite) if finite else math.nan,
             "steps/skipped": float(len(norms) - len(finite)),
         }
 
     def _update(
-        self, update: Sequence[MicroBatch], old: dict[int, Tensor], temperature: float, lr: float, tally: Tally
+        self, update: Sequence[MicroBatch], fresh: Mapping[int, Fresh], batch: RankBatch, lr: float, tally: Tally
     ) -> float:
         """One optimiser step over all micro-batches of all ranks; returns the gradient norm."""
-        wide = self._shape_batch(update, old, temperature) if self.steering.method.scope == "batch" else None
+        wide = None
+        if self.steering.method.scope == "batch":  # one more forward pass per update, which only these methods pay
+            with torch.no_grad():
+                stats = [self._stats(m, fresh[id(m)], *self._forward(m, batch.temperature)) for m in update]
+            wide = self._shape(stats, batch.envs)
         for i, micro in enumerate(update):
             self.engine.boundary(i == len(update) - 1)
-            logp, entropy, kappa = self._forward(micro, temperature)
-            advantages = self._tensor(micro.advantages)
-            if wide is None:
-                stats = TokenStats(logp.detach(), entropy.detach(), kappa, old[id(micro)], advantages)
-                shaping = self.steering.shape(stats)
-            else:
-                shaping = wide[i]
-            terms = token_loss(
-                logp,
-                entropy,
-                old[id(micro)],
-                advantages,
-                self._tensor(micro.weight),
-                shaping,
-                surrogate=self.settings.surrogate,
-                clip_low=self.settings.clip_low,
-                clip_high=self.settings.clip_high,
+            f = fresh[id(micro)]
+            logp, entropy, kappa, steepness = self._forward(micro, batch.temperature)
+            stats = self._stats(micro, f, logp.detach(), entropy.detach(), kappa, steepness)
+            shaping = self.steering.shape(stats, batch.envs) if wide is None else wide[i]
+            data = LossData(
+                old_logp=f.stats.logp,
+                advantages=f.stats.advantages,
+                weight=f.weight,
+                trajectory=self._tensor(micro.trajectory),
+                engine_logp=f.engine_logp,
+                reference_logp=f.reference_logp,
             )
+            terms = token_loss(logp, entropy, data, shaping, self.settings.objective)
             self.engine.backward(terms.loss)
-            tally_update(tally, terms.loss, terms.tokens, shaping.touched)
+            tally_update(tally, terms.loss, terms.tokens, stats, shaping, lr * f.weight)
         norm = self.engine.step(lr)
         if not math.isfinite(norm) and self.settings.engine.precision != "fp16":  # fp16 skips the step and goes on
             raise NonFiniteError(f"the gradient norm is {norm} at optimiser step {self.steps + 1}: lower learner.lr")
         return norm
 
-    def _shape_batch(self, update: Sequence[MicroBatch], old: dict[int, Tensor], temperature: float) -> list[Shaping]:
-        """Shape the whole global batch of an update at once, then cut it back to this rank's micro-batches.
-
-        Costs one more forward pass per update; only methods of scope "batch" pay it.
-        """
-        mine = []
-        for micro in update:
-            stats, _ = self._measure(micro, temperature)
-            mine.append(TokenStats(stats.logp, stats.entropy, stats.kappa, old[id(micro)], stats.advantages))
-        columns = [torch.stack([s.logp, s.entropy, s.kappa, s.old_logp, s.advantages], -1) for s in mine]
-        parts = self.engine.all_gather(torch.cat(columns))
-        shaping = self.steering.shape(TokenStats(*torch.cat(parts).unbind(-1)))
+    def _shape(self, mine: Sequence[TokenStats], envs: tuple[str, ...]) -> list[Shaping]:
+        """Shapings of one update's micro-batches. A method of scope "batch" is given the whole global batch of the update at
+        once; what it says is cut back to this rank's micro-batches."""
+        if self.steering.method.scope == "token":
+            return [self.steering.shape(stats, envs) for stats in mine]
+        columns = torch.cat([torch.stack([getattr(s, f.name) for f in fields(s)], -1) for s in mine])
+        parts = self.engine.all_gather(columns)
+        whole = dict(zip([f.name for f in fields(TokenStats)], torch.cat(parts).unbind(-1), strict=True))
+        shaping = self.steering.shape(TokenStats(**{**whole, "env": whole["env"].long()}), envs)
         start = sum(len(p) for p in parts[: self.rank])
         cuts = []
         for stats in mine:
@@ -162,34 +173,64 @@ class Learner:
             start += len(stats.logp)
         return cuts
 
-    def _shaping_without_scope(self, stats: TokenStats) -> Shaping:
-        """What the ledger predicts with: the shaped advantages, where they do not depend on the rest of the batch."""
-        return self.steering.shape(stats) if self.steering.method.scope == "token" else Shaping()
-
-    def _measure(self, micro: MicroBatch, temperature: float) -> tuple[TokenStats, tuple[Tensor, Tensor]]:
-        """The current policy on a micro-batch, without gradient; beside it (engine log-probs, env index)."""
+    def _measure(self, micro: MicroBatch, batch: RankBatch) -> Fresh:
+        """The policy at the start of the iteration, without gradient."""
         with torch.no_grad():
-            logp, entropy, kappa = self._forward(micro, temperature)
-        stats = TokenStats(logp, entropy, kappa, logp, self._tensor(micro.advantages))
-        return stats, (self._tensor(micro.engine_logprobs), self._tensor(micro.env))
+            logp, entropy, kappa, steepness = self._forward(micro, batch.temperature)
+            reference = None
+            if self.reference is not None:
+                reference, *_ = self.frozen(*self._inputs(micro), batch.temperature)
+        engine_logp, advantages = self._tensor(micro.engine_logprobs), self._tensor(micro.advantages)
+        advantages = with_reference(advantages, logp, reference, self.settings.objective)
+        place = self._tensor(micro.place)
+        uniform = token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.place)
+        return Fresh(
+            stats=TokenStats(
+                logp=logp,
+                entropy=entropy,
+                kappa=kappa,
+                steepness=steepness,
+                old_logp=logp,
+                advantages=advantages,
+                uniform=self._tensor(uniform),
+                env=self._tensor(micro.env).long(),
+            ),
+            weight=self._tensor(micro.weight),
+            engine_logp=engine_logp,
+            correct=self._tensor(micro.correct),
+            first=place == 0,
+            last=self._tensor(micro.last),
+            reference_logp=reference,
+        )
 
-    def _forward(self, micro: MicroBatch, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _stats(
+        self, micro: MicroBatch, fresh: Fresh, logp: Tensor, entropy: Tensor, kappa: Tensor, steepness: Tensor
+    ) -> TokenStats:
+        """The current policy on a micro-batch, beside what stays as it was at the start of the iteration."""
+        uniform = self._tensor(token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.place))
+        return replace(fresh.stats, logp=logp, entropy=entropy, kappa=kappa, steepness=steepness, uniform=uniform)
+
+    def _inputs(self, micro: MicroBatch) -> tuple[Tensor, ...]:
         arrays = (micro.tokens, micro.positions, micro.predict, micro.targets)
-        return self.engine(*(self._tensor(a) for a in arrays), temperature)
+        return tuple(self._tensor(a) for a in arrays)
+
+    def _forward(self, micro: MicroBatch, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.engine(*self._inputs(micro), temperature)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         # A copy: arrays out of Ray's object store are read-only.
         return torch.tensor(array, device=self.engine.device)
 
-    def _lr(self) -> float:
+    def _lr(self, step: int) -> float:
         s = self.settings
         return learning_rate(
-            self.steps, peak=s.engine.lr, shape=s.schedule, warmup=s.warmup, total=s.total_steps, floor=s.floor
+            step, peak=s.engine.lr, shape=s.schedule, warmup=s.warmup, total=s.total_steps, floor=s.floor
         )
 
     def _reduce(self, tally: Tally) -> None:
         sums, peaks = tally.vectors()
         tally.replace(self.engine.all_reduce(sums, "sum"), self.engine.all_reduce(peaks, "max"))
+        tally.values = {key: self.engine.all_gather(torch.cat(parts)) for key, parts in sorted(tally.values.items())}
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probs at temperature 1 of tokens 1.. of each sequence, one sequence a forward: the engine's counterpart."""
@@ -198,7 +239,7 @@ class Learner:
             tokens = torch.tensor([ids], device=self.engine.device)
             n = len(ids) - 1
             with torch.no_grad():
-                logp, _, _ = self.engine(
+                logp, *_ = self.engine(
                     tokens,
                     torch.arange(n + 1, device=self.engine.device)[None],
                     torch.arange(n, device=self.engine.device),

@@ -1,39 +1,56 @@
-"""The entropy ledger: what entropy was, what the update should have done to it, what it did. Pure.
+"""The entropy ledger: what entropy was, what the update should do to it, what it did. Pure.
 
 Every figure is over the GLOBAL batch of an iteration: ranks add up `Tally`s, then one division. Predicted change of entropy,
 first order, unbiased from samples a ~ pi (tabular softmax, step eta on the logits; entropy notes of arXiv 2603.11682):
 
-    dH = mean over tokens of -eta * A'_a * (pi_a L_a - kappa),    kappa = sum_b pi_b^2 L_b,  L = log pi + H
+    dH = sum over tokens of w * eta * [ -A'_a * (pi_a L_a - kappa) + bonus * steepness ]
+    kappa = sum_b pi_b^2 L_b,    steepness = sum_b pi_b^2 L_b^2,    L = log pi + H
 
-with A' the advantage after shaping and eta the sum of the learning rates of the iteration's updates. For a network it is a
-correlate, not a law: `entropy/regression_*` says how good a one.
+with A' the advantage after shaping, w the token's weight in the loss (1 / tokens for aggregation "token") and eta the sum of the
+learning rates of the iteration's updates. For a network it is a correlate, not a law: `entropy/regression_*` says how good a one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from learner.entropy.base import Observed
 from learner.types import Shaping, StepMetrics, TokenStats
+
+RARE = -2.0  # log-prob under which a token counts as rare
+RATIO_PERCENTS = (0.1, 1.0, 50.0, 99.0, 99.9)
+GAP_PERCENTS = (50.0, 99.0, 99.9)
 
 
 @dataclass
 class Tally:
-    """Sums and maxima of one rank. Keys are the same on every rank, so that two collectives reduce all of it."""
+    """Sums, maxima and values of one rank. Keys are the same on every rank, so that a few collectives reduce all of it."""
 
     sums: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
+    values: dict[str, list[Tensor]] = field(default_factory=dict)  # for quantiles: float32 [n] each
 
     def add(self, key: str, value: Tensor | float) -> None:
         value = float(value.sum(dtype=torch.float64)) if isinstance(value, Tensor) else value
         self.sums[key] = self.sums.get(key, 0.0) + value
 
+    def add_by(self, key: str, index: Tensor, names: Sequence[str], value: Tensor) -> None:
+        """The sum of `value` [N] for every name, under key/NAME; index [N] says whose a token is."""
+        totals = torch.bincount(index, weights=value.double(), minlength=len(names)).tolist()
+        for name, total in zip(names, totals, strict=True):
+            self.add(f"{key}/{name}", total)
+
     def peak(self, key: str, value: Tensor) -> None:
         found = float(value.max()) if len(value) else -math.inf
         self.peaks[key] = found if math.isnan(found) else max(self.peaks.get(key, -math.inf), found)
+
+    def keep(self, key: str, value: Tensor) -> None:
+        self.values.setdefault(key, []).append(value.detach().float())
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """(sums, peaks) as float64 vectors, keys in order: reduce them with SUM and MAX, then `replace`."""
@@ -46,98 +63,206 @@ class Tally:
     def mean(self, key: str, over: str) -> float:
         return self.sums[key] / self.sums[over] if self.sums[over] else math.nan
 
+    def quantiles(self, key: str, percents: Sequence[float]) -> dict[str, float]:
+        """{"KEY/q99.9": value, ...} of the kept values; nothing where there are none."""
+        values = torch.cat(self.values[key])
+        if not len(values):
+            return {}
+        ordered = values.sort().values
+        # The nearest rank, not an interpolation: exact whatever the order and the division of the tokens.
+        ranks = [min(len(ordered) - 1, math.ceil(p / 100 * len(ordered)) - 1) for p in percents]
+        return {f"{key}/q{p:g}": float(ordered[max(0, r)]) for p, r in zip(percents, ranks, strict=True)}
 
-def dh_per_step(stats: TokenStats, shaped: Tensor) -> Tensor:
-    """-A' (pi L - kappa), the token's share of dH for a step of size 1 on the logits. [N], nats"""
-    return -shaped * (stats.logp.exp() * stats.centred - stats.kappa)
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """The policy at the start of the iteration, on the iteration's own replies, and what came with them. All tensors [N]."""
+
+    stats: TokenStats
+    weight: Tensor  # in the loss
+    engine_logp: Tensor
+    correct: Tensor  # bool: the trajectory's verdict
+    first: Tensor  # bool: the reply's first token
+    last: Tensor  # bool: and its last
+    reference_logp: Tensor | None = None
+
+
+def predicted_dh(stats: TokenStats, shaping: Shaping) -> Tensor:
+    """The token's share of dH for a step of size 1 on the logits. [N], nats"""
+    shaped = stats.advantages if shaping.advantages is None else shaping.advantages
+    dh = -shaped * (stats.logp.exp() * stats.centred - stats.kappa)
+    if shaping.weight is not None:
+        dh = dh * shaping.weight
+    return dh if shaping.bonus is None else dh + shaping.bonus * stats.steepness
 
 
 def tally_policy(
-    tally: Tally, stats: TokenStats, shaping: Shaping, engine_logp: Tensor, env: Tensor, envs: tuple[str, ...]
+    tally: Tally, fresh: Fresh, probe: tuple[Shaping, float | Tensor] | None, envs: tuple[str, ...]
 ) -> None:
-    """The policy at the start of the iteration, on the iteration's own (fresh) samples. All tensors [N]."""
-    shaped = stats.advantages if shaping.advantages is None else shaping.advantages
-    dh = dh_per_step(stats, shaped)
-    gap = (stats.logp - engine_logp).abs()
-    ratio = (stats.logp - engine_logp).exp()
-    tally.add("tokens", float(len(stats.logp)))
-    tally.add("entropy", stats.entropy)
-    tally.add("surprisal", -stats.logp)
-    tally.add("dh_positive", dh[stats.advantages > 0])
-    tally.add("dh_negative", dh[stats.advantages < 0])
-    tally.add("dh_zero", dh[stats.advantages == 0])  # REPO-D moves these as well
-    tally.add("advantage", stats.advantages)
-    tally.add("advantage_square", stats.advantages.double() ** 2)
-    tally.add("gap", gap)
+    """What the controllers and the ledger see before the updates. probe: a shaping and the knob that made it (Steering.probe)."""
+    s, w = fresh.stats, fresh.weight
+    free = predicted_dh(s, Shaping())
+    slope = torch.full_like(free, math.nan) if probe is None else (predicted_dh(s, probe[0]) - free) / probe[1]
+    gap = (s.logp - fresh.engine_logp).abs()
+    outside = (((s.logp - fresh.engine_logp).exp() - 1.0).abs() > 0.1).double()
+    rare = s.logp < RARE
+    ok = fresh.correct.to(s.entropy.dtype)
+    for key, value in (
+        ("tokens", torch.ones_like(w)),
+        ("entropy", s.entropy),
+        ("ok_tokens", ok),
+        ("ok_entropy", ok * s.entropy),
+        ("free", w * free),
+        ("slope", w * slope),
+        ("weight", w),
+        ("advantage_square", w * s.advantages.double() ** 2),
+    ):
+        tally.add_by(key, s.env, envs, value)
+    for key, value in (
+        ("count", float(len(s.logp))),
+        ("surprisal", -s.logp),
+        ("advantage", s.advantages),
+        ("square", s.advantages.double() ** 2),
+        ("product", s.advantages.double() * s.logp),
+        ("gap", gap),
+        ("gap_outside", outside),
+        ("rare", rare.double()),
+        ("gap_outside_rare", outside[rare]),
+        ("first", fresh.first.double()),
+        ("first_entropy", s.entropy[fresh.first]),
+        ("last", fresh.last.double()),
+        ("last_entropy", s.entropy[fresh.last]),
+    ):
+        tally.add(key, value)
+    if fresh.reference_logp is not None:
+        difference = fresh.reference_logp - s.logp
+        tally.add("reference", difference.exp() - 1.0 - difference)
     tally.peak("gap", gap)
-    tally.add("gap_outside", ((ratio < 0.9) | (ratio > 1.1)).double())
-    for i, name in enumerate(envs):
-        here = env == i
-        tally.add(f"tokens/{name}", here.double())
-        tally.add(f"entropy/{name}", stats.entropy[here])
+    tally.keep("gap", gap)
 
 
-def tally_update(tally: Tally, loss: Tensor, tokens: dict[str, Tensor], touched: Tensor | None) -> None:
-    """One micro-batch of an update; the share touched by the knob is measured where it acts."""
+def tally_shaping(tally: Tally, fresh: Fresh, shaping: Shaping) -> None:
+    """What the updates should do, with the knob they will have."""
+    s = fresh.stats
+    dh = fresh.weight * predicted_dh(s, shaping)
+    shaped = s.advantages if shaping.advantages is None else shaping.advantages
+    for name, mask in (("positive", s.advantages > 0), ("negative", s.advantages < 0), ("zero", s.advantages == 0)):
+        tally.add(f"dh_{name}", dh[mask])  # zero: REPO-D and the bonus move these as well
+        tally.add(f"size_{name}", s.advantages[mask].abs())
+        tally.add(f"shaped_{name}", shaped[mask].abs())
+
+
+def tally_update(
+    tally: Tally, loss: Tensor, tokens: dict[str, Tensor], stats: TokenStats, shaping: Shaping, step: Tensor
+) -> None:
+    """One micro-batch of an update. step [N]: learning rate times the token's weight in the loss."""
     count = float(len(tokens["ratio"]))
-    tally.add("loss", loss.detach())
-    tally.add("trained", count)
-    tally.add("touched", count if touched is None else touched.double())
-    tally.add("ratio", tokens["ratio"])
-    tally.add("clipped_high", tokens["clipped_high"].double())
-    tally.add("clipped_low", tokens["clipped_low"].double())
-    tally.add("kl", tokens["kl"])
+    dh = step * predicted_dh(stats, shaping)
+    for key, value in (
+        ("loss", loss.detach()),
+        ("trained", count),
+        # The share touched by the knob is measured where it acts.
+        ("touched", count if shaping.touched is None else shaping.touched.double()),
+        ("ratio", tokens["ratio"]),
+        ("ratio_square", tokens["ratio"].double() ** 2),
+        ("clipped_high", tokens["clipped_high"].double()),
+        ("clipped_low", tokens["clipped_low"].double()),
+        ("forgone_high", dh[tokens["clipped_high"]]),
+        ("forgone_low", dh[tokens["clipped_low"]]),
+        ("kl", tokens["kl"]),
+        ("importance", tokens["importance"]),
+        ("limited", tokens["limited"].double()),
+    ):
+        tally.add(key, value)
     tally.peak("ratio", tokens["ratio"])
+    tally.keep("ratio", tokens["ratio"])
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Sums over the tokens of some environments."""
+
+    tokens: float
+    entropy: float
+    ok_tokens: float  # of correct replies
+    ok_entropy: float
+    free: float  # weighted: see Observed.free
+    slope: float
+    weight: float  # sum of the loss weights
+    advantage_square: float  # weighted
+
+    def __add__(self, other: Part) -> Part:
+        return Part(*(getattr(self, n) + getattr(other, n) for n in Part.__dataclass_fields__))
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """One iteration. Entropies in nats per token."""
+    """One iteration before its updates. Entropies in nats per token."""
 
-    entropy_exact: float
-    entropy_sampled: float
-    predicted_dh: float
-    predicted_dh_positive: float  # the part of tokens with A > 0
-    predicted_dh_negative: float
-    realised_dh: float | None  # entropy now minus entropy one iteration ago, each on fresh samples; None on the first
-    by_env: dict[str, float]
+    parts: Mapping[str, Part]  # by environment
+    updates: int  # passes of unit weight over the batch's tokens: loss weights sum to 1 in each
+    metrics: StepMetrics
 
-    def metrics(self) -> StepMetrics:
-        row = {
-            "entropy/exact": self.entropy_exact,
-            "entropy/sampled": self.entropy_sampled,
-            "entropy/predicted_dh": self.predicted_dh,
-            "entropy/predicted_dh_positive": self.predicted_dh_positive,
-            "entropy/predicted_dh_negative": self.predicted_dh_negative,
-            **{f"entropy/{name}": value for name, value in self.by_env.items()},
-        }
-        return row if self.realised_dh is None else {**row, "entropy/realised_dh": self.realised_dh}
+    def observed(self, envs: Sequence[str], over: str) -> Observed:
+        """What a controller of these environments sees; over: "all" or "successful" replies."""
+        if not envs:
+            return Observed(math.nan)
+        p = self.parts[envs[0]]
+        for name in envs[1:]:
+            p = p + self.parts[name]
+        tokens, entropy = (p.ok_tokens, p.ok_entropy) if over == "successful" else (p.tokens, p.entropy)
+        weight = p.weight or math.nan
+        return Observed(
+            entropy=entropy / tokens if tokens else math.nan,
+            free=p.free / self.updates,
+            slope=p.slope / self.updates,
+            advantage=math.sqrt(p.advantage_square / weight),
+        )
 
 
 def policy_metrics(tally: Tally) -> StepMetrics:
-    """Figures of the start-of-iteration pass that are not entropy."""
-    mean = tally.mean("advantage", "tokens")
-    variance = max(0.0, tally.mean("advantage_square", "tokens") - mean * mean)
-    return {
+    """Figures of the start-of-iteration pass that need no history."""
+    mean, count = tally.mean("advantage", "count"), "count"
+    variance = max(0.0, tally.mean("square", count) - mean * mean)
+    out = {
+        "entropy/sampled": tally.mean("surprisal", count),
+        "entropy/first": tally.mean("first_entropy", "first"),
+        "entropy/last": tally.mean("last_entropy", "last"),
+        "entropy/covariance": tally.mean("product", count) + mean * tally.mean("surprisal", count),
         "advantage/std": math.sqrt(variance),
-        "gap/engine_mean": tally.mean("gap", "tokens"),
+        "gap/engine_mean": tally.mean("gap", count),
         "gap/engine_max": tally.peaks["gap"],
-        "gap/outside": tally.mean("gap_outside", "tokens"),
+        "gap/outside": tally.mean("gap_outside", count),
+        **tally.quantiles("gap", GAP_PERCENTS),
     }
+    if tally.sums["rare"]:
+        out["gap/outside_rare"] = tally.mean("gap_outside_rare", "rare")
+    if "reference" in tally.sums:
+        out["kl/reference"] = tally.mean("reference", count)
+    return out
 
 
-def update_metrics(tally: Tally, updates: int) -> StepMetrics:
-    """Figures of the iteration's updates; `updates` optimiser steps."""
-    return {
+def update_metrics(tally: Tally, updates: int, corrected: bool) -> StepMetrics:
+    """Figures of the iteration's updates; `updates` optimiser steps. corrected: importance weights are in the loss."""
+    trained = tally.sums["trained"]
+    out = {
         "loss": tally.sums["loss"] / updates,
         "clip/high": tally.mean("clipped_high", "trained"),
         "clip/low": tally.mean("clipped_low", "trained"),
         "ratio/mean": tally.mean("ratio", "trained"),
         "ratio/max": tally.peaks["ratio"],
+        "ratio/ess": tally.sums["ratio"] ** 2 / (trained * tally.sums["ratio_square"]) if trained else math.nan,
+        **tally.quantiles("ratio", RATIO_PERCENTS),
         "kl/old": tally.mean("kl", "trained"),
+        "entropy/forgone_dh_high": tally.sums["forgone_high"],
+        "entropy/forgone_dh_low": tally.sums["forgone_low"],
         "entropy/authority": tally.mean("touched", "trained"),
-        "tokens/trained": tally.sums["trained"],
+        "tokens/trained": trained,
     }
+    if corrected:
+        out["importance/mean"] = tally.mean("importance", "trained")
+        out["importance/limited"] = tally.mean("limited", "trained")
+    return out
 
 
 class Ledger:
@@ -152,27 +277,49 @@ class Ledger:
     def __init__(self) -> None:
         self.state: dict[str, float] = dict.fromkeys(self.FIELDS, 0.0) | {"entropy": math.nan, "predicted": math.nan}
 
-    def row(self, tally: Tally, eta: float, envs: tuple[str, ...]) -> LedgerRow:
-        """tally: reduced over ranks. eta: sum of the learning rates of the iteration's updates."""
-        s = self.state
-        entropy = tally.mean("entropy", "tokens")
-        parts = {k: eta * tally.mean(k, "tokens") for k in ("dh_positive", "dh_negative", "dh_zero")}
-        realised = None if math.isnan(s["entropy"]) else entropy - s["entropy"]
-        if realised is not None:
-            x, y = s["predicted"], realised
+    def row(self, tally: Tally, updates: int, envs: tuple[str, ...]) -> LedgerRow:
+        """The iteration as the controllers see it. tally: of `tally_policy`, reduced over ranks; updates: updates of one pass
+        over the batch."""
+        parts = {e: Part(*(tally.sums[f"{n}/{e}"] for n in Part.__dataclass_fields__)) for e in envs}
+        whole = LedgerRow(parts, updates, {})
+        everything, correct = whole.observed(envs, "all"), whole.observed(envs, "successful")
+        failed = (
+            sum(p.tokens - p.ok_tokens for p in parts.values()),
+            sum(p.entropy - p.ok_entropy for p in parts.values()),
+        )
+        s, entropy = self.state, everything.entropy
+        metrics = {"entropy/exact": entropy, **policy_metrics(tally)}
+        if math.isfinite(correct.entropy):
+            metrics["entropy/successful"] = correct.entropy
+        if failed[0]:
+            metrics["entropy/failed"] = failed[1] / failed[0]
+        metrics |= {f"entropy/{name}": p.entropy / p.tokens if p.tokens else math.nan for name, p in parts.items()}
+        if not math.isnan(s["entropy"]):
+            x, y = s["predicted"], entropy - s["entropy"]
+            metrics["entropy/realised_dh"] = y
             for key, value in (("n", 1.0), ("x", x), ("y", y), ("xx", x * x), ("yy", y * y), ("xy", x * y)):
                 s[key] += value
-        s["entropy"], s["predicted"] = entropy, sum(parts.values())
+        s["entropy"] = entropy
         s["cumulative"] += entropy
-        return LedgerRow(
-            entropy_exact=entropy,
-            entropy_sampled=tally.mean("surprisal", "tokens"),
-            predicted_dh=s["predicted"],
-            predicted_dh_positive=parts["dh_positive"],
-            predicted_dh_negative=parts["dh_negative"],
-            realised_dh=realised,
-            by_env={name: tally.mean(f"entropy/{name}", f"tokens/{name}") for name in envs},
-        )
+        return LedgerRow(parts, updates, metrics)
+
+    def predict(self, tally: Tally, row: LedgerRow, eta: float) -> StepMetrics:
+        """What the iteration's updates should do to entropy. tally: of `tally_shaping`, reduced; eta: the sum of their learning
+        rates."""
+        scale = eta / row.updates
+        parts = {k: scale * tally.sums[f"dh_{k}"] for k in ("positive", "negative", "zero")}
+        self.state["predicted"] = sum(parts.values())
+        out = {
+            "entropy/predicted_dh": self.state["predicted"],
+            "entropy/predicted_dh_free": scale * sum(p.free for p in row.parts.values()),
+            "entropy/predicted_dh_positive": parts["positive"],
+            "entropy/predicted_dh_negative": parts["negative"],
+        }
+        for name in ("positive", "negative"):
+            before, after = tally.sums[f"size_{name}"], tally.sums[f"shaped_{name}"]
+            if before > 0 and after > 0:
+                out[f"advantage/scale_{name}"] = math.log(after / before)
+        return out
 
     def metrics(self) -> StepMetrics:
         """Running regression realised = slope * predicted + c, and the correlation; absent while undefined."""

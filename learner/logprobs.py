@@ -1,10 +1,11 @@
-"""Hidden states and head -> log-prob, exact entropy and kappa at the action tokens, in float32, a chunk at a time.
+"""Hidden states and head -> log-prob, exact entropy and its ledger statistics at the action tokens, in float32, a chunk at a time.
 
 For logits z = cap(h W^T) / temperature of one position, with p = softmax(z), H = -sum p log p and L = log p + H:
 
     logp = log p_a            d logp / dz = onehot(a) - p
     H                         d H / dz    = -p * L
-    kappa = sum_b p_b^2 L_b   (no gradient: it is a statistic of the ledger)
+    kappa     = sum_b p_b^2 L_b      (no gradient: these two are statistics of the ledger)
+    steepness = sum_b p_b^2 L_b^2    = |dH/dz|^2
 
 The [N, V] logits never exist at once, forward or backward: `chunk` rows do, and backward recomputes them.
 The product h W^T is taken in the weights' own precision, as the engine does; everything after it is float32.
@@ -39,30 +40,32 @@ class _TokenLogProbs(torch.autograd.Function):
         temperature: float,
         softcap: float | None,
         chunk: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         parts = []
         for start in range(0, len(hidden), chunk):
             z = _logits(hidden[start : start + chunk], weight, bias, temperature, softcap)
             log_p = z.log_softmax(-1)
             p = log_p.exp()
             entropy = -(p * log_p).sum(-1)
-            kappa = (p * p * (log_p + entropy[:, None])).sum(-1)
-            parts.append((log_p.gather(-1, targets[start : start + chunk, None])[:, 0], entropy, kappa))
+            pull = p * (log_p + entropy[:, None])  # -dH/dz at temperature 1
+            kappa, steepness = (p * pull).sum(-1), (pull * pull).sum(-1)
+            logp = log_p.gather(-1, targets[start : start + chunk, None])[:, 0]
+            parts.append((logp, entropy, kappa, steepness))
         if parts:
-            logp, entropy, kappa = (torch.cat(x) for x in zip(*parts, strict=True))
-        else:  # three tensors: marking kappa below would take the gradient from the others as well
-            logp, entropy, kappa = (hidden.new_zeros(0, dtype=torch.float32) for _ in range(3))
+            logp, entropy, kappa, steepness = (torch.cat(x) for x in zip(*parts, strict=True))
+        else:  # four tensors: marking two of them below would take the gradient from the others as well
+            logp, entropy, kappa, steepness = (hidden.new_zeros(0, dtype=torch.float32) for _ in range(4))
         # The parameters are kept by reference, not through save_for_backward: under ZeRO-3 their storage is released after
         # forward and gathered again, into the same object, before backward.
         ctx.weight, ctx.bias = weight, bias
         ctx.save_for_backward(hidden, targets)
         ctx.temperature, ctx.softcap, ctx.chunk = temperature, softcap, chunk
-        ctx.mark_non_differentiable(kappa)
-        return logp, entropy, kappa
+        ctx.mark_non_differentiable(kappa, steepness)
+        return logp, entropy, kappa, steepness
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_logp, grad_entropy, _ = grads
+        grad_logp, grad_entropy, *_ = grads
         hidden, targets = ctx.saved_tensors
         weight, bias = ctx.weight, ctx.bias
         grad_hidden = torch.empty_like(hidden)
@@ -101,8 +104,8 @@ def token_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     chunk: int = DEFAULT_CHUNK,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """hidden [N, D], weight [V, D], targets [N] -> (logp, entropy, kappa), each float32 [N], in nats.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """hidden [N, D], weight [V, D], targets [N] -> (logp, entropy, kappa, steepness), each float32 [N], in nats.
 
     Differentiable in hidden, weight and bias through logp and entropy. N may be 0.
     """

@@ -1,23 +1,69 @@
 """THE loss. One function; everything else that shapes a gradient comes in through its arguments.
 
-Scaling contract: `token_loss` returns sum over the micro-batch of weight_t * loss_t, where the weights sum to 1 over all
-micro-batches of all ranks of one update (learner/batching.py sets them, by `aggregation`):
+Scaling contract: `token_loss` returns sum over the micro-batch of weight_t * loss_t, with the weights set once for all
+micro-batches of all ranks of one update (learner/batching.py, by `aggregation`):
 
-    token      weight = 1 / action tokens of the update           (DAPO, arXiv 2503.14476)
-    sequence   weight = 1 / (trajectories * its action tokens)    (GRPO, arXiv 2402.03300)
+    token      weight = 1 / action tokens of the update             sums to 1                            (DAPO, arXiv 2503.14476)
+    sequence   weight = 1 / (trajectories * its action tokens)      sums to 1                            (GRPO, arXiv 2402.03300)
+    constant   weight = 1 / (trajectories * sampling.max_tokens)    sums to mean length / max_tokens (Dr. GRPO, arXiv 2503.20783)
 
 Nothing here divides. The engine that averages gradients over ranks is handed loss * ranks (learner/deepspeed_engine.py).
+
+    loss_t = importance_t * shaping.weight_t * surrogate_t - bonus_t * H_t + kl_t * k3(old) + coefficient * KL_t(reference)
+
+The correction for engine log-probs multiplies the surrogate alone: it is the surrogate whose samples came from the engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from learner.types import LossTerms, Shaping
+from learner.types import LossData, LossTerms, Shaping
+
+Estimator = Literal["k1", "k2", "k3"]
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """Correction from the engine's log-probs to the trainer's, w = pi_old(trainer) / pi_old(engine), always detached.
+
+    truncated  min(w, cap): TIS, "Your efficient RL framework secretly brings you off-policy RL training", Yao et al. 2025
+    masked     w where floor <= w <= cap, else 0: MIS, "When speed kills stability", Liu et al. 2025; with a floor, IcePop
+    level      "token", or "sequence": w is the product over the trajectory's tokens
+    """
+
+    kind: Literal["none", "truncated", "masked"] = "none"
+    cap: float = 2.0
+    floor: float = 0.0
+    level: Literal["token", "sequence"] = "token"
+
+    def weigh(self, log_ratio: Tensor, trajectory: Tensor) -> tuple[Tensor, Tensor]:
+        """log(trainer / engine) [N] -> (weight [N], which tokens were limited, bool [N])."""
+        if self.kind == "none":
+            return torch.ones_like(log_ratio), torch.zeros_like(log_ratio, dtype=torch.bool)
+        total = per_trajectory(log_ratio, trajectory, mean=False) if self.level == "sequence" else log_ratio
+        w = total.exp()
+        if self.kind == "truncated":
+            return w.clamp(max=self.cap), w > self.cap
+        out = (w > self.cap) | (w < self.floor)
+        return torch.where(out, torch.zeros_like(w), w), out
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The loss's settings, all of them."""
+
+    surrogate: str = "ppo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    importance: Importance = Importance()
+    kl: float = 0.0  # coefficient of the KL to the reference policy
+    estimator: Estimator = "k3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,54 +73,128 @@ class ClipRange:
     low: float
     high: Tensor | float
 
+    def apply(self, ratio: Tensor) -> Tensor:
+        high = torch.as_tensor(self.high, dtype=ratio.dtype, device=ratio.device)
+        return torch.minimum(ratio.clamp(min=1.0 - self.low), 1.0 + high)
 
-def policy_gradient(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
+
+def per_trajectory(values: Tensor, trajectory: Tensor, *, mean: bool) -> Tensor:
+    """Sum or mean of the values of each trajectory, given back to each of its tokens. [N], [N] -> [N]"""
+    _, index, count = trajectory.unique_consecutive(return_inverse=True, return_counts=True)
+    sums = values.new_zeros(len(count)).index_add(0, index, values)
+    return (sums / count if mean else sums)[index]
+
+
+# --- surrogates: (log ratio with gradient, advantages, clip) -> loss [N] --------------------------------------------------
+
+
+def policy_gradient(logp: Tensor, log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
     """-A * pi / stop_grad(pi): the gradient of REINFORCE, a loss of -A. On-policy: use it with one update per batch. [N]"""
     return -advantages * (logp - logp.detach()).exp()
 
 
-def ppo(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
+def ppo(logp: Tensor, log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
     """-min(r A, clip(r, 1 - low, 1 + high) A), r = pi / pi_old. PPO, arXiv 1707.06347, eq. 7. [N]"""
-    ratio = (logp - old_logp).exp()
-    high = torch.as_tensor(clip.high, dtype=ratio.dtype, device=ratio.device)
-    clipped = torch.minimum(ratio.clamp(min=1.0 - clip.low), 1.0 + high)
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantages, clip.apply(ratio) * advantages)
+
+
+def cispo(logp: Tensor, log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
+    """-stop_grad(clip(r)) A log pi: a clipped token keeps its gradient, with a limited weight. MiniMax-M1, arXiv 2506.13585,
+    eq. 4. [N]"""
+    return -clip.apply(log_ratio.exp()).detach() * advantages * logp
+
+
+def gspo(logp: Tensor, log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
+    """PPO's loss of the sequence ratio s = exp(mean over the reply of log r), the same for all its tokens; its gradient is
+    spread over them. GSPO-token, arXiv 2507.18071, eq. 13: with aggregation "sequence" and one advantage a reply it is
+    GSPO, eq. 5. `token_loss` hands it log s. [N]"""
+    return ppo(logp, log_ratio, advantages, clip)
 
 
 Surrogate = Callable[[Tensor, Tensor, Tensor, ClipRange], Tensor]
-SURROGATES: dict[str, Surrogate] = {"policy_gradient": policy_gradient, "ppo": ppo}
+SURROGATES: dict[str, Surrogate] = {"policy_gradient": policy_gradient, "ppo": ppo, "cispo": cispo, "gspo": gspo}
+SEQUENCE_RATIO = frozenset({"gspo"})  # surrogates whose ratio is the trajectory's
+CLIPPED = frozenset({"ppo", "gspo", "cispo"})  # surrogates that look at the clip range at all
 
 
-def token_loss(
-    logp: Tensor,
-    entropy: Tensor,
-    old_logp: Tensor,
-    advantages: Tensor,
-    weight: Tensor,
-    shaping: Shaping,
-    *,
-    surrogate: str,
-    clip_low: float,
-    clip_high: float,
-) -> LossTerms:
-    """All tensors float32 [N]; logp and entropy carry gradient, the rest is data."""
-    clip = ClipRange(clip_low, clip_high if shaping.clip_high is None else shaping.clip_high)
-    shaped = advantages if shaping.advantages is None else shaping.advantages
-    per_token = SURROGATES[surrogate](logp, old_logp, shaped, clip)
+def sequence_log_ratio(logp: Tensor, old_logp: Tensor, trajectory: Tensor) -> Tensor:
+    """log s of GSPO: the value of every token is the trajectory's mean log ratio, its gradient is that of its own logp. [N]
+
+    Averaged over the tokens of a trajectory (aggregation "sequence") the gradients are that of the mean.
+    """
+    return per_trajectory((logp - old_logp).detach(), trajectory, mean=True) + (logp - logp.detach())
+
+
+# --- KL to the reference policy ---------------------------------------------------------------------------------------------
+
+
+def reference_penalty(logp: Tensor, reference: Tensor, estimator: Estimator) -> Tensor:
+    """The differentiable part of the KL(pi || reference) penalty, on samples of pi. [N]
+
+        k1  log pi - log ref          zero gradient on average as a loss, so it is NOT one: it goes into the advantage
+        k2  (log pi - log ref)^2 / 2  its gradient is that of the KL, without bias
+        k3  x - 1 - log x, x = ref / pi: never negative, unbiased in value (GRPO, arXiv 2402.03300, eq. 4)
+
+    Estimators: "Approximating KL divergence", Schulman 2020; what their gradients are: arXiv 2506.09477.
+    """
+    difference = reference - logp
+    if estimator == "k1":
+        return torch.zeros_like(logp)
+    if estimator == "k2":
+        return 0.5 * difference**2
+    return k3(difference)
+
+
+def k3(difference: Tensor) -> Tensor:
+    """exp(d) - 1 - d for d = log(other / pi): never negative. [N]"""
+    return difference.exp() - difference - 1.0
+
+
+def with_reference(advantages: Tensor, old_logp: Tensor, reference: Tensor | None, objective: Objective) -> Tensor:
+    """A - kl * (log pi_old - log ref) with estimator k1: the penalty as a reward of every token; else A. [N]"""
+    if reference is None or objective.estimator != "k1" or objective.kl == 0.0:
+        return advantages
+    return advantages - objective.kl * (old_logp - reference)
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------------
+
+
+def token_loss(logp: Tensor, entropy: Tensor, data: LossData, shaping: Shaping, objective: Objective) -> LossTerms:
+    """logp and entropy float32 [N], with gradient. `shaping.advantages`, if given, replaces data.advantages altogether."""
+    clip = ClipRange(objective.clip_low, objective.clip_high if shaping.clip_high is None else shaping.clip_high)
+    shaped = data.advantages if shaping.advantages is None else shaping.advantages
+    if objective.surrogate in SEQUENCE_RATIO:
+        log_ratio = sequence_log_ratio(logp, data.old_logp, data.trajectory)
+    else:
+        log_ratio = logp - data.old_logp
+    per_token = SURROGATES[objective.surrogate](logp, log_ratio, shaped, clip)
+    if data.engine_logp is None:
+        importance, limited = torch.ones_like(data.old_logp), torch.zeros_like(data.old_logp, dtype=torch.bool)
+    else:
+        importance, limited = objective.importance.weigh(data.old_logp - data.engine_logp, data.trajectory)
+    if objective.importance.kind != "none":
+        per_token = per_token * importance
     if shaping.weight is not None:
         per_token = per_token * shaping.weight
     if shaping.bonus is not None:
         per_token = per_token - shaping.bonus * entropy
     if shaping.kl is not None:
-        difference = old_logp - logp
-        per_token = per_token + shaping.kl * (difference.exp() - difference - 1.0)  # k3: unbiased, never negative
+        per_token = per_token + shaping.kl * k3(data.old_logp - logp)
+    if objective.kl and data.reference_logp is not None:
+        per_token = per_token + objective.kl * reference_penalty(logp, data.reference_logp, objective.estimator)
     with torch.no_grad():
-        log_ratio = logp - old_logp
         ratio = log_ratio.exp()
+        # CISPO limits a token's weight whatever the sign of its advantage; PPO's minimum takes the clip on one side only.
+        any_sign = torch.full_like(shaped, objective.surrogate == "cispo", dtype=torch.bool)
+        clips = objective.surrogate in CLIPPED
         diagnostics = {
             "ratio": ratio,
-            "clipped_high": (ratio > 1.0 + clip.high) & (shaped > 0),
-            "clipped_low": (ratio < 1.0 - clip.low) & (shaped < 0),
-            "kl": ratio - 1.0 - log_ratio,  # k3 of KL(old || pi), on samples of old
+            "clipped_high": (ratio > 1.0 + clip.high) & ((shaped > 0) | any_sign) & clips,
+            "clipped_low": (ratio < 1.0 - clip.low) & ((shaped < 0) | any_sign) & clips,
+            "kl": k3(log_ratio),  # of KL(old || pi), on samples of old
+            "importance": importance,
+            "limited": limited,
         }
-    return LossTerms((weight * per_token).sum(), diagnostics)
+    return LossTerms((data.weight * per_token).sum(), diagnostics)

@@ -35,7 +35,7 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool) -> Pol
 
 
 class Policy(nn.Module):
-    """forward(tokens, positions, predict, targets, temperature) -> (logp, entropy, kappa), float32 [N].
+    """forward(tokens, positions, predict, targets, temperature) -> (logp, entropy, kappa, steepness), float32 [N].
 
     The head is called as a module, with the targets, so that whatever hooks hang on it (ZeRO-3 gathers its weight there) run
     around the chunked log-probs; its plain forward, hidden -> logits, stays for everything else.
@@ -76,7 +76,7 @@ class Policy(nn.Module):
 
     def forward(
         self, tokens: Tensor, positions: Tensor, predict: Tensor, targets: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """tokens, positions [B, T]; predict, targets [N]; see learner.types.MicroBatch.
 
         No attention mask is passed: rows are padded on the right, and positions that restart mark packed trajectories.

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-Aggregation = Literal["token", "sequence"]  # see learner/objective.py
+Aggregation = Literal["token", "sequence", "constant"]  # see learner/objective.py
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     """One forward pass of one rank.
 
-    `weight` is the scaling contract of the loss: over ALL micro-batches of ALL ranks of one update it sums to 1, so the loss of
-    an update is sum(weight * token loss) however the batch was cut.
+    `weight` is the scaling contract of the loss: over ALL micro-batches of ALL ranks of one update it sums to 1 (aggregation
+    "constant" aside), so the loss of an update is sum(weight * token loss) however the batch was cut. A trajectory lies whole
+    in one micro-batch, its action tokens in order.
     """
 
     tokens: NDArray[np.int64]  # [B, T] right-padded with 0, or several trajectories one after the other
@@ -37,6 +38,9 @@ class MicroBatch:
     engine_logprobs: NDArray[np.float32]  # [N] the generator's log-prob at the sampling temperature
     weight: NDArray[np.float32]  # [N] see above
     trajectory: NDArray[np.int32]  # [N] index into the iteration's trajectories
+    place: NDArray[np.int32]  # [N] place among its trajectory's action tokens, from 0
+    last: NDArray[np.bool_]  # [N] the last of them
+    correct: NDArray[np.bool_]  # [N] the trajectory was judged correct
     env: NDArray[np.int16]  # [N] index into IterationBatch.envs
 
     @property
@@ -65,15 +69,20 @@ class TokenStats:
     logp: Tensor  # log pi(a|s) at the sampling temperature
     entropy: Tensor  # H(s), exact, nats
     kappa: Tensor  # sum_b pi_b^2 L_b, for the unbiased dH (entropy.md: "unbiased from samples")
+    steepness: Tensor  # sum_b pi_b^2 L_b^2 = |dH/dz|^2 for logits z: what a step along the entropy's own gradient gains
     old_logp: Tensor  # log-prob under the policy at the start of the iteration
     advantages: Tensor  # A before any shaping
+    uniform: (
+        Tensor  # a draw from [0, 1) that belongs to the token: from the run's seed, the update and the token's place
+    )
+    env: Tensor  # int64, index into RankBatch.envs
 
     @property
     def centred(self) -> Tensor:
         """L = log pi + H, [N]; its mean under pi is 0 at every position."""
         return self.logp + self.entropy
 
-    def take(self, index: slice) -> TokenStats:
+    def take(self, index: slice | Tensor) -> TokenStats:
         return TokenStats(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
@@ -99,11 +108,24 @@ class Shaping:
 
 
 @dataclass(frozen=True, slots=True)
+class LossData:
+    """What the loss of a micro-batch is made from besides the policy that is being trained: data, without gradient. All [N]."""
+
+    old_logp: Tensor  # log-prob under the policy at the start of the iteration
+    advantages: Tensor  # before any shaping
+    weight: Tensor  # MicroBatch.weight
+    trajectory: Tensor  # int64; equal for the action tokens of one trajectory, which stand together
+    engine_logp: Tensor | None = None  # the generator's; needed by importance corrections alone
+    reference_logp: Tensor | None = None  # the reference policy's; needed by the KL to it alone
+
+
+@dataclass(frozen=True, slots=True)
 class LossTerms:
     """Sums over the tokens given, with the micro-batch's weights; the loss of an update is the sum of `loss` over micro-batches."""
 
     loss: torch.Tensor  # scalar, differentiable
-    tokens: dict[str, Any]  # per-token diagnostics, detached [N]: ratio, clipped_high, clipped_low
+    # Per-token diagnostics, detached [N]: ratio, clipped_high, clipped_low, kl, importance, limited.
+    tokens: dict[str, Any]
 
 
 StepMetrics = dict[str, float]

@@ -115,12 +115,38 @@ class LearnerSection(Section):
         return tuple(value) if isinstance(value, list) else value
 
 
+class ImportanceSection(Section):
+    """Correction from the engine's log-probs to the trainer's: see learner/objective.py."""
+
+    kind: Literal["none", "truncated", "masked"] = "none"
+    cap: float = Field(default=2.0, gt=0)
+    floor: float = Field(default=0.0, ge=0)
+    level: Literal["token", "sequence"] = "token"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.floor >= self.cap:
+            raise ValueError(f"floor ({self.floor:g}) has to be under cap ({self.cap:g})")
+        if self.floor and self.kind != "masked":
+            raise ValueError(f"floor ({self.floor:g}) belongs to kind masked, not {self.kind}: leave it out")
+        return self
+
+
+class KLSection(Section):
+    """KL to the reference policy, which is the model the run started from."""
+
+    coefficient: float = Field(default=0.0, ge=0)  # 0: no reference policy is held
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+
+
 class ObjectiveSection(Section):
-    advantage: Literal["grpo", "rloo", "loop"] = "grpo"
-    surrogate: Literal["policy_gradient", "ppo"] = "ppo"
-    aggregation: Literal["token", "sequence"] = "token"
+    advantage: Literal["grpo", "rloo", "loop", "dr_grpo", "reinforce_pp", "reinforce_pp_baseline"] = "grpo"
+    surrogate: Literal["policy_gradient", "ppo", "cispo", "gspo"] = "ppo"
+    aggregation: Literal["token", "sequence", "constant"] = "token"
     clip_low: float = Field(default=0.2, ge=0, lt=1)
     clip_high: float = Field(default=0.2, ge=0)
+    importance: ImportanceSection = ImportanceSection()
+    kl: KLSection = KLSection()
 
 
 class EntropySection(Section):
@@ -131,6 +157,7 @@ class EntropySection(Section):
         default_factory=lambda: entropy.parse(entropy.CONTROLLERS, {"kind": "fixed"}, "controller")
     )
     target: TargetSettings = TargetSettings()
+    environments: dict[str, TargetSettings] = {}  # targets of their own, by the name an environment's metrics go by
 
     @field_validator("method", mode="before")
     @classmethod
@@ -144,11 +171,12 @@ class EntropySection(Section):
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
-        if self.kind == "none" and not isinstance(self.controller, entropy.CONTROLLERS["fixed"].Settings):
-            raise ValueError(
-                "entropy.method is none, which has no knob to steer: leave entropy.controller out or choose a method"
-            )
-        entropy.build(self.method, self.controller, self.target)
+        if self.kind == "none" and (
+            self.environments or not isinstance(self.controller, entropy.CONTROLLERS["fixed"].Settings)
+        ):
+            what = "entropy.environments" if self.environments else "entropy.controller"
+            raise ValueError(f"entropy.method is none, which has no knob to steer: leave {what} out or choose a method")
+        entropy.build(self.method, self.controller, self.target, self.environments)
         return self
 
     @property
@@ -242,15 +270,31 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        if self.objective.advantage == "loop" and self.objective.surrogate != "ppo":
+        o, steps = self.objective, self.learner.updates * self.learner.epochs
+        if o.advantage == "loop" and o.surrogate != "ppo":
             raise ValueError(
                 "objective.advantage loop is a leave-one-out baseline with PPO's clip: use surrogate ppo, or advantage rloo"
             )
-        needs = entropy.METHODS[self.entropy.kind].surrogates
-        if needs is not None and self.objective.surrogate not in needs:
+        if o.surrogate == "policy_gradient" and steps > 1:
             raise ValueError(
-                f"entropy.method {self.entropy.kind} acts on the clip range, which surrogate {self.objective.surrogate} "
+                f"objective.surrogate policy_gradient is on-policy and learner.updates x epochs = {steps} steps are taken on one "
+                "batch: all but the first would be off-policy without a correction; set both to 1, or use surrogate ppo"
+            )
+        if o.surrogate == "gspo" and o.aggregation != "sequence":
+            raise ValueError(
+                f"objective.surrogate gspo clips a reply as a whole and aggregation is {o.aggregation}, which weighs replies by "
+                "their length: use aggregation sequence"
+            )
+        needs = entropy.METHODS[self.entropy.kind].surrogates
+        if needs is not None and o.surrogate not in needs:
+            raise ValueError(
+                f"entropy.method {self.entropy.kind} acts on the clip range, which surrogate {o.surrogate} "
                 f"does not have: use surrogate {', '.join(sorted(needs))}"
+            )
+        if self.entropy.kind == "kl_cov" and steps == 1:
+            raise ValueError(
+                "entropy.method kl_cov is a penalty towards the policy at the start of the iteration, which the only step of "
+                "learner.updates x epochs = 1 starts from: it would do nothing; take several updates a batch"
             )
         engine = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.learner.precision]
         if engine != self.generators.dtype:

@@ -53,11 +53,11 @@ def scores(env: str, groups: Sequence[Group], ks: Sequence[int], temperature: fl
         if first:
             row[f"eval/{env}/pass@{k}"] = value
     if first:
-        row[f"eval/{env}/distinct_correct"] = sum(_distinct(g) for g in groups) / len(groups)
+        row[f"eval/{env}/distinct_correct"] = sum(distinct(g) for g in groups) / len(groups)
     return row
 
 
-def _distinct(group: Group) -> int:
+def distinct(group: Group) -> int:
     """Different correct solutions among a prompt's replies, by the environment's canonical form where it gives one."""
     answers = [t.verdict.solution if t.verdict.solution is not None else t.texts[-1] for t in group.trajectories]
     return distinct_correct(answers, [t.verdict.correct for t in group.trajectories])

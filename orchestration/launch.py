@@ -31,6 +31,7 @@ from actors.remote import (
 from actors.verifier import EnvSpec
 from learner.deepspeed_engine import EngineSettings, Placement
 from learner.learner import LearnerSettings
+from learner.objective import Importance, Objective
 from learner.weights import WeightManifest, WeightSyncError, make_rendezvous, verify_checksums
 from orchestration import placement
 from orchestration.config import RunConfig
@@ -147,7 +148,7 @@ class Cluster:
         limit = config.cluster.start_timeout_s
         host, port = await answer("learner rank 0", actors[0].address.remote(), limit)
         self._host = host
-        settings = learner_settings(config, start.model)
+        settings = learner_settings(config, start.model, start.base or start.model)
         places = [Placement(r, ranks, host, port, self.cuda, config.learner.timeout_s) for r in range(ranks)]
         starts = [actor.start.remote(settings, place) for actor, place in zip(actors, places, strict=True)]
         await asyncio.gather(*(answer(f"learner rank {r}", ref, limit) for r, ref in enumerate(starts)))
@@ -317,7 +318,8 @@ class Cluster:
         return {"sync/logprob_gap_max": worst[0], "sync/logprob_gap_mean": mean}
 
 
-def learner_settings(config: RunConfig, model: str) -> LearnerSettings:
+def learner_settings(config: RunConfig, model: str, reference: str) -> LearnerSettings:
+    """model: where the weights are loaded from; reference: the model the run began with."""
     c, o = config.learner, config.objective
     return LearnerSettings(
         model=model,
@@ -329,11 +331,19 @@ def learner_settings(config: RunConfig, model: str) -> LearnerSettings:
         warmup=c.warmup_steps,
         total_steps=config.total_steps,
         floor=c.lr_floor,
-        surrogate=o.surrogate,
-        clip_low=o.clip_low,
-        clip_high=o.clip_high,
+        objective=Objective(
+            surrogate=o.surrogate,
+            clip_low=o.clip_low,
+            clip_high=o.clip_high,
+            importance=Importance(**o.importance.model_dump()),
+            kl=o.kl.coefficient,
+            estimator=o.kl.estimator,
+        ),
         method=config.entropy.method,
         controller=config.entropy.controller,
         target=config.entropy.target,
+        environments=config.entropy.environments,
+        reference=reference,
+        seed=config.run.seed,
         bucket_bytes=config.weights.bucket_mb * 2**20,
     )

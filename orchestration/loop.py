@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from envs.types import Group, Status, Trajectory
-from learner.advantages import GROUP_ADVANTAGES
+from learner.advantages import ADVANTAGES
 from learner.batching import Cut, build_batches, no_signal, trajectory_advantages
 from learner.checkpoint import Checkpoints
 from orchestration.buffer import Buffer
 from orchestration.config import RunConfig
 from orchestration.curriculum import Mixture
 from orchestration.errors import Stopped
-from orchestration.evaluation import by_env, evaluate
+from orchestration.evaluation import by_env, distinct, evaluate
 from orchestration.launch import Cluster
 from orchestration.rollouts import Rollouts
 from orchestration.sinks import FanOut, Sample
@@ -130,7 +130,7 @@ class Run:
         self.sink.stage("train", 0, 1)
         batches = build_batches(
             trajectories,
-            trajectory_advantages(groups, GROUP_ADVANTAGES[config.objective.advantage]),
+            trajectory_advantages(groups, ADVANTAGES[config.objective.advantage]),
             cut=Cut(
                 updates=config.learner.updates,
                 epochs=config.learner.epochs,
@@ -140,6 +140,7 @@ class Run:
             ),
             aggregation=config.objective.aggregation,
             temperature=config.sampling.temperature,
+            length_scale=config.sampling.max_tokens,
         )
         metrics = await self.cluster.learner.each("train", [(b,) for b in batches])
         self.sink.stage("train", 1, 1)
@@ -198,6 +199,8 @@ def describe(groups: Sequence[Group], trajectories: Sequence[Trajectory]) -> dic
         "groups/no_signal": float(no_signal(groups)),
         "reply/length_mean": sum(lengths) / len(lengths),
         "reply/length_max": float(max(lengths)),
+        "replies/distinct": sum(len({t.texts for t in g.trajectories}) for g in groups) / len(groups),
+        "replies/distinct_correct": sum(distinct(g) for g in groups) / len(groups),
     }
     for status in Status:
         row[f"status/{status}"] = sum(t.verdict.status is status for t in trajectories) / len(trajectories)

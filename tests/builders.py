@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from envs.types import Group, Message, Prompt, Status, Trajectory, Turn, Verdict
-from learner.types import TokenStats
+from learner.types import LossData, TokenStats
 
 VOCAB = 50
 
@@ -72,18 +72,28 @@ def trajectories(draw: st.DrawFn, min_size: int = 1, max_size: int = 12) -> list
     return made
 
 
-def make_stats(n: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> TokenStats:
+def make_stats(n: int, seed: int = 0, dtype: torch.dtype = torch.float64, envs: int = 1) -> TokenStats:
     """Statistics of n tokens sampled from random distributions of their own: consistent with one another."""
     generator = torch.Generator().manual_seed(seed)
     log_p = (2 * torch.randn(n, 7, generator=generator, dtype=torch.float64)).log_softmax(-1)
     p = log_p.exp()
     action = torch.multinomial(p, 1, generator=generator) if n else torch.zeros(0, 1, dtype=torch.long)
     entropy = -(p * log_p).sum(-1)
-    kappa = (p * p * (log_p + entropy[:, None])).sum(-1)
+    pull = p * (log_p + entropy[:, None])
     logp = log_p.gather(-1, action)[:, 0]
     old = logp + 0.2 * torch.randn(n, generator=generator, dtype=torch.float64)
     advantages = torch.randn(n, generator=generator, dtype=torch.float64).round(decimals=1)
-    return TokenStats(*(x.to(dtype) for x in (logp, entropy, kappa, old, advantages)))
+    uniform = torch.rand(n, generator=generator, dtype=torch.float64)
+    floats = (logp, entropy, (p * pull).sum(-1), (pull * pull).sum(-1), old, advantages, uniform)
+    return TokenStats(*(x.to(dtype) for x in floats), torch.arange(n) % envs)
+
+
+def loss_data(stats: TokenStats, weight: Tensor | None = None, **more: Tensor) -> LossData:
+    """The stats' own old log-probs and advantages; equal weights and a trajectory a token unless given."""
+    n = len(stats.logp)
+    even = torch.full((n,), 1 / max(1, n), dtype=stats.logp.dtype)
+    fields: dict[str, Tensor] = {"trajectory": torch.arange(n), **more}
+    return LossData(stats.old_logp, stats.advantages, even if weight is None else weight, **fields)
 
 
 def config_data(**sections: dict[str, Any]) -> dict[str, Any]:

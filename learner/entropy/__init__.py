@@ -5,7 +5,8 @@ none.py         no control: the baseline
 bonus.py        the exact-entropy bonus in the loss
 repo.py         REPO-R and REPO-D: the advantage is changed
 clip.py         clip-higher and ADAPO: the upper clip range is changed
-controllers.py  fixed, doubling, proportional: pure, bounded, validated
-target.py       the entropy to hold, in nats or as a fraction of the start
+covariance.py   Clip-Cov and KL-Cov: the few tokens whose advantage goes with their log-prob
+controllers.py  fixed, doubling, proportional, additive, pi, isentropic: pure, bounded, validated
+target.py       the entropy to hold: nats or a fraction of the start, scheduled, over all or the correct replies
 build.py        the two dicts kind -> class, and build()
 """

@@ -1,12 +1,16 @@
 """The interface of entropy control.
 
-A method says what its knob does to the loss; a controller moves the knob; a target says where entropy should be. Every
+A method says what its knob does to the loss; a controller moves the knob; a target says where entropy should be. A target
+with its controller is a `Loop`; a run has one, or one more for every environment that was given a target of its own. Every
 knob is oriented the same way: turning it up is meant to raise entropy. To add a method, write one file with a class that
 satisfies `Method` and name it in build.METHODS.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -14,9 +18,13 @@ from pydantic import BaseModel, ConfigDict
 from learner.types import Shaping, TokenStats
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from learner.entropy.controllers import Controller
     from learner.entropy.target import Target
     from learner.ledger import LedgerRow
+
+COMMON = ""  # the name of the loop of every environment without a target of its own
 
 
 class Settings(BaseModel):
@@ -33,6 +41,9 @@ class Knob(BaseModel):
     low: float  # smallest magnitude a controller moves to
     high: float  # largest magnitude
     signed: bool  # a negative knob pushes entropy down
+    linear: bool = False  # the predicted change of entropy is linear in the knob, and a knob of 0 does nothing
+    # What one unit of the knob is comparable with: an advantage of 1, or a factor of 1.
+    unit: Literal["advantage", "factor"] = "factor"
 
 
 class Method(Protocol):
@@ -40,49 +51,134 @@ class Method(Protocol):
 
     Settings: ClassVar[type[Settings]]
     knob: ClassVar[Knob]
-    # "token": `shape` treats every token by itself and may be called on any part of a batch.
+    # "token": `shape` treats every token by itself, may be called on any part of a batch, and takes a knob a token.
     # "batch": `shape` takes statistics over tokens and is called once per update, on the whole global batch.
     scope: ClassVar[Literal["token", "batch"]]
     # Surrogates under which the method acts at all; None: all. A combination that does nothing is refused.
     surrogates: ClassVar[frozenset[str] | None]
 
-    def shape(self, tokens: TokenStats, knob: float) -> Shaping: ...
+    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a controller sees of an iteration, before the updates that its knob will shape. Global over all ranks."""
+
+    entropy: float  # nats per token, over the replies that the target is about
+    free: float = math.nan  # predicted dH of a unit step on the logits with the knob at no effect: nats per token
+    slope: float = math.nan  # what one unit of the knob adds to that; nan where the method is not linear in its knob
+    advantage: float = math.nan  # root mean square of the advantages
+
+
+@dataclass
+class Loop:
+    """One knob on its way to one target."""
+
+    controller: Controller
+    target: Target
+
+    def observe(self, seen: Observed) -> None:
+        """Moves the knob for the updates that follow. An entropy that was not measured (no successful reply) moves nothing."""
+        self.aim = self.target.observe(seen.entropy)
+        self.seen = seen.entropy
+        if math.isfinite(seen.entropy) and not self.target.released:
+            self.controller.update(seen, self.aim)
+
+    @property
+    def error(self) -> float:
+        return (self.aim - self.seen) / self.aim
+
+    @property
+    def saturated(self) -> bool:
+        measured = math.isfinite(self.seen) and not self.target.released
+        return measured and self.controller.saturated(self.seen, self.aim)
 
 
 class Steering:
-    """A method, its controller and its target: the entropy protocol the learner speaks.
+    """A method and its loops: the entropy protocol the learner speaks.
 
     Its state is in every checkpoint and is the same on every rank, because what it observes is globally reduced.
     """
 
-    def __init__(self, method: Method, controller: Controller, target: Target) -> None:
+    def __init__(self, method: Method, loops: Mapping[str, Loop]) -> None:
+        """loops: COMMON, and one for every environment that has a target of its own."""
         self.method = method
-        self.controller = controller
-        self.target = target
+        self.loops = dict(loops)
 
-    def shape(self, tokens: TokenStats) -> Shaping:
-        return self.method.shape(tokens, self.controller.value)
+    @property
+    def controller(self) -> Controller:
+        return self.loops[COMMON].controller
+
+    def shape(self, tokens: TokenStats, envs: tuple[str, ...]) -> Shaping:
+        """What the method does to these tokens at the present knobs. envs: the names behind tokens.env."""
+        if all(loop.target.released for loop in self.loops.values()):
+            return untouched(tokens)
+        return self.method.shape(tokens, self._knob(tokens, envs))
+
+    def probe(self, tokens: TokenStats, envs: tuple[str, ...]) -> tuple[Shaping, float | Tensor] | None:
+        """The method at a knob that does something, and that knob: what `Observed.slope` is measured with. None for a method
+        that is not linear in its knob."""
+        if not self.method.knob.linear:
+            return None
+        knob = self._knob(tokens, envs, at_least=self.method.knob.low or self.method.knob.start)
+        return self.method.shape(tokens, knob), knob
+
+    def _knob(self, tokens: TokenStats, envs: tuple[str, ...], at_least: float = 0.0) -> float | Tensor:
+        """One number for all tokens, or, with several loops, a number a token. [N]"""
+
+        def value(loop: Loop) -> float:
+            found = 0.0 if loop.target.released else loop.controller.effective
+            return found if abs(found) >= at_least else at_least
+
+        if len(self.loops) == 1:
+            return value(self.loops[COMMON])
+        table = tokens.logp.new_tensor([value(self.loops.get(name, self.loops[COMMON])) for name in envs])
+        return table[tokens.env]
 
     def observe(self, row: LedgerRow) -> dict[str, float]:
-        """Once per iteration, after its updates: the controller moves the knob for the next one. Returns metrics."""
-        target = self.target.observe(row.entropy_exact)
-        used = self.controller.value
-        self.controller.update(row.entropy_exact, target)
+        """Once per iteration, before its updates: the controllers move the knobs these are shaped with. Returns metrics."""
+        for name, loop in self.loops.items():
+            mine = [env for env in row.parts if name == (env if env in self.loops else COMMON)]
+            loop.observe(row.observed(mine, loop.target.settings.over))
+        common = self.loops[COMMON]
+        out = {
+            "entropy/controlled": common.seen,
+            "entropy/target": common.aim,
+            "entropy/error": common.error,
+            "entropy/knob": common.controller.effective,
+            "entropy/knob_low": common.controller.lowest,
+            "entropy/knob_high": common.controller.knob.high,
+            "entropy/saturated": float(any(loop.saturated for loop in self.loops.values())),
+            "entropy/released": float(common.target.released),
+        }
+        for name, loop in self.loops.items():
+            if name != COMMON:
+                out |= {
+                    f"knob/{name}": loop.controller.effective,
+                    f"target/{name}": loop.aim,
+                    f"error/{name}": loop.error,
+                    f"saturated/{name}": float(loop.saturated),
+                }
+        return out
+
+    def state_dict(self) -> dict[str, dict[str, dict[str, float]]]:
         return {
-            "entropy/target": target,
-            "entropy/error": (target - row.entropy_exact) / target,
-            "entropy/knob": used,
-            "entropy/knob_low": self.controller.knob.low,
-            "entropy/knob_high": self.controller.knob.high,
-            "entropy/saturated": float(self.controller.saturated(row.entropy_exact, target)),
+            name: {"controller": loop.controller.state_dict(), "target": loop.target.state_dict()}
+            for name, loop in self.loops.items()
         }
 
-    def state_dict(self) -> dict[str, float]:
-        return {
-            **{f"controller/{k}": v for k, v in self.controller.state_dict().items()},
-            **{f"target/{k}": v for k, v in self.target.state_dict().items()},
-        }
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+        """Raises ValueError where the state is not of these loops."""
+        if state.keys() != self.loops.keys():
+            there, here = (", ".join(x or "all" for x in names) for names in (state, self.loops))
+            raise ValueError(
+                f"the checkpoint has entropy targets for {there}, the run for {here}: they have to be the same"
+            )
+        for name, loop in self.loops.items():
+            loop.controller.load_state_dict(dict(state[name]["controller"]))
+            loop.target.load_state_dict(dict(state[name]["target"]))
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        for part, holder in (("controller/", self.controller), ("target/", self.target)):
-            holder.load_state_dict({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
+
+def untouched(tokens: TokenStats) -> Shaping:
+    """No control: the objective as it is, and no token touched."""
+    return Shaping(touched=tokens.advantages.new_zeros(tokens.advantages.shape).bool())

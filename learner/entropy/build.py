@@ -9,7 +9,8 @@ from typing import Any
 from learner.entropy import base
 from learner.entropy.bonus import Bonus
 from learner.entropy.clip import Adapo, ClipHigher
-from learner.entropy.controllers import Doubling, Fixed, Proportional
+from learner.entropy.controllers import PI, Additive, Doubling, Fixed, Isentropic, Proportional
+from learner.entropy.covariance import ClipCov, KLCov
 from learner.entropy.none import NoControl
 from learner.entropy.repo import RepoD, RepoR
 from learner.entropy.target import Target, TargetSettings
@@ -21,12 +22,17 @@ METHODS: dict[str, Any] = {
     "repo_d": RepoD,
     "clip_higher": ClipHigher,
     "adapo": Adapo,
+    "clip_cov": ClipCov,
+    "kl_cov": KLCov,
 }
 
 CONTROLLERS: dict[str, Any] = {
     "fixed": Fixed,
     "doubling": Doubling,
     "proportional": Proportional,
+    "additive": Additive,
+    "pi": PI,
+    "isentropic": Isentropic,
 }
 
 
@@ -44,7 +50,32 @@ def parse(kinds: Mapping[str, Any], value: Any, what: str) -> base.Settings:
     return kinds[kind].Settings.model_validate(dict(value))
 
 
-def build(method: base.Settings, controller: base.Settings, target: TargetSettings) -> base.Steering:
-    """Raises ValueError where the three do not fit together (bounds, signs)."""
+def build(
+    method: base.Settings,
+    controller: base.Settings,
+    target: TargetSettings,
+    environments: Mapping[str, TargetSettings] | None = None,
+) -> base.Steering:
+    """environments: targets of their own, by the name an environment's metrics go by; each gets a controller of its own.
+
+    Raises ValueError where the parts do not fit together (bounds, signs, a method that cannot tell environments apart).
+    """
     made = METHODS[getattr(method, "kind")](method)  # noqa: B009 - every Settings of a kind has one; the base has not
-    return base.Steering(made, CONTROLLERS[getattr(controller, "kind")](controller, made.knob), Target(target))  # noqa: B009
+    if environments and made.scope == "batch":
+        raise ValueError(
+            f"entropy.environments gives {len(environments)} targets of their own, and {getattr(method, 'kind')} takes its "  # noqa: B009
+            "statistics over the whole batch, with one knob: leave them out or choose another method"
+        )
+    released = {t.release_at for t in (target, *(environments or {}).values())}
+    if len(released) > 1 and not made.knob.linear:
+        raise ValueError(
+            f"entropy.environments let go at different iterations ({', '.join(map(str, sorted(released, key=str)))}), and "
+            f"{getattr(method, 'kind')} has no knob value that does nothing: give all the same release_at"  # noqa: B009
+        )
+
+    def loop(settings: TargetSettings) -> base.Loop:
+        return base.Loop(CONTROLLERS[getattr(controller, "kind")](controller, made.knob), Target(settings))  # noqa: B009
+
+    return base.Steering(
+        made, {base.COMMON: loop(target), **{name: loop(t) for name, t in (environments or {}).items()}}
+    )

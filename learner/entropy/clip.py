@@ -5,15 +5,18 @@
                  (arXiv 2603.11682; the exact update rule was not at hand: the doubling controller moves it)
 
 A clip acts only on tokens that reach it. With few updates per batch that is 0.1 % of them and the knob has no authority: watch
-`entropy/authority`. Both need the ppo surrogate.
+`entropy/authority`. Both need a surrogate that clips.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from learner.entropy import base
 from learner.types import Shaping, TokenStats
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ClipHigher:
@@ -22,11 +25,11 @@ class ClipHigher:
 
     knob = base.Knob(start=0.28, low=0.02, high=10.0, signed=False)
     scope: ClassVar[Literal["token", "batch"]] = "token"
-    surrogates: ClassVar[frozenset[str] | None] = frozenset({"ppo"})
+    surrogates: ClassVar[frozenset[str] | None] = frozenset({"ppo", "gspo", "cispo"})
 
     def __init__(self, settings: Settings) -> None: ...
 
-    def shape(self, tokens: TokenStats, knob: float) -> Shaping:
+    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping:
         ratio = (tokens.logp - tokens.old_logp).exp()
         return Shaping(clip_high=knob, touched=(tokens.advantages > 0) & (ratio > 1.0 + knob))
 

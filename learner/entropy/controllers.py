@@ -1,4 +1,5 @@
-"""What moves a knob: pure, bounded, validated. Called once per iteration with the globally measured entropy.
+"""What moves a knob: pure, bounded, validated. Called once per iteration with the globally measured entropy, before the
+updates that the knob then shapes.
 
 To add one: a class that satisfies `Controller` and a line in build.CONTROLLERS. Bounds and start default to the method's.
 """
@@ -14,11 +15,13 @@ from learner.entropy import base
 
 
 class Range(base.Settings):
-    """Bounds of the knob's magnitude; what is left out comes from the method."""
+    """Bounds of the knob's magnitude, and how readily it moves; what is left out of the bounds comes from the method."""
 
     start: float | None = None
     low: float | None = Field(default=None, ge=0)
     high: float | None = Field(default=None, gt=0)
+    dead_band: float = Field(default=0.0, ge=0, lt=1)  # relative error within which the knob stays where it is
+    max_change: float | None = Field(default=None, gt=0)  # of the knob in one iteration
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -44,8 +47,18 @@ class Controller(Protocol):
     knob: base.Knob
     value: float
 
-    def update(self, entropy: float, target: float) -> None:
-        """entropy, target: nats per token, target > 0."""
+    @property
+    def effective(self) -> float:
+        """The knob as the method is handed it."""
+        ...
+
+    @property
+    def lowest(self) -> float:
+        """The smallest value the knob can take."""
+        ...
+
+    def update(self, seen: base.Observed, target: float) -> None:
+        """target: nats per token, > 0."""
         ...
 
     def saturated(self, entropy: float, target: float) -> bool:
@@ -58,27 +71,53 @@ class Controller(Protocol):
 
 
 class _Base:
-    """The state every controller has: the knob's value."""
+    """The knob's value, its bounds, and the state every controller has. `STATE` names what is saved."""
 
-    def __init__(self, knob: base.Knob) -> None:
-        self.knob = knob
-        self.value = knob.start
+    STATE: ClassVar[tuple[str, ...]] = ("value",)
+
+    def __init__(self, knob: base.Knob, settings: Range | None = None) -> None:
+        self.knob = knob if settings is None else settings.over(knob)
+        self.dead_band = settings.dead_band if settings else 0.0
+        self.max_change = settings.max_change if settings else None
+        self.value = self.knob.start
+
+    @property
+    def effective(self) -> float:
+        return self.value
 
     @property
     def lowest(self) -> float:
         return self.knob.low
 
+    def idle(self, error: float) -> bool:
+        """Within the dead band: nothing moves, integrators included."""
+        return abs(error) < self.dead_band
+
+    def move(self, wanted: float) -> None:
+        """To `wanted`, as far as one iteration and the bounds allow."""
+        if self.max_change is not None:
+            wanted = min(max(wanted, self.value - self.max_change), self.value + self.max_change)
+        self.value = min(max(wanted, self.lowest), self.knob.high)
+
     def saturated(self, entropy: float, target: float) -> bool:
+        if self.idle(relative_error(entropy, target)):
+            return False
         return self.value >= self.knob.high if entropy < target else self.value <= self.lowest
 
     def state_dict(self) -> dict[str, float]:
-        return {"value": self.value}
+        return {name: getattr(self, name) for name in self.STATE}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        value = state["value"]
-        if not math.isfinite(value):
-            raise ValueError(f"the saved knob is {value}: the checkpoint cannot be resumed")
-        self.value = value
+        for name in self.STATE:
+            value = state[name]
+            if not math.isfinite(value):
+                what = "knob" if name == "value" else f"controller's {name}"
+                raise ValueError(f"the saved {what} is {value}: the checkpoint cannot be resumed")
+            setattr(self, name, value)
+
+
+def relative_error(entropy: float, target: float) -> float:
+    return (target - entropy) / target
 
 
 class Fixed(_Base):
@@ -95,7 +134,7 @@ class Fixed(_Base):
             knob = knob.model_copy(update={"start": settings.value, "low": settings.value, "high": settings.value})
         super().__init__(knob)
 
-    def update(self, entropy: float, target: float) -> None: ...
+    def update(self, seen: base.Observed, target: float) -> None: ...
 
     def saturated(self, entropy: float, target: float) -> bool:
         return False
@@ -113,7 +152,7 @@ class Doubling(_Base):
         allow_negative: bool = True
 
     def __init__(self, settings: Settings, knob: base.Knob) -> None:
-        super().__init__(settings.over(knob))
+        super().__init__(knob, settings)
         if self.knob.low == 0:
             raise ValueError("the doubling controller needs a low bound above 0: halving never reaches 0")
         if self.knob.start == 0:
@@ -128,14 +167,16 @@ class Doubling(_Base):
     def lowest(self) -> float:
         return -self.knob.high if self.negative else self.knob.low
 
-    def update(self, entropy: float, target: float) -> None:
+    def update(self, seen: base.Observed, target: float) -> None:
+        if self.idle(relative_error(seen.entropy, target)):
+            return
         # `up` is the direction of the knob's sign: a negative knob grows in magnitude when entropy is too high.
         sign = 1.0 if self.value > 0 else -1.0
-        grow = (entropy < target) == (sign > 0)
+        grow = (seen.entropy < target) == (sign > 0)
         magnitude = abs(self.value) * (2.0 if grow else 0.5)
         if magnitude < self.knob.low:
             sign = -sign if self.negative or sign < 0 else sign
-        self.value = sign * min(max(magnitude, self.knob.low), self.knob.high)
+        self.move(sign * min(max(magnitude, self.knob.low), self.knob.high))
 
 
 class Proportional(_Base):
@@ -146,12 +187,140 @@ class Proportional(_Base):
         gain: float = Field(gt=0)
 
     def __init__(self, settings: Settings, knob: base.Knob) -> None:
-        super().__init__(settings.over(knob))
+        super().__init__(knob, settings)
         self.gain = settings.gain
 
     @property
     def lowest(self) -> float:
         return -self.knob.high if self.knob.signed else self.knob.low
 
-    def update(self, entropy: float, target: float) -> None:
-        self.value = min(max(self.gain * (target - entropy) / target, self.lowest), self.knob.high)
+    def update(self, seen: base.Observed, target: float) -> None:
+        error = relative_error(seen.entropy, target)
+        if not self.idle(error):
+            self.move(self.gain * error)
+
+
+class Additive(_Base):
+    """Entropy below target adds `step` to the knob, above takes it away; down to 0.
+
+    With `gated: true` the knob acts only while entropy is at or below its target: the adaptive entropy control of Skywork-OR1
+    (arXiv 2505.22312, section 4), made for the bonus: target 0.2 nats, step 1e-4, high 5e-3.
+    """
+
+    class Settings(Range):
+        kind: Literal["additive"]
+        step: float = Field(default=1e-4, gt=0)
+        gated: bool = False
+
+    STATE = ("value", "gate")
+
+    def __init__(self, settings: Settings, knob: base.Knob) -> None:
+        super().__init__(knob.model_copy(update={"low": 0.0}), settings)
+        self.step, self.gated = settings.step, settings.gated
+        self.gate = 1.0
+
+    @property
+    def effective(self) -> float:
+        return self.value * self.gate
+
+    def update(self, seen: base.Observed, target: float) -> None:
+        error = relative_error(seen.entropy, target)
+        self.gate = float(not self.gated or error >= 0)
+        if not self.idle(error):
+            self.move(self.value + (self.step if error > 0 else -self.step))
+
+
+class PI(_Base):
+    """log knob += gain * (e - e before) + integral * e,  e = (target - H) / target: proportional and integral action on the
+    logarithm of the knob, in velocity form, so that a knob at its bound winds nothing up. The knob stays positive."""
+
+    class Settings(Range):
+        kind: Literal["pi"]
+        gain: float = Field(default=4.0, ge=0)
+        integral: float = Field(default=1.0, gt=0)
+
+    STATE = ("value", "before")
+
+    def __init__(self, settings: Settings, knob: base.Knob) -> None:
+        super().__init__(knob, settings)
+        if not self.knob.low > 0 or not self.knob.start > 0:
+            raise ValueError(
+                f"the pi controller moves the logarithm of the knob: low ({self.knob.low:g}) and start ({self.knob.start:g}) "
+                "have to be above 0"
+            )
+        self.gain, self.integral = settings.gain, settings.integral
+        self.before = 0.0
+
+    def update(self, seen: base.Observed, target: float) -> None:
+        error = relative_error(seen.entropy, target)
+        change = self.gain * (error - self.before) + self.integral * error
+        self.before = error
+        if not self.idle(error):
+            self.move(self.value * math.exp(min(max(change, -5.0), 5.0)))
+
+
+class Isentropic(_Base):
+    """The knob that makes the predicted change of entropy vanish, and feedback for what the prediction misses.
+
+        knob = M(-free) / M(slope) + unit * (gain * e + integral * sum(e)),    e = (target - H) / target
+
+    The predicted dH of a batch is free + knob * slope (learner/ledger.py), so the first term holds entropy where it is, to first
+    order; M is a running mean over iterations. `unit` is the root mean square of the advantages for knobs that are added to
+    advantages, 1 for knobs that multiply them: the gains need no tuning to the scale of rewards. There is no range to tune
+    either: the bounds are +-`high`, in the same unit. The sum stops growing while the knob is at its bound.
+    Needs a method whose effect is linear in the knob: repo_r, repo_d, bonus.
+    """
+
+    class Settings(base.Settings):
+        kind: Literal["isentropic"]
+        gain: float = Field(default=0.3, ge=0)
+        integral: float = Field(default=0.02, ge=0)
+        memory: float = Field(default=0.9, ge=0, lt=1)  # of the running means
+        high: float = Field(default=5.0, gt=0)
+        dead_band: float = Field(default=0.0, ge=0, lt=1)
+
+    STATE = ("value", "free", "slope", "advantage", "weight", "sum")
+
+    def __init__(self, settings: Settings, knob: base.Knob) -> None:
+        if not knob.linear:
+            raise ValueError(
+                "the isentropic controller needs a method whose effect is linear in its knob: repo_r, repo_d or bonus"
+            )
+        super().__init__(knob.model_copy(update={"start": 0.0, "low": 0.0, "high": settings.high}))
+        self.settings = settings
+        self.dead_band = settings.dead_band
+        self.free = self.slope = self.advantage = self.weight = self.sum = 0.0
+
+    @property
+    def lowest(self) -> float:
+        return -self.knob.high
+
+    def _scale(self) -> float:
+        """The unit of the knob by now; the bounds follow it."""
+        unit = 1.0
+        if self.knob.unit == "advantage" and self.weight:
+            unit = max(math.sqrt(self.advantage / self.weight), 1e-6)
+        self.knob = self.knob.model_copy(update={"high": self.settings.high * unit})
+        return unit
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        super().load_state_dict(state)
+        self._scale()
+
+    def update(self, seen: base.Observed, target: float) -> None:
+        s, error = self.settings, relative_error(seen.entropy, target)
+        for name, value in (
+            ("free", seen.free),
+            ("slope", seen.slope),
+            ("advantage", seen.advantage**2),
+            ("weight", 1.0),
+        ):
+            setattr(self, name, s.memory * getattr(self, name) + (1 - s.memory) * value)
+        unit = self._scale()
+        if self.idle(error):
+            return
+        held = -self.free / self.slope if self.slope > 0 else 0.0
+        wanted = held + unit * (s.gain * error + s.integral * (self.sum + error))
+        if self.lowest < wanted < self.knob.high or wanted * error < 0:  # not pushed further into its bound
+            self.sum += error
+        self.move(wanted)

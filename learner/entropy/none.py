@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from learner.entropy import base
 from learner.types import Shaping, TokenStats
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NoControl:
@@ -18,5 +21,5 @@ class NoControl:
 
     def __init__(self, settings: Settings) -> None: ...
 
-    def shape(self, tokens: TokenStats, knob: float) -> Shaping:
-        return Shaping(touched=tokens.advantages.new_zeros(tokens.advantages.shape).bool())
+    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping:
+        return base.untouched(tokens)

@@ -6,10 +6,11 @@
     REPO-R   beta = knob * |A|          A' = A (1 - knob L) for A > 0, A (1 + knob L) for A < 0; the factor is clamped at 0 so
                                         that no advantage changes sign. Raises entropy in most cases, not all: not when all
                                         advantage is on a token a little likelier than average (0 < pi L < kappa)
+    part: positive   beta = knob * max(A, 0): only what worked is kept diverse (REPO-R's form for A > 0; A < 0 stays as it is)
 
 `centred: false` uses log pi in place of L, the form of public implementations; log pi < 0, so every A > 0 grows and every
-A < 0 shrinks, a hidden change of step size; REPO-R then lowers entropy where only the likeliest token carries a positive
-advantage. Source: "Entropy-Preserving Reinforcement Learning", arXiv 2603.11682.
+A < 0 shrinks, a hidden change of step size (`advantage/scale_*` shows it); REPO-R then lowers entropy where only the likeliest
+token carries a positive advantage. Source: "Entropy-Preserving Reinforcement Learning", arXiv 2603.11682.
 Published range of the knob for large models: 1e-4 to 0.05, start 1e-3; a model of 0.1M parameters needs about 0.5.
 """
 
@@ -23,8 +24,6 @@ from learner.types import Shaping, TokenStats
 if TYPE_CHECKING:
     from torch import Tensor
 
-PUBLISHED = base.Knob(start=1e-3, low=1e-4, high=0.05, signed=True)
-
 
 def surprise(tokens: TokenStats, centred: bool) -> Tensor:
     """L, or log pi when not centred. [N]"""
@@ -36,14 +35,14 @@ class RepoD:
         kind: Literal["repo_d"]
         centred: bool = True
 
-    knob = PUBLISHED
+    knob = base.Knob(start=1e-3, low=1e-4, high=0.05, signed=True, linear=True, unit="advantage")
     scope: ClassVar[Literal["token", "batch"]] = "token"
     surrogates: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, settings: Settings) -> None:
         self.centred = settings.centred
 
-    def shape(self, tokens: TokenStats, knob: float) -> Shaping:
+    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping:
         return Shaping(advantages=tokens.advantages - knob * surprise(tokens, self.centred))
 
 
@@ -51,15 +50,18 @@ class RepoR:
     class Settings(base.Settings):
         kind: Literal["repo_r"]
         centred: bool = True
+        part: Literal["both", "positive"] = "both"
 
-    knob = PUBLISHED
+    # Linear until the clamp takes hold.
+    knob = base.Knob(start=1e-3, low=1e-4, high=0.05, signed=True, linear=True, unit="factor")
     scope: ClassVar[Literal["token", "batch"]] = "token"
     surrogates: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, settings: Settings) -> None:
-        self.centred = settings.centred
+        self.centred, self.part = settings.centred, settings.part
 
-    def shape(self, tokens: TokenStats, knob: float) -> Shaping:
+    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping:
         a = tokens.advantages
-        factor = 1.0 - knob * a.sign() * surprise(tokens, self.centred)
-        return Shaping(advantages=a * factor.clamp(min=0.0), touched=a != 0)
+        sign = a.sign().clamp(min=0.0) if self.part == "positive" else a.sign()
+        factor = 1.0 - knob * sign * surprise(tokens, self.centred)
+        return Shaping(advantages=a * factor.clamp(min=0.0), touched=sign != 0)

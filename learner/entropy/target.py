@@ -1,10 +1,12 @@
-"""Where entropy should be: absolute, or a fraction of where the run started."""
+"""Where entropy should be: absolute, or a fraction of where the run started; over time; of which replies."""
 
 from __future__ import annotations
 
-from typing import Self
+import itertools
+import math
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from learner.entropy import base
 
@@ -12,16 +14,35 @@ SMALLEST = 1e-9  # nats
 
 
 class TargetSettings(base.Settings):
-    """Exactly one of `nats` and `fraction`. The default is the run's own start, as published."""
+    """At most one of `nats` and `fraction`; the default is the run's own start, as published. A schedule multiplies it."""
 
     nats: float | None = Field(default=None, gt=0)
     fraction: float | None = Field(default=None, gt=0)
     average_over: int = Field(default=5, ge=1)  # iterations that define the start: a single small batch is noisy
+    # Entropy of which replies is held: of all, or of the correct ones (the diversity of solutions, not ignorance).
+    over: Literal["all", "successful"] = "all"
+    # (iteration, factor) points; straight lines between them, flat before the first and after the last.
+    schedule: tuple[tuple[int, float], ...] = ()
+    release_at: int | None = Field(default=None, ge=1)  # from this iteration on nothing is controlled
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(
+                tuple(float(x) if i else x for i, x in enumerate(p)) if isinstance(p, list | tuple) else p
+                for p in value
+            )
+        return value
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _possible(self) -> Self:
         if self.nats is not None and self.fraction is not None:
             raise ValueError(f"nats ({self.nats:g}) and fraction ({self.fraction:g}) both set the target: give one")
+        when = [iteration for iteration, _ in self.schedule]
+        if when != sorted(set(when)) or any(factor <= 0 for _, factor in self.schedule):
+            points = ", ".join(f"[{i}, {f:g}]" for i, f in self.schedule)
+            raise ValueError(f"the schedule {points} needs rising iterations and factors above 0")
         return self
 
 
@@ -32,20 +53,40 @@ class Target:
         self.settings = settings
         self.total = 0.0
         self.count = 0
+        self.iteration = 0  # the one being observed, from 1
+
+    @property
+    def released(self) -> bool:
+        at = self.settings.release_at
+        return at is not None and self.iteration >= at
 
     def observe(self, entropy: float) -> float:
-        """entropy: nats per token of this iteration. Returns the target in nats."""
-        if self.count < self.settings.average_over:
+        """entropy: nats per token of this iteration, nan where it could not be measured. Returns the target in nats."""
+        self.iteration += 1
+        if self.count < self.settings.average_over and math.isfinite(entropy):
             self.total += entropy
             self.count += 1
+        factor = scheduled(self.settings.schedule, self.iteration)
         if self.settings.nats is not None:  # the start is kept all the same: a resumed run may ask for a fraction of it
-            return self.settings.nats
+            return factor * self.settings.nats
         fraction = 1.0 if self.settings.fraction is None else self.settings.fraction
         # A policy that starts without any entropy gives a target that is not 0: errors are relative to it.
-        return max(fraction * self.total / self.count, SMALLEST)
+        return max(factor * fraction * self.total / max(1, self.count), SMALLEST)
 
     def state_dict(self) -> dict[str, float]:
-        return {"total": self.total, "count": float(self.count)}
+        return {"total": self.total, "count": float(self.count), "iteration": float(self.iteration)}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.total, self.count = state["total"], int(state["count"])
+        self.total, self.count, self.iteration = state["total"], int(state["count"]), int(state["iteration"])
+
+
+def scheduled(points: tuple[tuple[int, float], ...], iteration: int) -> float:
+    """The factor at an iteration; 1 without points."""
+    if not points:
+        return 1.0
+    if iteration <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if iteration <= x1:
+            return y0 + (y1 - y0) * (iteration - x0) / (x1 - x0)
+    return points[-1][1]

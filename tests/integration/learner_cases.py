@@ -15,6 +15,7 @@ UPDATES = 2
 LR = 1e-4
 CLIP = 0.2
 GRAD_CLIP = 1.0
+EPS = 1e-6  # of AdamW: with 1e-8 its first steps turn the rounding of a gradient of nearly 0 into a step of full size
 
 
 def free_port() -> int:
@@ -69,13 +70,13 @@ def make_groups(iteration: int) -> list[Any]:
 
 
 def batches(iteration: int, ranks: int, tokens: int, packing: bool, aggregation: Any) -> list[Any]:
-    from learner.advantages import GROUP_ADVANTAGES
+    from learner.advantages import ADVANTAGES
     from learner.batching import Cut, build_batches, trajectory_advantages
 
     groups = make_groups(iteration)
     return build_batches(
         [t for g in groups for t in g.trajectories],
-        trajectory_advantages(groups, GROUP_ADVANTAGES["grpo"]),
+        trajectory_advantages(groups, ADVANTAGES["grpo"]),
         cut=Cut(updates=UPDATES, epochs=1, ranks=ranks, micro_batch_tokens=tokens, packing=packing),
         aggregation=aggregation,
         temperature=0.9,
@@ -87,6 +88,7 @@ def settings(model: str, stage: int, precision: Any = "fp32", method: dict[str, 
     from learner.entropy.build import CONTROLLERS, METHODS, parse
     from learner.entropy.target import TargetSettings
     from learner.learner import LearnerSettings
+    from learner.objective import Objective
 
     method = method or {"kind": "repo_r"}
     controller = {"kind": "fixed"} if method["kind"] == "none" else {"kind": "doubling", "start": 0.04}
@@ -95,17 +97,18 @@ def settings(model: str, stage: int, precision: Any = "fp32", method: dict[str, 
         attention="sdpa",
         gradient_checkpointing=False,
         threads=1,
-        engine=EngineSettings(stage, precision, LR, (0.9, 0.95), 1e-8, 0.01, GRAD_CLIP),
+        engine=EngineSettings(stage, precision, LR, (0.9, 0.95), EPS, 0.01, GRAD_CLIP),
         schedule="constant",
         warmup=0,
         total_steps=100,
         floor=0.1,
-        surrogate="ppo",
-        clip_low=CLIP,
-        clip_high=CLIP,
+        objective=Objective("ppo", CLIP, CLIP),
         method=parse(METHODS, method, "method"),
         controller=parse(CONTROLLERS, controller, "controller"),
         target=TargetSettings(fraction=0.7),
+        environments={},
+        reference=model,
+        seed=0,
         bucket_bytes=1 << 20,
     )
 
@@ -125,7 +128,10 @@ class Demeaned:
     """A method of scope "batch", for the test of that scope: A minus the mean of A * L over the whole global batch."""
 
     def __init__(self) -> None:
+        from learner.entropy.base import Knob
+
         self.seen: list[int] = []
+        self.knob = Knob(start=0.0, low=0.0, high=0.0, signed=False)
 
     scope = "batch"
 
@@ -196,7 +202,7 @@ def reference(model: str) -> tuple[dict[str, np.ndarray], list[float]]:
         [{"params": wide, "weight_decay": 0.01}, {"params": thin, "weight_decay": 0.0}],
         lr=LR,
         betas=(0.9, 0.95),
-        eps=1e-8,
+        eps=EPS,
     )
 
     def tokens_of(trajectory: Any) -> tuple[Any, Any]:
@@ -219,6 +225,8 @@ def reference(model: str) -> tuple[dict[str, np.ndarray], list[float]]:
             before = [tokens_of(t) for t in flat]
         entropy = float(torch.cat([h for _, h in before]).double().mean())
         entropies.append(entropy)
+        start = entropy if i == 0 else (start * i + entropy) / (i + 1)
+        knob = min(knob * 2, 0.05) if entropy < 0.7 * start else knob / 2
         half = len(flat) // UPDATES
         for k in range(UPDATES):
             members = range(k * half, (k + 1) * half)
@@ -236,6 +244,4 @@ def reference(model: str) -> tuple[dict[str, np.ndarray], list[float]]:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), GRAD_CLIP)
             optimizer.step()
-        start = entropy if i == 0 else (start * i + entropy) / (i + 1)
-        knob = min(knob * 2, 0.05) if entropy < 0.7 * start else knob / 2
     return {n: p.detach().numpy() for n, p in net.named_parameters()}, entropies

@@ -28,7 +28,7 @@ WIDE = [
 ]
 METHODS = [
     {"name": m, "stage": 1, "tokens": 200, "packing": False, "method": {"kind": m}}
-    for m in ("none", "bonus", "repo_d", "clip_higher", "adapo")
+    for m in ("none", "bonus", "repo_d", "clip_higher", "adapo", "clip_cov", "kl_cov")
 ]
 HALF = [
     {"name": f"{p}-zero{s}", "stage": s, "tokens": 200, "packing": False, "precision": p}
@@ -118,9 +118,9 @@ def test_a_method_of_batch_scope_sees_the_whole_global_batch(results: Any, world
     found, metrics = results[world, case]
     assert gap(expected, found) < 1e-5
     assert gap(expected, results[1, SAME[0]["name"]][0]) > 1e-5  # and the method did something
-    for row in metrics:  # one call an update, together all the trained tokens
-        assert len(row["batch_tokens"]) % 2 == 0
-        assert sum(row["batch_tokens"][-2:]) == row["tokens/trained"]
+    for row in metrics:  # for the plan and for the updates, one call an update, together all the trained tokens
+        assert len(row["batch_tokens"]) % 4 == 0
+        assert sum(row["batch_tokens"][-2:]) == sum(row["batch_tokens"][-4:-2]) == row["tokens/trained"]
 
 
 @pytest.mark.parametrize("method", [m["name"] for m in METHODS])

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.advantages import GROUP_ADVANTAGES, grpo, leave_one_out
+from learner.advantages import ADVANTAGES, Advantage, grpo, leave_one_out, whitened
 from learner.batching import no_signal, trajectory_advantages
 
 REWARDS = st.lists(st.integers(-8, 8).map(lambda x: x / 4), min_size=2, max_size=12)
-NAMES = sorted(GROUP_ADVANTAGES)
+NAMES = sorted(name for name, a in ADVANTAGES.items() if name != "reinforce_pp")  # those with a group baseline
 
 
 @given(REWARDS)
@@ -27,7 +27,7 @@ def test_grpo_is_the_standard_score_of_the_group(rewards: list[float]) -> None:
 def test_leave_one_out_subtracts_the_mean_of_the_others(rewards: list[float], name: str) -> None:
     others = [statistics.fmean(rewards[:i] + rewards[i + 1 :]) for i in range(len(rewards))]
     expected = [r - b for r, b in zip(rewards, others, strict=True)]
-    assert GROUP_ADVANTAGES[name](np.array(rewards)) == pytest.approx(expected, abs=1e-12)
+    assert ADVANTAGES[name].baseline(np.array(rewards)) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,7 +35,7 @@ def test_leave_one_out_subtracts_the_mean_of_the_others(rewards: list[float], na
 def test_a_shift_changes_nothing_and_order_is_kept(
     name: str, rewards: list[float], shift: int, data: st.DataObject
 ) -> None:
-    advantage = GROUP_ADVANTAGES[name]
+    advantage = ADVANTAGES[name].baseline
     base = advantage(np.array(rewards))
     assert advantage(np.array(rewards) + shift) == pytest.approx(base, abs=1e-9)
     order = data.draw(st.permutations(range(len(rewards))))
@@ -53,7 +53,7 @@ def test_only_grpo_forgets_the_scale(rewards: list[float], scale: float) -> None
 @pytest.mark.parametrize("name", NAMES)
 @given(reward=st.floats(-1e9, 1e9), size=st.integers(2, 40))
 def test_equal_rewards_give_exactly_zero(name: str, reward: float, size: int) -> None:
-    assert not GROUP_ADVANTAGES[name](np.full(size, reward)).any()
+    assert not ADVANTAGES[name].baseline(np.full(size, reward)).any()
 
 
 @given(
@@ -82,6 +82,50 @@ def test_advantages_of_several_groups_follow_one_another_and_silent_groups_are_c
     from builders import make_group
 
     groups = [make_group([0, 1, 1]), make_group([1, 1]), make_group([0, 0.5])]
-    found = trajectory_advantages(groups, leave_one_out)
+    found = trajectory_advantages(groups, Advantage(leave_one_out))
     assert found == pytest.approx([-1, 0.5, 0.5, 0, 0, -0.5, 0.5])
     assert no_signal(groups) == 1
+
+
+def test_dr_grpo_subtracts_the_mean_and_does_not_divide() -> None:
+    assert ADVANTAGES["dr_grpo"].baseline(np.array([0.0, 1.0, 2.0, 5.0])) == pytest.approx([-2, -1, 0, 3])
+    assert not ADVANTAGES["dr_grpo"].whiten
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5).map(lambda x: round(x, 3)), st.integers(1, 30)), min_size=2, max_size=20))
+def test_whitening_is_over_tokens(pairs: list[tuple[float, int]]) -> None:
+    """Every token carries its trajectory's advantage: the mean and the population variance of that long list are 0 and 1."""
+    a, lengths = np.array([x for x, _ in pairs]), np.array([n for _, n in pairs], np.float64)
+    found = whitened(a, lengths)
+    tokens = np.repeat(found, lengths.astype(int))
+    if np.ptp(a) == 0:
+        assert not found.any()
+        return
+    assert tokens.mean() == pytest.approx(0, abs=1e-9)
+    assert tokens.std() == pytest.approx(1, abs=1e-9)
+    assert (np.argsort(found, kind="stable") == np.argsort(a, kind="stable")).all()
+
+
+def test_reinforce_pp_normalises_over_the_global_batch_and_not_within_a_group() -> None:
+    from builders import make_trajectory
+
+    from envs.types import Group, Status
+
+    def group(rewards: list[float], index: int, lengths: list[int], failed: int | None = None) -> Group:
+        replies = [
+            make_trajectory([(2, n)], reward=r, index=index, seed=i, status=Status.ERROR if i == failed else Status.OK)
+            for i, (r, n) in enumerate(zip(rewards, lengths, strict=True))
+        ]
+        return Group(replies[0].prompt, tuple(replies))
+
+    groups = [group([1, 1], 0, [3, 5]), group([0, 1, 9], 1, [2, 7, 4], failed=2)]
+    rewards, lengths = np.array([1, 1, 0, 1.0]), np.array([3, 5, 2, 7.0])  # the failed reply counts nowhere
+    mean = (rewards * lengths).sum() / lengths.sum()
+    std = np.sqrt((lengths * (rewards - mean) ** 2).sum() / lengths.sum())
+    found = trajectory_advantages(groups, ADVANTAGES["reinforce_pp"])
+    assert found == pytest.approx([*((rewards - mean) / std), 0.0])
+    based = trajectory_advantages(groups, ADVANTAGES["reinforce_pp_baseline"])
+    centred = np.array([0, 0, -0.5, 0.5])
+    mean = (centred * lengths).sum() / lengths.sum()
+    std = np.sqrt((lengths * (centred - mean) ** 2).sum() / lengths.sum())
+    assert based == pytest.approx([*((centred - mean) / std), 0.0])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.types import Group, Status, Trajectory
-from learner.advantages import leave_one_out
+from learner.advantages import Advantage, leave_one_out
 from learner.batching import Cut, build_batches, trajectory_advantages
 from learner.types import Aggregation, RankBatch
 
@@ -167,8 +167,8 @@ def test_replies_without_a_verdict_teach_nothing() -> None:
     members = [make_trajectory(reward=r, seed=i) for i, r in enumerate((1.0, 0.0, 1.0))]
     lost = [make_trajectory(seed=9, status=s) for s in (Status.ERROR, Status.TIMEOUT)]
     group = Group(members[0].prompt, (*members, *lost))
-    found = trajectory_advantages([group], leave_one_out)
+    found = trajectory_advantages([group], Advantage(leave_one_out))
     assert found[3:].tolist() == [0.0, 0.0]
     assert found[:3].tolist() == leave_one_out(np.array([1.0, 0.0, 1.0])).tolist()
     alone = Group(members[0].prompt, (members[0], *lost))
-    assert trajectory_advantages([alone], leave_one_out).tolist() == [0.0, 0.0, 0.0]
+    assert trajectory_advantages([alone], Advantage(leave_one_out)).tolist() == [0.0, 0.0, 0.0]

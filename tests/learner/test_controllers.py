@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from typing import Any
 
 import pytest
+import torch
+from builders import assert_close, make_stats
 from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.entropy import base, build
 from learner.entropy.target import Target, TargetSettings
-from learner.ledger import LedgerRow
+from learner.ledger import LedgerRow, Part
 
-KNOB = base.Knob(start=0.01, low=0.001, high=0.1, signed=True)
+KNOB = base.Knob(start=0.01, low=0.001, high=0.1, signed=True, linear=True)
 UNSIGNED = KNOB.model_copy(update={"signed": False})
 SETTINGS: dict[str, dict[str, Any]] = {
     "fixed": {"kind": "fixed"},
     "doubling": {"kind": "doubling"},
     "proportional": {"kind": "proportional", "gain": 0.2},
+    "additive": {"kind": "additive", "step": 0.004},
+    "pi": {"kind": "pi"},
+    "isentropic": {"kind": "isentropic", "high": 0.1},
 }
 LOW, HIGH = 0.5, 1.5  # entropies around a target of 1
 
@@ -27,14 +34,21 @@ def make(kind: str, knob: base.Knob = KNOB, **settings: Any) -> Any:
     return build.CONTROLLERS[kind](build.parse(build.CONTROLLERS, {**SETTINGS[kind], **settings}, "controller"), knob)
 
 
-def row(entropy: float) -> LedgerRow:
-    return LedgerRow(entropy, entropy, 0.0, 0.0, 0.0, None, {})
+def seen(entropy: float) -> base.Observed:
+    return base.Observed(entropy, free=-0.02 * entropy, slope=1.0, advantage=0.9)
+
+
+def row(entropy: float, correct: float = math.nan) -> LedgerRow:
+    """One environment of 10 tokens; entropy of the correct half, if any is correct."""
+    ok = 0.0 if math.isnan(correct) else 5.0
+    part = Part(10.0, 10 * entropy, ok, ok * correct if ok else 0.0, -0.02, 0.5, 1.0, 0.8)
+    return LedgerRow({"toy": part}, 1, {})
 
 
 def walk(controller: Any, entropies: list[float], target: float = 1.0) -> list[float]:
     values = []
     for entropy in entropies:
-        controller.update(entropy, target)
+        controller.update(seen(entropy), target)
         values.append(controller.value)
     return values
 
@@ -73,8 +87,8 @@ def test_a_knob_never_leaves_its_bounds(kind: str, signed: bool, entropies: list
     knob = KNOB.model_copy(update={"signed": signed})
     controller = make(kind, knob)
     for value in walk(controller, entropies, target):
-        assert abs(value) <= knob.high
-        assert signed or value >= knob.low
+        assert abs(value) <= knob.high * (1 if kind != "isentropic" else 1.0000001)
+        assert signed or kind == "isentropic" or value >= (0.0 if kind == "additive" else knob.low)
         assert kind != "doubling" or abs(value) >= knob.low
 
 
@@ -83,7 +97,7 @@ def test_the_doubling_knob_moves_the_way_that_was_asked(entropies: list[float], 
     controller = make("doubling")
     for entropy in entropies:
         before = controller.value
-        controller.update(entropy, target)
+        controller.update(seen(entropy), target)
         assert controller.value >= before if entropy < target else controller.value <= before
         assert controller.value != before or abs(before) == KNOB.high
 
@@ -100,6 +114,7 @@ def test_saturation_is_the_bound_the_error_pushes_against() -> None:
     ]:
         controller.value = value
         assert controller.saturated(entropy, 1.0) is expected
+    assert not make("doubling", start=0.1, dead_band=0.6).saturated(LOW, 1.0)  # near enough
     for stopped in (make("doubling", allow_negative=False), make("doubling", UNSIGNED)):
         stopped.value = 0.001
         assert stopped.saturated(HIGH, 1.0)
@@ -133,6 +148,122 @@ def test_proportional_is_the_gain_times_the_relative_error() -> None:
     assert controller.saturated(5.0, 1.0)
 
 
+# --- additive, PI -------------------------------------------------------------------------------------------------------
+
+
+def test_additive_steps_up_and_down_and_stops_at_zero() -> None:
+    controller = make("additive", start=0.005)
+    assert walk(controller, [LOW, LOW, HIGH, HIGH, HIGH, HIGH]) == pytest.approx(
+        [0.009, 0.013, 0.009, 0.005, 0.001, 0.0]
+    )
+    assert controller.saturated(HIGH, 1.0)
+
+
+def test_gated_it_acts_only_at_or_below_its_target_as_skywork_does() -> None:
+    controller = make("additive", start=0.02, gated=True)
+    for entropy, value, effective in [(HIGH, 0.016, 0.0), (LOW, 0.02, 0.02), (1.0, 0.016, 0.016), (HIGH, 0.012, 0.0)]:
+        controller.update(seen(entropy), 1.0)
+        assert controller.value == pytest.approx(value)
+        assert controller.effective == pytest.approx(effective)
+    assert controller.state_dict() == {"value": pytest.approx(0.012), "gate": 0.0}
+
+
+def test_pi_is_proportional_and_integral_on_the_logarithm() -> None:
+    controller = make("pi", gain=2.0, integral=0.5)
+    logs = [math.log(v / 0.01) for v in walk(controller, [0.9, 0.9, 1.0, 1.05])]
+    errors, total, expected = [0.1, 0.1, 0.0, -0.05], 0.0, []
+    for e in errors:
+        total += e
+        expected.append(2.0 * e + 0.5 * total)
+    assert logs == pytest.approx(expected)
+
+
+def test_a_pi_knob_at_its_bound_comes_back_at_once() -> None:
+    controller = make("pi", gain=2.0, integral=0.5)
+    assert walk(controller, [LOW] * 50)[-1] == 0.1
+    assert walk(controller, [1.1])[0] < 0.1
+
+
+# --- isentropic ---------------------------------------------------------------------------------------------------------
+
+
+def isentropic(unit: str, **settings: Any) -> Any:
+    knob = base.Knob(start=0.01, low=1e-4, high=0.05, signed=True, linear=True, unit=unit)
+    parsed = build.parse(build.CONTROLLERS, {"kind": "isentropic", **settings}, "controller")
+    return build.CONTROLLERS["isentropic"](parsed, knob)
+
+
+@pytest.mark.parametrize("unit", ["factor", "advantage"])
+def test_on_target_the_knob_is_where_the_predicted_change_vanishes(unit: str) -> None:
+    controller = isentropic(unit)
+    for free, slope in [(-0.02, 0.1), (-0.04, 0.1), (0.01, 0.3)]:
+        controller.update(base.Observed(1.0, free, slope, 0.5), 1.0)
+    means = [
+        sum(0.9 ** (2 - i) * x[k] for i, x in enumerate([(-0.02, 0.1), (-0.04, 0.1), (0.01, 0.3)])) for k in (0, 1)
+    ]
+    assert controller.value == pytest.approx(-means[0] / means[1])
+    assert means[0] + controller.value * means[1] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("factor", 1.0), ("advantage", 0.5)])
+def test_feedback_is_in_the_knobs_own_unit(unit: str, scale: float) -> None:
+    controller = isentropic(unit, gain=0.3, integral=0.02)
+    total = 0.0
+    for entropy in (0.9, 0.8, 1.1):
+        total += 1 - entropy
+        controller.update(base.Observed(entropy, -0.02, 0.1, 0.5), 1.0)
+        assert controller.value == pytest.approx(0.2 + scale * (0.3 * (1 - entropy) + 0.02 * total))
+
+
+def test_the_integral_does_not_wind_up_at_a_bound() -> None:
+    controller = isentropic("factor", high=0.3, integral=0.1)
+    for _ in range(40):
+        controller.update(base.Observed(0.5, -0.02, 0.1, 1.0), 1.0)
+    assert controller.value == 0.3
+    assert controller.saturated(0.5, 1.0)
+    assert controller.sum < 2  # the sum of 40 errors of a half would be 20
+    controller.update(base.Observed(1.2, -0.02, 0.1, 1.0), 1.0)
+    assert controller.value < 0.3
+
+
+def test_scaling_rewards_scales_an_additive_knob_and_leaves_a_factor_alone() -> None:
+    for unit, expected in (("advantage", 7.0), ("factor", 1.0)):
+        values = []
+        for scale in (1.0, 7.0):
+            controller = isentropic(unit)
+            for entropy in (0.9, 0.8):
+                slope = 0.1 if unit == "advantage" else 0.1 * scale  # |A| L scales with the rewards
+                controller.update(base.Observed(entropy, -0.02 * scale, slope, 0.5 * scale), 1.0)
+            values.append(controller.value)
+        assert values[1] / values[0] == pytest.approx(expected)
+
+
+def test_isentropic_needs_a_method_that_is_linear_in_its_knob() -> None:
+    with pytest.raises(ValueError, match="needs a method whose effect is linear in its knob: repo_r, repo_d or bonus"):
+        make("isentropic", KNOB.model_copy(update={"linear": False}))
+
+
+# --- dead band, rate limit ----------------------------------------------------------------------------------------------
+
+STEERED = sorted(set(SETTINGS) - {"fixed"})
+
+
+@pytest.mark.parametrize("kind", STEERED)
+def test_within_the_dead_band_the_knob_stays(kind: str) -> None:
+    controller = make(kind, dead_band=0.1)
+    before = controller.value
+    assert walk(controller, [0.95, 1.05, 0.91]) == [before] * 3
+    assert walk(controller, [0.5]) != [before]
+
+
+@pytest.mark.parametrize("kind", sorted(set(STEERED) - {"isentropic"}))
+@given(entropies=st.lists(st.floats(0.01, 5), min_size=1, max_size=20))
+def test_a_rate_limit_bounds_what_one_iteration_can_do(kind: str, entropies: list[float]) -> None:
+    controller = make(kind, max_change=0.002)
+    values = [controller.value, *walk(controller, entropies)]
+    assert all(abs(b - a) <= 0.002 + 1e-12 for a, b in itertools.pairwise(values))
+
+
 # --- bad settings -------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +275,16 @@ def test_proportional_is_the_gain_times_the_relative_error() -> None:
         ("doubling", KNOB, {"start": 0.2}, r"the knob starts at 0\.2, outside its bounds \[0\.001, 0\.1\]"),
         ("doubling", UNSIGNED, {"start": -0.01}, r"the knob starts at -0\.01, outside its bounds"),
         ("doubling", KNOB, {"low": 0.0}, "needs a low bound above 0: halving never reaches 0"),
+        (
+            "pi",
+            KNOB,
+            {"low": 0.0},
+            r"moves the logarithm of the knob: low \(0\) and start \(0\.01\) have to be above 0",
+        ),
+        ("additive", KNOB, {"step": 0.0}, "greater than 0"),
+        ("isentropic", KNOB, {"memory": 1.0}, "less than 1"),
+        ("doubling", KNOB, {"dead_band": -0.1}, "greater than or equal to 0"),
+        ("doubling", KNOB, {"max_change": 0.0}, "greater than 0"),
         ("proportional", KNOB, {"gain": 0.0}, "greater than 0"),
         ("proportional", KNOB, {"gain": float("inf")}, "finite number"),
         ("proportional", KNOB, {"high": -1.0}, "greater than 0"),
@@ -188,6 +329,11 @@ def test_the_target_is_a_fraction_of_the_mean_of_the_first_iterations() -> None:
         ({"fraction": -1.0}, "greater than 0"),
         ({"average_over": 0}, "greater than or equal to 1"),
         ({"nats": float("inf")}, "finite number"),
+        ({"over": "some"}, "'all' or 'successful'"),
+        ({"schedule": [[5, 1.0], [5, 0.5]]}, r"the schedule \[5, 1\], \[5, 0\.5\] needs rising iterations"),
+        ({"schedule": [[1, 0.0]]}, "factors above 0"),
+        ({"schedule": [[1.5, 1.0]]}, "valid integer"),
+        ({"release_at": 0}, "greater than or equal to 1"),
     ],
 )
 def test_a_target_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -195,13 +341,25 @@ def test_a_target_that_cannot_be_is_refused(settings: dict[str, Any], message: s
         TargetSettings(**settings)
 
 
+def test_a_schedule_multiplies_the_target_along_straight_lines() -> None:
+    target = Target(TargetSettings(nats=2.0, schedule=((2, 1.0), (4, 0.5))))
+    assert [target.observe(9.0) for _ in range(6)] == [2.0, 2.0, 1.5, 1.0, 1.0, 1.0]
+    relative = Target(TargetSettings(fraction=0.5, average_over=1, schedule=((1, 2.0), (3, 1.0))))
+    assert [relative.observe(h) for h in (4.0, 0.1, 0.1)] == [4.0, 3.0, 2.0]
+
+
+def test_an_entropy_that_was_not_measured_does_not_define_the_start() -> None:
+    target = Target(TargetSettings(fraction=1.0, average_over=2))
+    assert [target.observe(h) for h in (math.nan, 1.0, 3.0, 9.0)][1:] == [1.0, 2.0, 2.0]
+
+
 # --- the whole ----------------------------------------------------------------------------------------------------------
 
 
-def steering(kind: str) -> base.Steering:
+def steering(kind: str, **target: Any) -> base.Steering:
     method = build.parse(build.METHODS, {"kind": "repo_d"}, "method")
     controller = build.parse(build.CONTROLLERS, SETTINGS[kind], "controller")
-    return build.build(method, controller, TargetSettings(fraction=0.7, average_over=3))
+    return build.build(method, controller, TargetSettings(**{"fraction": 0.7, "average_over": 3, **target}))
 
 
 def test_every_controller_has_a_case_here() -> None:
@@ -211,7 +369,8 @@ def test_every_controller_has_a_case_here() -> None:
 @pytest.mark.parametrize("kind", sorted(SETTINGS))
 @given(entropies=st.lists(st.floats(0.01, 3), min_size=1, max_size=12), cut=st.integers(0, 12))
 def test_a_steering_resumed_from_its_state_goes_on_bit_for_bit(kind: str, entropies: list[float], cut: int) -> None:
-    whole, first, second = steering(kind), steering(kind), steering(kind)
+    more = {"schedule": [(2, 1.0), (6, 0.5)], "release_at": 9}
+    whole, first, second = (steering(kind, **more) for _ in range(3))
     expected = [whole.observe(row(h)) for h in entropies]
     for h in entropies[:cut]:
         first.observe(row(h))
@@ -223,21 +382,81 @@ def test_a_steering_resumed_from_its_state_goes_on_bit_for_bit(kind: str, entrop
 
 def test_a_saved_knob_that_is_not_a_number_is_refused() -> None:
     made = steering("doubling")
-    state = made.state_dict() | {"controller/value": float("nan")}
+    state = made.state_dict()
+    state[base.COMMON]["controller"]["value"] = math.nan
     with pytest.raises(ValueError, match="the saved knob is nan: the checkpoint cannot be resumed"):
         made.load_state_dict(state)
 
 
-def test_what_is_observed_moves_the_knob_of_the_next_iteration_and_is_reported() -> None:
+def test_a_checkpoint_of_other_targets_is_refused() -> None:
+    with pytest.raises(ValueError, match="has entropy targets for all, b, the run for all: they have to be the same"):
+        steering("doubling").load_state_dict({**steering("doubling").state_dict(), "b": {}})
+
+
+def test_what_is_observed_moves_the_knob_of_the_updates_that_follow() -> None:
     made = steering("doubling")
     before = made.controller.value
     metrics = made.observe(row(1.0))  # the target is 0.7: entropy is too high
     assert metrics["entropy/target"] == pytest.approx(0.7)
+    assert metrics["entropy/controlled"] == 1.0
     assert metrics["entropy/error"] == pytest.approx(-0.3 / 0.7)
-    assert metrics["entropy/knob"] == before  # what this iteration was shaped with
-    assert made.controller.value == before / 2
-    assert (metrics["entropy/knob_low"], metrics["entropy/knob_high"]) == (1e-4, 0.05)
+    assert metrics["entropy/knob"] == made.controller.value == before / 2
+    assert (metrics["entropy/knob_low"], metrics["entropy/knob_high"]) == (-0.05, 0.05)
     assert metrics["entropy/saturated"] == 0.0
     for _ in range(12):
         metrics = made.observe(row(1e-6))
     assert (metrics["entropy/knob"], metrics["entropy/saturated"]) == (0.05, 1.0)
+
+
+def test_entropy_over_successful_replies_is_held_where_that_was_asked_for() -> None:
+    made = steering("doubling", over="successful", fraction=None, nats=0.5)
+    metrics = made.observe(row(3.0, correct=0.4))
+    assert metrics["entropy/controlled"] == 0.4
+    assert metrics["entropy/error"] == pytest.approx(0.2)
+    knob = made.controller.value
+    unmeasured = made.observe(row(3.0))  # nobody was right: nothing to steer by
+    assert math.isnan(unmeasured["entropy/controlled"])
+    assert made.controller.value == knob
+    assert unmeasured["entropy/saturated"] == 0.0
+
+
+def test_from_the_release_on_nothing_is_touched_and_nothing_moves() -> None:
+    made = steering("doubling", release_at=2)
+    stats = make_stats(5)
+    made.observe(row(0.1))
+    assert made.shape(stats, ("toy",)).advantages is not None
+    knob = made.controller.value
+    metrics = made.observe(row(0.1))
+    assert metrics["entropy/released"] == 1.0
+    assert made.controller.value == knob
+    shaping = made.shape(stats, ("toy",))
+    assert shaping.advantages is None
+    assert shaping.touched is not None
+    assert not shaping.touched.any()
+
+
+# --- targets of their own -----------------------------------------------------------------------------------------------
+
+
+def test_an_environment_with_a_target_of_its_own_has_a_knob_of_its_own() -> None:
+    method = build.parse(build.METHODS, {"kind": "repo_d"}, "method")
+    controller = build.parse(build.CONTROLLERS, SETTINGS["doubling"], "controller")
+    made = build.build(method, controller, TargetSettings(nats=1.0), {"b": TargetSettings(nats=0.2)})
+    part = row(0.5).parts["toy"]
+    metrics = made.observe(LedgerRow({"a": part, "b": part, "c": part}, 1, {}))
+    assert metrics["entropy/error"] == 0.5  # a and c, below 1 nat
+    assert metrics["error/b"] == pytest.approx(-1.5)  # b, above 0.2
+    assert (metrics["entropy/knob"], metrics["knob/b"]) == (2e-3, 5e-4)
+    stats = make_stats(9, envs=3)
+    shaped = made.shape(stats, ("a", "b", "c")).advantages
+    knobs = torch.tensor([2e-3, 5e-4, 2e-3] * 3, dtype=torch.float64)
+    assert_close(shaped, stats.advantages - knobs * stats.centred)
+
+
+def test_a_method_over_the_whole_batch_cannot_have_several_knobs() -> None:
+    method = build.parse(build.METHODS, {"kind": "clip_cov"}, "method")
+    fixed = build.parse(build.CONTROLLERS, {"kind": "fixed"}, "controller")
+    with pytest.raises(
+        ValueError, match="gives 1 targets of their own, and clip_cov takes its statistics over the whole"
+    ):
+        build.build(method, fixed, TargetSettings(), {"b": TargetSettings()})

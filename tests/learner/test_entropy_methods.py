@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pytest
 import torch
-from builders import assert_close, make_stats
+from builders import assert_close, loss_data, make_stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from learner.entropy import base, build
 from learner.entropy.target import TargetSettings
-from learner.ledger import dh_per_step
+from learner.ledger import predicted_dh
 from learner.logprobs import token_logprobs
-from learner.objective import token_loss
-from learner.types import Shaping, TokenStats
+from learner.objective import Objective, token_loss
+from learner.types import LossData, Shaping, TokenStats
 
 # What each kind needs beside its name.
 SETTINGS: dict[str, dict[str, Any]] = {kind: {"kind": kind} for kind in build.METHODS}
@@ -35,13 +35,14 @@ def table(logits: Tensor, advantages: Tensor) -> TokenStats:
     p = logp.exp()
     entropy = -(p * logp).sum()
     kappa = (p * p * (logp + entropy)).sum()
-    return TokenStats(logp, entropy.expand_as(logp), kappa.expand_as(logp), logp, advantages)
+    steepness = (p * (logp + entropy)).square().sum()
+    flat = (x.expand_as(logp) for x in (entropy, kappa, steepness))
+    return TokenStats(logp, *flat, logp, advantages, torch.rand(len(logp)).double(), torch.zeros(len(logp)).long())
 
 
 def expected_dh(stats: TokenStats, shaped: Tensor | None = None) -> float:
     """E over a ~ pi of the ledger's per-token change of entropy."""
-    shaped = stats.advantages if shaped is None else shaped
-    return float((stats.logp.exp() * dh_per_step(stats, shaped)).sum())
+    return float((stats.logp.exp() * predicted_dh(stats, Shaping(advantages=shaped))).sum())
 
 
 LOGITS = st.integers(2, 8).flatmap(
@@ -192,11 +193,11 @@ def test_the_bonus_adds_the_gradient_of_the_exact_entropy() -> None:
     (-knob * entropy).mean().backward()
 
     hidden = logits.float().requires_grad_()  # an identity head: the hidden states are the logits
-    logp, exact, _ = token_logprobs(hidden, torch.eye(9), torch.zeros(6, dtype=torch.long))
+    logp, exact, *_ = token_logprobs(hidden, torch.eye(9), torch.zeros(6, dtype=torch.long))
     zero = torch.zeros(6)
-    stats = TokenStats(logp.detach(), exact.detach(), zero, logp.detach(), zero)
+    stats = TokenStats(logp.detach(), exact.detach(), zero, zero, logp.detach(), zero, zero, zero.long())
     shaping = make_method("bonus").shape(stats, knob)
-    terms = token_loss(logp, exact, logp.detach(), zero, weight, shaping, surrogate="ppo", clip_low=0.2, clip_high=0.2)
+    terms = token_loss(logp, exact, loss_data(stats, weight), shaping, Objective())
     terms.loss.backward()
     assert hidden.grad is not None
     assert z.grad is not None
@@ -215,17 +216,15 @@ def test_clip_methods_widen_the_upper_range_and_count_the_tokens_at_it(kind: str
         ratio = float((stats.logp[i] - stats.old_logp[i]).exp())
         if abs(ratio - 1 - knob) > 1e-12:
             assert touched == (float(stats.advantages[i]) > 0 and ratio > 1 + knob)
-    settings = {"surrogate": "ppo", "clip_low": 0.2, "clip_high": 0.2}
-    weight = torch.full((30,), 1 / 30, dtype=torch.float64)
-    plain = (stats.logp, stats.entropy, stats.old_logp, stats.advantages, weight)
-    terms = token_loss(*plain, shaping, **settings)
+    plain = (stats.logp, stats.entropy, loss_data(stats))
+    terms = token_loss(*plain, shaping, Objective())
     assert terms.tokens["clipped_high"].tolist() == shaping.touched.tolist()
-    assert float(terms.loss) == float(token_loss(*plain, Shaping(), **{**settings, "clip_high": knob}).loss)
+    assert float(terms.loss) == float(token_loss(*plain, Shaping(), Objective(clip_high=knob)).loss)
 
 
 def test_clip_methods_need_the_surrogate_that_clips() -> None:
     assert {k for k, m in build.METHODS.items() if m.surrogates is not None} == {"clip_higher", "adapo"}
-    assert all(build.METHODS[k].surrogates == {"ppo"} for k in ("clip_higher", "adapo"))
+    assert all(build.METHODS[k].surrogates == {"ppo", "gspo", "cispo"} for k in ("clip_higher", "adapo"))
 
 
 def test_no_control_changes_nothing() -> None:
@@ -247,12 +246,12 @@ def test_every_method_is_built_steered_and_shapes(kind: str) -> None:
     assert method.knob.low <= abs(method.knob.start) <= method.knob.high
     assert steering.controller.value == method.knob.start
     stats = make_stats(12)
-    shaping = steering.shape(stats)
+    shaping = steering.shape(stats, ("toy",))
     for value in (shaping.advantages, shaping.weight, shaping.kl, shaping.touched):
         assert value is None or value.shape == (12,)
     if method.scope == "token":  # any part of a batch gives the same
         cut = shaping.take(slice(3, 9))
-        part = steering.shape(stats.take(slice(3, 9)))
+        part = steering.shape(stats.take(slice(3, 9)), ("toy",))
         for a, b in zip((cut.advantages, cut.touched), (part.advantages, part.touched), strict=True):
             assert (a is None) == (b is None)
             assert a is None or b is None or torch.equal(a, b)
@@ -275,10 +274,8 @@ def test_every_knob_is_oriented_towards_more_entropy(kind: str) -> None:
             logp = z.log_softmax(-1)
             entropy = -(logp.exp() * logp).sum().expand(6)
             stats = replace(table(logits, advantages), old_logp=old)
-            terms = token_loss(
-                logp, entropy, old, advantages, old.exp(), method.shape(stats, knob),
-                surrogate="ppo", clip_low=0.2, clip_high=0.2,
-            )  # fmt: skip
+            data = LossData(old, advantages, old.exp(), torch.arange(6))
+            terms = token_loss(logp, entropy, data, method.shape(stats, knob), Objective())
             terms.loss.backward()
             assert z.grad is not None
             after = (logits - 0.05 * z.grad).log_softmax(-1)
@@ -313,17 +310,18 @@ def test_a_method_over_the_whole_batch_is_cut_back_to_its_micro_batches(monkeypa
 
     def loss(part: slice, shaping: Shaping) -> float:
         s = stats.take(part)
-        parts = (s.logp, s.entropy, s.old_logp, s.advantages, weight[part], shaping)
-        return float(token_loss(*parts, surrogate="ppo", clip_low=0.2, clip_high=0.2).loss)
+        return float(token_loss(s.logp, s.entropy, loss_data(s, weight[part]), shaping, Objective()).loss)
 
-    shaping = steering.shape(stats)
+    shaping = steering.shape(stats, ("toy",))
     assert shaping.touched is not None
     assert 0 < int(shaping.touched.sum()) < 24
     whole = loss(slice(0, 24), shaping)
     for size in (1, 5, 24):
         parts = [slice(i, i + size) for i in range(0, 24, size)]
         assert sum(loss(p, shaping.take(p)) for p in parts) == pytest.approx(whole, rel=1e-12)
-    assert sum(loss(p, steering.shape(stats.take(p))) for p in (slice(0, 3), slice(3, 24))) != pytest.approx(whole)
+    assert sum(loss(p, steering.shape(stats.take(p), ("toy",))) for p in (slice(0, 3), slice(3, 24))) != pytest.approx(
+        whole
+    )
 
 
 @given(st.integers(0, 12), st.integers(0, 12))

@@ -15,7 +15,7 @@ from learner.logprobs import token_logprobs
 
 def reference(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The definitions, on all logits at once."""
     z = hidden @ weight.T
     if bias is not None:
@@ -25,7 +25,8 @@ def reference(
     p = (z / temperature).softmax(-1)
     entropy = -(p * p.log()).sum(-1)
     kappa = (p**2 * (p.log() + entropy[:, None])).sum(-1)
-    return p[torch.arange(len(p)), targets].log(), entropy, kappa
+    steepness = (p * (p.log() + entropy[:, None])).square().sum(-1)
+    return p[torch.arange(len(p)), targets].log(), entropy, kappa, steepness
 
 
 def inputs(n: int, width: int, vocab: int, with_bias: bool, seed: int) -> tuple[list[Tensor | None], Tensor, Tensor]:
@@ -67,7 +68,7 @@ def test_values_and_gradients_are_those_of_the_full_logits(
     found = token_logprobs(
         ours[0], ours[1], targets, bias=ours[2], temperature=temperature, softcap=softcap, chunk=chunk
     )
-    for name, e, f in zip(("logp", "entropy", "kappa"), expected, found, strict=True):
+    for name, e, f in zip(("logp", "entropy", "kappa", "steepness"), expected, found, strict=True):
         assert f.dtype == torch.float32
         assert_close(f, e, 2e-5, 2e-6, name)
     (cotangents[0] * expected[0] + cotangents[1] * expected[1]).sum().backward()
@@ -81,17 +82,25 @@ def test_values_and_gradients_are_those_of_the_full_logits(
 
 def test_an_empty_micro_batch_still_has_a_gradient_path_and_it_is_zero() -> None:
     hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    logp, entropy, kappa = token_logprobs(hidden, weight, torch.zeros(0, dtype=torch.long))
-    assert logp.shape == entropy.shape == kappa.shape == (0,)
+    logp, entropy, kappa, steepness = token_logprobs(hidden, weight, torch.zeros(0, dtype=torch.long))
+    assert logp.shape == entropy.shape == kappa.shape == steepness.shape == (0,)
     (logp.sum() + entropy.sum()).backward()  # a rank without tokens takes part in the collectives of backward
     assert weight.grad is not None
     assert not weight.grad.any()
 
 
-def test_kappa_is_a_statistic_without_a_gradient() -> None:
+def test_kappa_and_steepness_are_statistics_without_a_gradient() -> None:
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    logp, entropy, kappa = token_logprobs(hidden, weight, torch.zeros(3, dtype=torch.long))
-    assert (logp.requires_grad, entropy.requires_grad, kappa.requires_grad) == (True, True, False)
+    found = token_logprobs(hidden, weight, torch.zeros(3, dtype=torch.long))
+    assert [x.requires_grad for x in found] == [True, True, False, False]
+
+
+def test_steepness_is_the_squared_gradient_of_entropy_in_the_logits() -> None:
+    logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+    (gradient,) = torch.autograd.grad(entropy.sum(), logits)
+    *_, steepness = token_logprobs(logits.detach().float(), torch.eye(9), torch.zeros(6, dtype=torch.long))
+    assert_close(steepness, gradient.square().sum(-1), 1e-4, 1e-6)
 
 
 @pytest.mark.parametrize(("n", "chunk", "blocks"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 100, [3])])
@@ -110,7 +119,7 @@ def test_no_more_than_a_chunk_of_logits_is_alive_forward_or_backward(
     hidden, weight = torch.randn(n, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
     saved: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
-        logp, entropy, _ = token_logprobs(hidden, weight, torch.zeros(n, dtype=torch.long), chunk=chunk)
+        logp, entropy, *_ = token_logprobs(hidden, weight, torch.zeros(n, dtype=torch.long), chunk=chunk)
     assert seen == [(b, 6) for b in blocks]
     assert all(6 not in shape for shape in saved), f"something as wide as the vocabulary is kept for backward: {saved}"
     (logp + entropy).sum().backward()
@@ -121,7 +130,7 @@ def test_low_precision_weights_give_float32_statistics_and_gradients_in_their_ow
     hidden = torch.randn(5, 8, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(11, 8, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.arange(5)
-    logp, entropy, _ = token_logprobs(hidden, weight, targets, chunk=2)
+    logp, entropy, *_ = token_logprobs(hidden, weight, targets, chunk=2)
     z = (hidden @ weight.T).float()  # the product in bfloat16, everything after it in float32
     assert_close(logp, z.log_softmax(-1)[targets, targets], 1e-6)
     (logp + entropy).sum().backward()
@@ -133,8 +142,8 @@ def test_low_precision_weights_give_float32_statistics_and_gradients_in_their_ow
 def test_extreme_logits_stay_finite() -> None:
     hidden = torch.tensor([[200.0], [-200.0]], requires_grad=True)
     weight = torch.tensor([[1.0], [-1.0], [0.0]], requires_grad=True)
-    logp, entropy, kappa = token_logprobs(hidden, weight, torch.tensor([0, 0]))
+    logp, entropy, *statistics = token_logprobs(hidden, weight, torch.tensor([0, 0]))
     assert logp.tolist() == [0.0, -400.0]
     assert entropy.tolist() == [0.0, 0.0]
     (logp + entropy).sum().backward()
-    assert all(torch.isfinite(x).all() for x in (kappa, hidden.grad, weight.grad) if x is not None)
+    assert all(torch.isfinite(x).all() for x in (*statistics, hidden.grad, weight.grad) if x is not None)

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import assert_close, make_stats, make_trajectory, trajectories
+from builders import assert_close, loss_data, make_stats, make_trajectory, trajectories
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from envs.types import Trajectory
 from learner.batching import Cut, build_batches
-from learner.objective import SURROGATES, ClipRange, token_loss
-from learner.types import Aggregation, MicroBatch, Shaping
+from learner.objective import SURROGATES, ClipRange, Objective, token_loss
+from learner.types import Aggregation, LossData, MicroBatch, Shaping
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 
@@ -53,7 +53,9 @@ def ours(case: dict[str, Any]) -> float:
     def tensor(name: str) -> Tensor | None:
         return torch.tensor(case[name], dtype=torch.float64) if isinstance(case.get(name), list) else case.get(name)
 
-    names = ("logp", "entropy", "old_logp", "advantages", "weight")
+    logp, entropy, old, advantages, weight = (
+        tensor(n) for n in ("logp", "entropy", "old_logp", "advantages", "weight")
+    )
     shaping = Shaping(
         advantages=tensor("shaped"),
         clip_high=tensor("shaped_clip_high"),
@@ -61,8 +63,10 @@ def ours(case: dict[str, Any]) -> float:
         bonus=tensor("bonus"),
         kl=tensor("kl"),
     )
-    settings = {k: case[k] for k in ("surrogate", "clip_low", "clip_high")}
-    return float(token_loss(*(tensor(n) for n in names), shaping, **settings).loss)  # type: ignore[arg-type]
+    assert logp is not None
+    data = LossData(old, advantages, weight, torch.arange(len(logp)))  # type: ignore[arg-type]
+    objective = Objective(**{k: case[k] for k in ("surrogate", "clip_low", "clip_high")})
+    return float(token_loss(logp, entropy, data, shaping, objective).loss)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", sorted(json.loads(GOLDEN.read_text())))
@@ -81,9 +85,7 @@ def test_ppo_is_the_clipped_objective_and_its_gradient_stops_outside_the_clip(
     logp: float, old: float, advantage: float, low: float, high: float
 ) -> None:
     x = torch.tensor([logp], dtype=torch.float64, requires_grad=True)
-    loss = SURROGATES["ppo"](
-        x, torch.tensor([old], dtype=torch.float64), torch.tensor([advantage]).double(), ClipRange(low, high)
-    )
+    loss = SURROGATES["ppo"](x, x - old, torch.tensor([advantage]).double(), ClipRange(low, high))
     a = float(torch.tensor(advantage))  # as float32 holds it
     assert loss.item() == pytest.approx(ppo_reference(logp, old, a, low, high), rel=1e-9, abs=1e-12)
     loss.sum().backward()
@@ -100,7 +102,7 @@ def test_policy_gradient_has_the_gradient_of_reinforce_whatever_the_old_policy(l
     a = torch.tensor([advantage], dtype=torch.float64)
     for old in (logp, logp - 3.0):
         x.grad = None
-        loss = SURROGATES["policy_gradient"](x, torch.tensor([old]).double(), a, ClipRange(0.2, 0.2))
+        loss = SURROGATES["policy_gradient"](x, x - old, a, ClipRange(0.2, 0.2))
         loss.sum().backward()
         assert x.grad is not None
         assert (loss.item(), x.grad.item()) == (-a.item(), -a.item())
@@ -109,17 +111,8 @@ def test_policy_gradient_has_the_gradient_of_reinforce_whatever_the_old_policy(l
 def run(stats_seed: int, shaping: Shaping, surrogate: str = "ppo") -> tuple[Any, Tensor]:
     stats = make_stats(20, stats_seed)
     logp = stats.logp.clone().requires_grad_()
-    terms = token_loss(
-        logp,
-        stats.entropy,
-        stats.old_logp,
-        stats.advantages,
-        torch.full((20,), 1 / 20, dtype=torch.float64),
-        shaping,
-        surrogate=surrogate,
-        clip_low=0.1,
-        clip_high=0.15,
-    )
+    objective = Objective(surrogate, clip_low=0.1, clip_high=0.15)
+    terms = token_loss(logp, stats.entropy, loss_data(stats), shaping, objective)
     return terms, logp
 
 
@@ -171,7 +164,7 @@ def test_the_penalty_is_never_negative_and_pulls_towards_the_old_policy() -> Non
 def test_a_ratio_that_underflows_leaves_finite_diagnostics() -> None:
     x = torch.tensor([-200.0])
     one = torch.ones(1)
-    terms = token_loss(x, one, one, one, one, Shaping(), surrogate="ppo", clip_low=0.2, clip_high=0.2)
+    terms = token_loss(x, one, LossData(one, one, one, torch.zeros(1).long()), Shaping(), Objective())
     assert terms.tokens["ratio"].item() == 0.0
     assert terms.tokens["kl"].item() == pytest.approx(200.0)
 
@@ -191,9 +184,8 @@ def micro_loss(micro: MicroBatch, shaping: Shaping | None = None) -> float:
     logp, old, entropy = fake_policy(micro.tokens.ravel()[at], micro.positions.ravel()[at], micro.targets)
     advantages, weight = (torch.tensor(x, dtype=torch.float64) for x in (micro.advantages, micro.weight))
     shaping = Shaping(bonus=0.3) if shaping is None else shaping
-    return float(
-        token_loss(logp, entropy, old, advantages, weight, shaping, surrogate="ppo", clip_low=0.2, clip_high=0.2).loss
-    )
+    data = LossData(old, advantages, weight, torch.tensor(micro.trajectory).long())
+    return float(token_loss(logp, entropy, data, shaping, Objective()).loss)
 
 
 def update_losses(

@@ -1,0 +1,81 @@
+"""Covariance methods: a few tokens carry most of the loss of entropy, those whose advantage goes with their log-prob.
+
+    c_i = (A_i - mean A) * (log pi_i - mean log pi),  means over the GLOBAL batch of the update
+
+    clip_cov   a share `knob` of the tokens, drawn at random among those with low <= c <= high, drop out of the loss
+    kl_cov     the share `share` of the tokens with the largest c get a KL penalty towards the policy at the start of the
+               iteration, with coefficient `knob`
+
+Source: "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models", arXiv 2505.22617, eqs. 10-13; there
+knob = 2e-4, low = 1, high = 5 and share = 2e-3 (0.2 %: the reference implementation's k is in percent), coefficient 1. A small
+batch has few tokens: the count is rounded up, so that a positive share never means none. The draw is the token's own
+(`TokenStats.uniform`): ranks, packing and micro-batches do not change it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from learner.entropy import base
+from learner.types import Shaping, TokenStats
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def covariance(tokens: TokenStats) -> Tensor:
+    """c of every token; their mean is Cov(A, log pi). [N]"""
+    a, x = tokens.advantages, tokens.logp
+    return (a - a.mean()) * (x - x.mean()) if len(a) else a
+
+
+def _first(order: Tensor, count: int) -> Tensor:
+    """True for the first `count` of `order`. [N]"""
+    chosen = order.new_zeros(order.shape).bool()
+    chosen[order[:count]] = True
+    return chosen
+
+
+class ClipCov:
+    class Settings(base.Settings):
+        kind: Literal["clip_cov"]
+        low: float = 1.0
+        high: float = Field(default=5.0, gt=0)
+
+    knob = base.Knob(start=2e-4, low=1e-5, high=0.2, signed=False)
+    scope: ClassVar[Literal["token", "batch"]] = "batch"
+    surrogates: ClassVar[frozenset[str] | None] = None
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.low > settings.high:
+            raise ValueError(f"clip_cov: low ({settings.low:g}) is above high ({settings.high:g}): give low <= high")
+        self.low, self.high = settings.low, settings.high
+
+    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping:
+        c = covariance(tokens)
+        able = (c >= self.low) & (c <= self.high)
+        count = min(math.ceil(float(knob) * len(c)), int(able.sum()))
+        # Those that may not be drawn come last.
+        dropped = _first((tokens.uniform + (~able).to(tokens.uniform.dtype)).argsort(), count)
+        return Shaping(weight=(~dropped).to(tokens.advantages.dtype), touched=dropped)
+
+
+class KLCov:
+    class Settings(base.Settings):
+        kind: Literal["kl_cov"]
+        share: float = Field(default=2e-3, gt=0, le=1)
+
+    knob = base.Knob(start=1.0, low=0.01, high=100.0, signed=False)
+    scope: ClassVar[Literal["token", "batch"]] = "batch"
+    surrogates: ClassVar[frozenset[str] | None] = None
+
+    def __init__(self, settings: Settings) -> None:
+        self.share = settings.share
+
+    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping:
+        c = covariance(tokens)
+        top = _first(c.argsort(descending=True, stable=True), math.ceil(self.share * len(c)))
+        return Shaping(kl=float(knob) * top.to(tokens.advantages.dtype), touched=top)
