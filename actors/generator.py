@@ -2,6 +2,7 @@
 
     STALE --receive_weights(version >= required)--> SERVING --require(a newer version) or a failed transfer--> STALE
     STALE --mark_current(the version it was built with)--> SERVING
+    any   --forget, for another run's weights--> STALE, and versions start over
 
 A generator that was just made or replaced is STALE: it has some weights, but nobody has said that they are the current
 ones. Thread-safety is the engine's; the methods here belong to one event loop.
@@ -51,6 +52,10 @@ class Generator:
     def require(self, version: int) -> None:
         """`version` is the current one from now on; a generator that holds an older one stops serving."""
         self.required = max(self.required, version)
+
+    def forget(self) -> None:
+        """Another run begins, with versions of its own: serve nothing until its first weights are here."""
+        self._version, self.required = None, 0
 
     def mark_current(self, version: int) -> None:
         """The weights the engine was built with ARE `version` (0 at the start of a run). ValueError if they are not."""

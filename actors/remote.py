@@ -77,6 +77,9 @@ class VerifierActor:
     def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
         return self._verifier.judge(requests)
 
+    def configure(self, specs: Sequence[EnvSpec]) -> None:
+        self._verifier.configure(specs)
+
     def close(self) -> None:
         self._verifier.close()
 
@@ -94,9 +97,13 @@ class LearnerActor:
             return ray.util.get_node_ip_address(), server.getsockname()[1]
 
     def start(self, settings: Any, place: Any) -> None:
+        """Also for the next run of a warm group: the learner before it is freed, its channel to the generators kept."""
         from learner.learner import Learner
 
+        publisher = None if self._learner is None else self._learner.release()
+        self._learner = None
         self._learner = Learner(settings, place)
+        self._learner.publisher = publisher
 
     def call(self, method: str, *args: Any) -> Any:
         return getattr(self._learner, method)(*args)

@@ -69,6 +69,11 @@ class Verifier:
         verdict = Verdict(**answer["verdict"])
         return replace(verdict, status=Status(verdict.status))
 
+    def configure(self, specs: Sequence[EnvSpec]) -> None:
+        """Other environments from now on; sessions under way are forgotten."""
+        self._specs = [asdict(s) for s in specs]
+        self._configured = None
+
     def close(self) -> None:
         self._sandbox.close()
 
@@ -81,6 +86,7 @@ _sessions: dict[str, tuple[Session, int]] = {}  # session id -> (session, replie
 
 def _configure(specs: list[dict[str, Any]]) -> None:
     _environments[:] = [catalog.load(s["name"], s["params"], seed=s["seed"]) for s in specs]
+    _sessions.clear()
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ our loss is already a global one, so `backward` multiplies it by the number of r
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from collections.abc import Iterator
@@ -213,6 +214,14 @@ class DeepSpeedEngine:
             raise FileNotFoundError(
                 f"no DeepSpeed state in {folder}: was it saved with other ranks or another ZeRO stage?"
             )
+
+    def release(self) -> None:
+        """Free the model and the optimiser; the process group stays for the next engine of this process."""
+        self.engine.destroy()
+        del self.engine, self.model
+        gc.collect()  # DeepSpeed's hooks and its engine refer to each other
+        if self.place.cuda:
+            torch.cuda.empty_cache()
 
     def close(self) -> None:
         self.engine.destroy()

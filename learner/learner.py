@@ -295,6 +295,12 @@ class Learner:
         self.steering.load_state_dict(state["steering"])
         self.ledger.state = {k: float(state["ledger"][k]) for k in Ledger.FIELDS}
 
+    def release(self) -> Publisher | None:
+        """Free model and optimiser for another learner of this process, which goes on with the group and with the returned
+        channel to the generators."""
+        self.engine.release()
+        return self.publisher
+
     def close(self) -> None:
         if self.publisher is not None:
             self.publisher.close()

@@ -1,7 +1,8 @@
 """From a configuration to running actors, and back to none.
 
-`Cluster.start` connects to Ray (or starts a cluster of its own), checks that the run fits, places every actor, joins the learner
-group and the weight group. `close` ends all of it. In between, `sync` moves weights and replaces generators that died.
+`connect` joins Ray (or starts a cluster of its own) and checks that the run fits. `Cluster.begin` places every actor, joins the
+learner group and the weight group; for a second run on the same actors it only renews what is the run's own. `close` ends all
+of it. In between, `sync` moves weights and replaces generators that died.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ class Start:
     )
 
 
-def connect(config: RunConfig) -> None:
-    """Join the cluster of cluster.address or RAY_ADDRESS, or start one in this process. PlacementError if it is too small."""
+def connect(config: RunConfig, copies: int = 1) -> None:
+    """Join the cluster of cluster.address or RAY_ADDRESS, or start one in this process. PlacementError if it is too small for
+    `copies` such runs side by side."""
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     os.environ.setdefault(
@@ -71,14 +73,26 @@ def connect(config: RunConfig) -> None:
     else:
         ray.init(address="local", num_cpus=config.cluster.num_cpus, include_dashboard=False, **quiet)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    placement.check(placement.plan(config), ray.cluster_resources(), nodes)
+    placement.check(placement.plan(config) * copies, ray.cluster_resources(), nodes)
+
+
+def shape_of(config: RunConfig) -> dict[str, Any]:
+    """What actors are built from: runs that agree in it can follow one another on the same actors."""
+    c = config.learner
+    return {
+        "model": config.model.model_dump(),
+        "generators": config.generators.model_dump(),
+        "verifiers": config.verifiers.model_dump(),
+        "learner": (c.ranks, c.zero_stage, c.precision, c.cpus, c.gpus, c.threads, c.timeout_s),
+        "weights": (config.weights.timeout_s,),
+    }
 
 
 class Cluster:
     """Every actor of one run. All waits are bounded; see the section of the configuration that each names."""
 
     def __init__(self, config: RunConfig, on_event: Callable[[str], None]) -> None:
-        self.config, self._on_event = config, on_event
+        self.config, self.on_event = config, on_event
         self._slots = placement.plan(config)
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
@@ -96,7 +110,42 @@ class Cluster:
 
     # --- start and end ------------------------------------------------------------------------------------------------
 
-    async def start(self, start: Start) -> None:
+    def _say(self, text: str) -> None:
+        self.on_event(text)
+
+    async def begin(self, config: RunConfig, start: Start) -> None:
+        """Ready for a run: the actors are placed, or those of the run before, of the same `shape_of`, are made its own."""
+        self.config = config
+        await (self._start(start) if self._group is None else self._renew(start))
+
+    async def _renew(self, start: Start) -> None:
+        """Nothing of the run before is left but processes: new learner, new environments, new weights on every engine."""
+        limit = self.config.cluster.start_timeout_s
+        self._source, self.version = start, start.version
+        await self._bury_silent(self.verifiers)
+        await self._replace_verifiers()
+        specs = self._specs()
+        starts = [
+            actor.start.remote(learner_settings(self.config, start.model, start.base or start.model), place)
+            for actor, place in zip(self.learner.actors, self._places, strict=True)
+        ]
+        await asyncio.gather(
+            *(answer(f"learner rank {r}", ref, limit) for r, ref in enumerate(starts)),
+            *(answer(v.name, v.actor.configure.remote(specs), limit) for v in self.verifiers.members),
+            *(answer(g.name, g.actor.call.remote("forget"), limit) for g in self.generators.members),
+        )
+        await self._restore(start)
+        self.generators = GeneratorPool(self.generators.members, self._say)
+        self.verifiers = VerifierPool(self.verifiers.members, self._say)
+        await self.sync(start.version)
+
+    async def _restore(self, start: Start) -> None:
+        if start.engine is not None:
+            await self.learner.all("load", start.engine)
+        if start.learner is not None:
+            await self.learner.all("load_state_dict", start.learner)
+
+    async def _start(self, start: Start) -> None:
         """Returns when every actor answers and the weight group is joined. PlacementError after cluster.start_timeout_s."""
         limit = self.config.cluster.start_timeout_s
         self._group = placement_group([s.bundle or {"CPU": 0.001} for s in self._slots], strategy="PACK")
@@ -117,8 +166,8 @@ class Cluster:
             *(answer(g.name, g.actor.ready.remote(), limit) for g in generators),
             *(answer(v.name, v.actor.ready.remote(), limit) for v in verifiers),
         )
-        self.generators = GeneratorPool(generators, self._on_event)
-        self.verifiers = VerifierPool(verifiers, self._on_event)
+        self.generators = GeneratorPool(generators, self._say)
+        self.verifiers = VerifierPool(verifiers, self._say)
         for g in generators:
             await answer(g.name, g.actor.call.remote("mark_current", start.version), limit)
         await self._join_weight_group()
@@ -149,14 +198,11 @@ class Cluster:
         host, port = await answer("learner rank 0", actors[0].address.remote(), limit)
         self._host = host
         settings = learner_settings(config, start.model, start.base or start.model)
-        places = [Placement(r, ranks, host, port, self.cuda, config.learner.timeout_s) for r in range(ranks)]
-        starts = [actor.start.remote(settings, place) for actor, place in zip(actors, places, strict=True)]
+        self._places = [Placement(r, ranks, host, port, self.cuda, config.learner.timeout_s) for r in range(ranks)]
+        starts = [actor.start.remote(settings, place) for actor, place in zip(actors, self._places, strict=True)]
         await asyncio.gather(*(answer(f"learner rank {r}", ref, limit) for r, ref in enumerate(starts)))
         self.learner = RemoteLearner(actors, config.learner.timeout_s)
-        if start.engine is not None:
-            await self.learner.all("load", start.engine)
-        if start.learner is not None:
-            await self.learner.all("load_state_dict", start.learner)
+        await self._restore(start)
 
     def _generator(self, slot: int, model: str) -> RemoteGenerator:
         g = self.config.generators
@@ -187,9 +233,11 @@ class Cluster:
         self._seats[name] = (slot, actor)
         return RemoteGenerator(name, self._keep(actor), g.timeout_s)
 
+    def _specs(self) -> list[EnvSpec]:
+        return [EnvSpec(e.name, e.params, self.config.run.seed) for e in self.config.environments]
+
     def _verifier(self, i: int) -> RemoteVerifier:
-        config = self.config
-        specs = [EnvSpec(e.name, e.params, config.run.seed) for e in config.environments]
+        config, specs = self.config, self._specs()
         options = self._options(config.learner.ranks + config.generators.count + i, OMP_NUM_THREADS="1")
         actor = VerifierActor.options(**options).remote(specs, config.verifiers.timeout_s)
         name = f"verifier {self._verifiers_born}"
@@ -237,7 +285,7 @@ class Cluster:
         except (MemberDied, WeightSyncError) as error:
             if not await self._bury_silent(self.generators):
                 raise
-            self._on_event(
+            self._say(
                 f"weight transfer of version {version} broke ({error}); generators are replaced and it is made again"
             )
             await self._replace_dead(version)
@@ -280,7 +328,7 @@ class Cluster:
             fresh = self._generator(slot, self._source.base or self._source.model)
             await answer(fresh.name, fresh.actor.ready.remote(), self.config.cluster.start_timeout_s)
             self.generators.add(fresh)
-            self._on_event(f"{name} was replaced by {fresh.name}, which serves from version {version} on")
+            self._say(f"{name} was replaced by {fresh.name}, which serves from version {version} on")
         await self._join_weight_group()
 
     async def _replace_verifiers(self) -> None:
@@ -292,7 +340,7 @@ class Cluster:
             fresh = self._verifier(slot)
             await answer(fresh.name, fresh.actor.ready.remote(), self.config.cluster.start_timeout_s)
             self.verifiers.add(fresh)
-            self._on_event(f"{name} was replaced by {fresh.name}")
+            self._say(f"{name} was replaced by {fresh.name}")
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
         """Engine against trainer, log-probs at temperature 1 of the same tokens. NumericsError beyond weights.max_logprob_gap,

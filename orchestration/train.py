@@ -1,4 +1,8 @@
-"""A run from its configuration to its exit: folder, sinks, cluster, loop, report, and all of it taken down again."""
+"""A run from its configuration to its exit: folder, sinks, cluster, loop, report, and all of it taken down again.
+
+`train` is one run on a cluster of its own; `conduct` is a run on a cluster that somebody holds, which the laboratory does for
+many of them, one after the other.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +28,8 @@ from orchestration.report import write_report
 from orchestration.sinks import FanOut, RunInfo, build_sinks
 
 if TYPE_CHECKING:
+    from orchestration.launch import Cluster
+    from orchestration.loop import StopSignal
     from orchestration.rollouts import HFCodec
 
 # What a resumed run may not change: the optimiser's state is laid out by it, or the statistics would be of two runs.
@@ -54,90 +61,138 @@ def describe_plan(config: RunConfig) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that may begin: its configuration was checked against disk and checkpoints."""
+
+    config: RunConfig
+    state: dict[str, Any] | None = None  # state.json of the checkpoint it goes on from
+    checkpoint: Path | None = None
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.config.folder / "checkpoints", self.config.checkpoint.keep)
+
+
+def prepare(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Job:
+    """Raises ConfigError; writes nothing."""
+    configuration.check_world(config)
+    job = Job(config)
+    if resume:
+        return Job(config, *_resume_state(config, job.checkpoints))
+    if not overwrite and ((config.folder / "metrics.jsonl").exists() or job.checkpoints.latest()):
+        raise ConfigError(
+            f"{config.folder} holds a run already: choose another run.name, continue it with --resume, or give --overwrite"
+        )
+    return job
+
+
 def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Path:
     """Returns report.html. Raises IsentropeError; its exit_code is the command's."""
-    configuration.check_world(config)
-    folder = config.folder
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
-    state, checkpoint = _resume_state(config, checkpoints) if resume else (None, None)
-    if not resume and not overwrite and ((folder / "metrics.jsonl").exists() or checkpoints.latest()):
-        raise ConfigError(
-            f"{folder} holds a run already: choose another run.name, continue it with --resume, or give --overwrite"
-        )
+    job = prepare(config, resume=resume, overwrite=overwrite)
+    codec = make_codec(config)
 
+    async def alone() -> None:
+        from orchestration.launch import Cluster
+        from orchestration.loop import StopSignal
+
+        stop, cluster = StopSignal(), Cluster(config, lambda text: None)
+        try:
+            with signals(stop, lambda text: cluster.on_event(text)):
+                await conduct(job, cluster, codec, stop, config.run.sinks)
+        finally:
+            await cluster.close()
+
+    with connected(config):
+        asyncio.run(alone())
+    return config.folder / "report.html"
+
+
+def make_codec(config: RunConfig) -> HFCodec:
+    """Raises ConfigError for a model without a usable tokenizer."""
+    from orchestration.rollouts import HFCodec
+
+    try:
+        return HFCodec(_absolute(config.model.path), config.model.chat_template)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the tokenizer of model.path {config.model.path} cannot be used: {reason}") from None
+
+
+@contextlib.contextmanager
+def signals(stop: StopSignal, say: Callable[[str], None]) -> Iterator[None]:
+    """Within an event loop: SIGINT and SIGTERM ask for a stop after a checkpoint; the second one does not wait for it."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def on_signal(number: int) -> None:
+        if stop.number is not None and task is not None:
+            task.cancel()
+        else:
+            say("stopping: the last whole iteration is checkpointed first; once more to stop at once")
+            stop.set(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def conduct(job: Job, cluster: Cluster, codec: HFCodec, stop: StopSignal, sinks: Sequence[str]) -> None:
+    """The run on `cluster`, from its folder to its report. Raises IsentropeError."""
     from actors.pool import MemberDied, PoolEmpty  # Ray, torch and transformers from here on
     from actors.rollout import ContextFull
     from learner.deepspeed_engine import UnsupportedPrecision
     from learner.learner import NonFiniteError
     from learner.weights import WeightSyncError
-    from orchestration.rollouts import HFCodec
 
+    config, folder = job.config, job.config.folder
+    if job.state is None and (folder / "checkpoints").exists():
+        _clear(folder / "checkpoints")
     try:
-        codec = HFCodec(_absolute(config.model.path), config.model.chat_template)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"the tokenizer of model.path {config.model.path} cannot be used: {reason}") from None
-    with _ray(config):
-        if not resume and (folder / "checkpoints").exists():
-            _clear(folder / "checkpoints")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / "config.yaml", config.to_yaml())
-        except OSError as error:
-            raise ConfigError(f"run.dir {config.run.dir} cannot be written: {error}") from None
-        sink = build_sinks(config.run.sinks, folder, sys.stdout.isatty())
-        status = "failed"
-        try:
-            asyncio.run(_train(config, checkpoints, state, checkpoint, sink, codec))
-            status = "finished"
-        except Stopped:
-            status = "stopped"
-            raise
-        except (UnsupportedPrecision, ContextFull) as error:
-            raise ConfigError(str(error)) from error
-        except NonFiniteError as error:
-            raise NumericsError(str(error)) from error
-        except (MemberDied, PoolEmpty, WeightSyncError, CheckpointError) as error:
-            raise IsentropeError(str(error)) from error
-        finally:
-            sink.close(status)
-            if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size:
-                write_report([folder], folder / "report.html")
-    return folder / "report.html"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "config.yaml", config.to_yaml())
+    except OSError as error:
+        raise ConfigError(f"run.dir {config.run.dir} cannot be written: {error}") from None
+    sink = build_sinks(sinks, folder, sys.stdout.isatty())
+    cluster.on_event = sink.event
+    status = "failed"
+    try:
+        await _train(job, cluster, sink, codec, stop)
+        status = "finished"
+    except Stopped:
+        status = "stopped"
+        raise
+    except asyncio.CancelledError:
+        status = "stopped"
+        raise Stopped(stop.number or signal.SIGINT) from None
+    except (UnsupportedPrecision, ContextFull) as error:
+        raise ConfigError(str(error)) from error
+    except NonFiniteError as error:
+        raise NumericsError(str(error)) from error
+    except (MemberDied, PoolEmpty, WeightSyncError, CheckpointError) as error:
+        raise IsentropeError(str(error)) from error
+    finally:
+        sink.close(status)
+        if (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size:
+            write_report([folder], folder / "report.html")
 
 
-async def _train(
-    config: RunConfig,
-    checkpoints: Checkpoints,
-    state: dict[str, Any] | None,
-    checkpoint: Path | None,
-    sink: FanOut,
-    codec: HFCodec,
-) -> None:
+async def _train(job: Job, cluster: Cluster, sink: FanOut, codec: HFCodec, stop: StopSignal) -> None:
     from envs import catalog
-    from orchestration.launch import Cluster, Start
-    from orchestration.loop import Run, StopSignal
+    from orchestration.launch import Start
+    from orchestration.loop import Run
     from orchestration.rollouts import Rollouts
 
-    stop = StopSignal()
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-
-    def on_signal(number: int) -> None:
-        if stop.number is not None and task is not None:
-            task.cancel()  # the second one does not wait for a checkpoint
-        else:
-            sink.event("stopping: the last whole iteration is checkpointed first; once more to stop at once")
-            stop.set(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal, number)
-
+    config = job.config
     environments = [catalog.load(e.name, e.params, seed=config.run.seed) for e in config.environments]
     mixture = Mixture(environments, [e.weight for e in config.environments], config.run.seed)
     model = _absolute(config.model.path)
     start, iteration = Start(model), 0
-    if state is not None and checkpoint is not None:
-        whole = checkpoint.resolve()
+    if job.state is not None and job.checkpoint is not None:
+        whole, state = job.checkpoint.resolve(), job.state
         iteration = int(state["iteration"])
         mixture.load_state_dict(state["mixture"])
         start = Start(str(whole / "hf"), int(state["policy_version"]), whole / "engine", state["learner"], model)
@@ -146,30 +201,25 @@ async def _train(
             config.run.name,
             config.folder,
             config.run.iterations,
-            iteration if state else None,
+            iteration if job.state else None,
             config.model_dump(mode="json"),
         )
     )
-    cluster = Cluster(config, sink.event)
-    try:
-        await cluster.start(start)
-        rollouts = Rollouts(config, cluster.generators, cluster.verifiers, codec, sink.stage)
-        await Run(config, cluster, rollouts, mixture, checkpoints, sink, stop, iteration).train()
-    except asyncio.CancelledError:
-        raise Stopped(stop.number or signal.SIGINT) from None
-    finally:
-        await cluster.close()
+    await cluster.begin(config, start)
+    rollouts = Rollouts(config, cluster.generators, cluster.verifiers, codec, sink.stage)
+    await Run(config, cluster, rollouts, mixture, job.checkpoints, sink, stop, iteration).train()
 
 
 @contextlib.contextmanager
-def _ray(config: RunConfig) -> Iterator[None]:
+def connected(config: RunConfig, copies: int = 1) -> Iterator[None]:
+    """On a Ray cluster with room for `copies` such runs; one of our own is shut down at the end."""
     import ray
 
     from orchestration.launch import connect
 
     mine = not ray.is_initialized()  # several runs in one process share a cluster
     try:
-        connect(config) if mine else None
+        connect(config, copies) if mine else None
         yield
     finally:
         if mine:
