@@ -367,16 +367,26 @@ def find_recipe(recipe: str) -> Path:
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Raises ConfigError, one sentence."""
-    path = find_recipe(recipe)
+    return configure(recipe, parse_overrides(overrides))
+
+
+def configure(recipe: str, pairs: Sequence[tuple[str, Any]]) -> RunConfig:
+    """A recipe with values at dotted keys. Raises ConfigError, one sentence."""
+    data = read_yaml(find_recipe(recipe))
+    for key, value in pairs:
+        _put(data, key, value)
+    return validate(data)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Raises ConfigError where the file is not a mapping."""
     try:
         data = yaml.load(path.read_text("utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} has to be a mapping of sections, not {type(data).__name__}")
-    for key, value in parse_overrides(overrides):
-        _put(data, key, value)
-    return validate(data)
+    return data
 
 
 def validate(data: Mapping[str, Any]) -> RunConfig:
