@@ -35,6 +35,11 @@ LIGHT = [
     "sinks",
     "charts",
     "summary",
+    "findings",
+    "checks_entropy",
+    "checks_control",
+    "checks_outcome",
+    "diagnosis",
 ]
 
 
