@@ -27,6 +27,7 @@
 | checks_outcome.py | the sentences on what it cost, and on whether the numbers can be trusted                      |
 | findings.py   | what such a sentence is, and the readings they share                                              |
 | report.py     | one self-contained report.html from run folders                                                   |
+| story.py      | what a report shows in which order: chapters of a run, sections of charts                         |
 | charts.py     | which numbers of the runs go into which picture of a report                                       |
 | plots.py      | pictures as SVG text                                                                              |
 | errors.py     | exceptions and their exit codes                                                                   |

@@ -40,6 +40,7 @@ LIGHT = [
     "checks_control",
     "checks_outcome",
     "diagnosis",
+    "story",
 ]
 
 
