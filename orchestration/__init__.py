@@ -21,7 +21,13 @@
 | sinks.py      | where a run's numbers go                                                                          |
 | live.py       | the dashboard in the terminal                                                                     |
 | summary.py    | a run folder in memory, and its summary in numbers and words                                      |
+| diagnosis.py  | what a run's numbers say about its entropy, in sentences                                          |
+| checks_entropy.py | the sentences on what entropy did, and why                                                    |
+| checks_control.py | the sentences on what control did                                                             |
+| checks_outcome.py | the sentences on what it cost, and on whether the numbers can be trusted                      |
+| findings.py   | what such a sentence is, and the readings they share                                              |
 | report.py     | one self-contained report.html from run folders                                                   |
+| story.py      | what a report shows in which order: chapters of a run, sections of charts                         |
 | charts.py     | which numbers of the runs go into which picture of a report                                       |
 | plots.py      | pictures as SVG text                                                                              |
 | errors.py     | exceptions and their exit codes                                                                   |

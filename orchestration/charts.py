@@ -3,6 +3,7 @@
 Each takes the runs, a colour each, and returns SVG text; empty text when no run has the data.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,8 @@ from typing import Any
 
 from orchestration import plots
 from orchestration.estimators import finite, fit_line
+from orchestration.findings import change_pairs
+from orchestration.metrics import lookup
 from orchestration.plots import Series
 from orchestration.summary import RunData, over_envs, pass_curve
 
@@ -43,8 +46,13 @@ def entropy_chart(runs: Sequence[RunData]) -> str:
         if run.has("entropy/target"):
             name = "target" if len(runs) == 1 else f"{run.name}, target"
             series.append(Series(name, run.column("iteration"), run.column("entropy/target"), colour, "dashed"))
+        seen = run.column("entropy/controlled")
+        if any(math.isfinite(v) and v != exact for v, exact in zip(seen, run.column("entropy/exact"), strict=True)):
+            name = "under control" if len(runs) == 1 else f"{run.name}, under control"
+            series.append(Series(name, run.column("iteration"), seen, colour, "dotted"))
     notes = ["Line: rolling mean, band: its spread."] if any(s.low for s in series) else []
     notes += ["Dashed: target."] if any(s.style == "dashed" for s in series) else []
+    notes += ["Dotted: what the controller observes."] if any(s.style == "dotted" for s in series) else []
     return plots.line_chart("Exact entropy", series, y_label="nats per token", zero=True, note=" ".join(notes))
 
 
@@ -77,8 +85,7 @@ def knob_chart(runs: Sequence[RunData]) -> str:
 def dh_chart(runs: Sequence[RunData]) -> str:
     series, notes = [], []
     for colour, run in enumerate(runs):
-        # A row has the change predicted for its own update and the change that the update before it made.
-        x, y = run.column("entropy/predicted_dh")[:-1], run.column("entropy/realised_dh")[1:]
+        x, y = change_pairs(run)
         if not any(math.isfinite(a) and math.isfinite(b) for a, b in zip(x, y, strict=True)):
             continue
         fit = fit_line(x, y)
@@ -92,24 +99,91 @@ def dh_chart(runs: Sequence[RunData]) -> str:
     return plots.scatter_chart(title, series, note="; ".join(notes), trim=0.01, **axes)
 
 
-def ledger_chart(runs: Sequence[RunData]) -> str:
+def _pair(
+    runs: Sequence[RunData], pairs: Sequence[tuple[str, str]], title: str, *, summed: bool = False, **options: Any
+) -> str:
+    """Two keys of a kind, (key, name) each: a style each, and a colour a run or, of a single run, a colour each.
+
+    `summed` adds up over the iterations; a value that is not finite counts as nothing there.
+    """
     series = []
     for colour, run in enumerate(runs):
-        for sign, style in (("positive", "line"), ("negative", "dashed")):
-            total, sums = 0.0, []
-            for value in run.column(f"entropy/predicted_dh_{sign}"):
-                total += value if math.isfinite(value) else 0.0
-                sums.append(total)
-            if run.has(f"entropy/predicted_dh_{sign}"):
-                name = f"{sign} advantages" if len(runs) == 1 else f"{run.name}, {sign}"
-                series.append(Series(name, run.column("iteration"), sums, colour, style))
-    title = "Predicted change of entropy, summed"
-    return plots.line_chart(
-        title,
-        series,
-        y_label="nats per token",
-        note="Positive and negative: the sign of the advantage the tokens carried.",
+        for i, (key, name) in enumerate(pairs):
+            if not run.has(key):
+                continue
+            y = run.column(key)
+            if summed:
+                y = list(itertools.accumulate(v if math.isfinite(v) else 0.0 for v in y))
+            elif len(finite(y)) >= 30:
+                y = plots.smooth(y, max(2, len(y) // 40))[0]
+            who = name if len(runs) == 1 else f"{run.name}, {name}"
+            shade = i if len(runs) == 1 else colour
+            series.append(Series(who, run.column("iteration"), y, shade, ("line", "dashed")[i]))
+    return plots.line_chart(title, series, **options)
+
+
+def ledger_chart(runs: Sequence[RunData]) -> str:
+    parts = [(f"entropy/predicted_dh_{sign}", f"{sign} advantages") for sign in ("positive", "negative")]
+    note = "Positive and negative: the sign of the advantage the tokens carried."
+    return _pair(runs, parts, "Predicted change of entropy, summed", summed=True, y_label="nats per token", note=note)
+
+
+def control_chart(runs: Sequence[RunData]) -> str:
+    """What the updates were predicted to do beside what the advantages alone would: the space between is control."""
+    if not any(run.has("entropy/predicted_dh_free") for run in runs):
+        return ""
+    parts = [("entropy/predicted_dh", "with control"), ("entropy/predicted_dh_free", "advantages alone")]
+    return _pair(
+        runs, parts, "Predicted change, with and without control", summed=True, y_label="nats per token, summed"
     )
+
+
+def forgone_chart(runs: Sequence[RunData]) -> str:
+    parts = [("entropy/forgone_dh_high", "clipped from above"), ("entropy/forgone_dh_low", "clipped from below")]
+    note = "What the clipped tokens would have added, to first order."
+    return _pair(runs, parts, "Withheld by clipping, summed", summed=True, y_label="nats per token", note=note)
+
+
+def success_chart(runs: Sequence[RunData]) -> str:
+    parts = [("entropy/successful", "correct replies"), ("entropy/failed", "failed replies")]
+    return _pair(runs, parts, "Entropy of correct and failed replies", y_label="nats per token", zero=True)
+
+
+def place_chart(runs: Sequence[RunData]) -> str:
+    parts = [("entropy/first", "first token"), ("entropy/last", "last token")]
+    return _pair(runs, parts, "Entropy by place in the reply", y_label="nats per token", zero=True)
+
+
+def env_entropy_chart(runs: Sequence[RunData], envs: Sequence[str]) -> str:
+    """A colour an environment; of a single run with several, for side by side each environment has its own section."""
+    series = []
+    for colour, env in enumerate(envs if len(runs) == 1 and len(envs) > 1 else ()):
+        series += [replace(s, name=env, colour=colour) for s in _curves(runs, f"entropy/{env}", raw=False)]
+    return plots.line_chart("Entropy by environment", series, y_label="nats per token", zero=True)
+
+
+def replies_chart(runs: Sequence[RunData]) -> str:
+    parts = [("replies/distinct", "all"), ("replies/distinct_correct", "correct")]
+    return _pair(runs, parts, "Distinct replies a prompt, in training", y_label="replies", zero=True)
+
+
+def quantile_chart(runs: Sequence[RunData], family: str, title: str, **options: Any) -> str:
+    """The quantiles family/q50, family/q99.9, ... that were reported; of several runs the highest one each."""
+    series = []
+    for colour, run in enumerate(runs):
+        keys = {
+            key for row in run.rows for key in row if key.startswith(f"{family}/q") and lookup(key) and run.has(key)
+        }
+        ranked = sorted((float(key.removeprefix(f"{family}/q")), key) for key in keys)
+        for place, (percent, key) in enumerate(ranked if len(runs) == 1 else ranked[-1:]):
+            name = f"{percent:g} %" if len(runs) == 1 else f"{run.name}, {percent:g} %"
+            shade = place if len(runs) == 1 else colour
+            series.append(Series(name, run.column("iteration"), run.column(key), shade))
+    return plots.line_chart(title, series, **options)
+
+
+def ess_chart(runs: Sequence[RunData]) -> str:
+    return key_chart(runs, "ratio/ess", "Effective sample size", y_label="share of tokens", zero=True)
 
 
 def pass_by_k(runs: Sequence[RunData], env: str | None = None) -> str:

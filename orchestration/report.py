@@ -15,7 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from orchestration import charts, plots
+from orchestration import plots
+from orchestration.story import grid, sections, story
 from orchestration.summary import (
     COLUMNS,
     RunData,
@@ -30,66 +31,6 @@ from orchestration.summary import (
 SAMPLES_SHOWN = 6  # replies of the first and of the last iteration
 REPLY_LIMIT = 4000  # characters of one prompt or reply
 ENV_COLUMNS = ("entropy start", "end", "change", "reward", "pass@1", "pass@K", "distinct")  # of `COLUMNS`
-
-
-def _sections(runs: Sequence[RunData], k: int) -> list[tuple[str, list[str]]]:
-    """Headings with their charts; a chart without data is empty text."""
-    envs = _envs(runs)
-    share = {"y_label": "share of tokens", "zero": True}
-    timing = [charts.time_chart(r, "Time of an iteration" + (f", {r.name}" if len(runs) > 1 else "")) for r in runs]
-    out = [
-        ("", [charts.entropy_chart(runs), charts.reward_chart(runs, envs)]),
-        (
-            "What the policy can do",
-            [
-                charts.pass_over_time(runs, k),
-                charts.pass_by_k(runs),
-                charts.front_chart(runs, k),
-                charts.distinct_chart(runs),
-            ],
-        ),
-        (
-            "The entropy ledger",
-            [
-                charts.knob_chart(runs),
-                charts.dh_chart(runs),
-                charts.ledger_chart(runs),
-                charts.key_chart(runs, "entropy/authority", "Tokens the knob touches", **share),
-            ],
-        ),
-        (
-            "Trainer and engine",
-            [
-                charts.key_chart(runs, "gap/outside", "Tokens whose trainer/engine ratio leaves [0.9, 1.1]", **share),
-                charts.key_chart(runs, "gap/engine_mean", "Mean log-prob gap", y_label="nats", zero=True),
-            ],
-        ),
-        (
-            "The update",
-            [
-                charts.key_chart(runs, "clip/high", "Clipped from above", **share),
-                charts.key_chart(runs, "grad_norm", "Gradient norm", zero=True),
-                charts.key_chart(runs, "reply/length_mean", "Reply length", y_label="tokens", zero=True),
-                charts.key_chart(runs, "groups/no_signal", "Groups without signal", y_label="groups", zero=True),
-            ],
-        ),
-        (
-            "Where the time went",
-            [
-                *timing,
-                charts.key_chart(runs, "tokens/per_second", "Throughput", y_label="tokens per second", zero=True),
-            ],
-        ),
-    ]
-    for env in envs if len(envs) > 1 else []:
-        pictures = [
-            charts.key_chart(runs, f"reward/{env}", "Reward"),
-            charts.key_chart(runs, f"entropy/{env}", "Exact entropy", zero=True),
-            charts.pass_by_k(runs, env),
-            charts.distinct_chart(runs, env),
-        ]
-        out.append((f"Environment: {env}", pictures))
-    return out
 
 
 # What a reader asks for first, in the names of `config.py`.
@@ -228,19 +169,20 @@ def render(runs: Sequence[RunData]) -> str:
     ]
     summaries = [summary_of(run) for run in runs]
     title = " · ".join(run.name for run in runs)
-    story = "".join(
-        f'<p class="story">{f"<b>{escape(s.name)}.</b> " if len(runs) > 1 else ""}{escape(sentences(s))}</p>'
+    lead = "".join(
+        f'<p class="lead">{f"<b>{escape(s.name)}.</b> " if len(runs) > 1 else ""}{escape(sentences(s))}</p>'
         for s in summaries
     )
     leads = comparison(summaries) if len(runs) > 1 else ""
-    story += f'<p class="story">{escape(leads)}</p>' if leads else ""
-    parts, k = [], widest_k(summaries)
-    for heading, pictures in _sections(runs, k):
-        shown = [picture for picture in pictures if picture]
+    lead += f'<p class="lead">{escape(leads)}</p>' if leads else ""
+    envs, k = _envs(runs), widest_k(summaries)
+    told = story(runs, envs, k)
+    parts = [told]
+    for heading, pictures in sections(runs, envs, k):
+        # A chart is drawn the same wherever it stands: what the story has shown is not shown again.
+        shown = grid([picture for picture in pictures if picture not in told])
         if shown:
-            parts.append(
-                (f"<h2>{escape(heading)}</h2>" if heading else "") + f'<div class="grid">{"".join(shown)}</div>'
-            )
+            parts.append(f"<h2>{escape(heading)}</h2>{shown}")
     replies = "".join(_samples(run) for run in runs)
     if replies:
         parts.append(f"<h2>Replies, first and last iteration</h2>{replies}")
@@ -256,7 +198,7 @@ def render(runs: Sequence[RunData]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{plots.STYLE}{PAGE_STYLE}</style></head>"
         f'<body class="{"single" if len(runs) == 1 else "several"}"><main>'
-        f'<header><p class="kind">Isentrope report</p><h1>{escape(title)}</h1>{story}{_chips(runs)}</header>'
+        f'<header><p class="kind">Isentrope report</p><h1>{escape(title)}</h1>{lead}{_chips(runs)}</header>'
         f"{_summary_table(summaries)}{_env_table(runs, k)}{''.join(parts)}</main><script>{plots.SCRIPT}</script></body></html>\n"
     )
 
@@ -281,7 +223,8 @@ main{max-width:1180px;margin:0 auto;padding:36px 24px 64px}
 .kind{margin:0;color:var(--soft);font-size:13px;letter-spacing:.02em}
 h1{margin:2px 0 12px;font-size:26px;line-height:1.25;font-weight:650;overflow-wrap:anywhere}
 h2{margin:40px 0 12px;font-size:18px;font-weight:650}h3{margin:18px 0 8px;font-size:14px}
-.story{margin:0 0 8px;max-width:86ch}
+ul.said{margin:0 0 14px;padding-left:20px;max-width:86ch}.said li{margin:3px 0}.said .warning b{color:var(--c1)}
+.lead{margin:0 0 8px;max-width:86ch}
 .chips{display:flex;flex-wrap:wrap;align-items:center;gap:6px;margin:10px 0 0;font-size:12.5px}
 .chip{border:1px solid var(--line);background:var(--card);border-radius:6px;padding:1px 8px;overflow-wrap:anywhere}
 .chip b{font-weight:400;color:var(--soft)}.who{color:var(--soft);margin-right:4px}.who:empty{display:none}

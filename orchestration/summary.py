@@ -83,8 +83,10 @@ class RunSummary:
 
     `entropy_start` is the mean exact entropy of the first 3 iterations that have it, `entropy_end` that of the last 5
     (rewards alike); `entropy_change` = end / start - 1. `target_error_last_third` is the mean of |H - target| / target
-    over the last third of the iterations, `target_rms_last_third` the root mean square of the same. `pass_at` maps k to
-    the last evaluation's pass@k at the first temperature, averaged over environments; `pass_at_start` the first one's.
+    over the last third of the iterations under control, `target_rms_last_third` the root mean square of the same, with H
+    the entropy the controller observes (`target_errors`); `released` is the iteration at which control ended, if it did.
+    `pass_at` maps k to the last evaluation's pass@k at the first temperature, averaged over environments; `pass_at_start`
+    the first one's.
     """
 
     name: str
@@ -95,6 +97,7 @@ class RunSummary:
     target: float = math.nan
     target_error_last_third: float = math.nan
     target_rms_last_third: float = math.nan
+    released: float = math.nan
     saturated: float = math.nan  # share of iterations
     reward_start: float = math.nan
     reward_end: float = math.nan
@@ -148,8 +151,7 @@ def summary_of(run: RunData) -> RunSummary:
     exact, reward = finite(run.column("entropy/exact")), finite(run.column("reward/mean"))
     start, end = mean(exact[:START_ROWS]), mean(exact[-END_ROWS:])
     targets = finite(run.column("entropy/target"))
-    pairs = zip(run.column("entropy/exact"), run.column("entropy/target"), strict=True)
-    errors = finite((h - target) / target if target else math.nan for h, target in pairs)
+    errors = finite(target_errors(run))
     late = errors[len(errors) * 2 // 3 :]
     saturated = finite(run.column("entropy/saturated"))
     distinct = [v for v in (over_envs(row, "distinct_correct") for row in run.rows) if math.isfinite(v)]
@@ -165,6 +167,7 @@ def summary_of(run: RunData) -> RunSummary:
         target=targets[-1] if targets else math.nan,
         target_error_last_third=mean(abs(error) for error in late),
         target_rms_last_third=rms(late),
+        released=released_at(run),
         saturated=mean(float(value > 0.0) for value in saturated),
         reward_start=mean(reward[:START_ROWS]),
         reward_end=mean(reward[-END_ROWS:]),
@@ -176,6 +179,25 @@ def summary_of(run: RunData) -> RunSummary:
         seconds=sum(spent) if spent else stamps[-1] - stamps[0] if len(stamps) > 1 else math.nan,
         tokens=sum(tokens) if tokens else math.nan,
         not_finite=tuple(sorted({key for row in run.rows for key, value in row.items() if not math.isfinite(value)})),
+    )
+
+
+def target_errors(run: RunData) -> list[float]:
+    """(H - target) / target, one a row; H is the entropy the controller observes, in runs without that the exact one.
+
+    NaN where a row has no target, and once the controller has released the knob: what follows is not an error.
+    """
+    names = ("entropy/controlled", "entropy/exact", "entropy/target", "entropy/released")
+    return [
+        ((seen if math.isfinite(seen) else exact) - target) / target if target and not released > 0.0 else math.nan
+        for seen, exact, target, released in zip(*map(run.column, names), strict=True)
+    ]
+
+
+def released_at(run: RunData) -> float:
+    """The first iteration with the knob released; NaN if it never was."""
+    return next(
+        (row.get("iteration", math.nan) for row in run.rows if row.get("entropy/released", 0.0) > 0.0), math.nan
     )
 
 
@@ -241,7 +263,8 @@ def sentences(summary: RunSummary) -> str:
         small = abs(s.entropy_change) < 0.02
         said.append(flat if small else f"Exact entropy {verb} {percent(abs(s.entropy_change))} {span}")
         if math.isfinite(s.target_rms_last_third):
-            said[-1] += f"; in the last third it was {percent(s.target_rms_last_third)} rms off its target"
+            third = "last third before its release" if math.isfinite(s.released) else "last third"
+            said[-1] += f"; in the {third} it was {percent(s.target_rms_last_third)} rms off its target"
             said[-1] += f" ({s.target:.2f})"
     if s.saturated > 0.05:
         said.append(

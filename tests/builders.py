@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,46 @@ CONFIG = "run: {name: demo, seed: 3}\nentropy:\n  method: {kind: repo}\nobjectiv
 HOSTILE = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>\x1b[2J\u202e\ud800"
 
 
+LEDGER = {  # a row of the wider ledger
+    "entropy/predicted_dh": -0.012,
+    "entropy/predicted_dh_free": -0.0122,
+    "entropy/predicted_dh_positive": -0.01,
+    "entropy/predicted_dh_negative": -0.002,
+    "entropy/forgone_dh_high": 0.001,
+    "entropy/forgone_dh_low": -0.0002,
+    "entropy/covariance": 0.03,
+    "entropy/successful": 0.3,
+    "entropy/failed": 0.9,
+    "entropy/first": 1.2,
+    "entropy/last": 0.1,
+    "entropy/authority": 0.002,
+    "ratio/q0.1": 0.8,
+    "ratio/q99.9": 1.3,
+    "ratio/ess": 0.98,
+    "gap/outside": 0.02,
+    "gap/outside_rare": 0.05,
+    "gap/q50": 0.001,
+    "gap/q99.9": 0.3,
+    "importance/limited": 0.01,
+    "replies/distinct": 9.0,
+    "replies/distinct_correct": 3.0,
+    "groups/no_signal": 1.0,
+}
+
+
 def run_folder(
-    folder: Path, n: int = 40, *, end: float = 0.5, target: float | None = None, envs: tuple[str, ...] = ("a",)
+    folder: Path,
+    n: int = 40,
+    *,
+    end: float = 0.5,
+    target: float | None = None,
+    envs: tuple[str, ...] = ("a",),
+    more: Mapping[str, float] | None = None,
 ) -> Path:
-    """A run whose entropy moves from 1 to `end` on a straight line, with an evaluation at both ends."""
+    """A run whose entropy moves from 1 to `end` on a straight line, with an evaluation at both ends.
+
+    `more` has keys that every row gets besides, such as `LEDGER`.
+    """
     folder.mkdir(parents=True)
     rows = []
     for i in range(n + 1):
@@ -134,7 +170,7 @@ def run_folder(
             for env in envs:
                 row |= {f"eval/{env}/pass@{k}{t}": 0.1 * k + i / 100 for k in (1, 4) for t in ("", "/T=1", "/T=0.3")}
                 row[f"eval/{env}/distinct_correct"] = 5.0 - i / 20
-        rows.append(row)
+        rows.append({**row, **(more or {})})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "config.yaml").write_text(CONFIG)
     sample = {"env": HOSTILE, "prompt": [{"role": "user", "content": HOSTILE}], "reply": HOSTILE, "reward": 1.0}

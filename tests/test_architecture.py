@@ -35,6 +35,12 @@ LIGHT = [
     "sinks",
     "charts",
     "summary",
+    "findings",
+    "checks_entropy",
+    "checks_control",
+    "checks_outcome",
+    "diagnosis",
+    "story",
 ]
 
 

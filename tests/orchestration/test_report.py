@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from builders import run_folder
+from builders import LEDGER, run_folder
 
 from orchestration.report import write_report
 from orchestration.summary import summarise
@@ -22,6 +22,7 @@ class Page(html.parser.HTMLParser):
         self.attributes: list[tuple[str, str | None]] = []
         self.open: list[str] = []
         self.text = ""
+        self.pieces: list[str] = []  # the text of each element, in order
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -39,6 +40,10 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        self.pieces.append(data)
+
+    def places(self, *pieces: str) -> list[int]:
+        return [self.pieces.index(piece) for piece in pieces]
 
 
 def report(out: Path, *runs: Path) -> Page:
@@ -86,6 +91,68 @@ def test_every_section_is_there(tmp_path: Path) -> None:
     for numbers in (value for name, value in page.attributes if name in ("d", "cx", "cy", "x1", "points")):
         assert "nan" not in (numbers or "")
     assert page.tags.count("circle") > 80
+
+
+def test_a_single_run_is_a_story_in_chapters(tmp_path: Path) -> None:
+    page = report(tmp_path, run_folder(tmp_path / "run", target=0.9, end=0.4, envs=("a", "b"), more=LEDGER))
+    # Each chapter with its charts, in reading order, and what stands behind the story after it.
+    order = (
+        *("The story of the run", "1. What entropy did", "Exact entropy", "Entropy of correct and failed replies"),
+        *("2. Why", "Predicted change of entropy, summed", "Change of entropy, predicted and realised"),
+        *("3. What control did", "Predicted change, with and without control", "Entropy knob"),
+        *("4. What it cost, what it kept", "Reward", "pass@k over training", "Distinct correct solutions a prompt"),
+        *("Distinct replies a prompt, in training", "5. Can the numbers be trusted", "Quantiles of the log-prob gap"),
+        *("Effective sample size", "The entropy ledger", "Tokens the knob touches", "Withheld by clipping, summed"),
+        *("Covariance of advantage and log-prob", "Entropy by place in the reply", "Entropy by environment"),
+        *("Trainer and engine", "Quantiles of the ratio of new to old probability"),
+    )
+    assert page.places(*order) == sorted(page.places(*order))
+    # Environments have charts of their own, with equal titles.
+    common = page.pieces[: page.pieces.index("Environment: a")]
+    assert [common.count(heading) for heading in order] == [1] * len(order)
+    assert "REPO had no authority: 0.2\xa0%" in page.text
+    assert page.pieces.count("Warning.") >= 3  # off target, no authority, phantom clipping
+
+
+def test_several_runs_have_a_diagnosis_each(tmp_path: Path) -> None:
+    one = run_folder(tmp_path / "one", target=0.9, end=0.4, more=LEDGER)
+    page = report(tmp_path, one, run_folder(tmp_path / "two", target=0.5))
+    assert "The story of the run" not in page.text
+    story = page.pieces[page.pieces.index("The diagnosis") :]
+    first, second = story.index("one"), story.index("two")
+    assert first < second
+    said = "".join(story[first:second])
+    assert "REPO had no authority" in said
+    assert "phantom clipping" in said
+    assert "Mean reward" not in said
+    assert "authority" not in "".join(story[second : story.index("Exact entropy")])
+
+
+def test_names_in_the_diagnosis_are_escaped(tmp_path: Path) -> None:
+    names = {"entropy/<u>": 0.2, "entropy/b": 0.9}
+    page = report(tmp_path, run_folder(tmp_path / "run", more=names))
+    assert "from 0.20 nats per token in <u> to 0.90 in b." in page.text
+    assert "u" not in page.tags
+
+
+def test_charts_of_the_wider_ledger_name_what_they_show(tmp_path: Path) -> None:
+    one = run_folder(tmp_path / "one", more=LEDGER | {"entropy/controlled": 0.7})
+    single, several = report(tmp_path, one), report(tmp_path, one, run_folder(tmp_path / "two"))
+    for shown in ("under control", "correct replies", "first token", "clipped from above", "50 %", "99.9 %", "0.1 %"):
+        assert shown in single.pieces, shown
+    for shown in ("one, under control", "one, correct replies", "one, clipped from below", "one, 99.9 %"):
+        assert shown in several.pieces, shown
+    assert "one, 50 %" not in several.pieces  # side by side only the tails
+    same = run_folder(tmp_path / "same", more=LEDGER | {"entropy/controlled": 1.0, "entropy/exact": 1.0})
+    assert "under control" not in report(tmp_path, same).pieces
+
+
+def test_a_run_without_a_ledger_has_only_the_chapters_it_has_numbers_for(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    rows = [f'{{"iteration": {i}, "reward/mean": 0.5}}' for i in range(9)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    page = report(tmp_path, tmp_path / "run")
+    assert [piece for piece in page.pieces if re.match(r"\d\. ", piece)] == ["4. What it cost, what it kept"]
 
 
 def test_environments_are_shown_one_by_one_where_there_are_several(tmp_path: Path) -> None:

@@ -52,6 +52,20 @@ def test_the_summary_follows_its_definitions(tmp_path: Path) -> None:
     assert s.reward_end == pytest.approx(0.58)
 
 
+def test_off_target_is_what_the_controller_observes_while_it_controls(tmp_path: Path) -> None:
+    seen = summarise(run_folder(tmp_path / "seen", end=0.5, target=1.0, more={"entropy/controlled": 0.9}))
+    assert seen.target_rms_last_third == pytest.approx(0.1)
+    assert math.isnan(seen.released)
+    run = load_run(run_folder(tmp_path / "run", n=40, end=0.6, target=1.0))
+    for row in run.rows[10:]:
+        row["entropy/released"] = 1.0
+    let_go = summary_of(run)
+    late = [0.01 * i for i in (6, 7, 8, 9)]  # the last third of the 10 rows before the release
+    assert let_go.target_rms_last_third == pytest.approx(math.sqrt(sum(v * v for v in late) / len(late)))
+    assert let_go.released == 10.0
+    assert "in the last third before its release it was" in sentences(let_go)
+
+
 def test_sentences_say_what_the_numbers_say() -> None:
     s = RunSummary("x", 300, entropy_start=1.21, entropy_end=0.45, entropy_change=0.45 / 1.21 - 1)
     assert sentences(s) == "Exact entropy fell 63\xa0% from 1.21 to 0.45 nats per token in 300 iterations."
