@@ -293,7 +293,7 @@ class Ledger:
             metrics["entropy/successful"] = correct.entropy
         if failed[0]:
             metrics["entropy/failed"] = failed[1] / failed[0]
-        metrics |= {f"entropy/{name}": p.entropy / p.tokens if p.tokens else math.nan for name, p in parts.items()}
+        metrics |= {f"entropy/{name}": p.entropy / p.tokens for name, p in parts.items() if p.tokens}
         if not math.isnan(s["entropy"]):
             x, y = s["predicted"], entropy - s["entropy"]
             metrics["entropy/realised_dh"] = y

@@ -30,6 +30,10 @@
 | story.py      | what a report shows in which order: chapters of a run, sections of charts                         |
 | charts.py     | which numbers of the runs go into which picture of a report                                       |
 | plots.py      | pictures as SVG text                                                                              |
+| alarms.py     | pure: what a person should hear once while a run goes on                                          |
+| grid.py       | a laboratory's grid: YAML to the configurations of its runs                                       |
+| lab.py        | `isentrope lab`: the runs of a grid on warm actors, in lanes                                      |
+| grids/        | YAML files that load_grid finds by name                                                           |
 | errors.py     | exceptions and their exit codes                                                                   |
 | recipes/      | YAML files that load_config finds by name                                                         |
 """

@@ -66,6 +66,19 @@ def train(
 
 
 @app.command()
+def lab(
+    grid: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped grid.")],
+    runs: Annotated[Path, typer.Option(help="Where the lab's folder goes.")] = Path("runs"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run everything again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run.")] = False,
+) -> None:
+    """Run a grid of methods x settings x seeds; called again, it goes on where it stopped."""
+    from orchestration.lab import run
+
+    run(grid, runs, overwrite=overwrite, dry_run=dry_run)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; default: report.html in the first run.")] = None,

@@ -15,6 +15,7 @@ from envs.types import Group, Status, Trajectory
 from learner.advantages import ADVANTAGES
 from learner.batching import Cut, build_batches, no_signal, trajectory_advantages
 from learner.checkpoint import Checkpoints
+from orchestration.alarms import Alarms
 from orchestration.buffer import Buffer
 from orchestration.config import RunConfig
 from orchestration.curriculum import Mixture
@@ -67,7 +68,7 @@ class Run:
         """Until run.iterations, or Stopped after a checkpoint."""
         config, every = self.config, self.config.evaluation.every
         last = config.run.iterations
-        buffer = Buffer(capacity=config.batch.prompts, max_staleness=0)
+        buffer, alarms = Buffer(capacity=config.batch.prompts, max_staleness=0), Alarms(config.entropy.kind)
         probe = [p for _, p in self.mixture.held_out("eval", 1) or self.mixture.held_out("train", 1)]
         await self.cluster.probe([self.rollouts.render(p) for p in probe])
         if self.iteration == 0 and config.evaluation.prompts:
@@ -117,6 +118,8 @@ class Run:
             if config.evaluation.prompts and (iteration == last or (every and iteration % every == 0)):
                 evals, row["time/eval"] = await timed(self.stop.interrupts(self._evaluate()))
                 row |= evals or {}
+            for alarm in alarms.look(row):
+                self.sink.event(alarm)
             self.sink.sample(samples(iteration, trajectories, config.run.samples_per_iteration))
             await self._report(row)
             if self.stop.number is not None:
