@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,19 @@ HOSTILE = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>\x1b[2J\
 
 
 def run_folder(
-    folder: Path, n: int = 40, *, end: float = 0.5, target: float | None = None, envs: tuple[str, ...] = ("a",)
+    folder: Path,
+    n: int = 40,
+    *,
+    end: float = 0.5,
+    target: float | None = None,
+    envs: tuple[str, ...] = ("a",),
+    config: str = CONFIG,
+    more: Callable[[int], dict[str, float]] = lambda iteration: {},
 ) -> Path:
-    """A run whose entropy moves from 1 to `end` on a straight line, with an evaluation at both ends."""
+    """A run whose entropy moves from 1 to `end` on a straight line, with an evaluation at both ends.
+
+    `more` gives, for an iteration, values that are added to its row or replace those in it.
+    """
     folder.mkdir(parents=True)
     rows = []
     for i in range(n + 1):
@@ -124,9 +134,9 @@ def run_folder(
             for env in envs:
                 row |= {f"eval/{env}/pass@{k}{t}": 0.1 * k + i / 100 for k in (1, 4) for t in ("", "/T=1", "/T=0.3")}
                 row[f"eval/{env}/distinct_correct"] = 5.0 - i / 20
-        rows.append(row)
+        rows.append(row | more(i))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.yaml").write_text(CONFIG)
+    (folder / "config.yaml").write_text(config)
     sample = {"env": HOSTILE, "prompt": [{"role": "user", "content": HOSTILE}], "reply": HOSTILE, "reward": 1.0}
     lines = [json.dumps(sample | {"iteration": i, "status": HOSTILE}) for i in (0, n // 2, n)]
     (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
