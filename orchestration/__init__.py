@@ -24,6 +24,7 @@
 | report.py      | one self-contained report.html from run folders                                                  |
 | charts.py      | which numbers of the runs go into which picture of a report                                      |
 | plots.py       | pictures as SVG text                                                                             |
+| points.py      | points with error bars, and names that do not cover one another                                  |
 | lab_figures.py | the figures of one run of a lab                                                                  |
 | lab_results.py | arms x seeds: mean and spread of every figure, the table of them                                 |
 | lab_compare.py | which differences the seeds support, who is on the Pareto front                                  |

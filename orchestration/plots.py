@@ -441,6 +441,10 @@ svg.chart{display:block;width:100%;height:auto;margin-top:6px;overflow:visible}
 .chart .dashed{stroke-dasharray:6 5;stroke-linecap:butt}.chart .dotted{stroke-dasharray:1.5 4;stroke-width:1.6}
 .chart .faint{stroke:var(--c);stroke-width:1;opacity:.32}
 .chart .band{fill:var(--c);opacity:.13}.chart .area{fill:var(--c);opacity:.82}
+.chart .ring{fill:var(--card);stroke:var(--c);stroke-width:2}
+.chart .bar{stroke:var(--c);stroke-width:1.2;opacity:.45}.chart .lead{stroke:var(--soft);stroke-width:.8;opacity:.6}
+.chart .who{fill:var(--ink);paint-order:stroke;stroke:var(--card);stroke-width:3px;stroke-linejoin:round}
+.chart .front{font-weight:700}
 .chart .dot{fill:var(--c)}.chart .cloud{fill:var(--c);opacity:.45}
 .chart .cross{stroke:var(--soft);opacity:0}
 .note{margin:4px 0 2px;font-size:12px;color:var(--soft)}

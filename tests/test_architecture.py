@@ -34,6 +34,7 @@ LIGHT = [
     "live",
     "metrics",
     "plots",
+    "points",
     "report",
     "sinks",
     "charts",
