@@ -28,6 +28,9 @@
 | lab_figures.py | the figures of one run of a lab                                                                  |
 | lab_results.py | arms x seeds: mean and spread of every figure, the table of them                                 |
 | lab_compare.py | which differences the seeds support, who is on the Pareto front                                  |
+| lab_story.py   | what a lab found, in sentences                                                                   |
+| lab_charts.py  | the pictures of a lab: mean and spread over seeds, small multiples                               |
+| lab_report.py  | one self-contained page from all the runs of a lab                                               |
 | errors.py      | exceptions and their exit codes                                                                  |
 | recipes/       | YAML files that load_config finds by name                                                        |
 """
