@@ -1,39 +1,46 @@
 """The conductor: from a configuration to a finished run.
 
-| file          | what                                                                                              |
-|---------------|---------------------------------------------------------------------------------------------------|
-| cli.py        | the commands; each imports what it needs when it runs                                             |
-| __main__.py   | `python -m orchestration`                                                                         |
-| demo.py       | `isentrope demo`                                                                                  |
-| play.py       | `isentrope play`: one prompt by hand                                                              |
-| warmstart.py  | `isentrope init-model`                                                                            |
-| train.py      | a run from its configuration to its exit                                                          |
-| config.py     | RunConfig: recipes and overrides, strict, every mistake one sentence                              |
-| placement.py  | pure: what a run asks for, whether the cluster has it                                             |
-| launch.py     | from a configuration to running actors, and back to none                                          |
-| loop.py       | the data flow of a run                                                                            |
-| rollouts.py   | many rollouts at once: prompts to groups                                                          |
-| buffer.py     | finished groups, bounded, each with the age it may reach                                          |
-| curriculum.py | which prompt comes next                                                                           |
-| evaluation.py | pass@1, pass@k, distinct solutions, at several temperatures                                       |
-| estimators.py | pure: pass@k, means, a fitted line                                                                |
-| metrics.py    | the table of metric names                                                                         |
-| sinks.py      | where a run's numbers go                                                                          |
-| live.py       | the dashboard in the terminal                                                                     |
-| summary.py    | a run folder in memory, and its summary in numbers and words                                      |
-| diagnosis.py  | what a run's numbers say about its entropy, in sentences                                          |
-| checks_entropy.py | the sentences on what entropy did, and why                                                    |
-| checks_control.py | the sentences on what control did                                                             |
-| checks_outcome.py | the sentences on what it cost, and on whether the numbers can be trusted                      |
-| findings.py   | what such a sentence is, and the readings they share                                              |
-| report.py     | one self-contained report.html from run folders                                                   |
-| story.py      | what a report shows in which order: chapters of a run, sections of charts                         |
-| charts.py     | which numbers of the runs go into which picture of a report                                       |
-| plots.py      | pictures as SVG text                                                                              |
-| alarms.py     | pure: what a person should hear once while a run goes on                                          |
-| grid.py       | a laboratory's grid: YAML to the configurations of its runs                                       |
-| lab.py        | `isentrope lab`: the runs of a grid on warm actors, in lanes                                      |
-| grids/        | YAML files that load_grid finds by name                                                           |
-| errors.py     | exceptions and their exit codes                                                                   |
-| recipes/      | YAML files that load_config finds by name                                                         |
+| file              | what                                                                                            |
+|-------------------|-------------------------------------------------------------------------------------------------|
+| cli.py            | the commands; each imports what it needs when it runs                                           |
+| __main__.py       | `python -m orchestration`                                                                       |
+| demo.py           | `isentrope demo`                                                                                |
+| play.py           | `isentrope play`: one prompt by hand                                                            |
+| warmstart.py      | `isentrope init-model`                                                                          |
+| train.py          | a run from its configuration to its exit                                                        |
+| config.py         | RunConfig: recipes and overrides, strict, every mistake one sentence                            |
+| placement.py      | pure: what a run asks for, whether the cluster has it                                           |
+| launch.py         | from a configuration to running actors, and back to none                                        |
+| loop.py           | the data flow of a run                                                                          |
+| rollouts.py       | many rollouts at once: prompts to groups                                                        |
+| buffer.py         | finished groups, bounded, each with the age it may reach                                        |
+| curriculum.py     | which prompt comes next                                                                         |
+| evaluation.py     | pass@1, pass@k, distinct solutions, at several temperatures                                     |
+| estimators.py     | pure: pass@k, means, a fitted line                                                              |
+| metrics.py        | the table of metric names                                                                       |
+| alarms.py         | pure: what a person should hear once while a run goes on                                        |
+| sinks.py          | where a run's numbers go                                                                        |
+| live.py           | the dashboard in the terminal                                                                   |
+| summary.py        | a run folder in memory, and its summary in numbers and words                                    |
+| findings.py       | what such a sentence is, and the readings they share                                            |
+| checks_entropy.py | the sentences on what entropy did, and why                                                      |
+| checks_control.py | the sentences on what control did                                                               |
+| checks_outcome.py | the sentences on what it cost, and on whether the numbers can be trusted                        |
+| diagnosis.py      | what a run's numbers say about its entropy, in sentences                                        |
+| report.py         | one self-contained report.html from run folders                                                 |
+| story.py          | what a report shows in which order: chapters of a run, sections of charts                       |
+| charts.py         | which numbers of the runs go into which picture of a report                                     |
+| plots.py          | pictures as SVG text                                                                            |
+| points.py         | points with error bars, and names that do not cover one another                                 |
+| grid.py           | a laboratory's grid: YAML to the configurations of its runs                                     |
+| lab.py            | `isentrope lab`: the runs of a grid on warm actors, in lanes                                    |
+| lab_figures.py    | the figures of one run of a lab                                                                 |
+| lab_results.py    | arms x seeds: mean and spread of every figure, the table of them                                |
+| lab_compare.py    | which differences the seeds support, who is on the Pareto front                                 |
+| lab_story.py      | what a lab found, in sentences                                                                  |
+| lab_charts.py     | the pictures of a lab: mean and spread over seeds, small multiples                              |
+| lab_report.py     | one self-contained page from all the runs of a lab                                              |
+| errors.py         | exceptions and their exit codes                                                                 |
+| recipes/          | YAML files that load_config finds by name                                                       |
+| grids/            | YAML files that load_grid finds by name                                                         |
 """

@@ -25,7 +25,9 @@ class Alarms:
         off = math.isfinite(error) and abs(error) > OFF_TARGET
         now = {
             "spent": off and row.get("entropy/saturated", 0.0) > 0.0,
-            "idle": off and touched < NO_AUTHORITY and self.method not in ("clip_cov", "kl_cov"),  # few tokens by design
+            "idle": off
+            and touched < NO_AUTHORITY
+            and self.method not in ("clip_cov", "kl_cov"),  # few tokens by design
         }
         said = []
         for name, holds in now.items():
@@ -39,7 +41,11 @@ class Alarms:
         side = "under" if error > 0 else "over"
         where = f"entropy has been {abs(error):.0%} {side} its target"
         if name == "spent":
-            bound = "raise entropy.controller.high" if error > 0 else "lower entropy.controller.low or allow a negative knob"
+            bound = (
+                "raise entropy.controller.high"
+                if error > 0
+                else "lower entropy.controller.low or allow a negative knob"
+            )
             return (
                 f"the knob of {self.method} is spent: it stands at its bound {row['entropy/knob']:.3g} and {where} for "
                 f"{PATIENCE} iterations: {bound}"

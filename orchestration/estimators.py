@@ -7,6 +7,7 @@
 | `distinct_correct`  | number of different correct solutions among the replies to one prompt       |
 | `finite`            | the finite values, which the others below take                              |
 | `mean`, `rms`       | mean and root mean square                                                   |
+| `std`               | sample standard deviation                                                   |
 | `fit_line`          | slope, intercept and correlation of y on x                                  |
 """
 
@@ -69,6 +70,15 @@ def rms(values: Iterable[float]) -> float:
     """Root mean square of the finite values; NaN when there is none."""
     kept = finite(values)
     return math.sqrt(math.fsum(value * value for value in kept) / len(kept)) if kept else math.nan
+
+
+def std(values: Iterable[float]) -> float:
+    """Sample standard deviation (divisor n - 1) of the finite values; NaN with fewer than two."""
+    kept = finite(values)
+    if len(kept) < 2:
+        return math.nan
+    centre = mean(kept)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in kept) / (len(kept) - 1))
 
 
 class Line(NamedTuple):

@@ -88,7 +88,9 @@ def load_grid(path: str) -> Grid:
 
 def notes(grid: Grid) -> dict[str, str]:
     """Arm (with its setting) -> what it is."""
-    return {arm_name(a, s): str((values or {}).get("note", "")) for a, values in grid.arms.items() for s in grid.settings}
+    return {
+        arm_name(a, s): str((values or {}).get("note", "")) for a, values in grid.arms.items() for s in grid.settings
+    }
 
 
 def arm_name(arm: str, setting: str) -> str:

@@ -93,9 +93,7 @@ def run(path: str, runs: Path, *, overwrite: bool = False, dry_run: bool = False
         report = publish(grid, root, progress, console)
     if progress.failed:
         names = "; ".join(f"{name} ({reason})" for name, reason in progress.failed.items())
-        raise LabError(
-            f"{len(progress.failed)} of {progress.total} runs failed, the others are in {report}: {names}"
-        )
+        raise LabError(f"{len(progress.failed)} of {progress.total} runs failed, the others are in {report}: {names}")
     return report
 
 

@@ -14,6 +14,7 @@ from html import escape
 WIDTH, HEIGHT = 540, 250  # drawing units; the page scales the picture to its column
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 36  # margins around the plotting area
 PALETTE = 8
+NEUTRAL = -1  # the colour of what is shown for reference beside the things compared
 MAX_POINTS = 400  # more than a column has pixels: longer series are thinned, see `_thin`
 
 
@@ -34,6 +35,11 @@ class Series:
     legend: bool = True
 
 
+def shade(colour: int) -> str:
+    """The CSS class of a colour; the palette starts again after its last one."""
+    return "cn" if colour < 0 else f"c{colour % PALETTE}"
+
+
 TINY = 1e-300  # nothing smaller has a place of its own: its steps would have no logarithm
 
 
@@ -52,6 +58,30 @@ class Axis:
             return math.nan
         low, high, at = (math.log(v) if self.log else v for v in (self.low, self.high, value))
         return start + (at - low) / (high - low) * (end - start)
+
+
+@dataclass(frozen=True, slots=True)
+class Pane:
+    """Where a picture draws: its two axes and its size in drawing units."""
+
+    across: Axis
+    up: Axis
+    width: float = WIDTH
+    height: float = HEIGHT
+
+    @property
+    def right(self) -> float:
+        return self.width - RIGHT
+
+    @property
+    def base(self) -> float:
+        return self.height - BOTTOM
+
+    def x(self, value: float) -> float:
+        return self.across.place(value, LEFT, self.right)
+
+    def y(self, value: float) -> float:
+        return self.up.place(value, self.base, TOP)
 
 
 # ---------------------------------------------------------------- numbers
@@ -176,18 +206,28 @@ def line_chart(
     log_y: bool = False,
     zero: bool = False,
     x_ticks: Sequence[float] = (),
+    up: Axis | None = None,
+    size: tuple[float, float] = (WIDTH, HEIGHT),
 ) -> str:
-    """Lines over x, each with an optional band; empty text when no series has a finite point."""
+    """Lines over x, each with an optional band; empty text when no series has a finite point.
+
+    `up` is the vertical axis, where several pictures are to share one; `size` is width and height in drawing units.
+    """
     series = [_thin(s) for s in series if any(map(math.isfinite, s.y))]
     if not series:
         return ""
     across = axis([v for s in series for v in s.x], log=log_x, pad=0.0)
     if x_ticks:
         across = Axis(across.low, across.high, tuple(x_ticks), across.log)
-    up = axis([v for s in series for values in (s.y, s.low, s.high) for v in values], log=log_y, zero=zero)
-    marks = "".join(_band(s, across, up) for s in series if s.low and s.high)
-    marks += "".join(_line(s, across, up) for s in series)
-    return _figure(title, note, _frame(across, up, x_label, y_label) + marks, series, across, up, "x")
+    pane = Pane(across, up or axis(values_of(series), log=log_y, zero=zero), *size)
+    marks = "".join(_band(s, pane) for s in series if s.low and s.high)
+    marks += "".join(line_mark(s, pane) for s in series)
+    return figure(title, note, frame(pane, x_label, y_label) + marks, series, pane, "x")
+
+
+def values_of(series: Sequence[Series]) -> list[float]:
+    """Every height that the series reach, bands included: what a vertical axis has to show."""
+    return [v for s in series for values in (s.y, s.low, s.high) for v in values]
 
 
 def scatter_chart(
@@ -209,18 +249,28 @@ def scatter_chart(
         return ""
     across = axis(_trimmed([v for s in series if s.style == "points" for v in s.x] or [0.0, 1.0], trim))
     up = axis(_trimmed([v for s in series if s.style == "points" for v in s.y] or [0.0, 1.0], trim))
-    zeros = "".join(
+    pane = Pane(across, up)
+    marks = zero_lines(pane) + "".join(_points(s, pane) if s.style == "points" else line_mark(s, pane) for s in series)
+    return figure(title, note, frame(pane, x_label, y_label, True) + clipped(pane, marks), series, pane, "point")
+
+
+def zero_lines(pane: Pane) -> str:
+    """Where x and y are zero, if that is inside the picture."""
+    return "".join(
         f'<line class="zero" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
         for x1, x2, y1, y2 in (
-            (LEFT, WIDTH - RIGHT, up.place(0.0, HEIGHT - BOTTOM, TOP), up.place(0.0, HEIGHT - BOTTOM, TOP)),
-            (across.place(0.0, LEFT, WIDTH - RIGHT), across.place(0.0, LEFT, WIDTH - RIGHT), TOP, HEIGHT - BOTTOM),
+            (LEFT, pane.right, pane.y(0.0), pane.y(0.0)),
+            (pane.x(0.0), pane.x(0.0), TOP, pane.base),
         )
-        if LEFT <= x1 <= WIDTH - RIGHT and TOP <= y1 <= HEIGHT - BOTTOM
+        if LEFT <= x1 <= pane.right and TOP <= y1 <= pane.base
     )
-    marks = "".join(_points(s, across, up) if s.style == "points" else _line(s, across, up) for s in series)
-    clipped = f'<svg x="{LEFT}" y="{TOP}" width="{WIDTH - RIGHT - LEFT}" height="{HEIGHT - TOP - BOTTOM}" '
-    clipped += f'viewBox="{LEFT} {TOP} {WIDTH - RIGHT - LEFT} {HEIGHT - TOP - BOTTOM}">{zeros}{marks}</svg>'
-    return _figure(title, note, _frame(across, up, x_label, y_label, True) + clipped, series, across, up, "point")
+
+
+def clipped(pane: Pane, marks: str) -> str:
+    """The marks, cut off at the edges of the plotting area."""
+    wide, high = pane.right - LEFT, pane.base - TOP
+    box = f'x="{LEFT}" y="{TOP}" width="{wide}" height="{high}" viewBox="{LEFT} {TOP} {wide} {high}"'
+    return f"<svg {box}>{marks}</svg>"
 
 
 def stacked_chart(
@@ -236,10 +286,10 @@ def stacked_chart(
         top = [f + (v if math.isfinite(v) else 0.0) for f, v in zip(floor, layer.y, strict=True)]
         areas.append(Series(layer.name, layer.x, top, layer.colour, "area", tuple(floor), tuple(top)))
         floor = top
-    across, up = axis(layers[0].x, pad=0.0), axis(floor, zero=True)
-    marks = "".join(_band(_thin(area), across, up, "area") for area in reversed(areas))
+    pane = Pane(axis(layers[0].x, pad=0.0), axis(floor, zero=True))
+    marks = "".join(_band(_thin(area), pane, "area") for area in reversed(areas))
     # The tooltip shows what each layer is, the picture shows where it ends.
-    return _figure(title, note, _frame(across, up, x_label, y_label) + marks, layers, across, up, "x")
+    return figure(title, note, frame(pane, x_label, y_label) + marks, layers, pane, "x")
 
 
 def _trimmed(values: Sequence[float], share: float) -> list[float]:
@@ -248,27 +298,25 @@ def _trimmed(values: Sequence[float], share: float) -> list[float]:
     return ordered[cut : len(ordered) - cut] or ordered
 
 
-def _frame(across: Axis, up: Axis, x_label: str, y_label: str, inner: bool = False) -> str:
+def frame(pane: Pane, x_label: str, y_label: str, inner: bool = False) -> str:
     """Grid lines, tick labels and axis names."""
     parts = []
+    across, up = pane.across, pane.up
     large = max(map(abs, up.ticks), default=0.0) >= 1e-3  # then the small ones are written out like it
     for tick in up.ticks:
         words = f"{tick:.4g}" if large and abs(tick) < 1e-3 and not up.log else label(tick)
-        y = up.place(tick, HEIGHT - BOTTOM, TOP)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        y = pane.y(tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{pane.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{words}</text>')
     for tick in across.ticks:
-        x = across.place(tick, LEFT, WIDTH - RIGHT)
+        x = pane.x(tick)
         if inner:
-            parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{label(tick)}</text>'
-        )
+            parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{pane.base}"/>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{pane.base + 15}" text-anchor="middle">{label(tick)}</text>')
     if not inner:
-        base = HEIGHT - BOTTOM
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
-    middle, centre = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text class="name" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{pane.right}" y1="{pane.base}" y2="{pane.base}"/>')
+    middle, centre = (LEFT + pane.right) / 2, (TOP + pane.base) / 2
+    parts.append(f'<text class="name" x="{middle}" y="{pane.height - 4}" text-anchor="middle">{escape(x_label)}</text>')
     if y_label:
         turn = f"translate(6 {centre}) rotate(-90)"
         parts.append(f'<text class="name" transform="{turn}" text-anchor="middle">{escape(y_label)}</text>')
@@ -286,12 +334,11 @@ def _runs(points: Sequence[tuple[float, ...]]) -> list[list[tuple[float, ...]]]:
     return [run for run in runs if run]
 
 
-def _line(s: Series, across: Axis, up: Axis) -> str:
-    xs = [across.place(v, LEFT, WIDTH - RIGHT) for v in s.x]
-    ys = [up.place(v, HEIGHT - BOTTOM, TOP) for v in s.y]
+def line_mark(s: Series, pane: Pane) -> str:
+    xs, ys = [pane.x(v) for v in s.x], [pane.y(v) for v in s.y]
     runs = _runs(list(zip(xs, ys, strict=True)))
     path = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in run) for run in runs if len(run) > 1)
-    parts = [f'<path class="{s.style} c{s.colour % PALETTE}" d="{path}"/>'] if path else []
+    parts = [f'<path class="{s.style} {shade(s.colour)}" d="{path}"/>'] if path else []
     # A point on its own has no length: without a dot it would be invisible. Short series get dots throughout.
     dots = [
         p
@@ -299,51 +346,49 @@ def _line(s: Series, across: Axis, up: Axis) -> str:
         if len(run) == 1 or (len(xs) <= 12 and s.legend and s.style in ("line", "dashed"))
         for p in run
     ]
-    parts += [f'<circle class="dot c{s.colour % PALETTE}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in dots]
+    parts += [f'<circle class="dot {shade(s.colour)}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in dots]
     return "".join(parts)
 
 
-def _points(s: Series, across: Axis, up: Axis) -> str:
-    places = [
-        (across.place(x, LEFT, WIDTH - RIGHT), up.place(y, HEIGHT - BOTTOM, TOP)) for x, y in zip(s.x, s.y, strict=True)
-    ]
+def _points(s: Series, pane: Pane) -> str:
+    places = [(pane.x(x), pane.y(y)) for x, y in zip(s.x, s.y, strict=True)]
     # A handful of points are findings, hundreds are a cloud.
     kind, radius = ("dot", 4.5) if len(places) <= 12 else ("cloud", 2.8)
     return "".join(
-        f'<circle class="{kind} c{s.colour % PALETTE}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
+        f'<circle class="{kind} {shade(s.colour)}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
         for x, y in places
         if math.isfinite(x) and math.isfinite(y)
     )
 
 
-def _band(s: Series, across: Axis, up: Axis, kind: str = "band") -> str:
-    points = [
-        (across.place(x, LEFT, WIDTH - RIGHT), up.place(a, HEIGHT - BOTTOM, TOP), up.place(b, HEIGHT - BOTTOM, TOP))
-        for x, a, b in zip(s.x, s.low, s.high, strict=True)
-    ]
+def _band(s: Series, pane: Pane, kind: str = "band") -> str:
+    points = [(pane.x(x), pane.y(a), pane.y(b)) for x, a, b in zip(s.x, s.low, s.high, strict=True)]
     path = ""
     for run in _runs(points):
         there = "L".join(f"{x:.1f} {high:.1f}" for x, _, high in run)
         back = "L".join(f"{x:.1f} {low:.1f}" for x, low, _ in reversed(run))
         path += f"M{there}L{back}Z"
-    return f'<path class="{kind} c{s.colour % PALETTE}" d="{path}"/>'
+    return f'<path class="{kind} {shade(s.colour)}" d="{path}"/>'
 
 
-def _figure(title: str, note: str, body: str, series: Sequence[Series], across: Axis, up: Axis, hover: str) -> str:
+def figure(
+    title: str, note: str, body: str, series: Sequence[Series], pane: Pane, hover: str, legend: bool = True
+) -> str:
     """The picture with its title, its legend and the data its tooltip needs."""
-    named = [s for s in series if s.legend and s.name]
+    named = [s for s in series if s.legend and s.name] if legend else []
     keys = "".join(
-        f'<span class="key"><i class="{s.style} c{s.colour % PALETTE}"></i>{escape(s.name)}</span>' for s in named
+        f'<span class="key"><i class="{s.style} {shade(s.colour)}"></i>{escape(s.name)}</span>' for s in named
     )
     # A page about a single run hides a legend of one entry (`.single` on its body): the title says it already.
-    legend = f'<div class="legend{"" if len(named) > 1 else " one"}">{keys}</div>' if named else ""
+    keyed = f'<div class="legend{"" if len(named) > 1 else " one"}">{keys}</div>' if named else ""
     data = {
         "hover": hover,
-        "x": [across.low, across.high, across.log],
-        "y": [up.low, up.high, up.log],
-        "box": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM],
+        "x": [pane.across.low, pane.across.high, pane.across.log],
+        "y": [pane.up.low, pane.up.high, pane.up.log],
+        "width": pane.width,
+        "box": [LEFT, pane.right, TOP, pane.base],
         "series": [
-            {"name": s.name, "c": s.colour % PALETTE, "x": _short(s.x), "y": _short(s.y)}
+            {"name": s.name, "c": shade(s.colour), "x": _short(s.x), "y": _short(s.y)}
             for s in map(_thin, series)
             if s.legend and (hover == "x" or s.style == "points")
         ],
@@ -352,8 +397,8 @@ def _figure(title: str, note: str, body: str, series: Sequence[Series], across: 
     packed = escape(json.dumps(data, separators=(",", ":")))
     return (
         f'<figure data-chart="{packed}"><figcaption>{escape(title)}</figcaption>'
-        f'{legend}<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
-        f'{body}<line class="cross" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/></svg>{aside}</figure>'
+        f'{keyed}<svg class="chart" viewBox="0 0 {pane.width} {pane.height}" role="img" aria-label="{escape(title)}">'
+        f'{body}<line class="cross" y1="{TOP}" y2="{pane.base}"/></svg>{aside}</figure>'
     )
 
 
@@ -375,6 +420,7 @@ STYLE = (
     "@media (prefers-color-scheme:dark){:root{--bg:#14171a;--card:#1c2024;--ink:#e7eaed;--soft:#98a2ad;--line:#2e343a;"
     f"--grid:#292e33;{_colours(_DARK)}}}}}"
     + "".join(f".c{i}{{--c:var(--c{i})}}" for i in range(PALETTE))
+    + ".cn{--c:var(--soft)}"
     + """
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px 10px;
  min-width:0;position:relative}
@@ -395,6 +441,10 @@ svg.chart{display:block;width:100%;height:auto;margin-top:6px;overflow:visible}
 .chart .dashed{stroke-dasharray:6 5;stroke-linecap:butt}.chart .dotted{stroke-dasharray:1.5 4;stroke-width:1.6}
 .chart .faint{stroke:var(--c);stroke-width:1;opacity:.32}
 .chart .band{fill:var(--c);opacity:.13}.chart .area{fill:var(--c);opacity:.82}
+.chart .ring{fill:var(--card);stroke:var(--c);stroke-width:2}
+.chart .bar{stroke:var(--c);stroke-width:1.2;opacity:.45}.chart .lead{stroke:var(--soft);stroke-width:.8;opacity:.6}
+.chart .who{fill:var(--ink);paint-order:stroke;stroke:var(--card);stroke-width:3px;stroke-linejoin:round}
+.chart .front{font-weight:700}
 .chart .dot{fill:var(--c)}.chart .cloud{fill:var(--c);opacity:.45}
 .chart .cross{stroke:var(--soft);opacity:0}
 .note{margin:4px 0 2px;font-size:12px;color:var(--soft)}
@@ -418,13 +468,13 @@ document.querySelectorAll('figure[data-chart]').forEach(function (figure) {
   function say(v) { return v === null ? '\\u2013' : String(Number(v.toPrecision(4))); }
   function row(c, text) {
     var line = document.createElement('div');
-    if (c !== null) { var dot = document.createElement('i'); dot.className = 'c' + c; line.appendChild(dot); }
+    if (c !== null) { var dot = document.createElement('i'); dot.className = c; line.appendChild(dot); }
     line.appendChild(document.createTextNode(text)); tip.appendChild(line);
   }
   function hide() { tip.hidden = true; cross.style.opacity = 0; }
   svg.addEventListener('pointerleave', hide);
   svg.addEventListener('pointermove', function (event) {
-    var area = svg.getBoundingClientRect(), home = figure.getBoundingClientRect(), scale = area.width / %WIDTH%;
+    var area = svg.getBoundingClientRect(), home = figure.getBoundingClientRect(), scale = area.width / data.width;
     var mx = (event.clientX - area.left) / scale, my = (event.clientY - area.top) / scale, best = null;
     data.series.forEach(function (s) {
       s.x.forEach(function (x, i) {
@@ -450,4 +500,4 @@ document.querySelectorAll('figure[data-chart]').forEach(function (figure) {
     tip.style.top = (area.top - home.top + 14) + 'px';
   });
 });
-""".replace("%WIDTH%", str(WIDTH))
+"""

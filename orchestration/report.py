@@ -92,7 +92,7 @@ def _summary_table(summaries: Sequence[RunSummary]) -> str:
         + "</tr>"
         for colour, s in enumerate(summaries)
     )
-    return _table("summary", f"<tr><th>run</th>{heads}</tr>", body)
+    return table("summary", f"<tr><th>run</th>{heads}</tr>", body)
 
 
 def _envs(runs: Sequence[RunData]) -> list[str]:
@@ -114,10 +114,11 @@ def _env_table(runs: Sequence[RunData], k: int) -> str:
                 who = f"{dot}{escape(env)}{aside}" if len(runs) > 1 else escape(env)
                 body += f"<tr><th>{who}</th>{''.join(f'<td>{escape(cell(s, k))}</td>' for _, cell in columns)}</tr>"
     heads = "".join(f"<th>{escape(title)}</th>" for title, _ in columns)
-    return _table("summary", f"<tr><th>environment</th>{heads}</tr>", body)
+    return table("summary", f"<tr><th>environment</th>{heads}</tr>", body)
 
 
-def _table(kind: str, head: str, body: str) -> str:
+def table(kind: str, head: str, body: str) -> str:
+    """A table of rows that are markup already, scrolling sideways where the page is narrow."""
     return f'<div class="wide"><table class="{kind}"><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
@@ -130,11 +131,16 @@ def _untrusted(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     if len(text) > REPLY_LIMIT:
         text = f"{text[:REPLY_LIMIT]} … ({len(text) - REPLY_LIMIT:,} more characters)"
-    return _visible(text)
+    return visible(text)
 
 
-def _visible(text: str) -> str:
-    return escape(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text))
+def visible(text: str) -> str:
+    """Any text, escaped, with what a reader could not see made visible."""
+    return escape(clean(text))
+
+
+def clean(text: str) -> str:
+    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _samples(run: RunData) -> str:
@@ -157,7 +163,7 @@ def _samples(run: RunData) -> str:
                 f'<td><span class="{verdict}">{shown}</span>{aside}</td></tr>'
             )
     head = "<tr><th>iteration</th><th>env</th><th>prompt</th><th>reply</th><th>reward</th></tr>"
-    return f"<h3>{escape(run.name)}</h3>" + _table("samples", head, "".join(rows))
+    return f"<h3>{escape(run.name)}</h3>" + table("samples", head, "".join(rows))
 
 
 def render(runs: Sequence[RunData]) -> str:
@@ -189,17 +195,26 @@ def render(runs: Sequence[RunData]) -> str:
     for run in runs:
         if run.config_text:
             summary = f"<summary>Configuration of {escape(run.name)}</summary>"
-            parts.append(f"<details>{summary}<pre>{_visible(run.config_text)}</pre></details>")
+            parts.append(f"<details>{summary}<pre>{visible(run.config_text)}</pre></details>")
+    head = f"{lead}{_chips(runs)}"
+    body = f"{_summary_table(summaries)}{_env_table(runs, k)}{''.join(parts)}"
+    return page("Isentrope report", title, head, body, kind="single" if len(runs) == 1 else "several")
+
+
+def page(what: str, title: str, head: str, body: str, *, kind: str = "several", style: str = "") -> str:
+    """The shell of every page: `head` stands under the title, `body` after it, both markup that is escaped already.
+
+    `kind` is the class of the body: a "single" page hides a legend of one entry. `style` is CSS for this page alone.
+    """
     digest = base64.b64encode(hashlib.sha256(plots.SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{plots.STYLE}{PAGE_STYLE}</style></head>"
-        f'<body class="{"single" if len(runs) == 1 else "several"}"><main>'
-        f'<header><p class="kind">Isentrope report</p><h1>{escape(title)}</h1>{lead}{_chips(runs)}</header>'
-        f"{_summary_table(summaries)}{_env_table(runs, k)}{''.join(parts)}</main><script>{plots.SCRIPT}</script></body></html>\n"
+        f"<title>{visible(title)}</title><style>{plots.STYLE}{PAGE_STYLE}{style}</style></head>"
+        f'<body class="{kind}"><main><header><p class="kind">{escape(what)}</p><h1>{visible(title)}</h1>{head}</header>'
+        f"{body}</main><script>{plots.SCRIPT}</script></body></html>\n"
     )
 
 
@@ -210,9 +225,9 @@ def write_report(runs: list[Path], out: Path) -> Path:
     """
     if not runs:
         raise ValueError("A report needs at least one run folder.")
-    page = render([load_run(run) for run in runs])
+    text = render([load_run(run) for run in runs])
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    out.write_text(text, encoding="utf-8")
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +150,12 @@ def run_folder(
     end: float = 0.5,
     target: float | None = None,
     envs: tuple[str, ...] = ("a",),
-    more: Mapping[str, float] | None = None,
+    config: str = CONFIG,
+    more: Mapping[str, float] | Callable[[int], Mapping[str, float]] | None = None,
 ) -> Path:
     """A run whose entropy moves from 1 to `end` on a straight line, with an evaluation at both ends.
 
-    `more` has keys that every row gets besides, such as `LEDGER`.
+    `more`: values that are added to every row or replace those in it, such as `LEDGER`; or what gives them for an iteration.
     """
     folder.mkdir(parents=True)
     rows = []
@@ -170,9 +171,9 @@ def run_folder(
             for env in envs:
                 row |= {f"eval/{env}/pass@{k}{t}": 0.1 * k + i / 100 for k in (1, 4) for t in ("", "/T=1", "/T=0.3")}
                 row[f"eval/{env}/distinct_correct"] = 5.0 - i / 20
-        rows.append({**row, **(more or {})})
+        rows.append({**row, **((more(i) if callable(more) else more) or {})})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.yaml").write_text(CONFIG)
+    (folder / "config.yaml").write_text(config)
     sample = {"env": HOSTILE, "prompt": [{"role": "user", "content": HOSTILE}], "reply": HOSTILE, "reward": 1.0}
     lines = [json.dumps(sample | {"iteration": i, "status": HOSTILE}) for i in (0, n // 2, n)]
     (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")

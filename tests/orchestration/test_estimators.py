@@ -16,6 +16,7 @@ from orchestration.estimators import (
     mean_pass_at_k,
     pass_at_k,
     rms,
+    std,
 )
 
 
@@ -55,14 +56,15 @@ def test_distinct_correct_counts_solutions_once_and_only_correct_ones() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
-def test_mean_and_rms_follow_the_statistics_module(values: list[float]) -> None:
+def test_mean_std_and_rms_follow_the_statistics_module(values: list[float]) -> None:
     holes = [math.nan, *values, math.inf]
     assert mean(holes) == pytest.approx(statistics.fmean(values), abs=1e-6)
+    assert std(holes) == pytest.approx(statistics.stdev(values), rel=1e-6, abs=1e-6)
     assert rms(holes) == pytest.approx(math.sqrt(statistics.fmean(v * v for v in values)), rel=1e-6, abs=1e-6)
 
 
 def test_nothing_has_no_mean() -> None:
-    assert all(map(math.isnan, (mean([]), rms([math.nan]), mean_pass_at_k([], 1))))
+    assert all(map(math.isnan, (mean([]), rms([math.nan]), mean_pass_at_k([], 1), std([]), std([1.0, math.nan]))))
 
 
 PAIRS = st.lists(st.tuples(st.integers(-1000, 1000), st.integers(-1000, 1000)), min_size=3, max_size=40)
