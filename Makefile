@@ -9,6 +9,9 @@ READY := $(VENV)/ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -qq --no-deps --no-compile -r $(LOCK)
 export HF_HUB_OFFLINE ?= 1
+# Bytecode is written at first import, whatever the shell says: a run has six processes or more, and each would otherwise compile
+# torch, transformers and vLLM anew, 10 to 20 s of a core every time.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install demo test check format lock clean
 

@@ -42,8 +42,8 @@ class Grid(Section):
     seeds: list[int] = Field(default=[0], min_length=1)
     lanes: int = Field(default=1, ge=1)
     warm_start: dict[str, Any] | None = None
-    overrides: dict[str, Any] = {}
-    settings: dict[str, dict[str, Any]] = Field(default={"": {}}, min_length=1)
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"": {}}, min_length=1)
     arms: dict[str, dict[str, Any] | None] = Field(min_length=1)
 
     @model_validator(mode="after")

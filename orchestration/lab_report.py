@@ -88,7 +88,7 @@ def _line(text: str) -> str:
 
 def _render(title: str, results: Mapping[str, Any], tracks: Sequence[Tracks], folders: _Folders) -> str:
     head = "".join(
-        f'<p class="story">{f"<b>{escape(subject)}.</b> " if subject else ""}{escape(text)}</p>'
+        f'<p class="lead">{f"<b>{escape(subject)}.</b> " if subject else ""}{escape(text)}</p>'
         for subject, text in story(results)
     )
     parts = [_table(results), _failures(results)]

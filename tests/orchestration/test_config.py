@@ -159,7 +159,7 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
             [
                 "entropy.method adapo acts on the clip range",
                 "surrogate policy_gradient does not have",
-                "use surrogate ppo",
+                "use surrogate cispo, gspo, ppo",
             ],
         ),
         (
@@ -177,6 +177,30 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
         (
             {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "doubling", "start": 1.0}}},
             ["the knob starts at 1, outside its bounds [0.0001, 0.05]"],
+        ),
+        (
+            {"entropy": {"method": {"kind": "adapo"}, "controller": {"kind": "isentropic"}}},
+            ["isentropic controller needs a method whose effect is linear in its knob"],
+        ),
+        (
+            {"entropy": {"method": {"kind": "kl_cov"}}},
+            ["kl_cov", "learner.updates x epochs = 1", "take several updates a batch"],
+        ),
+        (
+            {"objective": {"surrogate": "policy_gradient"}, "learner": {"updates": 2, "epochs": 2}},
+            ["policy_gradient is on-policy", "updates x epochs = 4"],
+        ),
+        ({"objective": {"surrogate": "gspo"}}, ["gspo clips a reply as a whole", "use aggregation sequence"]),
+        ({"objective": {"importance": {"kind": "truncated", "floor": 0.5}}}, ["floor (0.5) belongs to kind masked"]),
+        ({"objective": {"importance": {"kind": "masked", "floor": 3.0}}}, ["floor (3) has to be under cap (2)"]),
+        ({"entropy": {"environments": {"a": {"nats": 1.0}}}}, ["method is none", "leave entropy.environments out"]),
+        (
+            {"entropy": {"method": {"kind": "clip_cov"}, "environments": {"a": {"nats": 1.0}}}},
+            ["1 targets of their own", "clip_cov takes its statistics over the whole batch"],
+        ),
+        (
+            {"entropy": {"method": {"kind": "clip_cov", "low": 9.0}}},
+            ["clip_cov: low (9) is above high (5): give low <= high"],
         ),
         ({"generators": {"gpus": 0.5}, "learner": {"gpus": 1}}, ["generators.gpus is 0.5"]),
         ({"generators": {"gpus": 1}, "learner": {"gpus": 2}}, ["learner.gpus is 2"]),
@@ -286,11 +310,16 @@ METHODS: list[dict[str, Any]] = [
     {"kind": "repo_d"},
     {"kind": "clip_higher"},
     {"kind": "adapo"},
+    {"kind": "clip_cov", "low": 0.5},
+    {"kind": "kl_cov", "share": 0.004},
 ]
 CONTROLLERS: list[dict[str, Any]] = [
     {"kind": "fixed", "value": 0.025},
     {"kind": "doubling", "low": 0.0125, "high": 0.05, "start": 0.02, "allow_negative": False},
     {"kind": "proportional", "gain": 0.3, "start": 0.03, "low": 0.02},
+    {"kind": "additive", "step": 0.002, "gated": True, "dead_band": 0.05},
+    {"kind": "pi", "integral": 0.5, "max_change": 0.01},
+    {"kind": "isentropic", "gain": 0.5},
 ]
 
 
@@ -305,8 +334,14 @@ def test_a_configuration_survives_yaml(method: dict[str, Any], controller: dict[
     if method["kind"] == "none" and controller["kind"] != "fixed":
         assert "no knob to steer" in message(entropy={"method": method, "controller": controller})
         return
-    entropy = {"method": method, "controller": controller, "target": {"fraction": 0.7, "average_over": 2}}
-    config = validate(config_data(entropy=entropy, learner={"lr": 1e-5, "betas": [0.9, 0.99]}))
+    schedule = [[1, 1.0], [50, 0.25]]
+    target = {"fraction": 0.7, "average_over": 2, "over": "successful", "schedule": schedule, "release_at": 80}
+    entropy = {"method": method, "controller": controller, "target": target}
+    learner = {"lr": 1e-5, "betas": [0.9, 0.99], "updates": 2}
+    if controller["kind"] == "isentropic" and method["kind"] not in ("bonus", "repo_r", "repo_d"):
+        assert "linear in its knob" in message(entropy=entropy, learner=learner)
+        return
+    config = validate(config_data(entropy=entropy, learner=learner))
     again = validate(yaml.safe_load(config.to_yaml()))
     assert again == config
     assert again.entropy.method.model_dump().items() >= method.items()
