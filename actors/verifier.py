@@ -17,6 +17,7 @@ from envs.base import Environment, Session
 from envs.sandbox import Sandbox, SandboxError, SandboxTimeout
 from envs.types import Message, Observation, Prompt, Status, Verdict
 
+MAX_TOGETHER = 64
 MAX_SESSIONS = 100_000  # kept by one subprocess; beyond it the oldest is dropped and, if asked for again, replayed
 
 
@@ -47,27 +48,46 @@ class Verifier:
         self._timeout_s = timeout_s
         self._sandbox = Sandbox()
         self._configured: int | None = None  # process id of the subprocess that has the environments
+        self._together = MAX_TOGETHER  # replies judged in one call
 
     def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
         """One answer a request, in order. Never raises for what an environment does."""
-        return [self._judge(r) for r in requests]
+        answers: list[Observation | Verdict] = []
+        while len(answers) < len(requests):
+            answers += self._judge_together(requests[len(answers) : len(answers) + self._together])
+        return answers
+
+    def _judge_together(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
+        """Several replies in one call, as long as that takes no longer than one reply may: a call costs more than most
+        verdicts. Where it does take longer, or ends the subprocess, they are judged again, each by itself."""
+        if len(requests) > 1:
+            try:
+                found = self._call("_answers", [[asdict(r) for r in requests]])
+            except SandboxError:
+                self._together = 1
+            else:
+                self._together = min(MAX_TOGETHER, 2 * self._together)
+                return [_read(answer) for answer in found]
+        answer = self._judge(requests[0])
+        if isinstance(answer, Observation) or answer.status in (Status.OK, Status.TRUNCATED):
+            self._together = min(MAX_TOGETHER, 2 * self._together)
+        return [answer]
 
     def _judge(self, request: JudgeRequest) -> Observation | Verdict:
         try:
-            if self._configured is None or self._configured != self._sandbox.pid:
-                self._sandbox.call("actors.verifier:_configure", [self._specs], 600.0)
-                self._configured = self._sandbox.pid
-            answer = self._sandbox.call("actors.verifier:_answer", [asdict(request)], self._timeout_s)
+            return _read(self._call("_answers", [[asdict(request)]])[0])
         except SandboxTimeout:
             return Verdict(
                 0.0, status=Status.TIMEOUT, detail=f"no verdict within verifiers.timeout_s = {self._timeout_s:g} s"
             )
         except SandboxError as error:
             return Verdict(0.0, status=Status.ERROR, detail=str(error))
-        if answer["observation"] is not None:
-            return Observation(tuple(Message(**m) for m in answer["observation"]))
-        verdict = Verdict(**answer["verdict"])
-        return replace(verdict, status=Status(verdict.status))
+
+    def _call(self, function: str, arguments: list[Any]) -> Any:
+        if self._configured is None or self._configured != self._sandbox.pid:
+            self._sandbox.call("actors.verifier:_configure", [self._specs], 600.0)
+            self._configured = self._sandbox.pid
+        return self._sandbox.call(f"actors.verifier:{function}", arguments, self._timeout_s)
 
     def configure(self, specs: Sequence[EnvSpec]) -> None:
         """Other environments from now on; sessions under way are forgotten."""
@@ -76,6 +96,15 @@ class Verifier:
 
     def close(self) -> None:
         self._sandbox.close()
+
+
+def _read(answer: dict[str, Any]) -> Observation | Verdict:
+    if "error" in answer:
+        return Verdict(0.0, status=Status.ERROR, detail=answer["error"])
+    if answer["observation"] is not None:
+        return Observation(tuple(Message(**m) for m in answer["observation"]))
+    verdict = Verdict(**answer["verdict"])
+    return replace(verdict, status=Status(verdict.status))
 
 
 # --- inside the subprocess ---------------------------------------------------------------------------------------------
@@ -87,6 +116,16 @@ _sessions: dict[str, tuple[Session, int]] = {}  # session id -> (session, replie
 def _configure(specs: list[dict[str, Any]]) -> None:
     _environments[:] = [catalog.load(s["name"], s["params"], seed=s["seed"]) for s in specs]
     _sessions.clear()
+
+
+def _answers(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    out = []
+    for request in requests:
+        try:
+            out.append(_answer(request))
+        except Exception as error:  # noqa: BLE001 - the environment's; it costs its own trajectory alone
+            out.append({"error": f"{type(error).__name__}: {error}"[:2000]})
+    return out
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:

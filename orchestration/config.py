@@ -195,6 +195,7 @@ class WeightsSection(Section):
 
 class EvaluationSection(Section):
     every: int = Field(default=0, ge=0)  # iterations; 0: only at the start and the end
+    start: bool = True  # before the first iteration; a laboratory's arms share their start, so one of them may do
     prompts: int = Field(default=64, ge=0)  # per environment; 0: no evaluation at all
     samples: int = Field(default=16, ge=1)
     temperatures: list[float] = Field(default=[1.0], min_length=1)

@@ -71,7 +71,7 @@ class Run:
         buffer, alarms = Buffer(capacity=config.batch.prompts, max_staleness=0), Alarms(config.entropy.kind)
         probe = [p for _, p in self.mixture.held_out("eval", 1) or self.mixture.held_out("train", 1)]
         await self.cluster.probe([self.rollouts.render(p) for p in probe])
-        if self.iteration == 0 and config.evaluation.prompts:
+        if self.iteration == 0 and config.evaluation.prompts and config.evaluation.start:
             before = await self.stop.interrupts(self._evaluate())
             if before is None:
                 await self._stopped()

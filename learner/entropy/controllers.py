@@ -262,24 +262,26 @@ class PI(_Base):
 class Isentropic(_Base):
     """The knob that makes the predicted change of entropy vanish, and feedback for what the prediction misses.
 
-        knob = M(-free) / M(slope) + unit * (gain * e + integral * sum(e)),    e = (target - H) / target
+        knob = M(-free) / M(slope) + unit * (gain * e + integral * sum(e within +-REACH)),    e = (target - H) / target
 
     The predicted dH of a batch is free + knob * slope (learner/ledger.py), so the first term holds entropy where it is, to first
     order; M is a running mean over iterations. `unit` is the root mean square of the advantages for knobs that are added to
     advantages, 1 for knobs that multiply them: the gains need no tuning to the scale of rewards. There is no range to tune
-    either: the bounds are +-`high`, in the same unit. The sum stops growing while the knob is at its bound.
+    either: the bounds are +-`high`, in the same unit. Nothing winds up on the way to a distant target: the sum takes no error
+    for larger than REACH and stops growing while the knob is at its bound.
     Needs a method whose effect is linear in the knob: repo_r, repo_d, bonus.
     """
 
     class Settings(base.Settings):
         kind: Literal["isentropic"]
-        gain: float = Field(default=0.3, ge=0)
-        integral: float = Field(default=0.02, ge=0)
+        gain: float = Field(default=3.0, ge=0)
+        integral: float = Field(default=0.15, ge=0)
         memory: float = Field(default=0.9, ge=0, lt=1)  # of the running means
         high: float = Field(default=5.0, gt=0)
         dead_band: float = Field(default=0.0, ge=0, lt=1)
 
     STATE = ("value", "free", "slope", "advantage", "weight", "sum")
+    REACH = 0.1
 
     def __init__(self, settings: Settings, knob: base.Knob) -> None:
         if not knob.linear:
@@ -320,7 +322,8 @@ class Isentropic(_Base):
         if self.idle(error):
             return
         held = -self.free / self.slope if self.slope > 0 else 0.0
-        wanted = held + unit * (s.gain * error + s.integral * (self.sum + error))
+        step = min(max(error, -self.REACH), self.REACH)
+        wanted = held + unit * (s.gain * error + s.integral * (self.sum + step))
         if self.lowest < wanted < self.knob.high or wanted * error < 0:  # not pushed further into its bound
-            self.sum += error
+            self.sum += step
         self.move(wanted)
