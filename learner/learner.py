@@ -52,6 +52,7 @@ class LearnerSettings:
     controller: KindSettings
     target: TargetSettings
     bucket_bytes: int
+    fp32_head: bool = False  # the LM head's product in float32
 
 
 class Learner:
@@ -64,6 +65,7 @@ class Learner:
             settings.model,
             attention=settings.attention,
             checkpointing=settings.gradient_checkpointing,
+            fp32_head=settings.fp32_head,
         )
         self.engine.attach(self.policy)
         self.steering = build(settings.method, settings.controller, settings.target)
@@ -89,7 +91,7 @@ class Learner:
         for update in batch.updates:
             lr = self._lr()
             norms.append(self._update(update, old, batch.temperature, lr, updated))
-            eta += lr
+            eta += lr if math.isfinite(norms[-1]) else 0.0  # a skipped step changes nothing
             self.steps += 1
         self._reduce(updated)
         loss = updated.sums["loss"]
@@ -106,9 +108,10 @@ class Learner:
             **policy_metrics(measured),
             **update_metrics(updated, len(batch.updates)),
             **self.steering.observe(row),
-            "lr": eta / len(batch.updates),
+            "lr": eta / max(1, len(finite)),
             "grad_norm": sum(finite) / len(finite) if finite else math.nan,
             "steps/skipped": float(len(norms) - len(finite)),
+            **({} if (scale := self.engine.loss_scale) is None else {"steps/loss_scale": scale}),
         }
 
     def _update(
@@ -138,9 +141,15 @@ class Learner:
             )
             self.engine.backward(terms.loss)
             tally_update(tally, terms.loss, terms.tokens, shaping.touched)
+        scale = self.engine.loss_scale
         norm = self.engine.step(lr)
-        if not math.isfinite(norm) and self.settings.engine.precision != "fp16":  # fp16 skips the step and goes on
-            raise NonFiniteError(f"the gradient norm is {norm} at optimiser step {self.steps + 1}: lower learner.lr")
+        if not math.isfinite(norm) and (
+            scale is None or scale <= 1
+        ):  # fp16 skips the step and goes on with a lower scale
+            last = "" if scale is None else f" even with a loss scale of {scale:g}"
+            raise NonFiniteError(
+                f"the gradient norm is {norm} at optimiser step {self.steps + 1}{last}: lower learner.lr"
+            )
         return norm
 
     def _shape_batch(self, update: Sequence[MicroBatch], old: dict[int, Tensor], temperature: float) -> list[Shaping]:
