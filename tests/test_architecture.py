@@ -31,6 +31,8 @@ LIGHT = [
     "live",
     "metrics",
     "plots",
+    "precision",
+    "probe",
     "report",
     "sinks",
     "charts",
