@@ -39,6 +39,7 @@ class VLLMSettings:
     """How to build the engine.
 
     model                   a Hugging Face folder; its weights are policy version `version`
+    fp32_head               the LM head's product in float32, as in the trainer
     max_model_len           tokens, prompt and reply together
     max_num_seqs            replies sampled at the same time
     kv_cache_bytes          memory for the KV cache; None takes `gpu_memory_utilization` of the GPU instead
@@ -49,6 +50,7 @@ class VLLMSettings:
 
     model: str
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
+    fp32_head: bool = False
     max_model_len: int = 2048
     max_num_seqs: int = 256
     kv_cache_bytes: int | None = None
@@ -416,6 +418,7 @@ def _build(settings: VLLMSettings) -> tuple[Any, int]:
         EngineArgs(
             model=settings.model,
             dtype=settings.dtype,
+            hf_overrides={"head_dtype": "float32"} if settings.fp32_head else {},
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             tensor_parallel_size=settings.tensor_parallel,

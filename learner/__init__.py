@@ -7,6 +7,7 @@ logprobs.py          pure: (hidden, head) -> log-prob and exact entropy, chunked
 objective.py         pure: THE loss and its scaling contract
 draws.py             pure: a random number that belongs to a token
 ledger.py            pure: entropy, exact and sampled, predicted and realised, over the global batch
+phantom.py           pure: what clipping would cut of a ratio that should be 1
 schedule.py          pure: the learning rate of a step
 entropy/             one entropy-control method a file, the controllers, and the dict of both
 policy.py            a Hugging Face causal LM as a module that returns token statistics

@@ -48,6 +48,21 @@ class EngineSettings:
     eps: float
     weight_decay: float
     grad_clip: float  # global norm; 0: off
+    loss_scale_power: int = 16  # fp16: the dynamic loss scale starts at 2 to this
+
+
+def untrainable(precision: Precision, cuda: bool) -> str | None:
+    """Why this device cannot train in `precision`; None if it can. Forward passes may work all the same."""
+    if not cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    accelerator: Any = deepspeed.get_accelerator()
+    if precision == "fp16" and not accelerator.is_fp16_supported():
+        return "this device has no fp16 arithmetic"
+    if precision == "bf16" and not accelerator.is_bf16_supported():
+        return "this device has no bf16 arithmetic"
+    return None
 
 
 class DeepSpeedEngine:
@@ -62,8 +77,10 @@ class DeepSpeedEngine:
             LOCAL_RANK="0",
             WORLD_SIZE=str(place.world_size),
         )
-        if not place.cuda:
-            os.environ["DS_ACCELERATOR"] = "cpu"
+        if reason := untrainable(settings.precision, place.cuda):
+            raise UnsupportedPrecision(
+                f"the trainer's precision is {settings.precision} and {reason}: set another precision"
+            )
         import deepspeed  # here: it probes the accelerator and the environment at import
         import deepspeed.ops
 
@@ -71,11 +88,6 @@ class DeepSpeedEngine:
         # process leaves held for ever. Gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-        accelerator: Any = deepspeed.get_accelerator()
-        if settings.precision == "fp16" and not accelerator.is_fp16_supported():
-            raise UnsupportedPrecision(
-                "learner.precision is fp16 and this device has no fp16 arithmetic: use bf16 or fp32"
-            )
         self._deepspeed = deepspeed
         self.place, self.settings = place, settings
         self.device = torch.device("cuda", 0) if place.cuda else torch.device("cpu")
@@ -99,16 +111,19 @@ class DeepSpeedEngine:
         engine: Any
         engine, *_ = self._deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())
         self.engine = engine
+        if (scaler := getattr(engine.optimizer, "loss_scaler", None)) is not None:
+            # ZeRO's scaler would end the process with a bare Exception; the learner has a sentence for an exhausted scale.
+            scaler.raise_error_at_min_scale = False
 
     def freeze(self, model: nn.Module) -> Any:
         """A second model beside the trained one, in its precision and on its device, for forward passes alone: the module to
         call. Under ZeRO-3 it is partitioned as well, and its forward is a collective."""
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        model.eval()
+        model.requires_grad_(False).eval()
         if self.settings.zero_stage < 3:
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.settings.precision, torch.float32)
-            return model.to(self.device, dtype)
+            for parameter in model.parameters():  # these alone, as DeepSpeed does: buffers keep their own precision
+                parameter.data = parameter.data.to(dtype)
+            return model.to(self.device)
         engine, *_ = self._deepspeed.initialize(model=model, config=self._config())
         return engine
 
@@ -127,7 +142,8 @@ class DeepSpeedEngine:
         if s.precision == "bf16":
             config["bf16"] = {"enabled": True}
         if s.precision == "fp16":
-            config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+            # loss_scale 0: dynamic. Halved after a step whose gradient overflowed, doubled after 1,000 that did not.
+            config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": s.loss_scale_power}
         return config
 
     def __call__(self, *inputs: Any) -> Any:
@@ -138,13 +154,23 @@ class DeepSpeedEngine:
         self.engine.set_gradient_accumulation_boundary(last)
 
     def backward(self, loss: Tensor) -> None:
-        self.engine.backward(loss * self.place.world_size)
+        scale = 1.0
+        if self.settings.zero_stage == 0 and self.loss_scale is not None:
+            # Without ZeRO, DeepSpeed divides fp16 gradients by the loss scale and leaves it to others to multiply the loss by it.
+            scale = self.loss_scale
+        self.engine.backward(loss * (self.place.world_size * scale))
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What fp16's next loss is multiplied by before backward; None in the other precisions."""
+        return float(self.engine.optimizer.loss_scale) if self.settings.precision == "fp16" else None
 
     def step(self, lr: float) -> float:
         """Take the optimiser step at learning rate `lr`; returns the global gradient norm before clipping.
 
         A step that fp16's loss scaler skipped returns nan: the gradient overflowed and the scale was lowered.
         """
+        scale = self.loss_scale or 1.0  # the step may change it
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         if self.settings.zero_stage == 0 and self.settings.precision == "fp32":
@@ -155,6 +181,8 @@ class DeepSpeedEngine:
         else:
             self.engine.step()
             norm = self.engine.get_global_grad_norm()
+            if norm is not None and self.settings.zero_stage == 0:
+                norm = norm / scale  # the optimiser without ZeRO reports the scaled gradient's norm
         return float(norm) if norm is not None and self.engine.was_step_applied() else math.nan
 
     def all_reduce(self, value: Tensor, op: Literal["sum", "max"]) -> Tensor:

@@ -55,6 +55,7 @@ class LearnerSettings:
     reference: str  # the model that a KL penalty, if there is one, is taken to
     seed: int
     bucket_bytes: int
+    fp32_head: bool = False  # the LM head's product in float32
 
 
 class Learner:
@@ -67,11 +68,14 @@ class Learner:
             settings.model,
             attention=settings.attention,
             checkpointing=settings.gradient_checkpointing,
+            fp32_head=settings.fp32_head,
         )
         self.engine.attach(self.policy)
         self.reference: Policy | None = None
         if settings.objective.kl:
-            self.reference = load_policy(settings.reference, attention=settings.attention, checkpointing=False)
+            self.reference = load_policy(
+                settings.reference, attention=settings.attention, checkpointing=False, fp32_head=settings.fp32_head
+            )
             self.frozen = self.engine.freeze(self.reference)
         self.steering = build(settings.method, settings.controller, settings.target, settings.environments)
         self.ledger = Ledger()
@@ -94,18 +98,18 @@ class Learner:
         row = self.ledger.row(seen, passes, batch.envs)
         steered = self.steering.observe(row)
 
-        lrs = [self._lr(self.steps + k) for k in range(len(batch.updates))]
         planned = Tally()
         for update in batch.updates[:passes]:
             mine = [fresh[id(m)] for m in update]
             for f, shaping in zip(mine, self._shape([f.stats for f in mine], batch.envs), strict=True):
                 tally_shaping(planned, f, shaping)
         self._reduce(planned)
-        predicted = self.ledger.predict(planned, row, sum(lrs))
 
-        updated, norms = Tally(), []
-        for update, lr in zip(batch.updates, lrs, strict=True):
+        updated, eta, norms = Tally(), 0.0, []
+        for update in batch.updates:
+            lr = self._lr()
             norms.append(self._update(update, fresh, batch, lr, updated))
+            eta += lr if math.isfinite(norms[-1]) else 0.0  # a skipped step changes nothing
             self.steps += 1
         self._reduce(updated)
         loss = updated.sums["loss"]
@@ -118,12 +122,13 @@ class Learner:
         return {
             **row.metrics,
             **self.ledger.metrics(),
-            **predicted,
+            **self.ledger.predict(planned, row, eta),
             **update_metrics(updated, len(batch.updates), corrected),
             **steered,
-            "lr": sum(lrs) / len(lrs),
+            "lr": eta / max(1, len(finite)),
             "grad_norm": sum(finite) / len(finite) if finite else math.nan,
             "steps/skipped": float(len(norms) - len(finite)),
+            **({} if (scale := self.engine.loss_scale) is None else {"steps/loss_scale": scale}),
         }
 
     def _update(
@@ -152,9 +157,15 @@ class Learner:
             terms = token_loss(logp, entropy, data, shaping, self.settings.objective)
             self.engine.backward(terms.loss)
             tally_update(tally, terms.loss, terms.tokens, stats, shaping, lr * f.weight)
+        scale = self.engine.loss_scale
         norm = self.engine.step(lr)
-        if not math.isfinite(norm) and self.settings.engine.precision != "fp16":  # fp16 skips the step and goes on
-            raise NonFiniteError(f"the gradient norm is {norm} at optimiser step {self.steps + 1}: lower learner.lr")
+        if not math.isfinite(norm) and (
+            scale is None or scale <= 1
+        ):  # fp16 skips the step and goes on with a lower scale
+            last = "" if scale is None else f" even with a loss scale of {scale:g}"
+            raise NonFiniteError(
+                f"the gradient norm is {norm} at optimiser step {self.steps + 1}{last}: lower learner.lr"
+            )
         return norm
 
     def _shape(self, mine: Sequence[TokenStats], envs: tuple[str, ...]) -> list[Shaping]:
@@ -221,10 +232,10 @@ class Learner:
         # A copy: arrays out of Ray's object store are read-only.
         return torch.tensor(array, device=self.engine.device)
 
-    def _lr(self, step: int) -> float:
+    def _lr(self) -> float:
         s = self.settings
         return learning_rate(
-            step, peak=s.engine.lr, shape=s.schedule, warmup=s.warmup, total=s.total_steps, floor=s.floor
+            self.steps, peak=s.engine.lr, shape=s.schedule, warmup=s.warmup, total=s.total_steps, floor=s.floor
         )
 
     def _reduce(self, tally: Tally) -> None:

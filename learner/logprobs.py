@@ -8,7 +8,8 @@ For logits z = cap(h W^T) / temperature of one position, with p = softmax(z), H 
     steepness = sum_b p_b^2 L_b^2    = |dH/dz|^2
 
 The [N, V] logits never exist at once, forward or backward: `chunk` rows do, and backward recomputes them.
-The product h W^T is taken in the weights' own precision, as the engine does; everything after it is float32.
+The product h W^T is taken in the weights' own precision, as the engine does, or in float32 with `fp32_head`, as the engine then
+does too; everything after it is float32. Gradients come back in the type of what they are the gradients of.
 """
 
 from __future__ import annotations
@@ -29,6 +30,13 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
     return z / temperature
 
 
+def _head(weight: Tensor, bias: Tensor | None, fp32_head: bool) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in the type the product is taken in: cast once for all chunks."""
+    if not fp32_head:
+        return weight, bias
+    return weight.float(), None if bias is None else bias.float()
+
+
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -40,10 +48,12 @@ class _TokenLogProbs(torch.autograd.Function):
         temperature: float,
         softcap: float | None,
         chunk: int,
+        fp32_head: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         parts = []
+        w, b = _head(weight, bias, fp32_head)
         for start in range(0, len(hidden), chunk):
-            z = _logits(hidden[start : start + chunk], weight, bias, temperature, softcap)
+            z = _logits(hidden[start : start + chunk].to(w.dtype), w, b, temperature, softcap)
             log_p = z.log_softmax(-1)
             p = log_p.exp()
             entropy = -(p * log_p).sum(-1)
@@ -59,7 +69,7 @@ class _TokenLogProbs(torch.autograd.Function):
         # forward and gathered again, into the same object, before backward.
         ctx.weight, ctx.bias = weight, bias
         ctx.save_for_backward(hidden, targets)
-        ctx.temperature, ctx.softcap, ctx.chunk = temperature, softcap, chunk
+        ctx.temperature, ctx.softcap, ctx.chunk, ctx.fp32_head = temperature, softcap, chunk, fp32_head
         ctx.mark_non_differentiable(kappa, steepness)
         return logp, entropy, kappa, steepness
 
@@ -68,13 +78,14 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_logp, grad_entropy, *_ = grads
         hidden, targets = ctx.saved_tensors
         weight, bias = ctx.weight, ctx.bias
+        w, b = _head(weight, bias, ctx.fp32_head)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=torch.float32, device=weight.device)
         for start in range(0, len(hidden), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
-            h = hidden[rows]
-            z = _logits(h, weight, bias, ctx.temperature, ctx.softcap)
+            h = hidden[rows].to(w.dtype)
+            z = _logits(h, w, b, ctx.temperature, ctx.softcap)
             log_p = z.log_softmax(-1)
             p = log_p.exp()
             entropy = -(p * log_p).sum(-1, keepdim=True)
@@ -82,8 +93,8 @@ class _TokenLogProbs(torch.autograd.Function):
             dz.scatter_add_(-1, targets[rows, None], grad_logp[rows, None])
             if ctx.softcap is not None:  # d cap*tanh(x/cap) = 1 - tanh^2
                 dz = dz * (1.0 - (z * ctx.temperature / ctx.softcap) ** 2)
-            dz = (dz / ctx.temperature).to(weight.dtype)
-            grad_hidden[rows] = dz @ weight
+            dz = (dz / ctx.temperature).to(w.dtype)
+            grad_hidden[rows] = dz @ w
             grad_weight += (dz.T @ h).float()
             if grad_bias is not None:
                 grad_bias += dz.float().sum(0)
@@ -91,7 +102,7 @@ class _TokenLogProbs(torch.autograd.Function):
             grad_hidden,
             grad_weight.to(weight.dtype),
             None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
-            *(None,) * 4,
+            *(None,) * 5,
         )
 
 
@@ -104,9 +115,13 @@ def token_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     chunk: int = DEFAULT_CHUNK,
+    fp32_head: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """hidden [N, D], weight [V, D], targets [N] -> (logp, entropy, kappa, steepness), each float32 [N], in nats.
 
-    Differentiable in hidden, weight and bias through logp and entropy. N may be 0.
+    Differentiable in hidden, weight and bias through logp and entropy. N may be 0. fp32_head: the head's product in float32,
+    whatever the types of hidden and weight; it costs a float32 copy of the weight while the chunks run.
     """
-    return _TokenLogProbs.apply(hidden, weight, bias, targets, temperature, softcap, chunk)  # type: ignore[return-value]
+    return _TokenLogProbs.apply(  # type: ignore[return-value]
+        hidden, weight, bias, targets, temperature, softcap, chunk, fp32_head
+    )

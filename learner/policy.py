@@ -15,11 +15,12 @@ from learner.logprobs import DEFAULT_CHUNK, token_logprobs
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_policy(path: str | Path, *, attention: str, checkpointing: bool) -> Policy:
+def load_policy(path: str | Path, *, attention: str, checkpointing: bool, fp32_head: bool = False) -> Policy:
     """Any HF folder or id, loaded in float32 on the CPU: the engine casts it to the training precision, moves
     (ZeRO-3: partitions) it to its device and keeps float32 masters, so no device ever holds all of it in float32.
 
     attention: an `attn_implementation` of transformers ("sdpa", "eager", "flash_attention_2").
+    fp32_head: whatever it is cast to later, the head's product is taken in float32.
     """
     config = AutoConfig.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(
@@ -31,7 +32,7 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool) -> Pol
             # transformers checkpoints a layer only while it trains; its parts stay as they are, hence without dropout.
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True
-    return Policy(model)
+    return Policy(model, fp32_head=fp32_head)
 
 
 class Policy(nn.Module):
@@ -41,10 +42,10 @@ class Policy(nn.Module):
     around the chunked log-probs; its plain forward, hidden -> logits, stays for everything else.
     """
 
-    def __init__(self, model: PreTrainedModel, chunk: int = DEFAULT_CHUNK) -> None:
+    def __init__(self, model: PreTrainedModel, chunk: int = DEFAULT_CHUNK, fp32_head: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.chunk = chunk
+        self.chunk, self.fp32_head = chunk, fp32_head
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ValueError(
@@ -72,6 +73,7 @@ class Policy(nn.Module):
             temperature=temperature,
             softcap=self.softcap,
             chunk=self.chunk,
+            fp32_head=self.fp32_head,
         )
 
     def forward(
@@ -84,6 +86,12 @@ class Policy(nn.Module):
         decoder = self.model.base_model
         hidden = decoder(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
         return self.head(hidden.flatten(0, 1)[predict], targets, temperature)
+
+    def cast(self, dtype: torch.dtype) -> Policy:
+        """As DeepSpeed casts it for training: the parameters alone. Module.to would round the rotary frequencies as well."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return self
 
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(Hugging Face name, parameter); a tied head appears once, under its embedding's name."""

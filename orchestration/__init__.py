@@ -7,6 +7,8 @@
 | demo.py           | `isentrope demo`                                                                                |
 | play.py           | `isentrope play`: one prompt by hand                                                            |
 | warmstart.py      | `isentrope init-model`                                                                          |
+| precision.py      | `isentrope precision`: engine against trainer in every precision                                |
+| probe.py          | its measurements: replies of an engine in each precision, scored by the trainer in each         |
 | train.py          | a run from its configuration to its exit                                                        |
 | config.py         | RunConfig: recipes and overrides, strict, every mistake one sentence                            |
 | placement.py      | pure: what a run asks for, whether the cluster has it                                           |

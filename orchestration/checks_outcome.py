@@ -87,8 +87,8 @@ def engine_gap(run: RunData) -> Finding | None:
     if not (outside > PHANTOM or rare > PHANTOM_RARE or (tail >= 99.0 and gap > PHANTOM_GAP)):
         return Finding("trust", "engines_agree", text)
     text += " Such tokens can be clipped or reweighted although the policy has not moved: phantom clipping."
-    precision, dtype = setting(run, "learner.precision"), setting(run, "generators.dtype")
-    used = f" The trainer computes in {precision}, the engine in {dtype}." if precision and dtype else ""
+    mode = setting(run, "precision.mode")
+    used = f" Trainer and engine run in {mode}." if mode else ""
     return Finding("trust", "phantom_clipping", text + used, "warning")
 
 

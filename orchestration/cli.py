@@ -133,6 +133,31 @@ def init_model(
     run(recipe, env or [], ctx.args, out, cache)
 
 
+@app.command(context_settings=OVERRIDES)
+def precision(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder or id.")],
+    env: Annotated[
+        str | None, typer.Option(help="Whose prompts to use; its parameters follow as name=value. Default: what fits.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 64,
+    replies: Annotated[int, typer.Option(min=1, help="Replies of each.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 32,
+    modes: Annotated[str | None, typer.Option(help="fp32,bf16,fp16,bf16-fp32head, or some of them.")] = None,
+    clip_low: Annotated[float, typer.Option(min=0, max=1, help="Clip range below 1.")] = 0.2,
+    clip_high: Annotated[float, typer.Option(min=0, help="Clip range above 1.")] = 0.2,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds an engine may take.")] = 600,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the numbers here, as JSON.")] = None,
+) -> None:
+    """Measure engine against trainer in every precision: ratios that should be 1, before any training."""
+    from orchestration.precision import run
+    from orchestration.probe import Options
+
+    options = Options(env, ctx.args, prompts, replies, max_tokens, modes, clip_low, clip_high, seed, limit)
+    run(model, options, out)
+
+
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="Seed of both arms.")] = 0,

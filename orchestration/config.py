@@ -22,6 +22,13 @@ from learner.entropy.target import TargetSettings
 from orchestration.errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"
+TrainerPrecision = Literal["fp32", "bf16", "fp16"]
+EngineDtype = Literal["float32", "bfloat16", "float16"]
+DTYPE_OF: dict[TrainerPrecision, EngineDtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+Mode = Literal["fp32", "bf16", "fp16", "bf16-fp32head"]
+# What a mode means for the trainer's and the engine's weights and arithmetic; bf16-fp32head is bf16 but for the LM head's product.
+BODY: dict[Mode, TrainerPrecision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "bf16-fp32head": "bf16"}
+SHORTHAND = {"precision": "mode"}  # sections that may be written as one value, and the key this value is
 
 
 class Section(BaseModel):
@@ -48,6 +55,17 @@ class ModelSection(Section):
         return str(Path(value).expanduser()) if value.startswith("~") else value
 
 
+class PrecisionSection(Section):
+    """One switch for trainer, LM head, log-softmax, engine and transfer. `precision: bf16` is short for {mode: bf16}.
+
+    Log-softmax and entropy are float32 in every mode. Weights travel in the trainer's type.
+    """
+
+    mode: Mode = "fp32"
+    allow_mixed: bool = False  # let learner.precision or generators.dtype be another than the mode's
+    loss_scale_power: int = Field(default=16, ge=0, le=32)  # fp16: the dynamic loss scale starts at 2 to this
+
+
 class EnvironmentSection(Section):
     name: str  # a built-in, or "module:Class"
     params: dict[str, Any] = {}
@@ -69,7 +87,7 @@ class SamplingSection(Section):
 class GeneratorSection(Section):
     count: int = Field(default=1, ge=1)
     tensor_parallel: int = Field(default=1, ge=1)
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: EngineDtype | None = None  # None: what `precision` says
     max_model_len: int = Field(ge=2)
     max_num_seqs: int = Field(default=256, ge=1)
     kv_cache_mb: int | None = Field(default=None, ge=1)  # None on CUDA: gpu_memory_utilization decides
@@ -90,7 +108,7 @@ class VerifierSection(Section):
 class LearnerSection(Section):
     ranks: int = Field(default=1, ge=1)
     zero_stage: int = Field(default=0, ge=0, le=3)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: TrainerPrecision | None = None  # None: what `precision` says
     lr: float = Field(gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
@@ -226,6 +244,7 @@ class ClusterSection(Section):
 class RunConfig(Section):
     run: RunSection
     model: ModelSection
+    precision: PrecisionSection = PrecisionSection()
     environments: list[EnvironmentSection] = Field(min_length=1)
     batch: BatchSection
     sampling: SamplingSection
@@ -238,6 +257,15 @@ class RunConfig(Section):
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     cluster: ClusterSection = ClusterSection()
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _mode_alone(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"mode": value}
+        if not isinstance(value, dict | PrecisionSection):
+            raise ValueError(f"{value!r} is neither a mode, one of {', '.join(BODY)}, nor a section {{mode: ...}}")
+        return value
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -297,12 +325,6 @@ class RunConfig(Section):
                 "entropy.method kl_cov is a penalty towards the policy at the start of the iteration, which the only step of "
                 "learner.updates x epochs = 1 starts from: it would do nothing; take several updates a batch"
             )
-        engine = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.learner.precision]
-        if engine != self.generators.dtype:
-            raise ValueError(
-                f"learner.precision {self.learner.precision} and generators.dtype {self.generators.dtype} differ: entropy and "
-                f"ratios would be measured in two precisions; set generators.dtype to {engine}"
-            )
         for section, gpus in (("generators", self.generators.gpus), ("learner", self.learner.gpus)):
             if gpus not in (0, 1):
                 raise ValueError(
@@ -315,6 +337,40 @@ class RunConfig(Section):
                 "them over NCCL from GPU to GPU or over gloo from CPU to CPU: give both 1 or both 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> Self:
+        switch, body = self.precision, BODY[self.precision.mode]
+        pairs = (
+            ("learner.precision", self.learner.precision, body),
+            ("generators.dtype", self.generators.dtype, DTYPE_OF[body]),
+        )
+        for key, given, meant in pairs:
+            if given not in (None, meant) and not switch.allow_mixed:
+                raise ValueError(
+                    f"{key} is {given} where precision {switch.mode} means {meant}: entropy and ratios would be measured in "
+                    f"two precisions; leave {key} out and set precision, or allow it with precision.allow_mixed=true"
+                )
+        return self
+
+    @property
+    def trainer_precision(self) -> TrainerPrecision:
+        """Of the trainer's weights and arithmetic; its optimiser always has float32 masters."""
+        return self.learner.precision or BODY[self.precision.mode]
+
+    @property
+    def engine_dtype(self) -> EngineDtype:
+        return self.generators.dtype or DTYPE_OF[BODY[self.precision.mode]]
+
+    @property
+    def fp32_head(self) -> bool:
+        """Trainer and engine take the product of hidden state and LM head in float32."""
+        return self.precision.mode == "bf16-fp32head"
+
+    @property
+    def exact(self) -> bool:
+        """Trainer and engine both compute in float32: their log-probs may differ by rounding alone."""
+        return (self.trainer_precision, self.engine_dtype) == ("fp32", "float32")
 
     @property
     def folder(self) -> Path:
@@ -418,9 +474,17 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def _put(data: dict[str, Any], key: str, value: Any) -> None:
-    """data[a][b] = value for key a.b; a number indexes a list. Unknown keys are left to validation, which names the nearest."""
+    """data[a][b] = value for key a.b; a number indexes a list. Unknown keys are left to validation, which names the nearest.
+
+    A section with a shorthand is one whichever way it is written: `precision=bf16` sets precision.mode and leaves the rest.
+    """
     at: Any = data
     parts = key.split(".")
+    if inner := SHORTHAND.get(parts[0]):
+        if isinstance(data.get(parts[0]), str):
+            data[parts[0]] = {inner: data[parts[0]]}
+        if len(parts) == 1 and isinstance(value, str):
+            parts.append(inner)
     for i, part in enumerate(parts):
         last = i == len(parts) - 1
         if isinstance(at, list):
@@ -482,18 +546,21 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 def check_world(config: RunConfig) -> None:
     """What only the disk and the catalog know: model folder, environments. Raises ConfigError; writes nothing."""
-    path = Path(config.model.path)
-    looks_local = (
-        path.is_absolute() or config.model.path.startswith((".", "~")) or path.parts[:1] in (("models",), ("runs",))
-    )
-    local = path.exists() or looks_local or config.model.path.count("/") > 1
-    if local and not (path / "config.json").is_file():
-        state = "has no config.json" if path.is_dir() else "does not exist"
-        raise ConfigError(
-            f"the model folder {path} {state}: give a Hugging Face folder, or make one with `isentrope init-model`"
-        )
+    check_model(config.model.path)
     for i, env in enumerate(config.environments):
         try:
             catalog.load(env.name, env.params, seed=config.run.seed)
         except (ValueError, OSError) as error:
             raise ConfigError(f"environments.{i} ({env.name}): {error}") from None
+
+
+def check_model(model: str) -> None:
+    """Raises ConfigError for what can only be a folder and is none with a model in it; a Hugging Face id passes."""
+    path = Path(model)
+    looks_local = path.is_absolute() or model.startswith((".", "~")) or path.parts[:1] in (("models",), ("runs",))
+    local = path.exists() or looks_local or model.count("/") > 1
+    if local and not (path / "config.json").is_file():
+        state = "has no config.json" if path.is_dir() else "does not exist"
+        raise ConfigError(
+            f"the model folder {path} {state}: give a Hugging Face folder, or make one with `isentrope init-model`"
+        )

@@ -83,6 +83,7 @@ def shape_of(config: RunConfig) -> dict[str, Any]:
         "model": config.model.model_dump(),
         "generators": config.generators.model_dump(),
         "verifiers": config.verifiers.model_dump(),
+        "precision": config.precision.model_dump(),
         "learner": (c.ranks, c.zero_stage, c.precision, c.cpus, c.gpus, c.threads, c.timeout_s),
         "weights": (config.weights.timeout_s,),
     }
@@ -213,7 +214,8 @@ class Cluster:
             kv = 256 * 2**20
         settings = {
             "model": model,
-            "dtype": g.dtype,
+            "dtype": self.config.engine_dtype,
+            "fp32_head": self.config.fp32_head,
             "max_model_len": g.max_model_len,
             "max_num_seqs": g.max_num_seqs,
             "kv_cache_bytes": kv,
@@ -354,7 +356,7 @@ class Cluster:
             gaps = [abs(a - b) for x, y in zip(trainer[0], scores, strict=True) for a, b in zip(x, y, strict=True)]
             worst = max(worst, (max(gaps, default=0.0), member.name))
             total, count = total + sum(gaps), count + len(gaps)
-        exact = self.config.learner.precision == "fp32"
+        exact = self.config.exact
         mean = total / max(1, count)
         what, found = ("one token", worst[0]) if exact else ("the mean token", mean)
         limit = self.config.weights.max_logprob_gap or (1e-3 if exact else 0.05)
@@ -374,7 +376,17 @@ def learner_settings(config: RunConfig, model: str, reference: str) -> LearnerSe
         attention=config.model.attention,
         gradient_checkpointing=c.gradient_checkpointing,
         threads=c.threads,
-        engine=EngineSettings(c.zero_stage, c.precision, c.lr, c.betas, c.eps, c.weight_decay, c.grad_clip),
+        engine=EngineSettings(
+            c.zero_stage,
+            config.trainer_precision,
+            c.lr,
+            c.betas,
+            c.eps,
+            c.weight_decay,
+            c.grad_clip,
+            config.precision.loss_scale_power,
+        ),
+        fp32_head=config.fp32_head,
         schedule=c.schedule,
         warmup=c.warmup_steps,
         total_steps=config.total_steps,

@@ -64,6 +64,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "ratio/ess": ("Effective sample size of those ratios, as a share of the tokens: 1 when all are equal", "share"),
     "loss": ("Objective that was minimised", ""),
     "steps/skipped": ("Optimiser steps skipped because an fp16 gradient overflowed", "steps"),
+    "steps/loss_scale": ("What the next fp16 loss is multiplied by before backward", ""),
     "grad_norm": ("Norm of the gradient before clipping", ""),
     "lr": ("Learning rate", ""),
     "kl/old": ("KL from the policy that wrote the replies", "nats/token"),

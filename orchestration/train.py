@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FIXED_ON_RESUME = (
     "learner.ranks",
     "learner.zero_stage",
+    "precision.mode",
     "learner.precision",
     "run.seed",
     "batch.prompts",
@@ -249,6 +250,8 @@ def _resume_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[dict[str
     except OSError as error:
         raise ConfigError(f"the run's own configuration cannot be read, so it cannot be resumed: {error}") from None
     now = json.loads(config.model_dump_json())
+    for data in (before, now):
+        _resolve_precision(data)
     for key in FIXED_ON_RESUME:
         section, name = key.split(".")
         if before[section][name] != now[section][name]:
@@ -256,6 +259,13 @@ def _resume_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[dict[str
                 f"{key} was {before[section][name]} and is now {now[section][name]}: a resumed run cannot change it"
             )
     return state, checkpoint
+
+
+def _resolve_precision(data: dict[str, Any]) -> None:
+    """learner.precision as it was used: left out, it follows the switch. A run older than the switch had it alone."""
+    learner = data["learner"]
+    switch = data.setdefault("precision", {"mode": learner["precision"]})
+    learner["precision"] = learner["precision"] or configuration.BODY[switch["mode"]]
 
 
 def _absolute(path: str) -> str:

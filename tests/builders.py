@@ -84,8 +84,16 @@ def make_stats(n: int, seed: int = 0, dtype: torch.dtype = torch.float64, envs: 
     old = logp + 0.2 * torch.randn(n, generator=generator, dtype=torch.float64)
     advantages = torch.randn(n, generator=generator, dtype=torch.float64).round(decimals=1)
     uniform = torch.rand(n, generator=generator, dtype=torch.float64)
-    floats = (logp, entropy, (p * pull).sum(-1), (pull * pull).sum(-1), old, advantages, uniform)
-    return TokenStats(*(x.to(dtype) for x in floats), torch.arange(n) % envs)
+    return TokenStats(
+        logp=logp.to(dtype),
+        entropy=entropy.to(dtype),
+        kappa=(p * pull).sum(-1).to(dtype),
+        steepness=(pull * pull).sum(-1).to(dtype),
+        old_logp=old.to(dtype),
+        advantages=advantages.to(dtype),
+        uniform=uniform.to(dtype),
+        env=torch.arange(n) % envs,
+    )
 
 
 def loss_data(stats: TokenStats, weight: Tensor | None = None, **more: Tensor) -> LossData:

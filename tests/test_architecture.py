@@ -40,6 +40,8 @@ LIGHT = [
     "metrics",
     "plots",
     "points",
+    "precision",
+    "probe",
     "report",
     "sinks",
     "charts",

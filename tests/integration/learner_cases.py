@@ -83,21 +83,26 @@ def batches(iteration: int, ranks: int, tokens: int, packing: bool, aggregation:
     )
 
 
-def settings(model: str, stage: int, precision: Any = "fp32", method: dict[str, Any] | None = None) -> Any:
+def settings(model: str, case: dict[str, Any]) -> Any:
+    """case: stage, and where they are not the usual: precision (a mode), method, loss_scale_power."""
     from learner.deepspeed_engine import EngineSettings
     from learner.entropy.build import CONTROLLERS, METHODS, parse
     from learner.entropy.target import TargetSettings
     from learner.learner import LearnerSettings
     from learner.objective import Objective
 
-    method = method or {"kind": "repo_r"}
+    method = case.get("method") or {"kind": "repo_r"}
+    precision: Any = case.get("precision", "fp32")
+    body: Any = precision.removesuffix("-fp32head")
+    power = case.get("loss_scale_power", 16)
     controller = {"kind": "fixed"} if method["kind"] == "none" else {"kind": "doubling", "start": 0.04}
     return LearnerSettings(
         model=model,
         attention="sdpa",
         gradient_checkpointing=False,
         threads=1,
-        engine=EngineSettings(stage, precision, LR, (0.9, 0.95), EPS, 0.01, GRAD_CLIP),
+        engine=EngineSettings(case["stage"], body, LR, (0.9, 0.95), EPS, 0.01, GRAD_CLIP, power),
+        fp32_head=precision != body,
         schedule="constant",
         warmup=0,
         total_steps=100,
@@ -118,10 +123,28 @@ def refusal(model: str, case: dict[str, Any], place: Any) -> str:
     from learner.learner import Learner
 
     try:
-        Learner(settings(model, case["stage"], case["precision"]), place)
+        Learner(settings(model, case), place)
     except UnsupportedPrecision as error:
         return str(error)
     return ""
+
+
+def allow_fp16() -> None:
+    """A CPU without fp16 arithmetic has torch's, slow and right: DeepSpeed's loss scaler can be tested with it."""
+    import deepspeed
+
+    accelerator: Any = deepspeed.get_accelerator()
+    accelerator.is_fp16_supported = lambda: True
+
+
+def exploding(batch: Any) -> Any:
+    """The same batch with advantages whose gradient is beyond fp16 whatever the loss scale."""
+    from dataclasses import replace
+
+    updates = tuple(
+        tuple(replace(m, advantages=m.advantages * np.float32(1e9)) for m in update) for update in batch.updates
+    )
+    return replace(batch, updates=updates)
 
 
 class Demeaned:
@@ -154,20 +177,28 @@ def rank_main(rank: int, world: int, port: int, model: str, cases: list[dict[str
     import torch
 
     from learner.deepspeed_engine import Placement
-    from learner.learner import Learner
+    from learner.learner import Learner, NonFiniteError
 
     place = Placement(rank, world, "127.0.0.1", port, False, 120.0)
     for case in cases:
-        if case.get("precision") == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        if case.get("refused"):
             (Path(out) / f"{case['name']}.refused").write_text(refusal(model, case, place))
             continue
-        learner = Learner(settings(model, case["stage"], case.get("precision", "fp32"), case.get("method")), place)
+        if case.get("precision") == "fp16":
+            allow_fp16()
+        learner = Learner(settings(case.get("model", model), case), place)
         wide = Demeaned() if case.get("batch_scope") else None
         if wide is not None:
             setattr(learner.steering, "method", wide)  # noqa: B010 - it has what the learner uses, not the whole protocol
         metrics = []
         for i in range(ITERATIONS):
             cut = batches(i, world, case["tokens"], case["packing"], case.get("aggregation", "token"))
+            if case.get("explodes"):
+                try:
+                    learner.train(exploding(cut[rank]))
+                except NonFiniteError as error:
+                    (Path(out) / f"{case['name']}.refused").write_text(str(error))
+                break
             metrics.append(learner.train(cut[rank]))
             if wide is not None:
                 metrics[-1]["batch_tokens"] = list(wide.seen)
@@ -176,7 +207,7 @@ def rank_main(rank: int, world: int, port: int, model: str, cases: list[dict[str
                 learner.save(folder / "hf", folder / "engine")
                 torch.distributed.barrier()  # the conductor waits for every rank's save before it goes on
                 state = json.loads(json.dumps(learner.state_dict()))
-                learner = Learner(settings(str(folder / "hf"), case["stage"], case.get("precision", "fp32")), place)
+                learner = Learner(settings(str(folder / "hf"), case), place)
                 learner.load(folder / "engine")
                 learner.load_state_dict(state)
         full = weights(learner)

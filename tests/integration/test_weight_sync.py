@@ -35,6 +35,27 @@ def test_log_probs_agree_after_every_update(
     assert max(worst.values()) <= cases.TOLERANCE
 
 
+@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen3", False), ("gemma2", True)])
+def test_an_fp32_head_takes_effect_on_both_sides(
+    child: ProcessPoolExecutor, tmp_path: Path, family: str, tied: bool
+) -> None:
+    """With silent layers, log-probs of engine and trainer are equal where the heads are alike, and only there."""
+    gaps = {}
+    for mode in ("bf16", "bf16-fp32head"):
+        work = child.submit(cases.updates_in_precision, str(tmp_path / mode), family, tied, mode)
+        gaps[mode] = work.result(300)
+        assert gaps[mode]["same"] < gaps[mode]["other head"], gaps
+        if (
+            mode == "bf16-fp32head" or family != "gemma2"
+        ):  # vLLM's soft cap is in the head's type, the trainer's in float32
+            assert gaps[mode]["same"] < 1e-6 < 1e-4 < gaps[mode]["other head"], gaps
+
+
+def test_a_mixed_pair_serves_the_rounded_weights(child: ProcessPoolExecutor, tmp_path: Path) -> None:
+    gaps = child.submit(cases.updates_in_precision, str(tmp_path), "qwen3", True, "mixed").result(300)
+    assert gaps["same"] < 0.1
+
+
 def test_sampling_rules(child: ProcessPoolExecutor, tmp_path: Path) -> None:
     child.submit(cases.sampling_rules, str(tmp_path)).result(300)
 

@@ -5,6 +5,7 @@ Each case builds a tiny random Hugging Face model, serves it, changes it and com
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import transformers as hf
 
 from actors.inference import Completion, Request, SamplingParams
 from actors.vllm_engine import EngineDead, VLLMEngine, VLLMSettings
+from learner.policy import Policy
 from learner.weights import Publisher, WeightSyncError, listen, make_manifest, make_rendezvous
 
 VOCAB = 64
@@ -198,6 +200,57 @@ def many_updates(folder: str, family: str, tied: bool, updates: int = 20) -> dic
         assert moved > 0.1, "the perturbation is too small to see a stale weight by"
         assert b.engine.stats()["updates"] == updates
     return worst
+
+
+def updates_in_precision(folder: str, family: str, tied: bool, mode: str, updates: int = 3) -> dict[str, float]:
+    """Standard deviation of engine minus trainer log-probs over all updates, in nats: the trainer in the engine's `mode`, and
+    with its head's product taken in the other precision. `mixed`: a trainer in fp32 sends to an engine in bf16.
+
+    But for `mixed`, the layers are silenced: rounding in them, different in every kernel, is as large as the head's.
+    """
+    sequences = prompts(12, 60)
+    head = mode == "bf16-fp32head"
+    gaps: dict[str, list[float]] = {"same": [], "other head": []}
+    with bench(folder, family, tied, dtype="bfloat16", fp32_head=head) as b:
+        for _ in range(updates):
+            cast(b.model, torch.float32)
+            b.perturb()
+            if mode != "mixed":
+                cast(silence_layers(b.model), torch.bfloat16)
+            b.update()
+            twin = cast(copy.deepcopy(b.model), torch.bfloat16)
+            scores = [x for row in b.engine.score(sequences) for x in row]
+            for name, fp32_head in (("same", head), ("other head", not head)):
+                expected = trainer_scores(Policy(copy.deepcopy(twin), fp32_head=fp32_head), sequences)
+                gaps[name] += [a - e for a, e in zip(scores, expected, strict=True)]
+    return {name: float(torch.tensor(gap).std()) for name, gap in gaps.items()}
+
+
+def silence_layers(model: Any) -> Any:
+    """Nothing is added to the embedding on its way to the head, and the last norm only normalises."""
+    one = 0.0 if "Gemma" in type(model).__name__ else 1.0  # Gemma's norms multiply by 1 + weight
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "o_proj" in name or "down_proj" in name:
+                parameter.zero_()
+            elif "norm" in name:
+                parameter.fill_(one)
+    return model
+
+
+def cast(model: Any, dtype: torch.dtype) -> Any:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def trainer_scores(policy: Policy, sequences: Sequence[Sequence[int]]) -> list[float]:
+    found: list[float] = []
+    for ids in sequences:
+        tokens, n = torch.tensor([list(ids)]), len(ids) - 1
+        with torch.no_grad():
+            found += policy(tokens, torch.arange(n + 1)[None], torch.arange(n), tokens[0, 1:], 1.0)[0].tolist()
+    return found
 
 
 def sampling_rules(folder: str) -> dict[str, float]:

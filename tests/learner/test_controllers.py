@@ -187,7 +187,7 @@ def test_a_pi_knob_at_its_bound_comes_back_at_once() -> None:
 # --- isentropic ---------------------------------------------------------------------------------------------------------
 
 
-def isentropic(unit: str, **settings: Any) -> Any:
+def isentropic(unit: Any, **settings: Any) -> Any:
     knob = base.Knob(start=0.01, low=1e-4, high=0.05, signed=True, linear=True, unit=unit)
     parsed = build.parse(build.CONTROLLERS, {"kind": "isentropic", **settings}, "controller")
     return build.CONTROLLERS["isentropic"](parsed, knob)

@@ -36,8 +36,9 @@ def table(logits: Tensor, advantages: Tensor) -> TokenStats:
     entropy = -(p * logp).sum()
     kappa = (p * p * (logp + entropy)).sum()
     steepness = (p * (logp + entropy)).square().sum()
-    flat = (x.expand_as(logp) for x in (entropy, kappa, steepness))
-    return TokenStats(logp, *flat, logp, advantages, torch.rand(len(logp)).double(), torch.zeros(len(logp)).long())
+    entropy, kappa, steepness = (x.expand_as(logp) for x in (entropy, kappa, steepness))
+    uniform, env = torch.rand(len(logp)).double(), torch.zeros(len(logp)).long()
+    return TokenStats(logp, entropy, kappa, steepness, logp, advantages, uniform, env)
 
 
 def expected_dh(stats: TokenStats, shaped: Tensor | None = None) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from builders import assert_close
@@ -137,6 +139,53 @@ def test_low_precision_weights_give_float32_statistics_and_gradients_in_their_ow
     assert hidden.grad is not None
     assert weight.grad is not None
     assert (hidden.grad.dtype, weight.grad.dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+def rounded(values: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    return [None if v is None else v.to(dtype).double() for v in values]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_with_an_fp32_head_the_product_loses_nothing(
+    dtype: torch.dtype, with_bias: bool, softcap: float | None
+) -> None:
+    """Against float64 on the same rounded values: all that is left is float32 rounding, and the last one of the gradient."""
+    values, targets, cotangents = inputs(23, 32, 40, with_bias, seed=3)
+    values = rounded(values, dtype)
+    exact, ours = leaves(values, torch.float64), leaves(values, dtype)
+    assert exact[0] is not None
+    assert exact[1] is not None
+    assert ours[0] is not None
+    assert ours[1] is not None
+    expected = reference(exact[0], exact[1], targets, exact[2], 0.8, softcap)
+    settings: dict[str, Any] = {"bias": ours[2], "temperature": 0.8, "softcap": softcap, "chunk": 7}
+    found = token_logprobs(ours[0], ours[1], targets, **settings, fp32_head=True)
+    for name, e, f in zip(("logp", "entropy", "kappa", "steepness"), expected, found, strict=True):
+        assert f.dtype == torch.float32
+        assert_close(f, e, 2e-5, 2e-6, name)
+    (cotangents[0] * expected[0] + cotangents[1] * expected[1]).sum().backward()
+    (cotangents[0].float() * found[0] + cotangents[1].float() * found[1]).sum().backward()
+    half_step = max(torch.finfo(dtype).eps / 2, 1e-5)  # of the rounding to the leaf's own type, done once
+    for name, e, f in zip(("hidden", "weight", "bias"), exact, ours, strict=True):
+        if e is not None and f is not None:
+            assert e.grad is not None
+            assert f.grad is not None
+            assert f.grad.dtype == dtype
+            assert_close(f.grad, e.grad, half_step * 1.05, 2e-5, f"gradient of {name}")
+
+
+def test_an_fp32_head_is_nearer_to_the_truth_than_the_weights_own_precision() -> None:
+    values, targets, _ = inputs(200, 64, 50, False, seed=1)
+    values = rounded(values, torch.bfloat16)
+    hidden, weight = (v.to(torch.bfloat16) for v in values if v is not None)
+    truth = reference(hidden.double(), weight.double(), targets, None, 1.0, None)[0]
+    errors = [
+        float((token_logprobs(hidden, weight, targets, fp32_head=head)[0] - truth).abs().max())
+        for head in (True, False)
+    ]
+    assert errors[0] < 1e-4 < 1e-2 < errors[1]
 
 
 def test_extreme_logits_stay_finite() -> None:

@@ -168,9 +168,12 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
         ),
         (
             {"learner": {"precision": "bf16"}},
-            ["precision bf16 and generators.dtype float32", "set generators.dtype to bfloat16"],
+            ["learner.precision is bf16 where precision fp32 means fp32", "precision.allow_mixed=true"],
         ),
-        ({"generators": {"dtype": "float16"}}, ["precision fp32 and generators.dtype float16", "to float32"]),
+        (
+            {"generators": {"dtype": "float16"}, "precision": {"mode": "bf16-fp32head"}},
+            ["generators.dtype is float16 where precision bf16-fp32head means bfloat16", "leave generators.dtype out"],
+        ),
         ({"evaluation": {"ks": [1, 64]}}, ["pass@64 needs at least 64 samples and evaluation.samples is 16"]),
         ({"entropy": {"controller": {"kind": "doubling"}}}, ["entropy.method is none, which has no knob to steer"]),
         ({"entropy": {"target": {"nats": 1.0, "fraction": 0.5}}}, ["nats (1) and fraction (0.5) both set the target"]),

@@ -205,7 +205,7 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
     ),
     ("phantom_clipping", "4 % of rare tokens", {"gap/outside": 0.004, "gap/outside_rare": 0.04}, []),
     ("phantom_clipping", "99.9 % of log-probs differ by less than 0.3 nats", {"gap/q50": 0.0, "gap/q99.9": 0.3}, []),
-    ("phantom_clipping", "computes in bf16, the engine in bfloat16", {"gap/outside": 0.02}, []),
+    ("phantom_clipping", "Trainer and engine run in bf16", {"gap/outside": 0.02}, []),
     ("engines_agree", "for 0.4 % of tokens", {"gap/outside": 0.004}, [{"gap/outside": 0.02}, {}]),
     ("low_ess", "of 30 % of the tokens", {"ratio/ess": 0.3}, [{"ratio/ess": 0.9}, {}]),
     ("ess", "10 % at the lowest", {"ratio/ess": lambda i: 0.9 if i else 0.1}, [{"ratio/ess": 0.3}]),
@@ -214,7 +214,7 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
     ("skipped", "60 optimiser steps", {"steps/skipped": 1.0}, [{"steps/skipped": 0.0}]),
     ("not_finite", "once: loss.", {"loss": lambda i: math.inf if i == 7 else 0.1}, [{"loss": 0.1}]),
 ]
-CONFIG = adapo(batch={"prompts": 16}, learner={"precision": "bf16"}, generators={"dtype": "bfloat16"})
+CONFIG = adapo(batch={"prompts": 16}, precision={"mode": "bf16"})
 
 
 @pytest.mark.parametrize(("topic", "words", "true", "false"), CASES, ids=[f"{c[0]}-{c[1][:12]}" for c in CASES])
