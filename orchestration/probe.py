@@ -239,7 +239,7 @@ def _score(policy: Policy, trajectories: Sequence[Trajectory], *, packing: bool)
     for micro in batch.updates[0]:
         arrays = (micro.tokens, micro.positions, micro.predict, micro.targets)
         with torch.no_grad():
-            logp, _, _ = policy(*(torch.tensor(a, device=device) for a in arrays), 1.0)
+            logp, *_ = policy(*(torch.tensor(a, device=device) for a in arrays), 1.0)
         found.append(logp.double().cpu().numpy())
         owner.append(micro.trajectory)
     return np.concatenate(found)[np.argsort(np.concatenate(owner), kind="stable")]
