@@ -84,7 +84,7 @@ def batches(iteration: int, ranks: int, tokens: int, packing: bool, aggregation:
 
 
 def settings(model: str, case: dict[str, Any]) -> Any:
-    """case: stage, and where they are not the usual: precision (a mode), method, loss_scale_power."""
+    """case: stage, and where they are not the usual: precision (a mode), method, knob (fixed), objective, loss_scale_power."""
     from learner.deepspeed_engine import EngineSettings
     from learner.entropy.build import CONTROLLERS, METHODS, parse
     from learner.entropy.target import TargetSettings
@@ -95,7 +95,8 @@ def settings(model: str, case: dict[str, Any]) -> Any:
     precision: Any = case.get("precision", "fp32")
     body: Any = precision.removesuffix("-fp32head")
     power = case.get("loss_scale_power", 16)
-    controller = {"kind": "fixed"} if method["kind"] == "none" else {"kind": "doubling", "start": 0.04}
+    fixed = method["kind"] == "none" or "knob" in case
+    controller = {"kind": "fixed", "value": case.get("knob")} if fixed else {"kind": "doubling", "start": 0.04}
     return LearnerSettings(
         model=model,
         attention="sdpa",
@@ -107,7 +108,7 @@ def settings(model: str, case: dict[str, Any]) -> Any:
         warmup=0,
         total_steps=100,
         floor=0.1,
-        objective=Objective("ppo", CLIP, CLIP),
+        objective=Objective(**{"clip_low": CLIP, "clip_high": CLIP, **case.get("objective", {})}),
         method=parse(METHODS, method, "method"),
         controller=parse(CONTROLLERS, controller, "controller"),
         target=TargetSettings(fraction=0.7),

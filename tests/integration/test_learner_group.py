@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from integration import learner_cases as lc
 
+from learner.objective import Importance
+
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 CUTS = [(0, 100_000, False), (0, 64, False), (0, 96, True), (1, 200, False), (2, 200, True), (3, 150, False)]
@@ -25,6 +27,26 @@ SEQUENCE = [
 WIDE = [
     {"name": f"wide{t}", "stage": s, "tokens": t, "packing": p, "batch_scope": True}
     for s, t, p in ((0, 100_000, False), (2, 80, True))
+]
+# Everything that looks beyond its own token at once: sequence ratios, masks over sequences, draws and statistics over the global
+# batch, a reference policy.
+RICH: list[dict[str, Any]] = [
+    {
+        "name": f"rich{s}-{t}",
+        "stage": s,
+        "tokens": t,
+        "packing": p,
+        "aggregation": "sequence",
+        "method": {"kind": "clip_cov", "low": -1.0},
+        "knob": 0.2,
+        "objective": {
+            "surrogate": "gspo",
+            "importance": Importance("masked", cap=1e6, floor=1e-6, level="sequence"),
+            "kl": 0.1,
+            "estimator": "k2",
+        },
+    }
+    for s, t, p in ((0, 100_000, False), (2, 80, True), (3, 150, False))
 ]
 METHODS = [
     {"name": m, "stage": 1, "tokens": 200, "packing": False, "method": {"kind": m}}
@@ -59,8 +81,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], t
     context = multiprocessing.get_context("spawn")
     found: dict[tuple[int, str], tuple[Any, Any]] = {}
     for world, cases in (
-        (1, [REFUSED, *SAME, *RESUMED, *SEQUENCE, *WIDE, *METHODS, *HALF, *UNTIED, *SKIPPED, *EXHAUSTED]),
-        (2, [*SAME, *RESUMED, *SEQUENCE, *WIDE]),
+        (1, [REFUSED, *SAME, *RESUMED, *SEQUENCE, *WIDE, *RICH, *METHODS, *HALF, *UNTIED, *SKIPPED, *EXHAUSTED]),
+        (2, [*SAME, *RESUMED, *SEQUENCE, *WIDE, *RICH]),
     ):
         cases = [case | ({"model": untied} if case.get("untied") else {}) for case in cases]
         out, port = tmp_path_factory.mktemp(f"world{world}"), lc.free_port()
@@ -137,6 +159,22 @@ def test_a_method_of_batch_scope_sees_the_whole_global_batch(results: Any, world
     for row in metrics:  # for the plan and for the updates, one call an update, together all the trained tokens
         assert len(row["batch_tokens"]) % 4 == 0
         assert sum(row["batch_tokens"][-2:]) == sum(row["batch_tokens"][-4:-2]) == row["tokens/trained"]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("case", [r["name"] for r in RICH])
+def test_statistics_beyond_the_token_are_global(results: Any, world: int, case: str) -> None:
+    expected, metrics = results[1, RICH[0]["name"]]
+    found, others = results[world, case]
+    assert gap(expected, found) < 1e-5
+    assert gap(expected, results[1, "sequence100000"][0]) > 1e-5
+    for mine, theirs in zip(metrics, others, strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in mine.items():
+            assert theirs[key] == pytest.approx(value, rel=1e-3, abs=2e-5), key
+    assert 0.0 < metrics[0]["entropy/authority"] < 0.5
+    assert 0.0 < metrics[0]["importance/limited"] < 1.0
+    assert metrics[1]["kl/reference"] > metrics[0]["kl/reference"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", [m["name"] for m in METHODS])
