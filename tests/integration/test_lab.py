@@ -10,19 +10,19 @@ import pytest
 import yaml
 from integration.test_run import finish, isentrope, model, rows, smoke, untimed  # noqa: F401 - `model` is a fixture
 
+from orchestration.grid import GRIDS
+
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(500)]
 
 
-def grid(folder: Path, path: Path, arms: dict[str, Any], seeds: list[int]) -> str:
-    data = {
-        "name": "lab",
-        "recipe": "smoke",
-        "seeds": seeds,
-        "overrides": {"model.path": str(path), "run.iterations": 3, "evaluation.every": 0},
-        "arms": arms,
-    }
+def grid(folder: Path, path: Path, **changes: Any) -> str:
+    """The shipped smoke grid on a model that is there already; `more` arms are added."""
+    data = yaml.safe_load((GRIDS / "smoke.yaml").read_text())
+    del data["warm_start"]
+    data["overrides"]["model.path"] = str(path)
+    data["arms"] |= changes.pop("more", {})
     file = folder / "grid.yaml"
-    file.write_text(yaml.safe_dump(data, sort_keys=False))
+    file.write_text(yaml.safe_dump({**data, **changes}, sort_keys=False))
     return str(file)
 
 
@@ -30,47 +30,35 @@ def test_a_broken_arm_is_named_the_others_finish_and_warm_runs_equal_cold_ones(
     model: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    arms = {
-        "first": {"objective.advantage": "grpo", "objective.kl": {"coefficient": 0.1}},
-        "diverges": {"learner.lr": 1e30},
-        "second": {"entropy.controller": {"kind": "isentropic"}},
-        "misspelt": {"learner.lrr": 1.0},
-    }
-    path = grid(tmp_path, model, arms, [3])
-    code, out = finish(isentrope("lab", path, cwd=tmp_path), 300)
+    broken = {"diverges": {"learner.lr": 1e30}, "misspelt": {"learner.lrr": 1.0}}
+    code, out = finish(isentrope("lab", grid(tmp_path, model, more=broken), cwd=tmp_path), 300)
     assert code == 1, out
     assert "2 of 4 runs failed" in out
     assert "diverges-s3" in out
     assert "misspelt-s3: FAILED: unknown key learner.lrr: did you mean 'lr'?" in out
-    arms_folder = tmp_path / "runs" / "lab" / "arms"
-    results = json.loads((tmp_path / "runs" / "lab" / "results.json").read_text())
-    assert {a["name"]: sorted(a["seeds"]) for a in results["arms"]} == {
-        "first": ["3"],
-        "diverges": [],
-        "second": ["3"],
-        "misspelt": [],
-    }
-    page = (tmp_path / "runs" / "lab" / "report.html").read_text()
+    folder = tmp_path / "runs" / "smoke"
+    results = json.loads((folder / "results.json").read_text())
+    finished = {a["name"]: sorted(a["seeds"]) for a in results["arms"]}
+    assert finished == {"grpo-kl": ["3"], "isentropic": ["3"], "diverges": [], "misspelt": []}
+    page = (folder / "report.html").read_text()
     assert "diverges" in page
     assert "did you mean" in page
+    # The second arm of a lane is the warm one: the same run by itself, on actors of its own, gives the same.
+    more = ("run.iterations=3", "evaluation.every=0", "run.seed=3", "entropy.controller={kind: isentropic}")
+    code, out = finish(isentrope(*smoke(model, "cold", *more), cwd=tmp_path))
+    assert code == 0, out
+    compare(tmp_path / "runs" / "cold", folder / "arms" / "isentropic-s3")
 
-    # `second` ran on a lane that was started anew, `first` opened one: both against a run of their own.
-    more = ("run.iterations=3", "evaluation.every=0", "run.seed=3")
-    code, out = finish(isentrope(*smoke(model, "cold", *more, "entropy.controller={kind: isentropic}"), cwd=tmp_path))
+    # Again, without what was broken: nothing is left to do, nothing is run twice.
+    before = (folder / "arms" / "isentropic-s3" / "metrics.jsonl").stat().st_mtime_ns
+    code, out = finish(isentrope("lab", grid(tmp_path, model), cwd=tmp_path), 300)
     assert code == 0, out
-    compare(tmp_path / "runs" / "cold", arms_folder / "second-s3")
-
-    # Again, without what was broken: nothing is run twice. And two seeds one after the other on the same warm actors.
-    before = (arms_folder / "second-s3" / "metrics.jsonl").stat().st_mtime_ns
-    path = grid(tmp_path, model, {"second": arms["second"]}, [4, 3, 5])
-    code, out = finish(isentrope("lab", path, cwd=tmp_path), 300)
-    assert code == 0, out
-    assert "second-s3: was there" in out
-    assert (arms_folder / "second-s3" / "metrics.jsonl").stat().st_mtime_ns == before
-    more = ("run.iterations=3", "evaluation.every=0", "run.seed=5")
-    code, out = finish(isentrope(*smoke(model, "cold5", *more, "entropy.controller={kind: isentropic}"), cwd=tmp_path))
-    assert code == 0, out
-    compare(tmp_path / "runs" / "cold5", arms_folder / "second-s5")  # the warm one
+    assert "isentropic-s3: was there" in out
+    assert (folder / "arms" / "isentropic-s3" / "metrics.jsonl").stat().st_mtime_ns == before
+    # The folder of a run with other settings is not written over.
+    code, out = finish(isentrope("lab", grid(tmp_path, model, overrides={"model.path": str(model)}), cwd=tmp_path))
+    assert code == 2, out
+    assert "holds a run of other settings" in out
 
 
 def compare(cold: Path, warm: Path) -> None:
