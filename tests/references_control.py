@@ -62,8 +62,8 @@ def isentropic(
     for i, (entropy, *_) in enumerate(seen):
         e = (target - entropy) / target
         weights = [memory ** (i - j) for j in range(i + 1)]
-        mean = [math.fsum(w * x for w, x in zip(weights, column, strict=True)) / math.fsum(weights)
-                for column in ([s[1] for s in seen[: i + 1]], [s[2] for s in seen[: i + 1]], [s[3] ** 2 for s in seen[: i + 1]])]  # fmt: skip
+        columns = ([x[1] for x in seen[: i + 1]], [x[2] for x in seen[: i + 1]], [x[3] ** 2 for x in seen[: i + 1]])
+        mean = [math.fsum(w * x for w, x in zip(weights, c, strict=True)) / math.fsum(weights) for c in columns]
         unit = max(math.sqrt(mean[2]), 1e-6) if added else 1.0
         held = -mean[0] / mean[1] if mean[1] > 0 else 0.0
         wanted = held + unit * (gain * e + integral * (total + e))
