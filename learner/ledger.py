@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -157,7 +157,8 @@ def tally_update(
 ) -> None:
     """One micro-batch of an update. step [N]: learning rate times the token's weight in the loss."""
     count = float(len(tokens["ratio"]))
-    dh = step * predicted_dh(stats, shaping)
+    # Clipping acts on the surrogate alone: the bonus goes on, and a clipped token would have counted by its ratio.
+    forgone = step * tokens["withheld"] * predicted_dh(stats, replace(shaping, bonus=None))
     for key, value in (
         ("loss", loss.detach()),
         ("trained", count),
@@ -167,8 +168,8 @@ def tally_update(
         ("ratio_square", tokens["ratio"].double() ** 2),
         ("clipped_high", tokens["clipped_high"].double()),
         ("clipped_low", tokens["clipped_low"].double()),
-        ("forgone_high", dh[tokens["clipped_high"]]),
-        ("forgone_low", dh[tokens["clipped_low"]]),
+        ("forgone_high", forgone[tokens["clipped_high"]]),
+        ("forgone_low", forgone[tokens["clipped_low"]]),
         ("kl", tokens["kl"]),
         ("importance", tokens["importance"]),
         ("limited", tokens["limited"].double()),

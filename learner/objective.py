@@ -189,10 +189,15 @@ def token_loss(logp: Tensor, entropy: Tensor, data: LossData, shaping: Shaping, 
         # CISPO limits a token's weight whatever the sign of its advantage; PPO's minimum takes the clip on one side only.
         any_sign = torch.full_like(shaped, objective.surrogate == "cispo", dtype=torch.bool)
         clips = objective.surrogate in CLIPPED
+        high = (ratio > 1.0 + clip.high) & ((shaped > 0) | any_sign) & clips
+        low = (ratio < 1.0 - clip.low) & ((shaped < 0) | any_sign) & clips
+        kept = torch.where(any_sign, clip.apply(ratio), torch.zeros_like(ratio))
         diagnostics = {
             "ratio": ratio,
-            "clipped_high": (ratio > 1.0 + clip.high) & ((shaped > 0) | any_sign) & clips,
-            "clipped_low": (ratio < 1.0 - clip.low) & ((shaped < 0) | any_sign) & clips,
+            "clipped_high": high,
+            "clipped_low": low,
+            # A token's gradient is that of importance * ratio * A * log pi; this much of its factor the clip took away.
+            "withheld": torch.where(high | low, importance * (ratio - kept), torch.zeros_like(ratio)),
             "kl": k3(log_ratio),  # of KL(old || pi), on samples of old
             "importance": importance,
             "limited": limited,

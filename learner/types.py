@@ -124,7 +124,7 @@ class LossTerms:
     """Sums over the tokens given, with the micro-batch's weights; the loss of an update is the sum of `loss` over micro-batches."""
 
     loss: torch.Tensor  # scalar, differentiable
-    # Per-token diagnostics, detached [N]: ratio, clipped_high, clipped_low, kl, importance, limited.
+    # Per-token diagnostics, detached [N]: ratio, clipped_high, clipped_low, withheld, kl, importance, limited.
     tokens: dict[str, Any]
 
 

@@ -77,5 +77,8 @@ class KLCov:
 
     def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping:
         c = covariance(tokens)
-        top = _first(c.argsort(descending=True, stable=True), math.ceil(self.share * len(c)))
+        # Equal covariances are common at the top, where log pi is 0: the tokens' own draws tell them apart, not their order.
+        drawn = tokens.uniform.argsort()
+        order = drawn[c[drawn].argsort(descending=True, stable=True)]
+        top = _first(order, math.ceil(self.share * len(c)))
         return Shaping(kl=float(knob) * top.to(tokens.advantages.dtype), touched=top)

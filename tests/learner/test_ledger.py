@@ -63,6 +63,7 @@ def tallies_of(parts: list[slice], n: int, seed: int) -> tuple[Tally, Tally, Tal
             "ratio": ratio,
             "clipped_high": s.advantages > 0.5,
             "clipped_low": s.advantages < -0.5,
+            "withheld": ratio,
             "kl": s.old_logp.abs(),
             "importance": s.uniform,
             "limited": s.uniform > 0.5,
@@ -151,14 +152,15 @@ def test_the_row_is_what_its_names_say() -> None:
     close("tokens/trained", n)
     close("importance/mean", s.uniform.mean())
     close("importance/limited", (s.uniform > 0.5).double().mean())
-    close("entropy/forgone_dh_high", 0.01 * dh[s.advantages > 0.5].sum())
-    close("entropy/forgone_dh_low", 0.01 * dh[s.advantages < -0.5].sum())
+    withheld = 0.01 * w * r * -a * pull  # by its ratio, and without the bonus: no clip stops that
+    close("entropy/forgone_dh_high", withheld[s.advantages > 0.5].sum())
+    close("entropy/forgone_dh_low", withheld[s.advantages < -0.5].sum())
 
 
 def test_without_a_touched_mask_the_knob_touches_every_token() -> None:
     stats, tally = make_stats(9), Tally()
     zero = {k: torch.zeros(9, dtype=torch.bool) for k in ("clipped_high", "clipped_low", "limited")}
-    tokens = {**zero, **{k: torch.ones(9) for k in ("ratio", "kl", "importance")}}
+    tokens = {**zero, **{k: torch.ones(9) for k in ("ratio", "withheld", "kl", "importance")}}
     tally_update(tally, torch.zeros(()), tokens, stats, Shaping(), torch.ones(9))
     assert update_metrics(tally, 1, False)["entropy/authority"] == 1.0
     assert "importance/mean" not in update_metrics(tally, 1, False)

@@ -1,0 +1,145 @@
+"""The learner on simulated ranks: however a batch is cut, the metrics and the weights are the same, and what the policy did not
+sample does not count. For every method, in float64."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import assert_close, make_trajectory
+from ranks import learner_settings, train
+
+from envs.types import Trajectory
+from learner.batching import Cut, build_batches
+from learner.entropy import build
+from learner.objective import Importance, Objective
+from learner.types import MicroBatch, RankBatch
+
+REPLIES = 12
+CUTS = [(1, 14, False), (1, 25, True), (2, 10_000, False), (2, 20, True), (3, 16, False)]  # ranks, tokens, packing
+
+# Every method, and the parts of the objective that look beyond one token.
+CASES: dict[str, tuple[Objective, dict[str, Any], str]] = {
+    **{kind: (Objective("ppo", 0.2, 0.2), {"kind": kind}, "token") for kind in build.METHODS},
+    "clip_cov, wide": (Objective(), {"kind": "clip_cov", "low": -1.0, "high": 9.0}, "token"),
+    "kl_cov, wide": (Objective(), {"kind": "kl_cov", "share": 0.3}, "token"),
+    "gspo": (Objective("gspo", 0.01, 0.01), {"kind": "repo_r"}, "sequence"),
+    "cispo, masked": (Objective("cispo", importance=Importance("masked", 3.0, 0.3)), {"kind": "repo_d"}, "token"),
+    "reference": (Objective(kl=0.02, estimator="k3"), {"kind": "bonus"}, "sequence"),
+    "k1, sequence": (
+        Objective(kl=0.3, estimator="k1", importance=Importance("truncated", 2.0, level="sequence")),
+        {"kind": "repo_r", "part": "positive"},
+        "constant",
+    ),
+}
+
+
+def replies_of(iteration: int, observation: int = 3) -> list[Trajectory]:
+    """Half of them of two turns. observation: the seed of what the policy reads between its turns, and its length."""
+    rng, made = random.Random(iteration), []
+    for i in range(REPLIES):
+        n, more = rng.randint(1, 6), rng.randint(1, 4)
+        whole = make_trajectory([(3, n), (3, more)], reward=i % 2, index=i, env="ab"[i % 2], seed=iteration)
+        if i % 3 == 0:
+            last = whole.turns[1]
+            noise = tuple(random.Random(f"{observation}/{i}").choices(range(1, 50), k=observation))
+            turn = replace(last, context_ids=(*noise, last.context_ids[-1]))
+            whole = replace(whole, turns=(whole.turns[0], turn))
+        elif i % 3 == 1:
+            whole = replace(whole, turns=whole.turns[:1], texts=whole.texts[:1])
+        made.append(whole)
+    return made
+
+
+def batches_of(
+    iteration: int, aggregation: Any, ranks: int = 1, tokens: int = 10_000, packing: bool = False, observation: int = 3
+) -> list[RankBatch]:
+    advantages = np.array([((7 * i + iteration) % 5 - 2) / 2 for i in range(REPLIES)])
+    return build_batches(
+        replies_of(iteration, observation),
+        advantages,
+        cut=Cut(2, 2, ranks, tokens, packing),
+        aggregation=aggregation,
+        temperature=0.8,
+        length_scale=10,
+    )
+
+
+def run(case: str, **cut: Any) -> tuple[list[dict[str, float]], Any]:
+    objective, method, aggregation = CASES[case]
+    controller: dict[str, Any] = {"kind": "fixed"}
+    if method["kind"] in ("repo_r", "repo_d", "bonus"):
+        controller = {"kind": "isentropic"}
+    elif method["kind"] in ("adapo", "clip_cov"):
+        controller = {"kind": "doubling"}
+    return train(learner_settings(objective, method, controller), [batches_of(i, aggregation, **cut) for i in range(2)])
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    for mine, theirs in zip(found[0], expected[0], strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert mine[key] == pytest.approx(value, rel=1e-8, abs=1e-10, nan_ok=True), key
+    assert_close(found[1], expected[1], 1e-9, 1e-11)
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_ranks_micro_batches_and_packing_change_no_metric_and_no_weight(case: str) -> None:
+    whole = run(case)
+    for ranks, tokens, packing in CUTS:
+        assert_same(run(case, ranks=ranks, tokens=tokens, packing=packing), whole)
+    first = whole[0][0]
+    assert math.isfinite(first["grad_norm"])
+    assert first["grad_norm"] > 0
+    assert first["clip/high"] + first["clip/low"] > 0  # a run in which nothing happens shows nothing
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_what_the_policy_did_not_sample_does_not_count(case: str) -> None:
+    """Other observations, and longer ones, between the turns: the policy reads only the last token before its own."""
+    whole = run(case)
+    for observation in (1, 8):
+        assert_same(run(case, observation=observation), whole)
+
+
+def permuted(micro: MicroBatch, rng: np.random.Generator) -> MicroBatch:
+    """The rows of a padded micro-batch in another order, each with all that belongs to it."""
+    rows, width = micro.tokens.shape
+    order = rng.permutation(rows)
+    at = micro.predict // width
+    index = np.concatenate([np.flatnonzero(at == row) for row in order])
+    moved = np.argsort(order)[at] * width + micro.predict % width
+    flat = {
+        name: getattr(micro, name)[index]
+        for name in MicroBatch.__dataclass_fields__
+        if name not in ("tokens", "positions", "predict")
+    }
+    return MicroBatch(micro.tokens[order], micro.positions[order], moved[index], **flat)
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_the_order_of_rows_changes_nothing(case: str) -> None:
+    objective, method, aggregation = CASES[case]
+    settings = learner_settings(objective, method, {"kind": "fixed"})
+    rng, found = np.random.default_rng(0), []
+    for shuffle in (False, True):
+        (batch,) = batches_of(0, aggregation, tokens=60)
+        if shuffle:
+            one = {id(m): permuted(m, rng) for update in batch.updates for m in update}
+            batch = replace(batch, updates=tuple(tuple(one[id(m)] for m in update) for update in batch.updates))
+        found.append(train(settings, [[batch]]))
+    assert_same(*found)
+
+
+def test_what_is_predicted_is_for_the_steps_that_are_taken() -> None:
+    """Over all updates and epochs: the sum of learning rates times the mean over the batch, each update of unit weight."""
+    rows, _ = run("none")
+    assert rows[0]["lr"] == 40.0
+    assert rows[0]["entropy/predicted_dh"] == pytest.approx(rows[0]["entropy/predicted_dh_free"])
+    parts = rows[0]["entropy/predicted_dh_positive"] + rows[0]["entropy/predicted_dh_negative"]
+    assert rows[0]["entropy/predicted_dh"] == pytest.approx(parts)
+    assert rows[1]["entropy/realised_dh"] == pytest.approx(rows[1]["entropy/exact"] - rows[0]["entropy/exact"])

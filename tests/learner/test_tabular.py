@@ -1,0 +1,149 @@
+"""What the loss does to a softmax table, exactly, in float64: the predicted change of entropy is its derivative along the step
+that the loss takes; what clipping withheld is what the step lacks; a KL penalty has the gradient it is said to have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from builders import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tables import METHODS, MOVED, SURROGATES, TABLES, Table, change_of_entropy, entropies, make_method
+
+from learner.ledger import Tally, predicted_dh, tally_update
+from learner.objective import Importance, Objective, with_reference
+from learner.types import Shaping
+
+KNOBS = st.sampled_from([0.05, 0.3, 0.9])
+UNBOUNDED = {"clip_low": 1e9, "clip_high": 1e9}
+few, fewer = settings(max_examples=25), settings(max_examples=8)
+
+
+def by_position(table: Table, shaping: Shaping) -> torch.Tensor:
+    """The ledger's change of entropy, summed over what was sampled at a position. [S]"""
+    return (table.weight * predicted_dh(table.stats(), shaping)).view_as(table.logits).sum(-1)
+
+
+def test_the_derivative_of_entropy_is_what_a_small_step_measures() -> None:
+    table = Table.random(3)
+    direction, eps = table.advantages, 1e-5
+    measured = (entropies(table.logits + eps * direction) - entropies(table.logits - eps * direction)) / (2 * eps)
+    assert_close(change_of_entropy(table.logits, direction), measured, 1e-7, 1e-9)
+
+
+# --- predicted dH -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@fewer
+@given(table=TABLES, knob=KNOBS)
+def test_the_predicted_change_is_the_derivative_along_the_step_of_the_loss(
+    name: str, table: Table, knob: float
+) -> None:
+    """At the start of an iteration, for every method under every surrogate."""
+    shaping = make_method(name).shape(table.stats(), knob)
+    for surrogate in SURROGATES:
+        found = change_of_entropy(table.logits, table.descent(shaping, Objective(surrogate)))
+        assert_close(by_position(table, shaping), found, 1e-9, 1e-12, surrogate)
+
+
+@few
+@given(TABLES, st.floats(0.05, 2))
+def test_the_bonus_is_predicted_by_the_steepness_and_raises_entropy(table: Table, knob: float) -> None:
+    still = replace(table, advantages=torch.zeros_like(table.advantages))
+    found = change_of_entropy(table.logits, still.descent(Shaping(bonus=knob), Objective()))
+    steepness = table.stats().steepness.view_as(table.logits)[:, 0]
+    assert_close(found, knob * table.share * steepness, 1e-9, 1e-14)
+    assert (found >= 0).all()
+    average = by_position(still, make_method("repo_d").shape(still.stats(), knob))
+    assert_close(average, found, 1e-9, 1e-12)  # on average it is what REPO-D adds
+
+
+@few
+@given(TABLES, KNOBS)
+def test_a_token_that_drops_out_of_the_surrogate_keeps_its_bonus(table: Table, knob: float) -> None:
+    keep = (table.uniform.flatten() > 0.5).double()
+    shaping = Shaping(weight=keep, bonus=knob)
+    found = change_of_entropy(table.logits, table.descent(shaping, Objective()))
+    assert_close(by_position(table, shaping), found, 1e-9, 1e-12)
+
+
+# --- what clipping withheld -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@fewer
+@given(table=MOVED, knob=KNOBS, kind=st.sampled_from(["none", "truncated"]))
+def test_the_forgone_change_is_what_the_step_lacks_for_being_clipped(
+    name: str, table: Table, knob: float, kind: Any
+) -> None:
+    stats, eta = table.stats(), 0.7
+    shaping = replace(make_method(name).shape(stats, knob), clip_high=None)
+    generator = torch.Generator().manual_seed(1)
+    engine = stats.old_logp + 0.3 * torch.randn(len(stats.logp), generator=generator, dtype=torch.float64)
+    for surrogate in SURROGATES:
+        rule = Objective(surrogate, 0.1, 0.15, Importance(kind, cap=1.1))
+        free = table.descent(shaping, replace(rule, **UNBOUNDED), engine_logp=engine)
+        clipped = table.descent(shaping, rule, engine_logp=engine)
+        lacking = float(change_of_entropy(table.logits, free - clipped).sum())
+        terms, tally = table.loss(table.logits, shaping, rule, engine_logp=engine), Tally()
+        tally_update(tally, terms.loss, terms.tokens, stats, shaping, eta * table.weight)
+        found = tally.sums["forgone_high"] + tally.sums["forgone_low"]
+        assert found == pytest.approx(eta * lacking, rel=1e-9, abs=1e-12)
+
+
+# --- KL to the reference policy ---------------------------------------------------------------------------------------------
+
+
+def divergence(log_p: torch.Tensor, log_q: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """KL(p || q), averaged over the positions."""
+    return (share * (log_p.exp() * (log_p - log_q)).sum(-1)).sum()
+
+
+def descent_of(table: Table, value: str) -> torch.Tensor:
+    """Minus the exact gradient of KL(pi || ref) or KL(ref || pi); the table's `old` of another seed is the reference."""
+    z = table.logits.clone().requires_grad_()
+    pair = (z.log_softmax(-1), reference_of(table))
+    kl = divergence(*(pair if value == "pi || ref" else pair[::-1]), table.share)
+    return -torch.autograd.grad(kl, z)[0]
+
+
+def reference_of(table: Table) -> torch.Tensor:
+    return (table.logits + table.advantages.roll(1, 0)).log_softmax(-1)
+
+
+@few
+@given(TABLES, st.floats(0.01, 2))
+def test_the_expected_gradient_of_each_estimator_is_the_one_stated(table: Table, coefficient: float) -> None:
+    """k1 in the advantage and k2 in the loss: that of KL(pi || ref); k3: that of KL(ref || pi)."""
+    reference = reference_of(table).flatten()
+    still = replace(table, advantages=torch.zeros_like(table.advantages))
+    for estimator, value in (("k2", "pi || ref"), ("k3", "ref || pi")):
+        objective = Objective(kl=coefficient, estimator=estimator)
+        found = still.descent(Shaping(), objective, reference_logp=reference)
+        assert_close(found, coefficient * descent_of(table, value), 1e-9, 1e-12)
+    objective = Objective(kl=coefficient, estimator="k1")
+    rewarded = with_reference(torch.zeros_like(reference), table.old.flatten(), reference, objective)
+    in_advantage = replace(table, advantages=rewarded.view_as(table.logits))
+    found = in_advantage.descent(Shaping(), objective, reference_logp=reference)
+    assert_close(found, coefficient * descent_of(table, "pi || ref"), 1e-9, 1e-12)
+    change = change_of_entropy(table.logits, found)
+    assert_close(by_position(in_advantage, Shaping()), change, 1e-9, 1e-12)  # and the ledger knows of it
+
+
+@few
+@given(TABLES)
+def test_the_values_of_k2_and_k3_and_of_the_old_policy(table: Table) -> None:
+    """k3 averages to KL(pi || ref); the ledger's kl, over samples of old, to KL(old || pi)."""
+    reference = reference_of(table)
+    still = replace(table, advantages=torch.zeros_like(table.advantages))
+    loss = still.loss(still.logits, Shaping(), Objective(kl=0.5), reference_logp=reference.flatten()).loss
+    exact = 0.5 * divergence(still.logits.log_softmax(-1), reference, still.share)
+    assert float(loss) == pytest.approx(float(exact), rel=1e-9, abs=1e-14)
+    moved = replace(table, old=reference)
+    tokens = moved.loss(moved.logits, Shaping(), Objective()).tokens
+    exact = divergence(reference, moved.logits.log_softmax(-1), moved.share)
+    assert float((moved.weight * tokens["kl"]).sum()) == pytest.approx(float(exact), rel=1e-9, abs=1e-14)

@@ -1,0 +1,101 @@
+"""Softmax tables in float64: S positions of V logits each, where every action of every position stands once in the batch and
+counts by how likely it is, so that what is an expectation elsewhere is a sum here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from learner.entropy import build
+from learner.objective import Objective, token_loss
+from learner.types import LossData, Shaping, TokenStats
+
+# Every method in the forms it has.
+METHODS: dict[str, dict[str, Any]] = {
+    **{kind: {"kind": kind} for kind in build.METHODS},
+    "repo_r, raw": {"kind": "repo_r", "centred": False},
+    "repo_r, positive": {"kind": "repo_r", "part": "positive"},
+    "repo_d, raw": {"kind": "repo_d", "centred": False},
+    "clip_cov, wide": {"kind": "clip_cov", "low": -1.0, "high": 9.0},
+    "kl_cov, wide": {"kind": "kl_cov", "share": 0.4},
+}
+SURROGATES = ("policy_gradient", "ppo", "cispo", "gspo")
+
+
+def make_method(name: str, **more: Any) -> Any:
+    value = {**METHODS[name], **more}
+    return build.METHODS[value["kind"]](build.parse(build.METHODS, value, "method"))
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All [S, V] float64 but `share`."""
+
+    logits: Tensor
+    old: Tensor  # log-probs of the policy that sampled
+    advantages: Tensor
+    share: Tensor  # [S] how often a position comes up
+    uniform: Tensor
+
+    @classmethod
+    def random(cls, seed: int, moved: float = 0.0) -> Table:
+        """moved: how far the logits are from those that sampled."""
+        generator = torch.Generator().manual_seed(seed)
+        s, v = (int(torch.randint(2, 6, (1,), generator=generator)) for _ in range(2))
+        logits, drift, advantages = 1.5 * torch.randn(3, s, v, generator=generator, dtype=torch.float64)
+        share = torch.rand(s, generator=generator, dtype=torch.float64) + 0.1
+        uniform = torch.rand(s, v, generator=generator, dtype=torch.float64)
+        old = (logits + moved * drift).log_softmax(-1)
+        return cls(logits, old, advantages, share / share.sum(), uniform)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of an action: how often it was sampled. [S V]"""
+        return (self.share[:, None] * self.old.exp()).flatten()
+
+    def stats(self) -> TokenStats:
+        """As the learner measures them, from the definitions. [S V]"""
+        log_p = self.logits.log_softmax(-1)
+        p, entropy = log_p.exp(), entropies(self.logits)
+        pull = p * (log_p + entropy[:, None])
+        flat = [x[:, None].expand_as(p).flatten() for x in (entropy, (p * pull).sum(-1), pull.square().sum(-1))]
+        rest = (x.flatten() for x in (self.old, self.advantages, self.uniform))
+        return TokenStats(log_p.flatten(), *flat, *rest, torch.zeros(p.numel()).long())
+
+    def data(self, **more: Tensor) -> LossData:
+        """Every action a trajectory of its own."""
+        n = self.logits.numel()
+        return LossData(self.old.flatten(), self.advantages.flatten(), self.weight, torch.arange(n), **more)
+
+    def loss(self, logits: Tensor, shaping: Shaping, objective: Objective, **more: Tensor) -> Any:
+        """LossTerms of the table at these logits."""
+        logp = logits.log_softmax(-1)
+        entropy = entropies(logits)[:, None].expand_as(logp).flatten()
+        return token_loss(logp.flatten(), entropy, self.data(**more), shaping, objective)
+
+    def descent(self, shaping: Shaping, objective: Objective, **more: Tensor) -> Tensor:
+        """Minus the gradient of the loss in the logits. [S, V]"""
+        z = self.logits.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.loss(z, shaping, objective, **more).loss, z)
+        return -gradient
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """[S, V] -> [S]"""
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def change_of_entropy(logits: Tensor, direction: Tensor) -> Tensor:
+    """The derivative of every position's entropy along a direction in the logits. [S]"""
+    z = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(entropies(z).sum(), z)
+    return (gradient * direction).sum(-1)
+
+
+TABLES = st.integers(0, 10_000).map(Table.random)
+MOVED = st.integers(0, 10_000).map(lambda seed: Table.random(seed, 0.4))
