@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 # torch, transformers and vLLM anew, 10 to 20 s of a core every time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test check format lock clean
+.PHONY: install demo test mutation check format lock clean
 
 install: $(READY)
 
@@ -39,6 +39,10 @@ check: $(READY)
 
 test: check
 	$(VENV)/bin/python -m pytest
+
+# Break every formula of the learner once and see a test fail; about ten minutes of a core.
+mutation: $(READY)
+	$(VENV)/bin/python tests/mutation.py
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .

@@ -62,9 +62,9 @@ class Table:
         log_p = self.logits.log_softmax(-1)
         p, entropy = log_p.exp(), entropies(self.logits)
         pull = p * (log_p + entropy[:, None])
-        flat = [x[:, None].expand_as(p).flatten() for x in (entropy, (p * pull).sum(-1), pull.square().sum(-1))]
-        rest = (x.flatten() for x in (self.old, self.advantages, self.uniform))
-        return TokenStats(log_p.flatten(), *flat, *rest, torch.zeros(p.numel()).long())
+        rows = (x[:, None].expand_as(p) for x in (entropy, (p * pull).sum(-1), pull.square().sum(-1)))
+        columns = (log_p, *rows, self.old, self.advantages, self.uniform, torch.zeros_like(p).long())
+        return TokenStats(*(x.flatten() for x in columns))
 
     def data(self, **more: Tensor) -> LossData:
         """Every action a trajectory of its own."""

@@ -143,3 +143,18 @@ def test_what_is_predicted_is_for_the_steps_that_are_taken() -> None:
     parts = rows[0]["entropy/predicted_dh_positive"] + rows[0]["entropy/predicted_dh_negative"]
     assert rows[0]["entropy/predicted_dh"] == pytest.approx(parts)
     assert rows[1]["entropy/realised_dh"] == pytest.approx(rows[1]["entropy/exact"] - rows[0]["entropy/exact"])
+
+
+def test_the_reference_is_in_the_advantage_with_k1_and_in_the_loss_with_the_others() -> None:
+    found = {}
+    for name, objective in (
+        ("none", Objective()),
+        ("k1", Objective(kl=0.3, estimator="k1")),
+        ("k2", Objective(kl=0.01, estimator="k2")),
+    ):
+        settings = learner_settings(objective, {"kind": "none"}, {"kind": "fixed"})
+        found[name] = train(settings, [batches_of(0, "token")])[0][0]
+    spread = {name: row["advantage/std"] for name, row in found.items()}
+    assert spread["k1"] > spread["none"] == spread["k2"]
+    assert found["k2"]["loss"] > found["none"]["loss"]
+    assert {name for name, row in found.items() if "kl/reference" in row} == {"k1", "k2"}

@@ -157,6 +157,15 @@ def test_the_row_is_what_its_names_say() -> None:
     close("entropy/forgone_dh_low", withheld[s.advantages < -0.5].sum())
 
 
+def test_a_peak_is_the_largest_of_all_micro_batches_and_nan_is_not_lost() -> None:
+    tally = Tally()
+    for values in ([1.0, 3.0], [2.0], []):
+        tally.peak("ratio", torch.tensor(values))
+    assert tally.peaks == {"ratio": 3.0}
+    tally.peak("ratio", torch.tensor([math.nan]))
+    assert math.isnan(tally.peaks["ratio"])
+
+
 def test_without_a_touched_mask_the_knob_touches_every_token() -> None:
     stats, tally = make_stats(9), Tally()
     zero = {k: torch.zeros(9, dtype=torch.bool) for k in ("clipped_high", "clipped_low", "limited")}

@@ -126,6 +126,7 @@ def test_diagnostics_count_the_clipped_tokens_of_each_side() -> None:
     assert terms.tokens["clipped_high"].tolist() == up.tolist()
     assert terms.tokens["clipped_low"].tolist() == down.tolist()
     assert_close(terms.tokens["ratio"], ratio)
+    assert_close(terms.tokens["withheld"], ratio * (up | down))  # all of a clipped token, nothing of another
     assert (terms.tokens["kl"] >= 0).all()
     assert_close(terms.tokens["kl"], ratio - 1 - ratio.log())
     terms.loss.backward()

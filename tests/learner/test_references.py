@@ -38,7 +38,7 @@ def test_every_advantage_is_that_of_its_paper(name: str, groups: list[list[tuple
     for g, replies in enumerate(groups):
         members = [make_trajectory([(1, n)], reward=r, index=g, seed=i) for i, (r, n) in enumerate(replies)]
         made.append(Group(members[0].prompt, tuple(members)))
-    rewards, lengths = ([[x[k] for x in g] for g in groups] for k in (0, 1))
+    rewards, lengths = [[r for r, _ in g] for g in groups], [[n for _, n in g] for g in groups]
     expected = references.batch_advantages(name, rewards, lengths)
     assert trajectory_advantages(made, ADVANTAGES[name]) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
@@ -53,9 +53,9 @@ def make_replies(given_ones: list[Trajectory], seed: int, spread: float) -> tupl
         n = trajectory.reply_tokens
         old = -rng.exponential(1.0, n) - 0.05
         logps.append(old + spread * rng.standard_normal(n))
-        more = [old + 0.3 * rng.standard_normal(n) for _ in range(2)]
+        engine, reference = (old + 0.3 * rng.standard_normal(n) for _ in range(2))
         advantage = float(np.float32(rng.choice([-1.5, -0.5, 0.0, 0.5, 2.0])))
-        made.append(Reply(old, *more, rng.uniform(0.1, 2, n), advantage))
+        made.append(Reply(old, engine, reference, rng.uniform(0.1, 2, n), advantage))
     return logps, made
 
 
@@ -257,6 +257,7 @@ def test_a_small_share_of_a_small_batch_is_one_token_and_ties_fall_to_the_lowest
     zero = torch.zeros(5).double()
     uniform = torch.tensor([0.5, 0.4, 0.1, 0.2, 0.3]).double()
     a = torch.tensor([1.0, 1.0, 2.0, 1.0, 1.0]).double()
-    stats = TokenStats(torch.tensor([0.0, 0.0, -3.0, 0.0, 0.0]).double(), *[zero] * 4, a, uniform, zero.long())
+    logp = torch.tensor([0.0, 0.0, -3.0, 0.0, 0.0]).double()
+    stats = TokenStats(logp, zero, zero, zero, zero, a, uniform, zero.long())
     assert make_method("kl_cov").shape(stats, 1.0).touched.tolist() == [False, False, False, True, False]
     assert make_method("clip_cov, wide").shape(stats, 1e-4).touched.tolist() == [False, False, False, True, False]

@@ -106,8 +106,8 @@ def divergence(log_p: torch.Tensor, log_q: torch.Tensor, share: torch.Tensor) ->
 def descent_of(table: Table, value: str) -> torch.Tensor:
     """Minus the exact gradient of KL(pi || ref) or KL(ref || pi); the table's `old` of another seed is the reference."""
     z = table.logits.clone().requires_grad_()
-    pair = (z.log_softmax(-1), reference_of(table))
-    kl = divergence(*(pair if value == "pi || ref" else pair[::-1]), table.share)
+    mine, other = z.log_softmax(-1), reference_of(table)
+    kl = divergence(*((mine, other) if value == "pi || ref" else (other, mine)), share=table.share)
     return -torch.autograd.grad(kl, z)[0]
 
 
@@ -121,7 +121,8 @@ def test_the_expected_gradient_of_each_estimator_is_the_one_stated(table: Table,
     """k1 in the advantage and k2 in the loss: that of KL(pi || ref); k3: that of KL(ref || pi)."""
     reference = reference_of(table).flatten()
     still = replace(table, advantages=torch.zeros_like(table.advantages))
-    for estimator, value in (("k2", "pi || ref"), ("k3", "ref || pi")):
+    stated: tuple[tuple[Any, str], ...] = (("k2", "pi || ref"), ("k3", "ref || pi"))
+    for estimator, value in stated:
         objective = Objective(kl=coefficient, estimator=estimator)
         found = still.descent(Shaping(), objective, reference_logp=reference)
         assert_close(found, coefficient * descent_of(table, value), 1e-9, 1e-12)

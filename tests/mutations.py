@@ -1,0 +1,10 @@
+"""The table of tests/mutation.py: each formula of the learner, broken once."""
+
+from __future__ import annotations
+
+from mutation_entries import Mutation
+from mutations_control import CONTROL_MUTATIONS
+from mutations_entropy import ENTROPY_MUTATIONS
+from mutations_loss import LOSS_MUTATIONS
+
+MUTATIONS: tuple[Mutation, ...] = (*LOSS_MUTATIONS, *ENTROPY_MUTATIONS, *CONTROL_MUTATIONS)
