@@ -193,7 +193,7 @@ def test_every_form_of_repo_is_a_minus_beta_l(name: str, seed: int, knob: float)
     stats, kind = make_stats(15, seed), name[:6]
     form = {"centred": "raw" not in name, "part": "positive" if "positive" in name else "both"}
     columns = (x.tolist() for x in (stats.advantages, stats.logp, stats.entropy))
-    expected = [references.repo(kind, *x, knob, **form) for x in zip(*columns, strict=True)]
+    expected = [references.repo(kind, a, x, h, knob, **form) for a, x, h in zip(*columns, strict=True)]
     shaping = make_method(name).shape(stats, knob)
     assert shaping.advantages.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
     touched = [kind == "repo_d" or (a > 0 if "positive" in name else a != 0) for a in stats.advantages.tolist()]
