@@ -11,7 +11,7 @@ from orchestration import warmstart
 from orchestration.config import load_config
 from orchestration.report import write_report
 from orchestration.summary import demo_table, summarise
-from orchestration.train import train
+from orchestration.train import in_turn, prepare
 
 ARMS = ("demo-grpo", "demo-repo-r")
 WARM_START = ["steps=1000"]
@@ -22,12 +22,12 @@ def run(seed: int, runs: Path) -> Path:
     began = time.monotonic()
     console = Console()
     model = warmstart.run(ARMS[0], [], WARM_START, None, Path("models/cache"))
-    folders = []
-    for arm in ARMS:
-        config = load_config(arm, [f"run.seed={seed}", f"run.dir={runs}", f"model.path={model}"])
-        console.rule(f"[bold]{arm}")
-        train(config, overwrite=True)
-        folders.append(config.folder)
+    configs = [load_config(a, [f"run.seed={seed}", f"run.dir={runs}", f"model.path={model}"]) for a in ARMS]
+    in_turn(
+        [prepare(config, overwrite=True) for config in configs],
+        announce=lambda job: console.rule(f"[bold]{job.config.run.name}"),
+    )
+    folders = [config.folder for config in configs]
     # Without a terminal rich assumes 80 columns and cuts the table's words off.
     Console(width=max(console.width, 120)).print(demo_table([summarise(f) for f in folders]))
     report = write_report(folders, runs / "demo.html")

@@ -1,7 +1,7 @@
 """A run from its configuration to its exit: folder, sinks, cluster, loop, report, and all of it taken down again.
 
-`train` is one run on a cluster of its own; `conduct` is a run on a cluster that somebody holds, which the laboratory does for
-many of them, one after the other.
+`train` is one run on a cluster of its own, `in_turn` several on the same one; `conduct` is a run on a cluster that somebody holds,
+as the laboratory's lanes do.
 """
 
 from __future__ import annotations
@@ -90,23 +90,30 @@ def prepare(config: RunConfig, *, resume: bool = False, overwrite: bool = False)
 
 def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Path:
     """Returns report.html. Raises IsentropeError; its exit_code is the command's."""
-    job = prepare(config, resume=resume, overwrite=overwrite)
-    codec = make_codec(config)
+    in_turn([prepare(config, resume=resume, overwrite=overwrite)])
+    return config.folder / "report.html"
 
-    async def alone() -> None:
+
+def in_turn(jobs: Sequence[Job], announce: Callable[[Job], None] = lambda job: None) -> None:
+    """Runs of one `launch.shape_of`, one after the other on the same actors. Raises IsentropeError at the first that fails."""
+    first = jobs[0].config
+    codec = make_codec(first)
+
+    async def runs() -> None:
         from orchestration.launch import Cluster
         from orchestration.loop import StopSignal
 
-        stop, cluster = StopSignal(), Cluster(config, lambda text: None)
+        stop, cluster = StopSignal(), Cluster(first, lambda text: None)
         try:
             with signals(stop, lambda text: cluster.on_event(text)):
-                await conduct(job, cluster, codec, stop, config.run.sinks)
+                for job in jobs:
+                    announce(job)
+                    await conduct(job, cluster, codec, stop, job.config.run.sinks)
         finally:
             await cluster.close()
 
-    with connected(config):
-        asyncio.run(alone())
-    return config.folder / "report.html"
+    with connected(first):
+        asyncio.run(runs())
 
 
 def make_codec(config: RunConfig) -> HFCodec:

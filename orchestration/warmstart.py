@@ -25,8 +25,8 @@ def run(recipe: str | None, names: Sequence[str], overrides: Sequence[str], out:
     return make({**dict(parse_overrides(overrides)), "environments": environments}, out, cache)
 
 
-def make(settings: dict[str, Any], out: Path, cache: Path) -> Path:
-    """The model folder `out`; made and taught unless it is there already or in the cache."""
+def make(settings: dict[str, Any], out: Path | None, cache: Path) -> Path:
+    """The model folder `out`, or the one in the cache; made and taught unless it is there already."""
     from rich.console import Console
 
     # The matrices are tiny: a second thread gains little and, on a busy machine, spins most of its time away. Set before
