@@ -47,6 +47,8 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
             "(1 - s.memory) * getattr(self, name) + s.memory * value",
         ),
         ("the mean, not its square", '("advantage", seen.advantage**2)', '("advantage", seen.advantage)'),
+        ("no reach", "step = min(max(error, -self.REACH), self.REACH)", "step = error"),
+        ("a reach on one side", "step = min(max(error, -self.REACH), self.REACH)", "step = min(error, self.REACH)"),
         ("winding up", "if self.lowest < wanted < self.knob.high or wanted * error < 0:", "if True:"),
         ("stuck at the bound", "< self.knob.high or wanted * error < 0:", "< self.knob.high:"),
         ("units swapped", 'self.knob.unit == "advantage" and', 'self.knob.unit == "factor" and'),

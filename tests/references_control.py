@@ -55,9 +55,9 @@ def pi(seen: Sequence[Seen], target: float, start: float, gain: float, integral:
 def isentropic(
     seen: Sequence[Seen], target: float, *, gain: float, integral: float, memory: float, high: float, added: bool
 ) -> list[float]:
-    """shared/design/entropy.md: knob = EMA(-free) / EMA(slope) + unit * (kp * e + ki * sum(e)), within unit * high; the sum
-    holds still where it would push the knob further into its bound. added: a knob that is added to advantages, whose unit
-    is their root mean square. The running means are written as weighted sums over all that was seen."""
+    """knob = EMA(-free) / EMA(slope) + unit * (kp * e + ki * sum(e)), within unit * high; the sum takes an error of at most a
+    tenth either way, and holds still where it would push the knob further into its bound. added: a knob that is added to
+    advantages, whose unit is their root mean square. The running means are weighted sums over all that was seen."""
     total, out = 0.0, []
     for i, (entropy, *_) in enumerate(seen):
         e = (target - entropy) / target
@@ -66,9 +66,10 @@ def isentropic(
         mean = [math.fsum(w * x for w, x in zip(weights, c, strict=True)) / math.fsum(weights) for c in columns]
         unit = max(math.sqrt(mean[2]), 1e-6) if added else 1.0
         held = -mean[0] / mean[1] if mean[1] > 0 else 0.0
-        wanted = held + unit * (gain * e + integral * (total + e))
+        within = min(max(e, -0.1), 0.1)
+        wanted = held + unit * (gain * e + integral * (total + within))
         if not ((wanted >= unit * high and e >= 0) or (wanted <= -unit * high and e <= 0)):
-            total += e
+            total += within
         out.append(min(max(wanted, -unit * high), unit * high))
     return out
 
