@@ -179,8 +179,11 @@ async def _lane(queue: list[tuple[Cell, Job]], progress: Progress, stop: StopSig
                 await conduct(job, cluster, make_codec(job.config), stop, job.config.run.sinks)
             except Stopped:
                 raise
-            except IsentropeError as error:  # the run's own failure, in a sentence: the lab's other runs go on
-                progress.broke(cell, str(error))
+            except Exception as error:  # noqa: BLE001 - the declared boundary: one run's failure, of any kind, costs it alone
+                known = isinstance(error, IsentropeError)
+                progress.broke(
+                    cell, str(error) if known else f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+                )
                 await cluster.close()  # whatever state its actors were left in
                 cluster = None
             else:

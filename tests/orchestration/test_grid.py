@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from builders import config_data
 
 from orchestration import lab
-from orchestration.errors import ConfigError
+from orchestration.errors import ConfigError, NumericsError
 from orchestration.grid import GRIDS, cells, load_grid, notes
 
 
@@ -89,3 +90,36 @@ def test_a_grid_of_which_nothing_can_run_is_refused_and_writes_nothing(tmp_path:
     with pytest.raises(ConfigError, match="no run of the grid g can start: a-s0: unknown key"):
         lab.run(path, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("error", [NumericsError("the loss is nan"), RuntimeError("a library's own\nfailure")])
+def test_a_run_that_fails_in_any_way_costs_itself_alone_and_its_actors(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = load_grid(grid_file(tmp_path, seeds=[0], arms={"a": {}, "b": {}, "c": {}}))
+    events: list[str] = []
+
+    class Actors:
+        def __init__(self, config: Any, say: Any) -> None:
+            self.config = config
+            events.append("made")
+
+        async def close(self) -> None:
+            events.append("closed")
+
+    async def conduct(job: Any, *rest: Any) -> None:
+        events.append(job.config.run.name)
+        if job.config.run.name == "b-s0":
+            raise error
+
+    monkeypatch.setattr("orchestration.launch.Cluster", Actors)
+    monkeypatch.setattr(lab, "conduct", conduct)
+    monkeypatch.setattr(lab, "make_codec", lambda config: None)
+    monkeypatch.setattr(lab, "_outcome", lambda cell: "")
+    progress = lab.Progress(3, lambda text: None)
+    todo = [(c, lab.Job(c.config)) for c in cells(grid, tmp_path, None) if c.config is not None]
+    asyncio.run(lab._lanes(todo, 1, progress))
+    assert [c.name for c in progress.done] == ["a-s0", "c-s0"]
+    assert list(progress.failed) == ["b-s0"]
+    assert "\n" not in progress.failed["b-s0"]
+    assert events == ["made", "a-s0", "b-s0", "closed", "made", "c-s0", "closed"]
