@@ -153,8 +153,9 @@ class RemoteVerifier:
         self.name, self.actor, self.timeout_s = name, actor, timeout_s
 
     async def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
-        # Every reply has its own limit inside; the whole has all of them and the start of the subprocess.
-        limit = 600.0 + self.timeout_s * len(requests)
+        # Every reply has its own limit inside, and so has every joint call, which ends in a reply judged by itself if it runs
+        # out of time; the whole has all of them and the start of the subprocess.
+        limit = 600.0 + 2 * self.timeout_s * len(requests)
         return await answer(self.name, self.actor.judge.remote(requests), limit)
 
 
