@@ -52,7 +52,7 @@ class Limits:
     file           bytes of the largest file; folder, files: bytes and number of all files in the private folder
     """
 
-    wall_s: float = 5.0
+    wall_s: float = 10.0  # on a busy machine a program waits for its CPU time
     cpu_s: int = 2
     memory: int = 256 * 2**20
     output: int = 64 * 2**10
@@ -99,7 +99,7 @@ class Level:
     @property
     def sentence(self) -> str:
         """What it stops and what it does not, for a person."""
-        left = "; ".join(self.gaps.values()) or "holes in the kernel, and all processes together are bounded, not each"
+        left = "; ".join(self.gaps.values()) or "holes in the kernel itself"
         return f"{self.stops}. Not stopped: {left}."
 
 
@@ -252,7 +252,7 @@ class _Watch:
         seconds = report.get("seconds", seconds)
         if too_much:
             return Outcome("output", stdout, stderr, code, seconds)
-        if report.get("cut_off") or (code == -signal.SIGKILL and report["cpu_s"] > 0.9 * self._limits.cpu_s):
+        if report.get("cut_off") or (code == -signal.SIGKILL and report["cpu_s"] > self._limits.cpu_s - 0.5):
             return Outcome("timeout", stdout, stderr, code, seconds)
         if code == 1 and stderr.rstrip().rpartition("\n")[2].startswith("MemoryError"):
             return Outcome("memory", stdout, stderr, code, seconds)
