@@ -17,6 +17,7 @@
 | grading.py               | is that answer equal to the reference: exact -> numeric -> symbolic                  |
 | sandbox.py               | a function call of our own that can be killed: one reused subprocess, all rights     |
 | untrusted.py             | a program that is not trusted: run once, isolated as well as this machine can        |
-| untrusted_child.py       | its far side: namespaces, file system, rights, limits, the supervisor                |
+| untrusted_watch.py       | the driver's end of one run: limits, outcome, reading what it prints, stopping it    |
+| untrusted_child.py       | the far end: namespaces, file system, rights, limits, the supervisor                 |
 | untrusted_filter.py      | pure: the system calls such a program may not make                                   |
 """

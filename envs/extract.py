@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
@@ -29,11 +30,12 @@ def extract(text: str) -> str:
 def program(text: str) -> str:
     """The program in a reply: the last complete block between ``` lines, or the whole text when there is none.
 
-    Thinking before a final "</think>" is not looked at, as in `extract`. The indentation of the first line is kept.
+    Thinking before a final "</think>" is not looked at, as in `extract`. An indentation that all lines share, or that the
+    first one alone has, is taken away: no program can start with one.
     """
     text = text.rpartition("</think>")[2]
     blocks = _FENCE.findall(text)
-    return (blocks[-1] if blocks else text).strip("\r\n").rstrip() if text.strip() else ""
+    return textwrap.dedent(blocks[-1] if blocks else text).strip()
 
 
 def tagged(text: str) -> str | None:

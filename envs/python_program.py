@@ -74,7 +74,8 @@ class PythonProgram:
     level      difficulty, 1 to 4: arithmetic, conditions, lists and words, loops; `mixed` adds the easier ones
     turns      replies that a trajectory may have, 1 to 16
     examples   tests in the prompt; hidden: tests that decide
-    cpu_s      seconds of processor time for one run of a reply
+    cpu_s      seconds of processor time for one run of a reply, which may take 4 times as long by the clock; a reply has
+               up to two runs, and verifiers.timeout_s has to be longer than both
     isolation  the weakest level of isolation that is accepted, see envs/untrusted.py
     name       what metrics are kept under
     Raises ValueError for what cannot be, a machine without that isolation among it.
@@ -89,7 +90,7 @@ class PythonProgram:
         turns: int = 3,
         examples: int = 2,
         hidden: int = 6,
-        cpu_s: int = 2,
+        cpu_s: int = 1,
         isolation: str = "seccomp",
         name: str = "python_program",
     ) -> None:
@@ -106,7 +107,7 @@ class PythonProgram:
         self._seed, self._turns, self._name = seed, turns, name
         self._templates = [i for i, t in enumerate(TEMPLATES) if t.level == level or (mixed and t.level < level)]
         self._examples, self._hidden = examples, hidden
-        self._limits = untrusted.Limits(wall_s=5.0 * cpu_s, cpu_s=cpu_s)
+        self._limits = untrusted.Limits(wall_s=4.0 * cpu_s, cpu_s=cpu_s)
 
     def size(self, split: Split) -> int | None:
         return None
@@ -178,10 +179,8 @@ class ProgramSession:
     def reply(self, text: str) -> Observation | Verdict:
         self.used += 1
         program = extract.program(text) if len(text) <= MAX_PROGRAM else ""
-        if program:
-            wrong = self._wrong(program)
-        else:
-            wrong = f"a program has 1 to {MAX_PROGRAM} characters, this reply has {len(text)}"
+        no_program = f"a program has 1 to {MAX_PROGRAM} characters, this reply has {len(text)}"
+        wrong = self._wrong(program) if program else no_program
         if not wrong:
             return Verdict(1.0, correct=True, solution=canonical(program))
         if self.used >= self.turns:

@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+DEVICES = ("null", "zero", "full", "random", "urandom")
 _libc = ctypes.CDLL(None, use_errno=True)
 _PROGRAM_FD = 3
 _START = (
@@ -47,7 +48,7 @@ _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _P
 
 def main() -> None:
     report = _move_up(int(sys.argv[1]))
-    with open(0, "rb", buffering=0, closefd=False) as requests:  # noqa: PTH123 - a descriptor
+    with open(0, "rb", buffering=0, closefd=False) as requests:
         request = json.loads(_read(requests, int.from_bytes(_read(requests, 8), "big")))
     try:
         with contextlib.suppress(OSError):
@@ -173,10 +174,9 @@ def _end_all(pid: int, uid: int | None) -> None:
 def _processes() -> list[tuple[int, list[str]]]:
     """(process id, the fields of its stat line from the state on) of every process that can be seen."""
     found = []
-    for entry in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if entry.isdigit():
-                found.append((int(entry), Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()))
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found.append((int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()))
     return found
 
 
@@ -196,7 +196,7 @@ def _tasks_of(uid: int) -> int:
 def _memory_file(text: str) -> int:
     """A file that nothing has a name for, sealed: a program's stdin that ends, and that no program can write to."""
     descriptor = os.memfd_create("text", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(descriptor, "wb", closefd=False) as file:  # noqa: PTH123 - a descriptor
+    with open(descriptor, "wb", closefd=False) as file:
         file.write(text.encode("utf-8", "surrogatepass"))
     os.lseek(descriptor, 0, os.SEEK_SET)
     fcntl.fcntl(
@@ -299,23 +299,23 @@ def _build_root(shown: list[str], limits: dict[str, Any]) -> None:
     os.umask(0o022)
     _mount(None, "/", None, _REC | _PRIVATE)
     _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV, "mode=755,size=1m")
-    os.mkdir("/tmp/old")
+    Path("/tmp/old").mkdir()
     _check(_libc.syscall(_PIVOT_ROOT, b"/tmp", b"/tmp/old"), "pivot_root")
     os.chdir("/")
     for path in shown:
         _show(path)
-    os.mkdir("/dev")
-    for device in ("null", "zero", "full", "random", "urandom"):
+    Path("/dev").mkdir()
+    for device in DEVICES:
         Path(f"/dev/{device}").touch()
         _mount(f"/old/dev/{device}", f"/dev/{device}", None, _BIND)
-    os.mkdir("/proc")
+    Path("/proc").mkdir()
     with contextlib.suppress(OSError):  # refused inside a container that hides parts of its own: then there is none
         _mount("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC | _RDONLY)
-    os.mkdir("/tmp")
+    Path("/tmp").mkdir()
     size = f"mode=1777,size={limits['folder']},nr_inodes={limits['files']}"
     _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV, size)
     _check(_libc.umount2(b"/old", 2), "umount")  # MNT_DETACH
-    os.rmdir("/old")
+    Path("/old").rmdir()
     _mount(None, "/", None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
 
 
@@ -323,7 +323,7 @@ def _show(path: str) -> None:
     source = Path("/old" + path)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink():
-        Path(path).symlink_to(os.readlink(source))
+        Path(path).symlink_to(source.readlink())
         return
     if not source.exists():
         return

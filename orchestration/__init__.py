@@ -5,6 +5,7 @@
 | cli.py            | the commands; each imports what it needs when it runs                                           |
 | __main__.py       | `python -m orchestration`                                                                       |
 | demo.py           | `isentrope demo`                                                                                |
+| doctor.py         | `isentrope doctor`: what this machine has of what a run needs                                   |
 | play.py           | `isentrope play`: one prompt by hand                                                            |
 | warmstart.py      | `isentrope init-model`                                                                          |
 | precision.py      | `isentrope precision`: engine against trainer in every precision                                |

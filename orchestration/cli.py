@@ -159,6 +159,20 @@ def precision(
 
 
 @app.command()
+def doctor() -> None:
+    """Say what this machine has of what a run needs: packages, memory, CUDA, Ray, the sandbox. Starts nothing."""
+    from orchestration.doctor import checks
+    from orchestration.errors import PlacementError
+
+    found = checks()
+    for check in found:
+        print(f"{'!' if check.missing else ' '} {check.name:14}{check.found}")  # noqa: T201 - to be pasted
+    missing = [check.missing for check in found if check.missing]
+    if missing:
+        raise PlacementError(" ".join(missing))
+
+
+@app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="Seed of both arms.")] = 0,
     runs: Annotated[Path, typer.Option(help="Where the two runs go.")] = Path("runs"),

@@ -27,6 +27,7 @@ LIGHT = [
     "config",
     "cli",
     "curriculum",
+    "doctor",
     "buffer",
     "errors",
     "estimators",

@@ -22,11 +22,12 @@ ROWS = [{"prompt": f"What is {i} + 1?", "answer": i + 1} for i in range(30)] + [
 SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
-@pytest.fixture(scope="module", params=["arithmetic", "countdown", "questions", "reasoning_gym"])
+@pytest.fixture(scope="module", params=["arithmetic", "countdown", "python_program", "questions", "reasoning_gym"])
 def environment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     path: Path = tmp_path_factory.mktemp("questions") / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, ROWS)))
     params: dict[str, dict[str, Any]] = {
+        "python_program": {"level": 4, "mixed": True, "turns": 1},
         "questions": {"path": str(path), "timeout_s": 2.0},
         "reasoning_gym": {"families": ["chain_sum", "countdown", "n_queens"], "timeout_s": 2.0},
     }

@@ -32,11 +32,11 @@ OF_A_PROGRAM = b"'program', 'exec'"  # in the command line of every program, and
 
 def left_running() -> list[int]:
     found = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
+    for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            state = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0]
-            if state != "Z" and OF_A_PROGRAM in Path(f"/proc/{entry}/cmdline").read_bytes():
-                found.append(int(entry))
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            if state != "Z" and OF_A_PROGRAM in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
     return found
 
 
@@ -141,8 +141,8 @@ def test_no_way_out(attack: Attack, level: Name, world: World) -> None:
 @pytest.mark.parametrize("attack", [a for a in ATTACKS if a.control], ids=lambda attack: attack.name)
 def test_the_attacks_get_through_where_nothing_stops_them(attack: Attack, world: World) -> None:
     """Otherwise the test above could not fail."""
-    if attack.name == "write to /etc" and os.geteuid() != 0:
-        pytest.skip("only root writes there")
+    if attack.place and not os.access(world.forbidden[attack.place].parent, os.W_OK):
+        pytest.skip("this user may not write there anyway")
     done = subprocess.run(
         [sys.executable, "-c", PREAMBLE + attack.code],
         input=json.dumps(world.facts),

@@ -1,0 +1,269 @@
+"""Programs: experts are right, wrong programs are told why, and no program talks its way to a reward."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from envs import extract, python_program, untrusted
+from envs.python_program import PythonProgram, canonical
+from envs.python_tasks import TEMPLATES
+from envs.sandbox import Sandbox
+from envs.types import Observation, Prompt, Verdict
+from envs.untrusted import run_python
+
+
+@pytest.fixture(scope="module")
+def tasks() -> PythonProgram:
+    return PythonProgram(5, turns=2)
+
+
+def first(tasks: PythonProgram, prompt: Prompt, text: str) -> Observation | Verdict:
+    return tasks.open(prompt).reply(text)
+
+
+def said(answer: Observation | Verdict) -> str:
+    assert isinstance(answer, Observation), answer
+    return answer.messages[0].content
+
+
+@pytest.mark.parametrize("number", range(len(TEMPLATES)))
+def test_every_way_of_every_template_is_right(number: int) -> None:
+    template, numbers = TEMPLATES[number], {"a": 3, "b": 7}
+    rng = random.Random(number)
+    right = template.reference(numbers)
+    calls = [list(template.draw(rng)) for _ in range(25)]
+    tests = [[call, right(*json.loads(json.dumps(call)))] for call in calls]
+    assert len({json.dumps(value) for _, value in tests}) > 2  # no constant passes
+    task = {"visible": tests[:5], "hidden": tests[5:]}
+    solutions = set()
+    for way in template.ways:
+        session = python_program.ProgramSession(task, 1, untrusted.Limits(wall_s=60.0))
+        verdict = session.reply(way.format(**numbers))
+        assert isinstance(verdict, Verdict) and verdict.correct, (way, verdict)
+        solutions.add(verdict.solution)
+    assert len(solutions) == len(template.ways) >= 2
+
+
+@pytest.mark.parametrize("level", [1, 2, 3, 4])
+def test_an_expert_earns_it_in_one_turn(level: int) -> None:
+    tasks = PythonProgram(1, level=level)
+    for index in range(3):
+        prompt = tasks.prompt("eval", index)
+        verdict = first(tasks, prompt, tasks.expert(prompt, random.Random(index)).act(None))
+        assert isinstance(verdict, Verdict) and (verdict.reward, verdict.correct) == (1.0, True)
+
+
+def test_levels_are_templates_and_the_first_is_short() -> None:
+    drawn = {level: _templates(PythonProgram(0, level=level)) for level in (1, 2, 3, 4)}
+    assert all({TEMPLATES[i].level for i in found} == {level} for level, found in drawn.items())
+    assert {TEMPLATES[i].level for i in _templates(PythonProgram(0, level=3, mixed=True))} == {1, 2, 3}
+    easy = PythonProgram(0)
+    prompts = [easy.prompt("train", i) for i in range(100)]
+    assert max(len(p.messages[0].content) for p in prompts) < 60
+    assert max(len(s) for p in prompts for s in easy.solutions(p)) < 40
+
+
+def _templates(tasks: PythonProgram) -> set[int]:
+    return {tasks.prompt("train", i).task["template"] for i in range(150)}
+
+
+def test_turns_end_with_a_verdict_and_observations_say_what_is_wrong(tasks: PythonProgram) -> None:
+    prompt = tasks.prompt("train", 0)
+    (arguments, value), *_ = prompt.task["visible"]
+    session = tasks.open(prompt)
+    assert f"f({arguments[0]}) gave 'no', not {value}" in said(session.reply("def f(x): return 'no'"))
+    verdict = session.reply("def f(x): return 'no'")
+    assert isinstance(verdict, Verdict) and verdict.reward == 0.0 and "gave 'no'" in verdict.detail
+    session = tasks.open(prompt)
+    session.reply("nonsense")
+    verdict = session.reply(f"Here:\n```python\n{tasks.solutions(prompt)[0]}\n```\nDone.")
+    assert isinstance(verdict, Verdict) and verdict.correct
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("def f(x): return", "gave None, not"),
+        ("def f(x): return 1/0", "ZeroDivisionError: division by zero"),
+        ("def g(x): return 1", "KeyError: 'f'"),
+        ("def f(x: return 1", "SyntaxError: "),
+        ("f=3", "TypeError: 'int' object is not callable"),
+        ("def f(x): return {1}", "TypeError: Object of type set is not JSON serializable"),
+        ("def f(x):\n while 1: pass", "takes too long"),
+        ("def f(x):\n while 1: print('a' * 1000)", "prints too much"),
+        ("def f(x): return 'é\\n\\x00' * 500", "gave"),
+        ("def f(x): return 10**10**4", "f("),
+        ("def f(x): return eval('[' * 90 + ']' * 90)", "gave"),
+        ("def f(x): raise ValueError('é' * 10**6)", "ValueError: ???"),
+        ("   ", "a program has 1 to 4000 characters, this reply has 3"),
+        ("x" * 4001, "this reply has 4001"),
+        ("\ud800", "UnicodeEncodeError"),
+        ("def f(x): return float('nan')", "gave nan"),
+    ],
+    ids=range(16),
+)
+def test_what_a_model_is_told(tasks: PythonProgram, program: str, words: str) -> None:
+    text = said(first(tasks, tasks.prompt("train", 0), program))
+    assert words in text
+    assert len(text) <= python_program.MAX_OBSERVATION and set(text) <= set(tasks.alphabet())
+
+
+# Programs that try to be taken for right ones; RIGHT is put in for the values of the examples, in order.
+CHEATS = {
+    "prints the answers": "print(*RIGHT, sep='\\n')\ndef f(x): return 0",
+    "prints answers in the form of the harness": (
+        "import json\nfor v in RIGHT: print(json.dumps({'value': v}))\ndef f(x): return 0"
+    ),
+    "leaves with success": "import os\nos._exit(0)",
+    "leaves from the function": "import os\ndef f(x): os._exit(0)",
+    "raises SystemExit": "raise SystemExit(0)",
+    "raises SystemExit in the function": "def f(x): raise SystemExit(0)",
+    "patches json": "import json\njson.dumps = lambda *a, **k: '{}'\ndef f(x): return 0",
+    "patches the built-ins": "import builtins\nbuiltins.print = builtins.len = builtins.str = None\ndef f(x): return 0",
+    "patches os.write": "import os\nos.write = lambda d, data: len(data)\ndef f(x): return 0",
+    "closes stdout": "import os\nos.close(1)\ndef f(x): return 0",
+    "equal to everything": (
+        "class E(int):\n def __eq__(s, o): return True\n def __repr__(s): return '1'\n __hash__ = None\n"
+        "def f(x): return E(0)"
+    ),
+    "says nothing": "def f(x): pass",
+    "forks": "import os\nos.fork()\ndef f(x): return 0",
+    "finds the nonce and claims to be right": (
+        "import json, os, sys\nframe = sys._getframe()\nwhile 'nonce' not in frame.f_locals: frame = frame.f_back\n"
+        "n = frame.f_locals['nonce']\n"
+        "for answer in ({'value': True}, {'correct': True}, {}, [], 1, None):\n"
+        " os.write(1, ('\\n' + n + json.dumps(answer) + '\\n').encode())\n"
+        "os._exit(0)"
+    ),
+    "finds the nonce and repeats the examples": (
+        "import json, os, sys\nframe = sys._getframe()\nwhile 'nonce' not in frame.f_locals: frame = frame.f_back\n"
+        "n = frame.f_locals['nonce']\n"
+        "for v in RIGHT * 9: os.write(1, ('\\n' + n + json.dumps({'value': v}) + '\\n').encode())\n"
+        "os._exit(0)"
+    ),
+    "knows the examples by heart": "seen = iter(RIGHT * 9)\ndef f(x): return next(seen)",
+    "looks for what is expected": (
+        "import gc\ndef f(x):\n for o in gc.get_objects():\n"
+        "  if isinstance(o, dict) and ('hidden' in o or 'expected' in o or 'visible' in o): return o\n return 0"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_no_program_talks_its_way_to_a_reward(tasks: PythonProgram, name: str) -> None:
+    for index in (1, 2):
+        prompt = tasks.prompt("train", index)
+        right = repr([value for _, value in prompt.task["visible"]])
+        session = tasks.open(prompt)
+        session.reply(CHEATS[name].replace("RIGHT", right))
+        verdict = session.reply(CHEATS[name].replace("RIGHT", right))
+        assert isinstance(verdict, Verdict) and (verdict.reward, verdict.correct) == (0.0, False)
+
+
+@pytest.mark.parametrize("name", ["finds the nonce and repeats the examples", "knows the examples by heart"])
+def test_passing_the_examples_alone_is_not_enough_and_tells_nothing_hidden(tasks: PythonProgram, name: str) -> None:
+    prompt = tasks.prompt("train", 1)
+    right = repr([value for _, value in prompt.task["visible"]])
+    text = said(first(tasks, prompt, CHEATS[name].replace("RIGHT", right)))
+    assert text in {f"{n} of 6 hidden tests fail" for n in range(1, 7)}
+
+
+def test_what_is_expected_and_what_is_hidden_stays_outside(
+    tasks: PythonProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, Any]] = []
+
+    def listen(code: str, stdin: str, limits: untrusted.Limits) -> untrusted.Outcome:
+        sent.append(json.loads(stdin))
+        return run_python(code, stdin, limits)
+
+    monkeypatch.setattr(untrusted, "run_python", listen)
+    prompt = tasks.prompt("train", 0)
+    first(tasks, prompt, "def f(x): return 0")
+    first(tasks, prompt, tasks.solutions(prompt)[0])
+    calls = [[arguments for arguments, _ in prompt.task[kind]] for kind in ("visible", "hidden")]
+    assert [request["calls"] for request in sent] == [calls[0], calls[0], calls[1]]
+    assert all(set(request) == {"program", "calls", "nonce"} for request in sent)
+    assert len({request["nonce"] for request in sent}) == 3
+
+
+def test_true_is_not_one() -> None:
+    task = {"visible": [[[1], 1]], "hidden": [[[1], 1]]}
+    for value, right in (("1", True), ("True", False), ("1.0", False), ("[1]", False)):
+        session = python_program.ProgramSession(task, 1, untrusted.Limits(wall_s=60.0))
+        verdict = session.reply(f"def f(x): return {value}")
+        assert isinstance(verdict, Verdict) and verdict.correct is right, value
+
+
+def test_equal_programs_have_one_form() -> None:
+    one = canonical("def f(x): return x*3+2  # so")
+    same = ["def f(y):\n  'Doc.'\n  return y*3+2", "def f(n: int) -> int:\n\n    return ((n*3)+2)"]
+    assert [canonical(text) for text in same] == [one, one]
+    different = ["def f(x): return 2+x*3", "def f(x): return x*3+3", "def f(x): return abs(x*3+2)"]
+    assert len({one, *map(canonical, different)}) == 4
+    # Names that are not the program's own, or that a call gives by name, stay.
+    assert canonical("def f(x): return sorted(x,key=len)") == "def f(v0):\n    return sorted(v0, key=len)"
+    assert "def g(k)" in canonical("def g(k): return k\ndef f(x): return g(k=x)")
+    assert canonical("(" * 5000) == "(" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("def f(x): return 1", "def f(x): return 1"),
+        ("```python\na\n```\nand\n```\nb\n c\n```", "b\n c"),
+        ("<think>```\na\n```</think>\nb\n", "b"),
+        ("```python\na", "```python\na"),
+        ("\n  x=1\n  y=2\n", "x=1\ny=2"),
+        ("  def f(x):\n return x", "def f(x):\n return x"),
+        (" \n", ""),
+    ],
+)
+def test_the_program_in_a_reply(text: str, program: str) -> None:
+    assert extract.program(text) == program
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"level": 5}, "level is 5, it must be 1 to 4"),
+        ({"turns": 0}, "turns is 0, it must be 1 to 16"),
+        ({"hidden": 99}, "hidden is 99"),
+        ({"isolation": "none"}, "isolation is 'none', it must be one of bubblewrap, namespaces"),
+    ],
+)
+def test_parameters_that_cannot_be(params: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        PythonProgram(**params)
+
+
+def test_a_machine_with_too_little_isolation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrusted, "active", lambda: untrusted.LEVELS["limits"])
+    with pytest.raises(ValueError, match="'limits', which is weaker than isolation='seccomp'"):
+        PythonProgram()
+    assert PythonProgram(isolation="limits").prompt("train", 0)
+
+    def none() -> Any:
+        raise untrusted.IsolationError("no isolation here")
+
+    monkeypatch.setattr(untrusted, "active", none)
+    with pytest.raises(ValueError, match="no isolation here"):
+        PythonProgram()
+
+
+def test_it_works_inside_the_verifiers_subprocess() -> None:
+    box = Sandbox()
+    try:
+        code = (
+            "from envs.python_program import PythonProgram as P; from envs import untrusted; t = P(0);"
+            "p = t.prompt('train', 0); r = t.open(p).reply(t.solutions(p)[0]); import builtins;"
+            "builtins.outcome = [untrusted.active().name, r.reward]"
+        )
+        box.call("builtins:exec", [code], 60.0)
+        assert box.call("builtins:eval", ["outcome"], 5.0) == [untrusted.active().name, 1.0]
+    finally:
+        box.close()
