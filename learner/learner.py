@@ -23,7 +23,7 @@ from learner.entropy.base import Settings as KindSettings
 from learner.entropy.build import build
 from learner.entropy.target import TargetSettings
 from learner.ledger import Fresh, Ledger, Tally, tally_policy, tally_shaping, tally_update, update_metrics
-from learner.objective import Objective, token_loss, with_reference
+from learner.objective import Objective, reference_pull, token_loss, with_reference
 from learner.policy import Policy, load_policy
 from learner.schedule import Shape, learning_rate
 from learner.types import LossData, MicroBatch, RankBatch, Shaping, StepMetrics, TokenStats
@@ -195,6 +195,9 @@ class Learner:
         advantages = with_reference(advantages, logp, reference, self.settings.objective)
         place = self._tensor(micro.place)
         uniform = token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.place)
+        objective, importance = self.settings.objective, None
+        if objective.importance.kind != "none":
+            importance, _ = objective.importance.weigh(logp - engine_logp, self._tensor(micro.trajectory))
         return Fresh(
             stats=TokenStats(
                 logp=logp,
@@ -212,6 +215,8 @@ class Learner:
             first=place == 0,
             last=self._tensor(micro.last),
             reference_logp=reference,
+            importance=importance,
+            pull=reference_pull(logp, reference, objective),
         )
 
     def _stats(
