@@ -167,15 +167,25 @@ class ObjectiveSection(Section):
     kl: KLSection = KLSection()
 
 
+# What holds entropy where a recipe names no method. Chosen by measurement: see "The entropy grid" in tests/benchmarks/RESULTS.md.
+HELD: dict[str, Any] = {"method": {"kind": "repo_d"}, "controller": {"kind": "isentropic"}, "target": {"fraction": 0.7}}
+
+
 class EntropySection(Section):
-    method: SerializeAsAny[entropy_base.Settings] = Field(
-        default_factory=lambda: entropy.parse(entropy.METHODS, {"kind": "none"}, "method")
-    )
-    controller: SerializeAsAny[entropy_base.Settings] = Field(
-        default_factory=lambda: entropy.parse(entropy.CONTROLLERS, {"kind": "fixed"}, "controller")
-    )
+    """Without a method, entropy is held by `HELD`, or at the target given; `method: {kind: none}` lets it go where it goes.
+    A method that is named without a controller has the fixed one."""
+
+    method: SerializeAsAny[entropy_base.Settings]
+    controller: SerializeAsAny[entropy_base.Settings]
     target: TargetSettings = TargetSettings()
     environments: dict[str, TargetSettings] = {}  # targets of their own, by the name an environment's metrics go by
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {**HELD, **data} if "method" not in data else {"controller": {"kind": "fixed"}, **data}
 
     @field_validator("method", mode="before")
     @classmethod
@@ -252,7 +262,7 @@ class RunConfig(Section):
     verifiers: VerifierSection = VerifierSection()
     learner: LearnerSection
     objective: ObjectiveSection = ObjectiveSection()
-    entropy: EntropySection = Field(default_factory=EntropySection)
+    entropy: EntropySection = Field(default_factory=lambda: EntropySection.model_validate({}))
     weights: WeightsSection = WeightsSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
