@@ -11,6 +11,8 @@
 | probe.py          | its measurements: replies of an engine in each precision, scored by the trainer in each         |
 | train.py          | a run from its configuration to its exit                                                        |
 | config.py         | RunConfig: recipes and overrides, strict, every mistake one sentence                            |
+| sections.py       | its sections                                                                                    |
+| reading.py        | YAML, overrides at dotted keys, errors as sentences                                             |
 | placement.py      | pure: what a run asks for, whether the cluster has it                                           |
 | launch.py         | from a configuration to running actors, and back to none                                        |
 | loop.py           | the data flow of a run                                                                          |

@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from envs.types import Group, Prompt
-from orchestration.config import EvaluationSection
 from orchestration.estimators import distinct_correct, mean_pass_at_k
 from orchestration.rollouts import Rollouts
+from orchestration.sections import EvaluationSection
 
 
 async def evaluate(

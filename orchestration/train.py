@@ -25,6 +25,7 @@ from orchestration.config import RunConfig
 from orchestration.curriculum import Mixture
 from orchestration.errors import ConfigError, IsentropeError, NumericsError, Stopped
 from orchestration.report import write_report
+from orchestration.sections import BODY
 from orchestration.sinks import FanOut, RunInfo, build_sinks
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def _resolve_precision(data: dict[str, Any]) -> None:
     """learner.precision as it was used: left out, it follows the switch. A run older than the switch had it alone."""
     learner = data["learner"]
     switch = data.setdefault("precision", {"mode": learner["precision"]})
-    learner["precision"] = learner["precision"] or configuration.BODY[switch["mode"]]
+    learner["precision"] = learner["precision"] or BODY[switch["mode"]]
 
 
 def _absolute(path: str) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestration.config import load_config, parse_overrides, sentence
+from orchestration.config import load_config
 from orchestration.errors import ConfigError
+from orchestration.reading import parse_overrides, sentence
 
 
 def run(recipe: str | None, names: Sequence[str], overrides: Sequence[str], out: Path | None, cache: Path) -> Path:

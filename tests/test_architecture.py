@@ -25,6 +25,8 @@ LIGHT = [
     "alarms",
     "grid",
     "config",
+    "reading",
+    "sections",
     "cli",
     "curriculum",
     "buffer",
