@@ -16,6 +16,7 @@
 | placement.py      | pure: what a run asks for, whether the cluster has it                                           |
 | launch.py         | from a configuration to running actors, and back to none                                        |
 | loop.py           | the data flow of a run                                                                          |
+| replies.py        | what an iteration's replies say: metrics and samples                                            |
 | rollouts.py       | many rollouts at once: prompts to groups                                                        |
 | buffer.py         | finished groups, bounded, each with the age it may reach                                        |
 | curriculum.py     | which prompt comes next                                                                         |

@@ -36,6 +36,7 @@ from orchestration.sections import (
     RunSection,
     SamplingSection,
     Section,
+    StageSection,
     TrainerPrecision,
     VerifierSection,
     WeightsSection,
@@ -48,7 +49,8 @@ class RunConfig(Section):
     run: RunSection
     model: ModelSection
     precision: PrecisionSection = PrecisionSection()
-    environments: list[EnvironmentSection] = Field(min_length=1)
+    environments: list[EnvironmentSection] = Field(default_factory=list)  # or, one after the other:
+    stages: list[StageSection] = Field(default_factory=list)
     batch: BatchSection
     sampling: SamplingSection
     generators: GeneratorSection
@@ -69,6 +71,19 @@ class RunConfig(Section):
         if not isinstance(value, dict | PrecisionSection):
             raise ValueError(f"{value!r} is neither a mode, one of {', '.join(BODY)}, nor a section {{mode: ...}}")
         return value
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> Self:
+        if self.stages and self.environments:
+            raise ValueError(
+                f"environments and stages are both given: each of the {len(self.stages)} stages names its own environments, "
+                "leave those of the top level out"
+            )
+        if not self.stages and not self.environments:
+            raise ValueError("environments is missing: give what the run trains on, or stages of it")
+        if not self.stages and self.run.iterations is None:
+            raise ValueError("run.iterations is missing: give it in the recipe or as run.iterations=VALUE")
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -156,6 +171,61 @@ class RunConfig(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"stages {', '.join(names)}: '{twice[0]}' is there twice, give each a name of its own")
+        if self.stages:
+            first, most = self.stages[0], sum(stage.iterations for stage in self.stages)
+            for key, value in (("controller", first.controller), ("optimiser", first.optimiser)):
+                if value != "keep":
+                    raise ValueError(
+                        f"stages.0.{key} is {value}, and nothing comes before the first stage: leave it out"
+                    )
+            if self.run.iterations is not None and self.run.iterations > most:
+                raise ValueError(
+                    f"run.iterations caps the run at {self.run.iterations} and its stages have {most} iterations at most: leave it "
+                    "out, or give stages more"
+                )
+        for index in range(len(self.stages)):
+            self.at_stage(index)
+        return self
+
+    def at_stage(self, index: int) -> RunConfig:
+        """The run as it is in one stage: that stage's environments and overrides, and no stages. Without stages, the run itself.
+
+        Raises ValueError, one sentence, where the stage's overrides cannot be.
+        """
+        if not self.stages:
+            return self
+        stage, data = self.stages[index], self.model_dump()
+        data["environments"], data["stages"] = data["stages"][index]["environments"], []
+        data["run"]["iterations"] = self.iterations
+        try:
+            for key, value in stage.overrides.items():
+                put(data, key, value)
+            return RunConfig.model_validate(data)
+        except ConfigError as error:
+            raise ValueError(f"stages.{index} ({stage.name}): {error}") from None
+        except ValidationError as error:
+            raise ValueError(f"stages.{index} ({stage.name}): {sentence(error, data, RunConfig)}") from None
+
+    @property
+    def iterations(self) -> int:
+        """The most the run takes; advance rules may end its stages earlier."""
+        return self.run.iterations or sum(stage.iterations for stage in self.stages)
+
+    @property
+    def all_environments(self) -> list[EnvironmentSection]:
+        """Every environment of the run, once: an environment's index counts in this list. Of stages, in order of first mention;
+        the same name with other params is another environment. Weights are the stages' own matter."""
+        found = list(self.environments)
+        for environment in (e for stage in self.stages for e in stage.environments):
+            if not any((e.name, e.params) == (environment.name, environment.params) for e in found):
+                found.append(environment)
+        return found
+
     @property
     def trainer_precision(self) -> TrainerPrecision:
         """Of the trainer's weights and arithmetic; its optimiser always has float32 masters."""
@@ -181,7 +251,7 @@ class RunConfig(Section):
 
     @property
     def total_steps(self) -> int:
-        return self.run.iterations * self.learner.updates * self.learner.epochs
+        return self.iterations * self.learner.updates * self.learner.epochs
 
     def to_yaml(self) -> str:
         """What load_config reads back as an equal config."""
@@ -228,11 +298,33 @@ def validate(data: Mapping[str, Any]) -> RunConfig:
 def check_world(config: RunConfig) -> None:
     """What only the disk and the catalog know: model folder, environments. Raises ConfigError; writes nothing."""
     check_model(config.model.path)
-    for i, env in enumerate(config.environments):
+    first: dict[str, str] = {}  # the name metrics go by -> the first environment that has it
+    for env in config.all_environments:
+        where = f"{_place(config, env)} ({env.name})"
         try:
-            catalog.load(env.name, env.params, seed=config.run.seed)
+            made = catalog.load(env.name, env.params, seed=config.run.seed)
+            names = {made.prompt("train", k).env for k in range(4)} if config.stages else set()
         except (ValueError, OSError) as error:
-            raise ConfigError(f"environments.{i} ({env.name}): {error}") from None
+            raise ConfigError(f"{where}: {error}") from None
+        for name in names:
+            if name in first:
+                raise ConfigError(
+                    f"{where} and {first[name]} both report as '{name}', so nothing could tell which of them was retained: give "
+                    "one a params.name of its own"
+                )
+            first[name] = where
+
+
+def _place(config: RunConfig, environment: EnvironmentSection) -> str:
+    """Where in the configuration an environment is first mentioned."""
+    for i, env in enumerate(config.environments):
+        if env == environment:
+            return f"environments.{i}"
+    for s, stage in enumerate(config.stages):
+        for i, env in enumerate(stage.environments):
+            if env == environment:
+                return f"stages.{s}.environments.{i}"
+    raise ValueError(f"{environment.name} is not an environment of {config.run.name}")
 
 
 def check_model(model: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,6 +20,10 @@ Mode = Literal["fp32", "bf16", "fp16", "bf16-fp32head"]
 BODY: dict[Mode, TrainerPrecision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "bf16-fp32head": "bf16"}
 
 
+# What a stage may set anew, whole or in part: what can change between two iterations on actors that go on.
+STAGE_KEYS = ("objective", "learner.lr", "entropy.target", "sampling")
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -27,7 +32,8 @@ class RunSection(Section):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     dir: str = "runs"
     seed: int = Field(default=0, ge=0)
-    iterations: int = Field(ge=1)
+    # Needed unless there are stages: then it caps the run, and left out it is the sum of theirs.
+    iterations: int | None = Field(default=None, ge=1)
     sinks: list[Literal["jsonl", "console", "tensorboard"]] = ["jsonl", "console"]
     samples_per_iteration: int = Field(default=4, ge=0)  # replies kept in samples.jsonl
 
@@ -58,6 +64,62 @@ class EnvironmentSection(Section):
     name: str  # a built-in, or "module:Class"
     params: dict[str, Any] = {}
     weight: float = Field(default=1.0, gt=0)
+
+
+class AdvanceSection(Section):
+    """What ends a stage before its iterations are used up. Rewards are the mean training reward of an iteration."""
+
+    reward: float | None = None  # the mean over the last `window` iterations has reached this
+    # The mean over the last `window` iterations is not more than this above that over the `window` before them.
+    plateau: float | None = Field(default=None, ge=0)
+    window: int = Field(default=5, ge=1)
+
+    @property
+    def rewards(self) -> int:
+        """How many iterations of the stage the rule looks at."""
+        return self.window if self.plateau is None else 2 * self.window
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if (self.reward is None) == (self.plateau is None):
+            raise ValueError("a stage advances by reward or by plateau: give one of the two")
+        return self
+
+
+class StageSection(Section):
+    """Environments that are trained one after the other's, and what is otherwise from the stage's first iteration on.
+
+    Overrides are of the run's own settings, not of the stage's before. controller: "keep" lets knob, integral and the target's
+    anchor go on; "reset" starts all of it anew; "reanchor" keeps the knob and measures the target's start again, which is then
+    the new environments' own. With the latter two, a target's schedule and release count from the stage's start.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    environments: list[EnvironmentSection] = Field(min_length=1)
+    iterations: int = Field(ge=1)  # with an advance rule: at most
+    advance: AdvanceSection | None = None
+    overrides: dict[str, Any] = {}  # dotted keys, as on the command line: {learner.lr: 1e-4, objective.clip_high: 0.28}
+    controller: Literal["keep", "reset", "reanchor"] = "keep"
+    optimiser: Literal["keep", "reset"] = "keep"
+
+    @field_validator("overrides")
+    @classmethod
+    def _may_change(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if not any(key == known or key.startswith(f"{known}.") for known in STAGE_KEYS):
+                near = difflib.get_close_matches(key, STAGE_KEYS, n=1, cutoff=0.6)
+                hint = f"did you mean '{near[0]}'? " if near else ""
+                raise ValueError(f"a stage cannot change {key}: {hint}what it can is {', '.join(STAGE_KEYS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _can_advance(self) -> Self:
+        if self.advance is not None and self.advance.rewards > self.iterations:
+            raise ValueError(
+                f"the advance rule looks at {self.advance.rewards} iterations and the stage has {self.iterations} at most: it "
+                "would never end it; make the window smaller or the iterations more"
+            )
+        return self
 
 
 class BatchSection(Section):

@@ -120,6 +120,18 @@ def config_data(**sections: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+def stages_data(**second: Any) -> dict[str, Any]:
+    """The smallest configuration with two stages; keys of the second one replaced."""
+    data = config_data()
+    del data["environments"], data["run"]["iterations"]
+    mixture = [{"name": "countdown"}, {"name": "arithmetic", "weight": 3}]
+    data["stages"] = [
+        {"name": "one", "environments": [{"name": "countdown"}], "iterations": 3},
+        {"name": "two", "environments": mixture, "iterations": 5, **second},
+    ]
+    return data
+
+
 CONFIG = "run: {name: demo, seed: 3}\nentropy:\n  method: {kind: repo}\nobjective: {advantage: grpo}\n"
 HOSTILE = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>\x1b[2J\u202e\ud800"
 
