@@ -38,6 +38,8 @@
 | plots.py          | pictures as SVG text                                                                            |
 | points.py         | points with error bars, and names that do not cover one another                                 |
 | grid.py           | a laboratory's grid: YAML to the configurations of its runs                                     |
+| retention.py      | pure: what a run with stages kept: matrix, transfer, forgetting                                 |
+| retention_page.py | a report's section on it                                                                        |
 | lab.py            | `isentrope lab`: the runs of a grid on warm actors, in lanes                                    |
 | lab_figures.py    | the figures of one run of a lab                                                                 |
 | lab_results.py    | arms x seeds: mean and spread of every figure, the table of them                                |

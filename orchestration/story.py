@@ -42,6 +42,11 @@ def grid(pictures: Sequence[str]) -> str:
     return f'<div class="grid">{shown}</div>' if shown else ""
 
 
+def table(kind: str, head: str, body: str) -> str:
+    """A table of rows that are markup already, scrolling sideways where the page is narrow."""
+    return f'<div class="wide"><table class="{kind}"><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
 def _said(findings: Sequence[Finding]) -> str:
     plain, marked = "<li>", '<li class="warning"><b>Warning.</b> '
     items = [f"{marked if f.severity == 'warning' else plain}{escape(f.text)}</li>" for f in findings]

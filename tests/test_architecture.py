@@ -45,6 +45,8 @@ LIGHT = [
     "precision",
     "probe",
     "report",
+    "retention",
+    "retention_page",
     "sinks",
     "charts",
     "summary",
