@@ -134,6 +134,7 @@ def sections(runs: Sequence[RunData], envs: Sequence[str], k: int) -> list[tuple
     for env in envs if len(envs) > 1 else []:
         pictures = [
             charts.key_chart(runs, f"reward/{env}", "Reward"),
+            charts.key_chart(runs, f"reply/length/{env}", "Reply length", y_label="tokens", zero=True),
             charts.key_chart(runs, f"entropy/{env}", "Exact entropy", zero=True),
             charts.pass_by_k(runs, env),
             charts.distinct_chart(runs, env),

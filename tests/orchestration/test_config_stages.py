@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from builders import config_data, stages_data
 
-from orchestration.config import check_world, configure, validate
+from orchestration.config import check_world, configure, load_config, validate
 from orchestration.errors import ConfigError
+from orchestration.grid import cells, load_grid
 from orchestration.reading import write_yaml
 from orchestration.train import _over, _same_stages
 
@@ -161,3 +162,15 @@ def test_yaml_is_written_as_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(write_yaml(stages_data(overrides={"learner.lr": 1e-7})), "utf-8")
     assert configure(str(path), []).at_stage(1).learner.lr == 1e-7
+
+
+def test_the_shipped_sequence_and_its_grid() -> None:
+    config = load_config("sequential-cpu")
+    assert [s.name for s in config.stages] == ["countdown", "words", "sums"]
+    assert len(config.all_environments) == len(config.stages) == 3
+    assert config.iterations == 72
+    grid = load_grid("sequential")
+    assert list(grid.arms) == ["rloo", "grpo", "repo-r", "isentropic"]
+    found = cells(grid, Path("runs"), None)
+    assert [c.problem for c in found] == [""] * 12
+    assert {c.seed for c in found} == {0, 1, 2}
