@@ -227,7 +227,8 @@ class FakeRun:
         self, prompts: Sequence[tuple[int, Prompt]], sampling: Any, *, replies: int, stamp: str, **_: Any
     ) -> tuple[list[Group], dict[str, float]]:
         self.before_collect(stamp)
-        await asyncio.sleep(0)
+        for _ in range(10):  # long enough for a stop that was asked for just now to come first
+            await asyncio.sleep(0)
         self.events.append((stamp.partition("/")[0], tuple(f"{i}:{p.key}" for i, p in prompts), sampling.temperature))
         turn = Turn((1, 2), (3, 4), (-0.5, -0.5), "stop", self.version, self.version)
         verdicts = [Verdict(float(i % 2), bool(i % 2)) for i in range(replies)]

@@ -87,7 +87,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], t
     context = multiprocessing.get_context("spawn")
     found: dict[tuple[int, str], tuple[Any, Any]] = {}
     for world, cases in (
-        (1, [REFUSED, *SAME, *RESUMED, *BEGUN, *SEQUENCE, *WIDE, *RICH, *METHODS, *HALF, *UNTIED, *SKIPPED, *EXHAUSTED]),
+        (
+            1,
+            [REFUSED, *SAME, *RESUMED, *BEGUN, *SEQUENCE, *WIDE, *RICH, *METHODS, *HALF, *UNTIED, *SKIPPED, *EXHAUSTED],
+        ),
         (2, [*SAME, *RESUMED, *BEGUN, *SEQUENCE, *WIDE, *RICH]),
     ):
         cases = [case | ({"model": untied} if case.get("untied") else {}) for case in cases]

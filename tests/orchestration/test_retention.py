@@ -43,6 +43,8 @@ def test_forgetting_counts_from_the_best_and_backward_transfer_from_the_own_stag
     r = found(1, data)
     assert r.forgotten("a") == pytest.approx(0.95 - 0.6)
     assert r.backward("a") == pytest.approx(0.6 - 0.9)
+    data[6]["eval/a/pass@1"] = 0.97
+    assert found(1, data).forgotten("a") == pytest.approx(0.95 - 0.97), "the end itself is no peak to fall from"
 
 
 def test_an_environment_that_comes_back_and_one_never_trained() -> None:
