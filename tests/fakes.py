@@ -191,7 +191,7 @@ class FakeRun:
         self.events: list[tuple[Any, ...]] = []
         self.rows: list[dict[str, float]] = []
         self.version = 0
-        self.learner = self
+        self.learner = self  # one object plays them all
         self.before_collect: Callable[[str], None] = lambda stamp: None
 
     # --- the cluster and its learner
@@ -224,10 +224,10 @@ class FakeRun:
     def save_tokenizer(self, folder: Any) -> None: ...
 
     async def collect(
-        self, prompts: Sequence[tuple[int, Prompt]], sampling: Any, *, replies: int, stamp: str, **_: Any
+        self, prompts: Sequence[tuple[int, Prompt]], sampling: Any, *, replies: int, stamp: str, **more: Any
     ) -> tuple[list[Group], dict[str, float]]:
         self.before_collect(stamp)
-        for _ in range(10):  # long enough for a stop that was asked for just now to come first
+        for _tick in range(10):  # long enough for a stop that was asked for just now to come first
             await asyncio.sleep(0)
         self.events.append((stamp.partition("/")[0], tuple(f"{i}:{p.key}" for i, p in prompts), sampling.temperature))
         turn = Turn((1, 2), (3, 4), (-0.5, -0.5), "stop", self.version, self.version)
