@@ -292,6 +292,10 @@ class Ledger:
     def __init__(self) -> None:
         self.state: dict[str, float] = dict.fromkeys(self.FIELDS, 0.0) | {"entropy": math.nan, "predicted": math.nan}
 
+    def interrupt(self) -> None:
+        """Other environments follow: the difference to the next entropy is not what an update did."""
+        self.state["entropy"] = self.state["predicted"] = math.nan
+
     def row(self, tally: Tally, updates: int, envs: tuple[str, ...]) -> LedgerRow:
         """The iteration as the controllers see it. tally: of `tally_policy`, reduced over ranks; updates: updates of one pass
         over the batch."""

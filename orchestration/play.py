@@ -15,8 +15,8 @@ from rich.table import Table
 from envs import catalog
 from envs.base import Demonstrates, Environment
 from envs.types import Verdict
-from orchestration.config import parse_overrides
 from orchestration.errors import ConfigError
+from orchestration.reading import parse_overrides
 
 
 def list_environments() -> None:

@@ -19,11 +19,11 @@ from orchestration.config import (
     check_world,
     find_recipe,
     load_config,
-    parse_overrides,
     recipe_names,
     validate,
 )
 from orchestration.errors import ConfigError, IsentropeError, NumericsError, PlacementError, Stopped
+from orchestration.reading import parse_overrides
 
 
 def message(**sections: dict[str, Any]) -> str:
