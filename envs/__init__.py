@@ -11,7 +11,12 @@
 | questions.py             | a user's own questions and answers, from a JSONL file                                |
 | reasoning_gym_adapter.py | any task family of reasoning-gym, or a weighted mixture of them                      |
 | reasoning_gym_worker.py  | the half of that adapter which runs in the subprocess                                |
-| extract.py               | pure: the answer inside a reply                                                      |
+| python_program.py        | write f(x): programs run in the sandbox, examples shown, hidden tests decide         |
+| python_tasks.py          | the functions that environment asks for                                              |
+| extract.py               | pure: the answer inside a reply, the program inside a reply                          |
 | grading.py               | is that answer equal to the reference: exact -> numeric -> symbolic                  |
-| sandbox.py               | a function call that can be killed: one reused subprocess                            |
+| sandbox.py               | a function call of our own that can be killed: one reused subprocess, all rights     |
+| untrusted.py             | a program that is not trusted: run once, isolated as well as this machine can        |
+| untrusted_child.py       | its far side: namespaces, file system, rights, limits, the supervisor                |
+| untrusted_filter.py      | pure: the system calls such a program may not make                                   |
 """

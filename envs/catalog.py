@@ -15,6 +15,7 @@ from envs.base import Environment
 BUILTIN: dict[str, str] = {
     "arithmetic": "envs.arithmetic:Arithmetic",
     "countdown": "envs.countdown:Countdown",
+    "python_program": "envs.python_program:PythonProgram",
     "questions": "envs.questions:Questions",
     "reasoning_gym": "envs.reasoning_gym_adapter:ReasoningGym",
 }

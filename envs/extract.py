@@ -7,6 +7,7 @@ import re
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _PHRASE = re.compile(r"\banswer(?:[ \t]+is[ \t]*:?|[ \t]*:)[ \t]*", re.IGNORECASE)
+_FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 _MARKS = "*_` \t\r\n"  # what Markdown puts around an answer
 
 
@@ -23,6 +24,16 @@ def extract(text: str) -> str:
         if answer:
             return answer
     return text.strip().rpartition("\n")[2].strip()
+
+
+def program(text: str) -> str:
+    """The program in a reply: the last complete block between ``` lines, or the whole text when there is none.
+
+    Thinking before a final "</think>" is not looked at, as in `extract`. The indentation of the first line is kept.
+    """
+    text = text.rpartition("</think>")[2]
+    blocks = _FENCE.findall(text)
+    return (blocks[-1] if blocks else text).strip("\r\n").rstrip() if text.strip() else ""
 
 
 def tagged(text: str) -> str | None:

@@ -3,7 +3,8 @@
 What it is for: library code that may not come back on an odd reply (a symbolic simplification, `9**9**9`), which a
 thread cannot be stopped from running. On a time-out the process group is killed; the next call starts a new one.
 
-What it is NOT: a sandbox for untrusted code. The subprocess has the rights of its parent: files, network, everything.
+What it is NOT: a sandbox for untrusted code. The subprocess has the rights of its parent: files, network, everything. A
+program that somebody else wrote, a model above all, belongs in envs/untrusted.py: once, isolated, with no rights.
 
 One request at a time, a line of JSON each way:
 {"function": "module:name", "args": [...]}  ->  {"value": ...} or {"error": "ValueError: .."}
