@@ -100,6 +100,9 @@ KEYS: dict[str, tuple[str, str]] = {
     "replies/distinct_correct": ("Different correct solutions to a prompt, mean over prompts", "solutions"),
     "status/ok": ("Share of replies that ended by themselves and were judged", "share"),
     "status/truncated": ("Share of replies cut at the length limit", "share"),
+    "status/turns": ("Share of trajectories that were not done within sampling.max_turns", "share"),
+    "status/tokens": ("Share of trajectories that were not done within their limits on tokens", "share"),
+    "status/seconds": ("Share of trajectories that were not done within sampling.max_seconds", "share"),
     "status/timeout": ("Share of replies whose judging ran out of time", "share"),
     "status/error": ("Share of replies whose judging failed", "share"),
     # evaluation
