@@ -240,7 +240,7 @@ class _Conversation:
     """A held-out session under way: its token ids so far, and in the end whether it was solved."""
 
     def __init__(self, session: Session, prompt: Prompt, ids: tuple[int, ...]) -> None:
-        self.session, self.ids = session, ids
+        self.session, self.prompt, self.ids = session, prompt, ids
         self.before: list[Message] = list(prompt.messages)
         self.over = self.correct = False
 
