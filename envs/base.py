@@ -57,7 +57,7 @@ class Expert(Protocol):
 
 
 @runtime_checkable
-class DemonstratesTurns(Protocol):
+class DemonstratesTurns(Environment, Protocol):
     """What the warm start asks of an environment of several turns, instead of `Demonstrates`."""
 
     def expert(self, prompt: Prompt, rng: random.Random) -> Expert:

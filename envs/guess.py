@@ -1,7 +1,7 @@
 """Two games of several turns whose best play is known exactly: for tests of masking, of credit and of the warm start.
 
-    guess   prompt  17-32     reply  24   observation  higher   reply  28   ...   the number
-    bits    prompt  dgbf      reply  g    observation  1        reply  d    ...   reply  0110, the letters' bits in order
+guess   prompt  17-32     reply  24   observation  higher   reply  28   ...   the number
+bits    prompt  dgbf      reply  g    observation  1        reply  d    ...   reply  0110, the letters' bits in order
 """
 
 from __future__ import annotations

@@ -57,11 +57,11 @@ class Toolbox:
             raise ValueError(f"toolbox: max_calls is {max_calls}, it must be {NEEDED[level]} to 100 at level {level}")
         of_level = [key for key, template in TEMPLATES.items() if template.level == level]
         self._apps = frozenset(_known("app", apps, APPS))
-        self._templates = [
-            key for key in _known("template", templates, of_level) if TEMPLATES[key].apps <= self._apps
-        ]
+        self._templates = [key for key in _known("template", templates, of_level) if TEMPLATES[key].apps <= self._apps]
         if not self._templates:
-            raise ValueError(f"toolbox: no template of level {level} needs only the apps {' '.join(sorted(self._apps))}")
+            raise ValueError(
+                f"toolbox: no template of level {level} needs only the apps {' '.join(sorted(self._apps))}"
+            )
         self._seed = seed
         self._max_calls, self._partial = max_calls, partial
         self._name = name
@@ -208,5 +208,7 @@ def _known(what: str, chosen: list | None, known: Iterable[str]) -> list[str]:
     known = list(known)
     for word in chosen or ():
         if word not in known:
-            raise ValueError(f"toolbox: there is no {what} '{word}'{nearest(str(word), known) or '.'} Known are {', '.join(known)}")
+            raise ValueError(
+                f"toolbox: there is no {what} '{word}'{nearest(str(word), known) or '.'} Known are {', '.join(known)}"
+            )
     return known if chosen is None else list(dict.fromkeys(chosen))

@@ -144,7 +144,9 @@ def _tick(world: World, item: str) -> None:
 
 
 def _day(world: World, day: str) -> str:
-    return _listed([f"{entry[4:]} {event}" for entry, event in world["calendar"].items() if entry.startswith(f"{day} ")])
+    return _listed(
+        [f"{entry[4:]} {event}" for entry, event in world["calendar"].items() if entry.startswith(f"{day} ")]
+    )
 
 
 def _book(world: World, day: str, hour: int, event: str) -> None:
@@ -179,7 +181,9 @@ API: dict[str, Function] = {
     "mail.read": Function(lambda w, name: str(_read(w, "mail", f"from {name}", "such mail")), (_NAME,), "their mail"),
     "mail.remove": Function(lambda w, name: _remove(w, "mail", f"from {name}", "such mail"), (_NAME,), "their mail"),
     "notes.list": Function(lambda w: _listed(list(w["notes"])), (), "all titles"),
-    "notes.read": Function(lambda w, title: str(_read(w, "notes", title, "such note")), (_TITLE,), "the text of a note"),
+    "notes.read": Function(
+        lambda w, title: str(_read(w, "notes", title, "such note")), (_TITLE,), "the text of a note"
+    ),
     "notes.write": Function(
         lambda w, title, text: w["notes"].__setitem__(title, text), (_TITLE, _WORDS), "write or replace a note"
     ),
@@ -259,7 +263,7 @@ def generate(seed: str) -> World:
         },
         "mail": {f"from {name}": rng.choice(WORDS) for name in rng.sample(names, 3)},
         "notes": {title: str(rng.randint(10, 99)) for title in rng.sample(TITLES, 3)},
-        "todo": {item: "open" for item in rng.sample(ITEMS, 4)},
+        "todo": dict.fromkeys(rng.sample(ITEMS, 4), "open"),
         "calendar": {
             f"{day} {hour}": rng.choice(EVENTS)
             for day in rng.sample(DAYS, 3)

@@ -83,9 +83,7 @@ def test_replies_to_other_prompts_earn_next_to_nothing(environment: Environment)
     assert won <= 10, won
 
 
-def test_prompts_are_the_same_in_every_process(
-    case: tuple[str, dict[str, Any]], environment: Environment
-) -> None:
+def test_prompts_are_the_same_in_every_process(case: tuple[str, dict[str, Any]], environment: Environment) -> None:
     indices = (0, 1, 17, 1000)
     code = (
         "import json, sys; from envs import catalog; name, params = json.loads(sys.argv[1]);"
@@ -138,7 +136,9 @@ def fuzzed(rng: random.Random, prompt: Prompt, correct: tuple[str, ...]) -> str:
     if kind == 0:
         return rng.randbytes(rng.randrange(60)).decode(rng.choice(["latin-1", "utf-16-le", "cp437"]), "replace")
     if kind == 1:
-        return "".join(chr(rng.choice([rng.randrange(0x110000), rng.randrange(0x300)])) for _ in range(rng.randrange(40)))
+        return "".join(
+            chr(rng.choice([rng.randrange(0x110000), rng.randrange(0x300)])) for _ in range(rng.randrange(40))
+        )
     if kind == 2:
         return "".join(rng.choices("0123456789+-*/=.,()[]{}'\"\\ \nabelnrt", k=rng.randrange(80)))
     if kind == 3:
@@ -146,7 +146,11 @@ def fuzzed(rng: random.Random, prompt: Prompt, correct: tuple[str, ...]) -> str:
     text = rng.choice(correct)
     at = rng.randrange(len(text) + 1)
     if kind == 4:
-        return text[:at] + rng.choice(["", "x", "(", "'", '"', "\u200b", "\n", ",", " ", "0"]) + text[at + rng.randrange(2) :]
+        return (
+            text[:at]
+            + rng.choice(["", "x", "(", "'", '"', "\u200b", "\n", ",", " ", "0"])
+            + text[at + rng.randrange(2) :]
+        )
     return text * rng.choice([0, 1, 2, 2000])
 
 

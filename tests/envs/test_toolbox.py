@@ -27,7 +27,13 @@ WORLD: World = {
 
 
 def make_prompt(*actions: str, lookups: tuple[tuple[str, ...], ...] = (), answer: str | None = None) -> Prompt:
-    task = {"world": "w", "text": "t", "actions": list(actions), "lookups": [list(x) for x in lookups], "answer": answer}
+    task = {
+        "world": "w",
+        "text": "t",
+        "actions": list(actions),
+        "lookups": [list(x) for x in lookups],
+        "answer": answer,
+    }
     return Prompt("toolbox", "train", 0, (), task)
 
 
@@ -117,9 +123,11 @@ def test_the_table_above_has_every_function() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "bank.pay", "bank.pay(ann,30", "bank.pay(ann,(30))", "bank.pay(ann,30);finish()", "bank..pay(ann)", "a.b.c()"]
-    + ["Bank.pay(ann,30)", "bank.pay('ann',30)", "bank.pay(ann,30)\nfinish()", "bank.pay(ánn,3)", "bank.pay(ann,٣)"]
-    + ["(bank.pay)(ann,30)", "lambda: 0", "x" * 13 + "()", "bank.pay(" + "9" * 81 + ")", " " * 201],
+    [
+        *("", "bank.pay", "bank.pay(ann,30", "bank.pay(ann,(30))", "bank.pay(ann,30);finish()", "bank..pay(ann)"),
+        *("Bank.pay(ann,30)", "bank.pay('ann',30)", "bank.pay(ann,30)\nfinish()", "bank.pay(ánn,3)", "bank.pay(ann,٣)"),
+        *("a.b.c()", "(bank.pay)(ann,30)", "lambda: 0", "x" * 13 + "()", "bank.pay(" + "9" * 81 + ")", " " * 201),
+    ],
 )
 def test_what_is_no_call(text: str) -> None:
     with pytest.raises(CallError, match=r"not a call|at most 200"):

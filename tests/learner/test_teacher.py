@@ -37,9 +37,7 @@ def make_teacher(name: str, params: dict[str, Any], **settings: Any) -> Teacher:
 @pytest.mark.parametrize("architecture", ["qwen3", "qwen2", "llama", "gemma"])
 def test_packed_replies_have_the_loss_they_have_alone(architecture: str) -> None:
     """K replies in one row, prompts and replies of different lengths: the mean over separate rows is the reference."""
-    teacher = make_teacher(
-        "arithmetic", {"digits": 2}, architecture=architecture, batch_size=16, replies_per_prompt=3
-    )
+    teacher = make_teacher("arithmetic", {"digits": 2}, architecture=architecture, batch_size=16, replies_per_prompt=3)
     tokenizer, model = teacher.tokenizer, teacher.model
     # An observation between two replies, which is read and not learned: 5 and 6 are tokens of it.
     for index, answers in enumerate((["1", "23", "456"], ["", "77", "8"])):
