@@ -178,10 +178,8 @@ class ProgramSession:
     def reply(self, text: str) -> Observation | Verdict:
         self.used += 1
         program = extract.program(text) if len(text) <= MAX_PROGRAM else ""
-        if program:
-            wrong = self._wrong(program)
-        else:
-            wrong = f"a program has 1 to {MAX_PROGRAM} characters, this reply has {len(text)}"
+        size = f"a program has 1 to {MAX_PROGRAM} characters, this reply has {len(text)}"
+        wrong = self._wrong(program) if program else size
         if not wrong:
             return Verdict(1.0, correct=True, solution=canonical(program))
         if self.used >= self.turns:

@@ -1,3 +1,4 @@
+# ruff: noqa: PTH - mounts, descriptors and links of links are the kernel's own calls here
 """Run a program that is not trusted, as text, and get back what it printed.
 
     run_python("print(6*7)")  ->  Outcome("ok", "42\\n", "", 0, 0.03)

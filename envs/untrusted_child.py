@@ -1,3 +1,4 @@
+# ruff: noqa: PTH - mounts, descriptors and links of links are the kernel's own calls here
 """The far side of envs/untrusted.py: what stands between this machine and a program that is not trusted.
 
 Runs as `python -I -S -c <this text>`, so it imports the standard library alone. Three processes, one inside the other:
@@ -47,7 +48,7 @@ _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _P
 
 def main() -> None:
     report = _move_up(int(sys.argv[1]))
-    with open(0, "rb", buffering=0, closefd=False) as requests:  # noqa: PTH123 - a descriptor
+    with open(0, "rb", buffering=0, closefd=False) as requests:
         request = json.loads(_read(requests, int.from_bytes(_read(requests, 8), "big")))
     try:
         with contextlib.suppress(OSError):
@@ -196,7 +197,7 @@ def _tasks_of(uid: int) -> int:
 def _memory_file(text: str) -> int:
     """A file that nothing has a name for, sealed: a program's stdin that ends, and that no program can write to."""
     descriptor = os.memfd_create("text", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(descriptor, "wb", closefd=False) as file:  # noqa: PTH123 - a descriptor
+    with open(descriptor, "wb", closefd=False) as file:
         file.write(text.encode("utf-8", "surrogatepass"))
     os.lseek(descriptor, 0, os.SEEK_SET)
     fcntl.fcntl(

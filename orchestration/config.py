@@ -113,6 +113,11 @@ class RunConfig(Section):
                 f"sampling.max_tokens ({self.sampling.max_tokens}) leaves no room for a prompt in generators.max_model_len "
                 f"({self.generators.max_model_len})"
             )
+        if self.sampling.max_total_tokens is not None and self.sampling.max_total_tokens < self.sampling.max_tokens:
+            raise ValueError(
+                f"sampling.max_total_tokens ({self.sampling.max_total_tokens}) is for all replies of a trajectory and "
+                f"sampling.max_tokens ({self.sampling.max_tokens}) for one of them: give the first at least the second"
+            )
         return self
 
     @model_validator(mode="after")

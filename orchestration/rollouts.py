@@ -125,6 +125,8 @@ class Rollouts:
             max_turns=sampling.max_turns,
             max_model_len=self._config.generators.max_model_len,
             seed=self._config.run.seed,
+            max_total_tokens=sampling.max_total_tokens,
+            max_seconds=sampling.max_seconds,
         )
         total = len(prompts) * replies
         clocks = {"generate": BusyClock(), "verify": BusyClock()}

@@ -132,6 +132,10 @@ class SamplingSection(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(ge=1)  # of one reply
     max_turns: int = Field(default=8, ge=1)
+    max_total_tokens: int | None = Field(default=None, ge=1)  # of all replies of a trajectory; None: no such limit
+    # Of a trajectory, waiting included; looked at between its turns, so a reply under way is finished. What ends there
+    # depends on the machine: a resumed run no longer equals one that was never stopped.
+    max_seconds: float | None = Field(default=None, gt=0)
 
 
 class GeneratorSection(Section):

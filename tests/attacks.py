@@ -76,7 +76,9 @@ ATTACKS = (
         "many big files", "attempt(lambda: [open(f'b{i}', 'wb').write(bytes(4 << 20)) for i in range(20)])", "writing"
     ),
     Attack("raise the limits", "attempt(lambda: not resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)))"),
-    Attack("raise the limits of processes", "attempt(lambda: not resource.setrlimit(resource.RLIMIT_NPROC, (10**5,) * 2))"),
+    Attack(
+        "raise the limits of processes", "attempt(lambda: not resource.setrlimit(resource.RLIMIT_NPROC, (10**5,) * 2))"
+    ),
     Attack("better priority", "attempt(lambda: os.nice(-5) is not None)"),
     _syscall("memory in a memfd", "319, b'm', 0", control=True),
     _syscall("memory in System V segments", "29, 0, 1 << 20, 0o1600", control=False),
@@ -106,7 +108,9 @@ ATTACKS = (
         "if os.fork() == 0:\n os.setsid()\n if os.fork() == 0:\n  time.sleep(600)\n os._exit(0)",
         "processes",
     ),
-    Attack("crash of the interpreter", "sys.setrecursionlimit(10**9)\nf = lambda: f()\nexec('f()')\nctypes.string_at(0)"),
+    Attack(
+        "crash of the interpreter", "sys.setrecursionlimit(10**9)\nf = lambda: f()\nexec('f()')\nctypes.string_at(0)"
+    ),
     # files
     Attack("secret in its own environment", "attempt(lambda: W['secret'] in str(os.environ))"),
     Attack(
@@ -132,7 +136,9 @@ ATTACKS = (
     Attack("write to the interpreter", "attempt(lambda: open(os.__file__, 'r+'))", "writing"),
     Attack("write through a symbolic link", "os.symlink(W['victim'], 'l'); attempt(lambda: write('l'))", "writing"),
     Attack("write through a hard link", "os.link(W['victim'], 'h'); attempt(lambda: write('h'))", "writing"),
-    Attack("symbolic links for the cleaner", "os.symlink(W['outside'], 'a'); os.symlink('/', 'b'); os.symlink('.', 'c')"),
+    Attack(
+        "symbolic links for the cleaner", "os.symlink(W['outside'], 'a'); os.symlink('/', 'b'); os.symlink('.', 'c')"
+    ),
     Attack("delete outside", "attempt(lambda: os.remove(W['victim']) is None)", "writing"),
     Attack("change rights outside", "attempt(lambda: os.chmod(W['victim'], 0o666) is None)", "writing", control=True),
     Attack(
@@ -150,7 +156,8 @@ ATTACKS = (
     ),
     Attack(
         "shared memory",
-        "import _posixshmem\nattempt(lambda: _posixshmem.shm_open('/' + os.path.basename(W['shm']), os.O_CREAT | os.O_RDWR, 0o600))",
+        "import _posixshmem\n"
+        "attempt(lambda: _posixshmem.shm_open('/' + os.path.basename(W['shm']), os.O_CREAT | os.O_RDWR, 0o600))",
         "writing",
         control=True,
     ),
@@ -179,7 +186,12 @@ ATTACKS = (
         "for fd in range(64): attempt(lambda: os.write(os.open(f'/proc/{os.getppid()}/fd/{fd}', os.O_WRONLY), b'{}\\n'))",
     ),
     # network
-    Attack("TCP", "attempt(lambda: socket.create_connection(('127.0.0.1', W['tcp']), 2).send(b'x'))", "network", control=True),
+    Attack(
+        "TCP",
+        "attempt(lambda: socket.create_connection(('127.0.0.1', W['tcp']), 2).send(b'x'))",
+        "network",
+        control=True,
+    ),
     Attack(
         "UDP",
         "attempt(lambda: socket.socket(2, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', W['udp'])))",
@@ -187,9 +199,7 @@ ATTACKS = (
         control=True,
     ),
     Attack("names", "attempt(lambda: socket.getaddrinfo('example.com', 80))", "network"),
-    Attack(
-        "listen", "s = socket.socket\nattempt(lambda: s().bind(('127.0.0.1', 0)) is None)", "network", control=True
-    ),
+    Attack("listen", "s = socket.socket\nattempt(lambda: s().bind(('127.0.0.1', 0)) is None)", "network", control=True),
     Attack(
         "Unix socket",
         "attempt(lambda: socket.socket(socket.AF_UNIX).connect(W['unix']) is None)",

@@ -42,8 +42,8 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         VERDICTS,
         (
             "failed replies in the baseline",
-            "(Status.OK, Status.TRUNCATED)",
-            "(Status.OK, Status.TRUNCATED, Status.ERROR)",
+            "t.verdict.status.judged for t",
+            "t.verdict.status != 'timeout' for t",
         ),
         ("a lone reply is judged", "if mine.sum() > 1:", "if mine.sum() > 0:"),
     ),

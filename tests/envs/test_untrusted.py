@@ -1,3 +1,4 @@
+# ruff: noqa: PTH - mounts, descriptors and links of links are the kernel's own calls here
 """Programs that try to get out. At every level that works here, none does what the level says it stops."""
 
 from __future__ import annotations

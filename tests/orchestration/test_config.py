@@ -140,6 +140,8 @@ def test_an_unknown_key_in_a_list_says_where() -> None:
     [
         ({"batch": {"prompts": "many"}}, "batch.prompts is 'many': input should be a valid integer"),
         ({"batch": {"prompts": 4.0}}, "batch.prompts is 4.0: input should be a valid integer"),
+        ({"sampling": {"max_total_tokens": 1}}, "sampling.max_total_tokens (1) is for all replies of a trajectory"),
+        ({"sampling": {"max_seconds": 0}}, "sampling.max_seconds is 0: input should be greater than 0"),
         ({"learner": {"lr": 0}}, "learner.lr is 0: input should be greater than 0"),
         ({"learner": {"lr": float("inf")}}, "learner.lr is inf: input should be a finite number"),
         ({"learner": {"packing": 1}}, "learner.packing is 1: input should be a valid boolean"),
