@@ -1,4 +1,5 @@
-# ruff: noqa: PTH - mounts, descriptors and links of links are the kernel's own calls here
+# ruff: noqa: PTH114, PTH115
+# The kernel's own calls, by name: what is mounted, linked and listed here is what the isolation is made of.
 """Run a program that is not trusted, as text, and get back what it printed.
 
     run_python("print(6*7)")  ->  Outcome("ok", "42\\n", "", 0, 0.03)

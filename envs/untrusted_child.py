@@ -1,4 +1,5 @@
-# ruff: noqa: PTH - mounts, descriptors and links of links are the kernel's own calls here
+# ruff: noqa: PTH102, PTH106, PTH115, PTH208
+# The kernel's own calls, by name: what is mounted, linked and listed here is what the isolation is made of.
 """The far side of envs/untrusted.py: what stands between this machine and a program that is not trusted.
 
 Runs as `python -I -S -c <this text>`, so it imports the standard library alone. Three processes, one inside the other:

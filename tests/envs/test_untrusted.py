@@ -1,4 +1,5 @@
-# ruff: noqa: PTH - mounts, descriptors and links of links are the kernel's own calls here
+# ruff: noqa: PTH208
+# The kernel's own calls, by name: what is mounted, linked and listed here is what the isolation is made of.
 """Programs that try to get out. At every level that works here, none does what the level says it stops."""
 
 from __future__ import annotations
