@@ -113,8 +113,8 @@ class Guess(_Game):
         return GuessSession(int(prompt.task["secret"]), self._turns, self._decay)
 
     def expert(self, prompt: Prompt, rng: random.Random) -> GuessExpert:
-        """Halves the range; of two middles it takes either one, where both can still win in time."""
-        return GuessExpert(prompt.task["low"], prompt.task["high"], self._turns, rng)
+        """Halves the range; of two middles it takes either one, since both win in time."""
+        return GuessExpert(prompt.task["low"], prompt.task["high"], rng)
 
     def alphabet(self) -> Iterable[str]:
         return sorted(set(string.digits + "-?higherlower") | set(self._system))
@@ -133,8 +133,8 @@ class GuessSession(GameSession):
 
 
 class GuessExpert:
-    def __init__(self, low: int, high: int, turns: int, rng: random.Random) -> None:
-        self._low, self._high, self._turns, self._rng = low, high, turns, rng
+    def __init__(self, low: int, high: int, rng: random.Random) -> None:
+        self._low, self._high, self._rng = low, high, rng
         self._last = 0
 
     def act(self, observation: Observation | None) -> str:
@@ -143,11 +143,7 @@ class GuessExpert:
                 self._low = self._last + 1
             else:
                 self._high = self._last - 1
-            self._turns -= 1
-        reach = 2 ** (self._turns - 1) - 1  # numbers that the turns after this one can tell apart
-        middles = {(self._low + self._high) // 2, (self._low + self._high + 1) // 2}
-        safe = [m for m in sorted(middles) if max(m - self._low, self._high - m) <= reach]
-        self._last = self._rng.choice(safe)
+        self._last = (self._low + self._high + self._rng.randint(0, 1)) // 2  # the same for an odd count: one middle
         return str(self._last)
 
 

@@ -2,12 +2,13 @@
 
 | level | what it takes                          | templates                                                                   |
 |-------|----------------------------------------|-----------------------------------------------------------------------------|
-| 1     | one call, or two                       | pay, pay_two, mail, note, todo, tick, buy, book, forget, phone, price       |
+| 1     | one call, or two                       | pay, pay_two, mail, note, todo, tick, buy, book, contact, phone, price      |
 | 2     | look something up, then act on it      | settle, share_phone, note_price, pay_note, pass_on, move, cost              |
 | 3     | several apps and a loop or a condition | settle_all, mail_all, clear_day, stock_up, pay_or_say, tick_all, cheapest   |
 
-A template draws its slots from a world that already exists, so that the task can be done in it; a draw that cannot be is an
-Impossible, and is made again.
+A template has slots enough that most of its words are seen in training, in other combinations than those held out. It
+draws them from a world that already exists, so that the task can be done in it; a draw that cannot be is Impossible, and
+is made again.
 """
 
 from __future__ import annotations
@@ -71,12 +72,12 @@ def _slot(rng: random.Random) -> tuple[str, int]:
 
 
 def _pay(rng: random.Random, world: World) -> Task:
-    (name,), amount = _names(rng, world, 1), rng.randint(2, 99)
+    (name,), amount = _names(rng, world, 1), rng.randint(2, 9)
     return Task(f"pay {name} {amount}", (f"bank.pay({name},{amount})",))
 
 
 def _pay_two(rng: random.Random, world: World) -> Task:
-    (a, b), x, y = _names(rng, world, 2), rng.randint(2, 99), rng.randint(2, 99)
+    (a, b), x, y = _names(rng, world, 2), rng.randint(2, 9), rng.randint(2, 9)
     return Task(f"pay {a} {x} and {b} {y}", (f"bank.pay({a},{x})", f"bank.pay({b},{y})"))
 
 
@@ -86,12 +87,12 @@ def _mail(rng: random.Random, world: World) -> Task:
 
 
 def _note(rng: random.Random, world: World) -> Task:
-    title, text = rng.choice(TITLES), rng.randint(10, 99)
+    title, text = rng.choice(TITLES), rng.randint(2, 9)
     return Task(f"note {title} {text}", (f"notes.write({title},{text})",))
 
 
 def _todo(rng: random.Random, world: World) -> Task:
-    item = rng.choice(ITEMS)
+    item = f"{rng.choice(ITEMS)} {rng.choice(DAYS)}"
     return Task(f"todo {item}", (f"todo.add({item})",))
 
 
@@ -110,9 +111,9 @@ def _book(rng: random.Random, world: World) -> Task:
     return Task(f"book {event} {day} {hour}", (f"calendar.add({day},{hour},{event})",))
 
 
-def _forget(rng: random.Random, world: World) -> Task:
-    (name,) = _names(rng, world, 1)
-    return Task(f"forget {name}", (f"contacts.remove({name})",))
+def _contact(rng: random.Random, world: World) -> Task:
+    name, phone = rng.choice(NAMES), rng.randint(10, 99)
+    return Task(f"contact {name} {phone}", (f"contacts.add({name},{phone})",))
 
 
 def _phone(rng: random.Random, world: World) -> Task:
@@ -254,7 +255,7 @@ TEMPLATES: dict[str, Template] = {
     "tick": _template(1, "todo", _tick),
     "buy": _template(1, "shop", _buy),
     "book": _template(1, "calendar", _book),
-    "forget": _template(1, "contacts", _forget),
+    "contact": _template(1, "contacts", _contact),
     "phone": _template(1, "contacts", _phone),
     "price": _template(1, "shop", _price_of),
     "settle": _template(2, "bank", _settle),

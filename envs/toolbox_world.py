@@ -253,7 +253,7 @@ def generate(seed: str) -> World:
     names = rng.sample(NAMES, 6)
     debts = rng.sample(names, 3)
     return {
-        "contacts": {name: rng.randint(100, 999) for name in names},
+        "contacts": {name: rng.randint(10, 99) for name in names},
         "bank": {"balance": rng.randint(300, 900), **{f"owe {name}": rng.randint(2, 40) for name in debts}},
         "shop": {
             entry: value
@@ -263,7 +263,7 @@ def generate(seed: str) -> World:
         },
         "mail": {f"from {name}": rng.choice(WORDS) for name in rng.sample(names, 3)},
         "notes": {title: str(rng.randint(10, 99)) for title in rng.sample(TITLES, 3)},
-        "todo": dict.fromkeys(rng.sample(ITEMS, 4), "open"),
+        "todo": dict.fromkeys((f"{item} {rng.choice(DAYS)}" for item in rng.sample(ITEMS, 4)), "open"),
         "calendar": {
             f"{day} {hour}": rng.choice(EVENTS)
             for day in rng.sample(DAYS, 3)

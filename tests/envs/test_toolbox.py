@@ -259,11 +259,11 @@ MEANINGS: dict[str, tuple[str, Callable[..., list[str]]]] = {
     "pay_two": (r"pay (\w+) (\d+) and (\w+) (\d+)", lambda w, a, x, b, y: [f"bank.pay({a},{x})", f"bank.pay({b},{y})"]),
     "mail": (r"mail (\w+) (\w+)", lambda w, a, x: [f"mail.send({a},{x})"]),
     "note": (r"note (\w+) (\d+)", lambda w, t, x: [f"notes.write({t},{x})"]),
-    "todo": (r"todo (\w+)", lambda w, i: [f"todo.add({i})"]),
-    "tick": (r"tick (\w+)", lambda w, i: [f"todo.done({i})"]),
+    "todo": (r"todo (\w+ \w+)", lambda w, i: [f"todo.add({i})"]),
+    "tick": (r"tick (\w+ \w+)", lambda w, i: [f"todo.done({i})"]),
     "buy": (r"buy (\d) (\w+)", lambda w, n, i: [f"shop.buy({i},{n})"]),
     "book": (r"book (\w+) (\w+) (\d+)", lambda w, e, d, h: [f"calendar.add({d},{h},{e})"]),
-    "forget": (r"forget (\w+)", lambda w, a: [f"contacts.remove({a})"]),
+    "contact": (r"contact (\w+) (\d+)", lambda w, a, x: [f"contacts.add({a},{x})"]),
     "phone": (r"phone of (\w+)\?", lambda w, a: [str(w["contacts"][a])]),
     "price": (r"price of (\w+)\?", lambda w, i: [str(w["shop"][f"price {i}"])]),
     "settle": (r"pay (\w+) what i owe", lambda w, a: [f"bank.pay({a},{w['bank'][f'owe {a}']})"]),
@@ -314,7 +314,7 @@ MEANINGS: dict[str, tuple[str, Callable[..., list[str]]]] = {
         lambda w, a, x, b, y: [f"bank.pay({a},{x})" if int(x) <= w["bank"]["balance"] else f"mail.send({b},{y})"],
     ),
     "tick_all": (
-        r"tick all todos but (\w+), mail (\w+) (\w+)",
+        r"tick all todos but (\w+ \w+), mail (\w+) (\w+)",
         lambda w, i, a, x: [*(f"todo.done({t})" for t in w["todo"] if t != i), f"mail.send({a},{x})"],
     ),
     "cheapest": (r"buy the cheapest of ([\w, ]+); note its price as (\w+)", _cheapest),
@@ -367,7 +367,7 @@ def test_levels_apps_and_templates_choose_the_tasks() -> None:
     assert len(TEMPLATES) >= 12 and {t.level for t in TEMPLATES.values()} == {1, 2, 3}
     texts = [Toolbox(apps=["todo", "bank"]).prompt("train", i).messages[0].content for i in range(60)]
     assert {text.split()[0] for text in texts} == {"todo", "tick", "pay"}
-    assert Toolbox(templates=["forget"]).prompt("eval", 3).messages[0].content.startswith("forget ")
+    assert Toolbox(templates=["phone"]).prompt("eval", 3).messages[0].content.startswith("phone of ")
 
 
 def test_a_system_text_can_hold_the_manual() -> None:
