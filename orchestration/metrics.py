@@ -111,6 +111,9 @@ KEYS: dict[str, tuple[str, str]] = {
     "status/error": ("Share of replies whose judging failed", "share"),
     "status/ok/{env}": ("Share of one environment's replies that ended by themselves and were judged", "share"),
     "status/truncated/{env}": ("Share of one environment's replies cut at the length limit", "share"),
+    "status/turns/{env}": ("Share of one environment's trajectories not done within sampling.max_turns", "share"),
+    "status/tokens/{env}": ("Share of one environment's trajectories not done within their limits on tokens", "share"),
+    "status/seconds/{env}": ("Share of one environment's trajectories not done within sampling.max_seconds", "share"),
     "status/timeout/{env}": ("Share of one environment's replies whose judging ran out of time", "share"),
     "status/error/{env}": ("Share of one environment's replies whose judging failed", "share"),
     # evaluation

@@ -36,4 +36,6 @@ def test_every_entry_explains_itself() -> None:
 
 
 def test_every_status_has_an_entry() -> None:
-    assert {key for key in KEYS if key.startswith("status/")} == {f"status/{status}" for status in Status}
+    assert {key for key in KEYS if key.startswith("status/")} == {
+        f"status/{status}{env}" for status in Status for env in ("", "/{env}")
+    }
