@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
@@ -22,6 +22,9 @@ from actors.verifier import EnvSpec, JudgeRequest, Verifier
 from actors.vllm_engine import EngineDead
 from envs.types import Observation, Verdict
 from learner.weights import Rendezvous, WeightManifest
+
+if TYPE_CHECKING:
+    from learner.learner import LearnerStage
 
 T = TypeVar("T")
 
@@ -182,6 +185,9 @@ class RemoteLearner:
         """Rank 0 alone: for calls that are not collectives."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         return await answer("learner rank 0", self.actors[0].call.remote(method, *args), limit)
+
+    async def begin_stage(self, stage: LearnerStage) -> None:
+        await self.all("begin_stage", stage)
 
     async def save(self, hf: Path, engine: Path) -> None:
         await self.all("save", hf, engine)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -43,6 +44,8 @@ class RolloutSettings:
     max_turns: int
     max_model_len: int
     seed: int  # of the run; each reply's own seed follows from it and from where the reply stands
+    max_total_tokens: int | None = None  # of all replies of a trajectory
+    max_seconds: float | None = None  # of a trajectory, looked at between its turns
 
 
 def reply_seed(seed: int, *where: object) -> int:
@@ -63,25 +66,32 @@ async def rollout_group(
     codec: Codec,
     settings: RolloutSettings,
     stamp: str,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Group:
     """`stamp` names the pass over the prompt (an iteration, an evaluation): part of the seeds and of the request ids."""
+    began = clock()
     context = codec.render(prompt.messages)
     name = f"{stamp}/{environment}:{prompt.key}"  # two environments of a mixture may share a name
     first = [_request(f"{name}/{i}", 0, context, settings) for i in range(settings.replies)]
     completions = await generate(first)
     tails = [
-        _finish(prompt, environment, f"{name}/{i}", context, done, generate, judge, codec, settings)
+        _finish(
+            prompt, environment, f"{name}/{i}", context, done, generate, judge, codec, settings, lambda: clock() - began
+        )
         for i, done in enumerate(completions)
     ]
     return Group(prompt, tuple(await asyncio.gather(*tails)))
 
 
-def _request(name: str, turn: int, ids: tuple[int, ...], settings: RolloutSettings) -> Request:
+def _request(name: str, turn: int, ids: tuple[int, ...], settings: RolloutSettings, spent: int = 0) -> Request:
+    """`spent`: tokens of the trajectory's replies so far."""
     room = settings.max_model_len - len(ids)
     if room < 1:
         raise ContextFull(
             f"{name}: {len(ids)} tokens of context leave no room for a reply in generators.max_model_len = {settings.max_model_len}"
         )
+    if settings.max_total_tokens is not None:
+        room = min(room, settings.max_total_tokens - spent)
     sampling = replace(settings.sampling, max_tokens=min(settings.sampling.max_tokens, room))
     return Request(f"{name}/turn{turn}", ids, sampling, reply_seed(settings.seed, name, turn))
 
@@ -96,6 +106,7 @@ async def _finish(
     judge: JudgeFn,
     codec: Codec,
     settings: RolloutSettings,
+    elapsed: Callable[[], float],
 ) -> Trajectory:
     """One trajectory, from its first completion to its verdict."""
     turns: list[Turn] = []
@@ -112,11 +123,27 @@ async def _finish(
         context = codec.render_observation(before, answer.messages, done.reply_ids)
         ids = (*ids, *context)
         before += [Message("assistant", texts[-1]), *answer.messages]
-        if len(turns) >= settings.max_turns or len(ids) >= settings.max_model_len:
-            limit = "sampling.max_turns" if len(turns) >= settings.max_turns else "generators.max_model_len"
-            answer = Verdict(0.0, status=Status.TRUNCATED, detail=f"{limit} reached")
+        spent = sum(len(turn.reply_ids) for turn in turns)
+        limit = _limit_reached(settings, len(turns), spent, len(ids), elapsed())
+        if limit is not None:
+            answer = Verdict(0.0, status=limit[0], detail=f"{limit[1]} reached")
             break
-        (done,) = await generate([_request(name, len(turns), ids, settings)])
+        (done,) = await generate([_request(name, len(turns), ids, settings, spent)])
     if turns[-1].finish == "length" and answer.status is Status.OK:
         answer = replace(answer, status=Status.TRUNCATED)
     return Trajectory(prompt, tuple(turns), tuple(texts), answer)
+
+
+def _limit_reached(
+    settings: RolloutSettings, turns: int, spent: int, length: int, seconds: float
+) -> tuple[Status, str] | None:
+    """The limit that forbids another turn, and the key it is set with. spent, length: tokens of replies, of everything."""
+    if turns >= settings.max_turns:
+        return Status.TURNS, "sampling.max_turns"
+    if settings.max_total_tokens is not None and spent >= settings.max_total_tokens:
+        return Status.TOKENS, "sampling.max_total_tokens"
+    if length >= settings.max_model_len:
+        return Status.TOKENS, "generators.max_model_len"
+    if settings.max_seconds is not None and seconds >= settings.max_seconds:
+        return Status.SECONDS, "sampling.max_seconds"
+    return None

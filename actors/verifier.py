@@ -69,7 +69,7 @@ class Verifier:
                 self._together = min(MAX_TOGETHER, 2 * self._together)
                 return [_read(answer) for answer in found]
         answer = self._judge(requests[0])
-        if isinstance(answer, Observation) or answer.status in (Status.OK, Status.TRUNCATED):
+        if isinstance(answer, Observation) or answer.status.judged:
             self._together = min(MAX_TOGETHER, 2 * self._together)
         return [answer]
 

@@ -3,11 +3,15 @@
 | file                     | what it holds                                                                        |
 |--------------------------|--------------------------------------------------------------------------------------|
 | types.py                 | Prompt, Message, Turn, Trajectory, Group, Verdict, Status: cross process boundaries  |
-| base.py                  | the protocols Environment, Session and Demonstrates                                  |
+| base.py                  | the protocols Environment and Session, demonstrations, play() a policy               |
 | catalog.py               | BUILTIN name -> "module:Class", load(), describe(), errors with the nearest name     |
 | tasks.py                 | what tasks of one reply share: OneReply, held_out, task_random                       |
 | countdown.py             | digits and a target, every solution listed: the task to study entropy on             |
 | arithmetic.py            | "3+4=": the smallest task that can be learned, for smoke tests                       |
+| guess.py                 | higher or lower, hidden bits: games of several turns whose best play is known        |
+| toolbox.py               | small apps called by text over several turns, judged by the state they are left in   |
+| toolbox_world.py         | its apps: the state, the functions with their docs, the strict parser of calls       |
+| toolbox_tasks.py         | its task templates, in three levels                                                  |
 | questions.py             | a user's own questions and answers, from a JSONL file                                |
 | reasoning_gym_adapter.py | any task family of reasoning-gym, or a weighted mixture of them                      |
 | reasoning_gym_worker.py  | the half of that adapter which runs in the subprocess                                |

@@ -1,4 +1,4 @@
-"""The two protocols an environment is made of.
+"""The two protocols an environment is made of, and what it may offer beside them: demonstrations.
 
 An environment is a pure function of its parameters: prompt(split, index) never depends on what was asked before, so a run
 can be resumed at any position and every process can build its own copy. A session judges one trajectory and is then thrown
@@ -8,8 +8,9 @@ away: there is no reset, hence no state to leak.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from envs.types import Observation, Prompt, Split, Verdict
 
@@ -36,7 +37,7 @@ class Environment(Protocol):
 
 @runtime_checkable
 class Demonstrates(Protocol):
-    """What the warm start asks of an environment, beside the protocol above."""
+    """What the warm start asks of an environment of one reply, beside the protocol above."""
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
         """A reply that earns full reward, drawn uniformly from ALL correct ones where they can be listed."""
@@ -45,3 +46,60 @@ class Demonstrates(Protocol):
     def alphabet(self) -> Iterable[str]:
         """Every character that a prompt or a demonstration can contain: the character-level tokenizer's vocabulary."""
         ...
+
+
+class Expert(Protocol):
+    """A policy that earns full reward on its own prompt. Single-use, like the session it plays."""
+
+    def act(self, observation: Observation | None) -> str:
+        """The next reply. `observation` is what the session said last, None before the first reply."""
+        ...
+
+
+@runtime_checkable
+class DemonstratesTurns(Environment, Protocol):
+    """What the warm start asks of an environment of several turns, instead of `Demonstrates`."""
+
+    def expert(self, prompt: Prompt, rng: random.Random) -> Expert:
+        """Plays one of the correct conversations, drawn among those it knows."""
+        ...
+
+    def alphabet(self) -> Iterable[str]:
+        """Every character that a prompt, an expert's reply or an observation can contain."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A conversation: replies[i] was answered with observations[i], the last reply with the verdict.
+
+    Example: Played(("8", "12"), (Observation((Message("tool", "higher"),)),), Verdict(1.0, True, "8 12"))
+    """
+
+    replies: tuple[str, ...]
+    observations: tuple[Observation, ...]
+    verdict: Verdict | None  # None: max_turns replies and no verdict yet
+
+
+def play(session: Session, act: Callable[[Observation | None], str], max_turns: int = 100) -> Played:
+    """Let a policy answer a session until its verdict, or until it has replied `max_turns` times."""
+    replies: list[str] = []
+    observations: list[Observation] = []
+    while len(replies) < max_turns:
+        replies.append(act(observations[-1] if observations else None))
+        answer = session.reply(replies[-1])
+        if isinstance(answer, Verdict):
+            return Played(tuple(replies), tuple(observations), answer)
+        observations.append(answer)
+    return Played(tuple(replies), tuple(observations), None)
+
+
+def demonstrates(environment: object) -> bool:
+    return isinstance(environment, Demonstrates | DemonstratesTurns)
+
+
+def demonstrate(environment: Any, prompt: Prompt, rng: random.Random) -> Played:
+    """A conversation that earns full reward, from an environment that `demonstrates`. Its one reply alone is not judged."""
+    if isinstance(environment, DemonstratesTurns):
+        return play(environment.open(prompt), environment.expert(prompt, rng).act)
+    return Played((environment.demonstration(prompt, rng),), (), None)

@@ -14,10 +14,13 @@ from envs.base import Environment
 
 BUILTIN: dict[str, str] = {
     "arithmetic": "envs.arithmetic:Arithmetic",
+    "bits": "envs.guess:Bits",
     "countdown": "envs.countdown:Countdown",
+    "guess": "envs.guess:Guess",
     "python_program": "envs.python_program:PythonProgram",
     "questions": "envs.questions:Questions",
     "reasoning_gym": "envs.reasoning_gym_adapter:ReasoningGym",
+    "toolbox": "envs.toolbox:Toolbox",
 }
 
 

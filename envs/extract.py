@@ -30,12 +30,14 @@ def extract(text: str) -> str:
 def program(text: str) -> str:
     """The program in a reply: the last complete block between ``` lines, or the whole text when there is none.
 
-    Thinking before a final "</think>" is not looked at, as in `extract`. An indentation that all lines share, or that the
-    first one alone has, is taken away: no program can start with one.
+    Thinking before a final "</think>" is not looked at, as in `extract`. The first line's indentation is taken away, from
+    every line if all have it: no program can start with one.
     """
     text = text.rpartition("</think>")[2]
     blocks = _FENCE.findall(text)
-    return textwrap.dedent(blocks[-1] if blocks else text).strip()
+    found = (blocks[-1] if blocks else text).strip("\r\n")
+    even = textwrap.dedent(found)
+    return (found if even[:1].isspace() else even).strip()
 
 
 def tagged(text: str) -> str | None:

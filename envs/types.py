@@ -16,12 +16,24 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Status(StrEnum):
-    """How a trajectory ended. Only OK and TRUNCATED carry a reward an environment chose."""
+    """How a trajectory ended. OK and TRUNCATED carry a reward the environment chose; all others have 0.
+
+    TURNS, TOKENS and SECONDS are limits of the run: the policy was not done within them, which is as much its failure as
+    a wrong answer is. `Verdict.detail` names the limit.
+    """
 
     OK = "ok"
-    TRUNCATED = "truncated"  # the reply hit max_tokens before the model ended it
+    TRUNCATED = "truncated"  # the last reply hit max_tokens before the model ended it, and was judged all the same
+    TURNS = "turns"  # another turn was wanted beyond sampling.max_turns
+    TOKENS = "tokens"  # another turn was wanted beyond sampling.max_total_tokens or generators.max_model_len
+    SECONDS = "seconds"  # another turn was wanted beyond sampling.max_seconds
     TIMEOUT = "timeout"  # the verdict took longer than verifiers.timeout_s
     ERROR = "error"  # the environment raised; `Verdict.detail` has the exception
+
+    @property
+    def judged(self) -> bool:
+        """Whether the reward says something about the policy: a verifier that fails must not teach it."""
+        return self not in (Status.TIMEOUT, Status.ERROR)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Literal
 
 Status = Literal["ok", "exit", "timeout", "memory", "output", "killed"]
 
-_GRACE_S = 5.0  # beyond the wall limit: start-up, and the supervisor's own clean-up
+_GRACE_S = 10.0  # beyond the wall limit: start-up, and the supervisor's own clean-up
 
 
 class IsolationError(Exception):
@@ -87,7 +87,7 @@ class Watch:
 
     def outcome(self) -> Outcome:
         started = time.monotonic()
-        too_much = self._collect(started + self._limits.wall_s + _GRACE_S)
+        self._collect(started + self._limits.wall_s + _GRACE_S)
         if self._process.poll() is None:
             self._stop()
         self._drain()
@@ -99,13 +99,14 @@ class Watch:
         report = json.loads(line) if line else {}
         if "error" in report:
             raise IsolationError(report["error"])
-        if not report and self._process.returncode and not too_much and seconds < self._limits.wall_s:
+        if not report and 0 < self._process.returncode < 128:  # not ended by a signal: it could not begin
             raise IsolationError(stderr.strip().rpartition("\n")[2] or f"exit code {self._process.returncode}")
         code = os.waitstatus_to_exitcode(report["status"]) if report else None
         seconds = report.get("seconds", seconds)
-        if too_much:
+        if self._too_much():
             return Outcome("output", stdout, stderr, code, seconds)
-        if report.get("cut_off") or (code == -signal.SIGKILL and report["cpu_s"] > self._limits.cpu_s - 0.5):
+        too_long = report.get("cut_off") or seconds > self._limits.wall_s
+        if too_long or (code == -signal.SIGKILL and report["cpu_s"] > self._limits.cpu_s - 0.5):
             return Outcome("timeout", stdout, stderr, code, seconds)
         if code == 1 and stderr.rstrip().rpartition("\n")[2].startswith("MemoryError"):
             return Outcome("memory", stdout, stderr, code, seconds)
@@ -118,8 +119,11 @@ class Watch:
             self._stop()
         os.close(self._report)
 
-    def _collect(self, deadline: float) -> bool:
-        """Read until the supervisor ended, the deadline passed (False) or one stream has too much (True)."""
+    def _too_much(self) -> bool:
+        return max(len(self._pipes[self._out]), len(self._pipes[self._err])) > self._limits.output
+
+    def _collect(self, deadline: float) -> None:
+        """Read until the supervisor ended, the deadline passed or one stream has too much."""
         ended = os.pidfd_open(self._process.pid)
         poller = select.poll()
         for descriptor in (ended, *self._pipes):
@@ -130,11 +134,8 @@ class Watch:
                 for descriptor in ready:
                     if descriptor != ended and not self._take(descriptor):
                         poller.unregister(descriptor)
-                if max(len(self._pipes[self._out]), len(self._pipes[self._err])) > self._limits.output:
-                    return True
-                if ended in ready:
-                    return False
-            return False
+                if ended in ready or self._too_much():
+                    return
         finally:
             os.close(ended)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.types import Group, Status, Trajectory
+from envs.types import Group, Trajectory
 from learner.advantages import Advantage, whitened
 from learner.types import Aggregation, MicroBatch, RankBatch
 
@@ -32,12 +32,13 @@ class Cut:
 def trajectory_advantages(groups: Sequence[Group], advantage: Advantage) -> NDArray[np.float64]:
     """One advantage a trajectory, groups in order. [sum of group sizes]
 
-    A reply without a verdict of its environment (ERROR, TIMEOUT) is left out of its group's baseline and has advantage 0:
-    a verifier that fails must not teach the policy. So has a reply that is the only one judged.
+    A trajectory that could not be judged (ERROR, TIMEOUT) is left out of its group's baseline and has advantage 0: a
+    verifier that fails must not teach the policy. So has one that is the only one judged. A trajectory that a limit ended
+    (TURNS, TOKENS, SECONDS) counts with its reward of 0.
     """
     parts, judged = [], []
     for group in groups:
-        mine = np.array([t.verdict.status in (Status.OK, Status.TRUNCATED) for t in group.trajectories])
+        mine = np.array([t.verdict.status.judged for t in group.trajectories])
         rewards = np.array([t.verdict.reward for t in group.trajectories], np.float64)
         part = np.zeros(len(rewards))
         if mine.sum() > 1:

@@ -185,6 +185,14 @@ class DeepSpeedEngine:
                 norm = norm / scale  # the optimiser without ZeRO reports the scaled gradient's norm
         return float(norm) if norm is not None and self.engine.was_step_applied() else math.nan
 
+    def reset_optimiser(self) -> None:
+        """Moments and step counts back to zero, as a new optimiser has them; weights and loss scale stay. Every rank its part."""
+        optimizer = self.engine.optimizer
+        state = getattr(optimizer, "optimizer", optimizer).state  # DeepSpeed's wrappers hold torch's AdamW
+        for moments in state.values():
+            for key, value in moments.items():
+                moments[key] = value.zero_() if isinstance(value, Tensor) else type(value)(0)
+
     def all_reduce(self, value: Tensor, op: Literal["sum", "max"]) -> Tensor:
         """Over all ranks, in place; returns it. CPU tensors travel through the device where the backend needs that."""
         if self.place.world_size == 1:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from learner.deepspeed_engine import DeepSpeedEngine, EngineSettings, Placement
 from learner.draws import token_uniform
+from learner.entropy.base import AtBoundary
 from learner.entropy.base import Settings as KindSettings
 from learner.entropy.build import build
 from learner.entropy.target import TargetSettings
 from learner.ledger import Fresh, Ledger, Tally, tally_policy, tally_shaping, tally_update, update_metrics
-from learner.objective import Objective, token_loss, with_reference
+from learner.objective import Objective, reference_pull, token_loss, with_reference
 from learner.policy import Policy, load_policy
 from learner.schedule import Shape, learning_rate
 from learner.types import LossData, MicroBatch, RankBatch, Shaping, StepMetrics, TokenStats
@@ -56,6 +58,18 @@ class LearnerSettings:
     seed: int
     bucket_bytes: int
     fp32_head: bool = False  # the LM head's product in float32
+    hold_reference: bool = False  # even without a KL penalty now: a later stage has one
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerStage:
+    """What a stage changes, and what it does to what the stages before have left."""
+
+    objective: Objective
+    lr: float
+    target: TargetSettings
+    controller: AtBoundary = "keep"
+    optimiser: Literal["keep", "reset"] = "keep"
 
 
 class Learner:
@@ -72,7 +86,7 @@ class Learner:
         )
         self.engine.attach(self.policy)
         self.reference: Policy | None = None
-        if settings.objective.kl:
+        if settings.objective.kl or settings.hold_reference:
             self.reference = load_policy(
                 settings.reference, attention=settings.attention, checkpointing=False, fp32_head=settings.fp32_head
             )
@@ -84,6 +98,18 @@ class Learner:
         self._listener: socket.socket | None = None
 
     # --- training -------------------------------------------------------------------------------------------------------
+
+    def begin_stage(self, stage: LearnerStage) -> None:
+        """Between two iterations. A collective: all ranks are given the same. What it leaves is in `state_dict` and in the
+        engine's checkpoint, beside `settings`: a learner that resumes in a stage is built with that stage's."""
+        s = self.settings
+        self.settings = s = replace(
+            s, objective=stage.objective, target=stage.target, engine=replace(s.engine, lr=stage.lr)
+        )
+        self.steering.begin_stage(build(s.method, s.controller, s.target, s.environments), stage.controller)
+        self.ledger.interrupt()
+        if stage.optimiser == "reset":
+            self.engine.reset_optimiser()
 
     def train(self, batch: RankBatch) -> StepMetrics:
         """One iteration. Returns the same metrics on every rank. Raises NonFiniteError."""
@@ -189,12 +215,15 @@ class Learner:
         with torch.no_grad():
             logp, entropy, kappa, steepness = self._forward(micro, batch.temperature)
             reference = None
-            if self.reference is not None:
+            if self.reference is not None and self.settings.objective.kl:
                 reference, *_ = self.frozen(*self._inputs(micro), batch.temperature)
         engine_logp, advantages = self._tensor(micro.engine_logprobs), self._tensor(micro.advantages)
         advantages = with_reference(advantages, logp, reference, self.settings.objective)
         place = self._tensor(micro.place)
         uniform = token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.place)
+        objective, importance = self.settings.objective, None
+        if objective.importance.kind != "none":
+            importance, _ = objective.importance.weigh(logp - engine_logp, self._tensor(micro.trajectory))
         return Fresh(
             stats=TokenStats(
                 logp=logp,
@@ -212,6 +241,8 @@ class Learner:
             first=place == 0,
             last=self._tensor(micro.last),
             reference_logp=reference,
+            importance=importance,
+            pull=reference_pull(logp, reference, objective),
         )
 
     def _stats(

@@ -3,11 +3,12 @@
 Every figure is over the GLOBAL batch of an iteration: ranks add up `Tally`s, then one division. Predicted change of entropy,
 first order, unbiased from samples a ~ pi (tabular softmax, step eta on the logits; entropy notes of arXiv 2603.11682):
 
-    dH = sum over tokens of w * eta * [ -A'_a * (pi_a L_a - kappa) + bonus * steepness ]
+    dH = sum over tokens of w * eta * [ -(i * A'_a + r_a) * (pi_a L_a - kappa) + bonus * steepness ]
     kappa = sum_b pi_b^2 L_b,    steepness = sum_b pi_b^2 L_b^2,    L = log pi + H
 
-with A' the advantage after shaping, w the token's weight in the loss (1 / tokens for aggregation "token") and eta the sum of the
-learning rates of the iteration's updates. For a network it is a correlate, not a law: `entropy/regression_*` says how good a one.
+with A' the advantage after shaping, i the importance weight, r the pull of the KL to a reference (objective.reference_pull), w the
+token's weight in the loss (1 / tokens for aggregation "token") and eta the sum of the learning rates of the iteration's updates.
+For a network it is a correlate, not a law: `entropy/regression_*` says how good a one.
 """
 
 from __future__ import annotations
@@ -85,10 +86,23 @@ class Fresh:
     first: Tensor  # bool: the reply's first token
     last: Tensor  # bool: and its last
     reference_logp: Tensor | None = None
+    importance: Tensor | None = None  # what the surrogate is multiplied by; None: 1
+    pull: Tensor | None = None  # of the KL to the reference, as an advantage; None: 0
+
+
+def planned_dh(fresh: Fresh, shaping: Shaping) -> Tensor:
+    """The token's share of dH for a step of size 1 on the logits, everything in the loss counted. [N], nats"""
+    dh = predicted_dh(fresh.stats, replace(shaping, bonus=None))
+    if fresh.importance is not None:
+        dh = dh * fresh.importance
+    if fresh.pull is None and shaping.bonus is None:
+        return dh
+    pull = torch.zeros_like(dh) if fresh.pull is None else fresh.pull
+    return dh + predicted_dh(replace(fresh.stats, advantages=pull), Shaping(bonus=shaping.bonus))
 
 
 def predicted_dh(stats: TokenStats, shaping: Shaping) -> Tensor:
-    """The token's share of dH for a step of size 1 on the logits. [N], nats"""
+    """`planned_dh` of the shaped surrogate and the bonus alone. [N], nats"""
     shaped = stats.advantages if shaping.advantages is None else shaping.advantages
     dh = -shaped * (stats.logp.exp() * stats.centred - stats.kappa)
     if shaping.weight is not None:
@@ -101,8 +115,8 @@ def tally_policy(
 ) -> None:
     """What the controllers and the ledger see before the updates. probe: a shaping and the knob that made it (Steering.probe)."""
     s, w = fresh.stats, fresh.weight
-    free = predicted_dh(s, Shaping())
-    slope = torch.full_like(free, math.nan) if probe is None else (predicted_dh(s, probe[0]) - free) / probe[1]
+    free = planned_dh(fresh, Shaping())
+    slope = torch.full_like(free, math.nan) if probe is None else (planned_dh(fresh, probe[0]) - free) / probe[1]
     gap = (s.logp - fresh.engine_logp).abs()
     outside = (((s.logp - fresh.engine_logp).exp() - 1.0).abs() > 0.1).double()
     rare = s.logp < RARE
@@ -144,7 +158,7 @@ def tally_policy(
 def tally_shaping(tally: Tally, fresh: Fresh, shaping: Shaping) -> None:
     """What the updates should do, with the knob they will have."""
     s = fresh.stats
-    dh = fresh.weight * predicted_dh(s, shaping)
+    dh = fresh.weight * planned_dh(fresh, shaping)
     shaped = s.advantages if shaping.advantages is None else shaping.advantages
     for name, mask in (("positive", s.advantages > 0), ("negative", s.advantages < 0), ("zero", s.advantages == 0)):
         tally.add(f"dh_{name}", dh[mask])  # zero: REPO-D and the bonus move these as well
@@ -277,6 +291,10 @@ class Ledger:
 
     def __init__(self) -> None:
         self.state: dict[str, float] = dict.fromkeys(self.FIELDS, 0.0) | {"entropy": math.nan, "predicted": math.nan}
+
+    def interrupt(self) -> None:
+        """Other environments follow: the difference to the next entropy is not what an update did."""
+        self.state["entropy"] = self.state["predicted"] = math.nan
 
     def row(self, tally: Tally, updates: int, envs: tuple[str, ...]) -> LedgerRow:
         """The iteration as the controllers see it. tally: of `tally_policy`, reduced over ranks; updates: updates of one pass

@@ -146,6 +146,15 @@ def reference_penalty(logp: Tensor, reference: Tensor, estimator: Estimator) -> 
     return k3(difference)
 
 
+def reference_pull(logp: Tensor, reference: Tensor | None, objective: Objective) -> Tensor | None:
+    """Minus the penalty's slope in log pi, coefficient included: the advantage that would move a token as the penalty does. With
+    k2 kl * log(ref / pi), with k3 kl * (ref / pi - 1). None where nothing pulls, or where k1 has it in the advantage. [N]"""
+    if reference is None or objective.kl == 0.0 or objective.estimator == "k1":
+        return None
+    apart = reference - logp
+    return objective.kl * (apart if objective.estimator == "k2" else torch.expm1(apart))
+
+
 def k3(difference: Tensor) -> Tensor:
     """exp(d) - 1 - d for d = log(other / pi): never negative. [N]"""
     return difference.exp() - difference - 1.0

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from envs.base import Environment
-from envs.types import Prompt, Verdict
-from learner.tokenizer import END_ID, PAD_ID, decode, render
+from envs.base import Played, Session, demonstrate
+from envs.types import Message, Prompt, Verdict
+from learner.tokenizer import END_ID, PAD_ID, decode, render, render_observation
 
 if TYPE_CHECKING:
     from learner.warmstart import InitModelSettings
@@ -46,12 +46,27 @@ def create_model(settings: InitModelSettings, tokenizer: PreTrainedTokenizerFast
     return model
 
 
+MAX_TURNS = 8  # of a held-out conversation: what sampling.max_turns is by default
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """What follows a prompt: one reply, or replies and observations in turn, token for token as a rollout has them.
+
+    ids     the replies with their end tokens, and what is rendered between them
+    taught  as ids where a reply is, PAD_ID where an observation is: the loss leaves those out
+    """
+
+    ids: tuple[int, ...]
+    taught: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """A prompt and demonstrations of it."""
 
     prompt_ids: tuple[int, ...]
-    replies: tuple[tuple[int, ...], ...]  # the end token included
+    demonstrations: tuple[Demonstration, ...]
 
 
 class Teacher:
@@ -69,7 +84,7 @@ class Teacher:
         self.rng = random.Random(settings.seed)
         self.lessons: list[Lesson] = []
         self.order: list[int] = []
-        self.longest_reply = 0
+        self.longest_reply = 0  # tokens of any one reply taught, its end included
 
     def run(self, report: Callable[..., None]) -> dict[str, Any]:
         """Train and evaluate; the record's loss, accuracy, pass_at_k and steps."""
@@ -112,34 +127,56 @@ class Teacher:
         environment = self.environments[size % len(self.environments)]
         prompt = environment.prompt("train", size // len(self.environments))
         # Four times what a step shows, so that later rounds still bring solutions the first did not show.
-        texts = [environment.demonstration(prompt, self.rng) for _ in range(4 * settings.replies_per_prompt)]
-        encoded: Any = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        lesson = Lesson(render(self.tokenizer, prompt.messages), tuple((*ids, END_ID) for ids in encoded))
-        self.longest_reply = max(self.longest_reply, *map(len, lesson.replies))
+        played = [demonstrate(environment, prompt, self.rng) for _ in range(4 * settings.replies_per_prompt)]
+        rendered = {
+            one: self._render(prompt, one) for one in set(played)
+        }  # drawn often, rendered once: templates are slow
+        lesson = Lesson(render(self.tokenizer, prompt.messages), tuple(rendered[one] for one in played))
         self.lessons.append(lesson)
         return lesson
 
-    def _batch(self) -> tuple[Tensor, Tensor, int]:
-        """ids int64 [B, P + K*R], prompts padded on the left and replies on the right; prompt lengths [B]; P."""
-        replies_per_prompt = self.settings.replies_per_prompt
+    def _render(self, prompt: Prompt, played: Played) -> Demonstration:
+        """As actors/rollout.py builds a trajectory: replies are encoded, only observations are rendered."""
+        before: list[Message] = list(prompt.messages)
+        ids: list[int] = []
+        taught: list[int] = []
+        for turn, text in enumerate(played.replies):
+            encoded: Any = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            reply = (*encoded, END_ID)
+            self.longest_reply = max(self.longest_reply, len(reply))
+            ids += reply
+            taught += reply
+            if turn < len(played.observations):
+                seen = played.observations[turn].messages
+                context = render_observation(self.tokenizer, before, seen, reply)
+                ids += context
+                taught += [PAD_ID] * len(context)
+                before += [Message("assistant", text), *seen]
+        return Demonstration(tuple(ids), tuple(taught))
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """ids int64 [B, P + K*R], prompts padded on the left and replies on the right; taught [B, K*R]; prompt lengths [B]; P."""
+        count = self.settings.replies_per_prompt
         lessons = [self._lesson() for _ in range(self.settings.batch_size)]
-        replies = [self.rng.sample(lesson.replies, replies_per_prompt) for lesson in lessons]
+        drawn = [self.rng.sample(lesson.demonstrations, count) for lesson in lessons]
         columns = max(len(lesson.prompt_ids) for lesson in lessons)
-        width = max(len(ids) for row in replies for ids in row)
-        ids = np.full((len(lessons), columns + replies_per_prompt * width), PAD_ID, dtype=np.int64)
-        for row, (lesson, chosen) in enumerate(zip(lessons, replies, strict=True)):
+        width = max(len(one.ids) for row in drawn for one in row)
+        ids = np.full((len(lessons), columns + count * width), PAD_ID, dtype=np.int64)
+        taught = np.full((len(lessons), count * width), PAD_ID, dtype=np.int64)
+        for row, (lesson, chosen) in enumerate(zip(lessons, drawn, strict=True)):
             ids[row, columns - len(lesson.prompt_ids) : columns] = lesson.prompt_ids
-            for k, reply in enumerate(chosen):
-                start = columns + k * width
-                ids[row, start : start + len(reply)] = reply
+            for k, one in enumerate(chosen):
+                start = k * width
+                ids[row, columns + start : columns + start + len(one.ids)] = one.ids
+                taught[row, start : start + len(one.taught)] = one.taught
         lengths = torch.tensor([len(lesson.prompt_ids) for lesson in lessons])
-        return torch.from_numpy(ids), lengths, columns
+        return torch.from_numpy(ids), torch.from_numpy(taught), lengths, columns
 
-    def _loss(self, ids: Tensor, lengths: Tensor, columns: int) -> Tensor:
-        """Mean cross-entropy over the reply tokens, ends included, in nats.
+    def _loss(self, ids: Tensor, taught: Tensor, lengths: Tensor, columns: int) -> Tensor:
+        """Mean cross-entropy over the tokens of replies, ends included, in nats. What an environment said is not learned.
 
-        The K replies of a prompt follow it in one row, each seeing the prompt and itself only, at the positions it
-        would have alone: the prompt is computed once instead of K times.
+        The K demonstrations of a prompt follow it in one row, each seeing the prompt and itself only, at the positions
+        it would have alone: the prompt is computed once instead of K times.
         """
         total, count = ids.shape[1], self.settings.replies_per_prompt
         width = (total - columns) // count
@@ -160,39 +197,65 @@ class Teacher:
         source = column[columns:] - 1
         source[::width] = columns - 1
         logits = self.head(hidden[:, source])
-        return functional.cross_entropy(logits.flatten(0, 1), ids[:, columns:].flatten(), ignore_index=PAD_ID)
+        return functional.cross_entropy(logits.flatten(0, 1), taught.flatten(), ignore_index=PAD_ID)
 
     def _accuracy(self) -> tuple[float, float]:
-        """Shares of replies and of prompts solved, sampled at temperature 1 from the eval split's first prompts.
-
-        An environment that wants another turn counts as unsolved: the warm start teaches first replies.
-        """
+        """Shares of conversations and of prompts solved, sampled at temperature 1 on the eval split's first prompts."""
         settings, count = self.settings, len(self.environments)
         asked = [(self.environments[i % count], i // count) for i in range(settings.holdout_prompts)]
-        prompts: list[tuple[Environment, Prompt]] = [(env, env.prompt("eval", index)) for env, index in asked]
-        encoded = [render(self.tokenizer, prompt.messages) for _, prompt in prompts]
-        columns = max(map(len, encoded))
-        ids = torch.full((len(prompts), columns), PAD_ID)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(encoded):
-            ids[row, columns - len(tokens) :] = torch.tensor(tokens)
-            mask[row, columns - len(tokens) :] = 1
+        prompts = [(environment, environment.prompt("eval", index)) for environment, index in asked]
+        open_: list[_Conversation] = []
+        for environment, prompt in prompts:
+            ids = render(self.tokenizer, prompt.messages)
+            open_ += [_Conversation(environment.open(prompt), prompt, ids) for _ in range(settings.holdout_replies)]
+        conversations = list(open_)
         longest = self.longest_reply or 16  # nothing was taught: any short length shows that replies are noise
         self.model.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # the same noise at every report: the curve shows the model, not the dice
-            sampled: Any = self.model.generate(  # pyright: ignore[reportCallIssue]
-                ids, attention_mask=mask, max_new_tokens=longest, num_return_sequences=settings.holdout_replies
-            )
+            for _ in range(MAX_TURNS):
+                for conversation, reply in zip(open_, self._sample(open_, longest), strict=True):
+                    conversation.take(self.tokenizer, reply)
+                room = settings.max_position_embeddings - longest
+                open_ = [one for one in open_ if not one.over and len(one.ids) <= room]
+                if not open_:
+                    break
         self.model.train()
-        solved = np.zeros((len(prompts), settings.holdout_replies), dtype=bool)
-        for row, tokens in enumerate(sampled[:, columns:].tolist()):
-            env, prompt = prompts[row // settings.holdout_replies]
-            verdict = env.open(prompt).reply(decode(self.tokenizer, tokens))
-            solved[row // settings.holdout_replies, row % settings.holdout_replies] = (
-                isinstance(verdict, Verdict) and verdict.correct
-            )
+        solved = np.array([one.correct for one in conversations]).reshape(len(prompts), settings.holdout_replies)
         return float(solved.mean()), float(solved.any(axis=1).mean())
+
+    def _sample(self, conversations: Sequence[_Conversation], longest: int) -> list[list[int]]:
+        """A reply to each, at most `longest` tokens, padded behind its end."""
+        columns = max(len(one.ids) for one in conversations)
+        ids = torch.full((len(conversations), columns), PAD_ID)
+        mask = torch.zeros_like(ids)
+        for row, one in enumerate(conversations):
+            ids[row, columns - len(one.ids) :] = torch.tensor(one.ids)
+            mask[row, columns - len(one.ids) :] = 1
+        sampled: Any = self.model.generate(  # pyright: ignore[reportCallIssue]
+            ids, attention_mask=mask, max_new_tokens=longest
+        )
+        return sampled[:, columns:].tolist()
+
+
+class _Conversation:
+    """A held-out session under way: its token ids so far, and in the end whether it was solved."""
+
+    def __init__(self, session: Session, prompt: Prompt, ids: tuple[int, ...]) -> None:
+        self.session, self.prompt, self.ids = session, prompt, ids
+        self.before: list[Message] = list(prompt.messages)
+        self.over = self.correct = False
+
+    def take(self, tokenizer: PreTrainedTokenizerFast, sampled: Sequence[int]) -> None:
+        """The next reply, padding behind it allowed."""
+        reply = tuple(sampled[: sampled.index(END_ID) + 1] if END_ID in sampled else sampled)
+        text = decode(tokenizer, reply)
+        answer = self.session.reply(text)
+        if isinstance(answer, Verdict):
+            self.over, self.correct = True, answer.correct
+            return
+        self.ids += reply + render_observation(tokenizer, self.before, answer.messages, reply)
+        self.before += [Message("assistant", text), *answer.messages]
 
 
 def _optimizers(settings: InitModelSettings, model: PreTrainedModel) -> list[torch.optim.Optimizer]:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs import catalog
-from envs.base import Demonstrates
+from envs.base import demonstrates
 from learner.tokenizer import build_tokenizer
 
 FORMAT = 1  # part of the cache key: raise it when the same settings no longer give the same model
@@ -174,8 +174,8 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def _load(spec: EnvironmentSpec, seed: int) -> Any:
-    """An Environment that is also Demonstrates."""
+    """An Environment that demonstrates: one reply, or whole conversations."""
     environment = catalog.load(spec.name, spec.params, seed)
-    if not isinstance(environment, Demonstrates):
+    if not demonstrates(environment):
         raise ValueError(f"environment {spec.name!r} has no demonstrations and no alphabet to teach a model with")
     return environment

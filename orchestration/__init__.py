@@ -12,9 +12,12 @@
 | probe.py          | its measurements: replies of an engine in each precision, scored by the trainer in each         |
 | train.py          | a run from its configuration to its exit                                                        |
 | config.py         | RunConfig: recipes and overrides, strict, every mistake one sentence                            |
+| sections.py       | its sections                                                                                    |
+| reading.py        | YAML, overrides at dotted keys, errors as sentences                                             |
 | placement.py      | pure: what a run asks for, whether the cluster has it                                           |
 | launch.py         | from a configuration to running actors, and back to none                                        |
 | loop.py           | the data flow of a run                                                                          |
+| replies.py        | what an iteration's replies say: metrics and samples                                            |
 | rollouts.py       | many rollouts at once: prompts to groups                                                        |
 | buffer.py         | finished groups, bounded, each with the age it may reach                                        |
 | curriculum.py     | which prompt comes next                                                                         |
@@ -36,6 +39,8 @@
 | plots.py          | pictures as SVG text                                                                            |
 | points.py         | points with error bars, and names that do not cover one another                                 |
 | grid.py           | a laboratory's grid: YAML to the configurations of its runs                                     |
+| retention.py      | pure: what a run with stages kept: matrix, transfer, forgetting                                 |
+| retention_page.py | a report's section on it                                                                        |
 | lab.py            | `isentrope lab`: the runs of a grid on warm actors, in lanes                                    |
 | lab_figures.py    | the figures of one run of a lab                                                                 |
 | lab_results.py    | arms x seeds: mean and spread of every figure, the table of them                                |

@@ -1,38 +1,119 @@
-"""Which prompt comes next. A mixture of environments by weight; no torch.
+"""Which prompt comes next, and when the next stage does. Mixtures of environments by weight, one after the other; no torch.
 
-Deterministic and resumable: the state is how many prompts each environment has given.
+Deterministic and resumable: the state is the stage, the place in it, the rewards its advance rule looks at, and how many prompts
+each environment has given in each stage.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from envs.base import Environment
 from envs.types import Prompt, Split
+from orchestration.config import RunConfig
+from orchestration.estimators import mean
+from orchestration.sections import AdvanceSection
 
 
-class Mixture:
-    """Prompts in the proportion of the weights, as even as whole numbers allow (the environment furthest behind its share
-    is next). A finite training split is walked in a new order every pass; a prompt's index goes on counting over the passes
-    (splits wrap around), so that prompt keys, and with them request ids and seeds, are unique over a run."""
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Stage("sums", shares=(0.0, 0.75, 0.25), iterations=40): its environments are the second and the third of the run's."""
 
-    def __init__(self, environments: Sequence[Environment], weights: Sequence[float], seed: int) -> None:
-        self.environments, self.seed = list(environments), seed
-        total = sum(weights)
-        self.shares = [w / total for w in weights]
-        self.given = [0] * len(self.environments)
+    name: str
+    shares: tuple[float, ...]  # of the prompts, by environment of the run; they sum to 1
+    iterations: int  # with a rule: at most
+    advance: AdvanceSection | None = None
+
+    def over(self, iteration: int, rewards: Sequence[float]) -> bool:
+        """Whether the stage ends with its `iteration`-th. rewards: the mean training rewards of the last iterations up to it, as
+        many as the rule looks at."""
+        if iteration >= self.iterations:
+            return True
+        rule = self.advance
+        if rule is None or len(rewards) < rule.rewards:
+            return False
+        late = mean(rewards[-rule.window :])
+        if rule.reward is not None:
+            return late >= rule.reward
+        return late - mean(rewards[-2 * rule.window : -rule.window]) <= (rule.plateau or 0.0)
+
+
+def stages_of(config: RunConfig) -> list[Stage]:
+    """The stages of a run; without any, the run as its only one."""
+    everything = [(e.name, e.params) for e in config.all_environments]
+
+    def stage(name: str, part: RunConfig, iterations: int, advance: AdvanceSection | None) -> Stage:
+        weights = [0.0] * len(everything)
+        for place, e in enumerate(part.environments):
+            # Without stages the list is the run's own, in which the same environment may stand twice.
+            weights[everything.index((e.name, e.params)) if config.stages else place] += e.weight
+        return Stage(name, tuple(w / sum(weights) for w in weights), iterations, advance)
+
+    if not config.stages:
+        return [stage(config.run.name, config, config.iterations, None)]
+    return [stage(s.name, config.at_stage(i), s.iterations, s.advance) for i, s in enumerate(config.stages)]
+
+
+class Curriculum:
+    """Within a stage, prompts in the proportion of its shares, as even as whole numbers allow (the environment furthest behind
+    its share is next). A finite training split is walked in a new order every pass. A prompt's index goes on counting over the
+    passes (splits wrap around) and over the stages, so that prompt keys, and with them request ids and seeds, are unique over
+    a run."""
+
+    def __init__(self, environments: Sequence[Environment], stages: Sequence[Stage], seed: int) -> None:
+        self.environments, self.stages, self.seed = list(environments), list(stages), seed
+        self.index = 0  # of the stage
+        self.iteration = 0  # how many the stage has had
+        self.rewards: list[float] = []  # of the last of these
+        self.given = [[0] * len(self.environments) for _ in self.stages]
         self._orders: dict[tuple[int, int], list[int]] = {}
 
+    # --- stages ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> Stage:
+        return self.stages[self.index]
+
+    @property
+    def stage_ended(self) -> bool:
+        return self.stage.over(self.iteration, self.rewards)
+
+    @property
+    def finished(self) -> bool:
+        return self.stage_ended and self.index + 1 == len(self.stages)
+
+    def observe(self, reward: float) -> None:
+        """An iteration of the stage was done; its mean training reward."""
+        self.iteration += 1
+        seen = 0 if self.stage.advance is None else self.stage.advance.rewards
+        self.rewards = [*self.rewards, reward][-seen:] if seen else []
+
+    def advance(self) -> None:
+        """Into the next stage. Raises ValueError where there is none, or the stage has not ended."""
+        if not self.stage_ended or self.finished:
+            raise ValueError(
+                f"stage {self.index} of {len(self.stages)}, '{self.stage.name}', is at iteration {self.iteration} of "
+                f"{self.stage.iterations} and cannot be left"
+            )
+        self.index, self.iteration, self.rewards = self.index + 1, 0, []
+
+    # --- prompts --------------------------------------------------------------------------------------------------------
+
     def next(self, count: int) -> list[tuple[int, Prompt]]:
-        """(environment index, prompt) of the next `count` training prompts."""
+        """(environment index, prompt) of the next `count` training prompts of the stage."""
         return [self._next() for _ in range(count)]
 
     def _next(self) -> tuple[int, Prompt]:
-        total = sum(self.given) + 1
-        i = max(range(len(self.given)), key=lambda k: (self.shares[k] * total - self.given[k], -k))
-        position = self.given[i]
-        self.given[i] += 1
+        shares, given = self.stage.shares, self.given[self.index]
+        total = sum(given) + 1
+        # An environment of another stage has no share: never ahead of one that has, whatever the rounding.
+        mine = [k for k, share in enumerate(shares) if share > 0]
+        i = max(mine, key=lambda k: (shares[k] * total - given[k], -k))
+        position = sum(stage[i] for stage in self.given)
+        given[i] += 1
         return i, self.environments[i].prompt("train", self._index(i, position))
 
     def _index(self, i: int, position: int) -> int:
@@ -47,15 +128,26 @@ class Mixture:
         return epoch * size + self._orders[i, epoch][offset]
 
     def held_out(self, split: Split, count: int) -> list[tuple[int, Prompt]]:
-        """The first `count` prompts of a split, of every environment; the same at every evaluation."""
+        """The first `count` prompts of a split, of every environment of every stage; the same at every evaluation."""
         out = []
         for i, env in enumerate(self.environments):
             size = env.size(split)
             out += [(i, env.prompt(split, k)) for k in range(count if size is None else min(count, size))]
         return out
 
-    def state_dict(self) -> dict[str, list[int]]:
-        return {"given": list(self.given)}
+    # --- state ----------------------------------------------------------------------------------------------------------
 
-    def load_state_dict(self, state: dict[str, list[int]]) -> None:
-        self.given = list(state["given"])
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "stage": self.index,
+            "iteration": self.iteration,
+            "rewards": list(self.rewards),
+            "given": [list(counts) for counts in self.given],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Of the same run, which may have been given more stages and environments since, after those it had."""
+        self.index, self.iteration = int(state["stage"]), int(state["iteration"])
+        self.rewards = [float(r) for r in state["rewards"]]
+        for mine, counts in zip(self.given, state["given"], strict=False):
+            mine[:] = [*counts, *[0] * (len(mine) - len(counts))]

@@ -9,13 +9,14 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from envs.types import Group, Prompt
-from orchestration.config import EvaluationSection
 from orchestration.estimators import distinct_correct, mean_pass_at_k
 from orchestration.rollouts import Rollouts
+from orchestration.sections import EvaluationSection, SamplingSection
 
 
 async def evaluate(
     settings: EvaluationSection,
+    sampling: SamplingSection,
     prompts: Sequence[tuple[int, Prompt]],
     rollouts: Rollouts,
     stage: Callable[[str, float, float], None],
@@ -28,7 +29,7 @@ async def evaluate(
         # Greedy replies of one prompt are all the same: one of them says it all.
         samples = settings.samples if temperature > 0 else 1
         groups, _ = await rollouts.collect(
-            prompts, replies=samples, temperature=temperature, stamp=f"eval/T={temperature:g}", bars=False
+            prompts, sampling, replies=samples, temperature=temperature, stamp=f"eval/T={temperature:g}", bars=False
         )
         for env, members in sorted(by_env(groups).items()):
             row |= scores(env, members, [k for k in settings.ks if k <= samples], temperature, first=i == 0)

@@ -28,8 +28,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from orchestration import config as configuration
-from orchestration.config import RunConfig, Section
+from orchestration.config import RunConfig
 from orchestration.errors import ConfigError
+from orchestration.reading import read_yaml, sentence
+from orchestration.sections import Section
 
 GRIDS = Path(__file__).parent / "grids"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -79,11 +81,11 @@ def load_grid(path: str) -> Grid:
         near = difflib.get_close_matches(path, names, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ConfigError(f"no grid file '{path}' and no shipped grid of that name: {hint}shipped: {', '.join(names)}")
-    data = configuration.read_yaml(found)
+    data = read_yaml(found)
     try:
         return Grid.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{found}: {configuration.sentence(error, data, Grid)}") from None
+        raise ConfigError(f"{found}: {sentence(error, data, Grid)}") from None
 
 
 def notes(grid: Grid) -> dict[str, str]:

@@ -26,7 +26,7 @@ from orchestration.lab_report import write_lab_report
 from orchestration.lab_results import ArmRuns, collect, lab_table
 from orchestration.placement import plan, totals
 from orchestration.sinks import read_rows
-from orchestration.train import Job, conduct, connected, make_codec, prepare, signals
+from orchestration.train import Job, conduct, connected, is_finished, make_codec, prepare, signals
 
 if TYPE_CHECKING:
     from orchestration.launch import Cluster
@@ -77,7 +77,7 @@ def run(path: str, runs: Path, *, overwrite: bool = False, dry_run: bool = False
     if grid.warm_start is not None:
         first = good[0].config
         assert first is not None
-        environments = [{"name": e.name, "params": e.params} for e in first.environments]
+        environments = [{"name": e.name, "params": e.params} for e in first.all_environments]
         model = warmstart.make({**grid.warm_start, "environments": environments}, None, Path("models/cache"))
         all_cells = cells(grid, root / "arms", str(model))
     progress = Progress(len(all_cells), say)
@@ -107,7 +107,7 @@ def describe(grid: Grid, all_cells: list[Cell]) -> str:
             asked = totals(plan(cell.config))
             c = cell.config
             lines.append(
-                f"  {cell.name}: {c.run.iterations} iterations of {c.batch.prompts} x {c.batch.replies}, "
+                f"  {cell.name}: {c.iterations} iterations of {c.batch.prompts} x {c.batch.replies}, "
                 f"{asked['CPU']:g} CPU {asked['GPU']:g} GPU"
             )
     return "\n".join(lines)
@@ -127,7 +127,10 @@ def _todo(cell: Cell, progress: Progress, overwrite: bool) -> tuple[Cell, Job] |
         raise ConfigError(
             f"{folder} holds a run of other settings: give --overwrite, another grid name, or remove the folder"
         )
-    if read_rows(folder) and read_rows(folder)[-1].get("iteration") == config.run.iterations:
+    whole = read_rows(folder) and read_rows(folder)[-1].get("iteration") == config.iterations
+    if whole or (
+        config.stages and is_finished(config)
+    ):  # an advance rule may end a run before its iterations are used up
         progress.finished(cell, None)
         return None
     resumable = Checkpoints(folder / "checkpoints", config.checkpoint.keep).latest() is not None

@@ -11,6 +11,7 @@
 | `distinct_start`, `distinct_end`                  | correct solutions a prompt, first and last evaluation          |
 | `pass@K/start`, `pass@K/end`                      | at the first temperature, first and last evaluation            |
 | `pass@K/T=X/start`, `pass@K/T=X/end`              | at temperature X                                               |
+| `retained/pass@K`, `backward/pass@K`, ...         | of a run with stages, see retention.figures                    |
 | `seconds`, `tokens`, `iterations`                 | what it took                                                   |
 
 A figure the run does not have is left out.
@@ -20,6 +21,7 @@ import math
 from collections.abc import Sequence
 
 from orchestration.estimators import finite, mean, rms
+from orchestration.retention import figures as retained
 from orchestration.summary import EvalPoint, RunData, pass_curve, summary_of
 
 
@@ -52,6 +54,7 @@ def figures(run: RunData) -> dict[str, float]:
     found |= {f"pass@{k}/end": value for k, value in s.pass_at.items()}
     if len({p.iteration for p in evals}) < 2:  # one evaluation says where the run ended, not where it began
         found = {key: value for key, value in found.items() if not key.endswith("/start") and key != "distinct_start"}
+    found |= retained(run.rows, max(s.pass_at, default=1))
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
 

@@ -16,9 +16,10 @@ from urllib.parse import quote
 from orchestration import lab_charts, plots
 from orchestration.lab_charts import Tracks
 from orchestration.lab_figures import steered
-from orchestration.lab_results import ArmRuns, columns, first_temperature, lines
+from orchestration.lab_results import ArmRuns, columns, first_temperature, lines, retention_columns
 from orchestration.lab_story import story
-from orchestration.report import clean, page, table
+from orchestration.report import clean, page
+from orchestration.story import table
 from orchestration.summary import duration, load_run, number, percent
 
 TITLES: Mapping[str, str] = {  # of the table of single runs
@@ -91,7 +92,7 @@ def _render(title: str, results: Mapping[str, Any], tracks: Sequence[Tracks], fo
         f'<p class="lead">{f"<b>{escape(subject)}.</b> " if subject else ""}{escape(text)}</p>'
         for subject, text in story(results)
     )
-    parts = [_table(results), _failures(results)]
+    parts = [_table(results), _retention(results), _failures(results)]
     for heading, charts in _sections(results, tracks):
         drawn = "".join(charts)
         parts.append(f'<h2>{escape(heading)}</h2><div class="grid">{drawn}</div>' if drawn else "")
@@ -134,6 +135,23 @@ def _table(results: Mapping[str, Any]) -> str:
         "Mean ± standard deviation over seeds, after training. Off target: over the last two thirds of the iterations."
     )
     return table("summary lab", f"<tr><th>arm</th>{heads}</tr>", body) + f'<p class="note">{aside}</p>'
+
+
+def _retention(results: Mapping[str, Any]) -> str:
+    """What the arms kept of the environments they were trained on one after the other; empty text without stages."""
+    cells = retention_columns(results)
+    if not cells:
+        return ""
+    body = "".join(
+        f"<tr><th>{_dot(place)}{escape(arm['name'])}</th>{''.join(f'<td>{_two_lines(c.cell(arm))}</td>' for c in cells)}</tr>"
+        for place, arm in enumerate(results["arms"])
+    )
+    heads = "".join(f"<th>{escape(c.title).replace(', ', ',<br>')}</th>" for c in cells)
+    aside = (
+        "Mean ± standard deviation over seeds. Backward transfer: what came after an environment's own stage did to it; "
+        "forward: what came before; forgetting: from the best it had been. Reward: its mean over the stage."
+    )
+    return f"<h2>What was retained</h2>{table('summary lab', f'<tr><th>arm</th>{heads}</tr>', body)}<p class='note'>{aside}</p>"
 
 
 def _failures(results: Mapping[str, Any]) -> str:

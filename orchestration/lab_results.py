@@ -192,6 +192,29 @@ def columns(results: Mapping[str, Any]) -> list[Column]:
     ]
 
 
+RETAINED = {
+    "retained": "at the end",
+    "backward": "backward transfer",
+    "forward": "forward transfer",
+    "forgetting": "forgetting",
+}
+
+
+def retention_columns(results: Mapping[str, Any]) -> list[Column]:
+    """The same for labs of runs with stages: what was kept of the environments, see retention.py. Empty for the others."""
+    made = []
+    for k in dict.fromkeys((1, results["k"])):
+        for what, title in RETAINED.items():
+            if any(f"{what}/pass@{k}" in arm["figures"] for arm in results["arms"]):
+                made.append(Column(f"{title}, pass@{k}", lambda arm, key=f"{what}/pass@{k}": spread(stat(arm, key))))
+    stages = sorted(
+        {int(key[12:]) for arm in results["arms"] for key in arm["figures"] if key.startswith("area/reward/")}
+    )
+    for stage in stages:
+        made.append(Column(f"reward, stage {stage}", lambda arm, key=f"area/reward/{stage}": spread(stat(arm, key))))
+    return made
+
+
 def lines(results: Mapping[str, Any]) -> list[Arm]:
     """The arms in their order, after the policy before training where it was evaluated."""
     return [*([results["start"]] if results["start"]["figures"] else []), *results["arms"]]

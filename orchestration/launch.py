@@ -31,7 +31,7 @@ from actors.remote import (
 )
 from actors.verifier import EnvSpec
 from learner.deepspeed_engine import EngineSettings, Placement
-from learner.learner import LearnerSettings
+from learner.learner import LearnerSettings, LearnerStage
 from learner.objective import Importance, Objective
 from learner.weights import WeightManifest, WeightSyncError, make_rendezvous, verify_checksums
 from orchestration import placement
@@ -50,6 +50,7 @@ class Start:
     version: int = 0
     engine: Path | None = None  # DeepSpeed's state, when resuming
     learner: dict[str, Any] | None = None  # Learner.state_dict, when resuming
+    stage: int = 0  # the one that the checkpoint is in
     base: str | None = (
         None  # what replaced generators are built from, when resuming: the checkpoint may be deleted by then
     )
@@ -127,7 +128,7 @@ class Cluster:
         await self._replace_verifiers()
         specs = self._specs()
         starts = [
-            actor.start.remote(learner_settings(self.config, start.model, start.base or start.model), place)
+            actor.start.remote(learner_settings(self.config, start), place)
             for actor, place in zip(self.learner.actors, self._places, strict=True)
         ]
         await asyncio.gather(
@@ -198,7 +199,7 @@ class Cluster:
         limit = config.cluster.start_timeout_s
         host, port = await answer("learner rank 0", actors[0].address.remote(), limit)
         self._host = host
-        settings = learner_settings(config, start.model, start.base or start.model)
+        settings = learner_settings(config, start)
         self._places = [Placement(r, ranks, host, port, self.cuda, config.learner.timeout_s) for r in range(ranks)]
         starts = [actor.start.remote(settings, place) for actor, place in zip(actors, self._places, strict=True)]
         await asyncio.gather(*(answer(f"learner rank {r}", ref, limit) for r, ref in enumerate(starts)))
@@ -236,7 +237,7 @@ class Cluster:
         return RemoteGenerator(name, self._keep(actor), g.timeout_s)
 
     def _specs(self) -> list[EnvSpec]:
-        return [EnvSpec(e.name, e.params, self.config.run.seed) for e in self.config.environments]
+        return [EnvSpec(e.name, e.params, self.config.run.seed) for e in self.config.all_environments]
 
     def _verifier(self, i: int) -> RemoteVerifier:
         config, specs = self.config, self._specs()
@@ -256,6 +257,10 @@ class Cluster:
             ray.kill(actor)
         if self._group is not None:
             remove_placement_group(self._group)
+
+    async def begin_stage(self, index: int) -> None:
+        """The learner goes over to the stage. Generators and verifiers have nothing to change: they know every environment."""
+        await self.learner.begin_stage(learner_stage(self.config, index))
 
     # --- weights --------------------------------------------------------------------------------------------------------
 
@@ -368,11 +373,30 @@ class Cluster:
         return {"sync/logprob_gap_max": worst[0], "sync/logprob_gap_mean": mean}
 
 
-def learner_settings(config: RunConfig, model: str, reference: str) -> LearnerSettings:
-    """model: where the weights are loaded from; reference: the model the run began with."""
-    c, o = config.learner, config.objective
+def learner_stage(run: RunConfig, index: int) -> LearnerStage:
+    """What the learner is told where a stage of the run begins."""
+    config, stage = run.at_stage(index), run.stages[index]
+    return LearnerStage(_objective(config), config.learner.lr, config.entropy.target, stage.controller, stage.optimiser)
+
+
+def _objective(config: RunConfig) -> Objective:
+    o = config.objective
+    return Objective(
+        surrogate=o.surrogate,
+        clip_low=o.clip_low,
+        clip_high=o.clip_high,
+        importance=Importance(**o.importance.model_dump()),
+        kl=o.kl.coefficient,
+        estimator=o.kl.estimator,
+    )
+
+
+def learner_settings(run: RunConfig, start: Start) -> LearnerSettings:
+    """Of the stage the run starts in. The reference of a KL penalty is the model the run began with."""
+    config = run.at_stage(start.stage)
+    c = config.learner
     return LearnerSettings(
-        model=model,
+        model=start.model,
         attention=config.model.attention,
         gradient_checkpointing=c.gradient_checkpointing,
         threads=c.threads,
@@ -391,19 +415,13 @@ def learner_settings(config: RunConfig, model: str, reference: str) -> LearnerSe
         warmup=c.warmup_steps,
         total_steps=config.total_steps,
         floor=c.lr_floor,
-        objective=Objective(
-            surrogate=o.surrogate,
-            clip_low=o.clip_low,
-            clip_high=o.clip_high,
-            importance=Importance(**o.importance.model_dump()),
-            kl=o.kl.coefficient,
-            estimator=o.kl.estimator,
-        ),
+        objective=_objective(config),
         method=config.entropy.method,
         controller=config.entropy.controller,
         target=config.entropy.target,
         environments=config.entropy.environments,
-        reference=reference,
+        reference=start.base or start.model,
+        hold_reference=any(run.at_stage(i).objective.kl.coefficient for i in range(len(run.stages))),
         seed=config.run.seed,
         bucket_bytes=config.weights.bucket_mb * 2**20,
     )

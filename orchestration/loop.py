@@ -9,21 +9,24 @@ import asyncio
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from envs.types import Group, Status, Trajectory
+from envs.types import Group, Trajectory
 from learner.advantages import ADVANTAGES
-from learner.batching import Cut, build_batches, no_signal, trajectory_advantages
+from learner.batching import Cut, build_batches, trajectory_advantages
 from learner.checkpoint import Checkpoints
 from orchestration.alarms import Alarms
 from orchestration.buffer import Buffer
 from orchestration.config import RunConfig
-from orchestration.curriculum import Mixture
+from orchestration.curriculum import Curriculum
 from orchestration.errors import Stopped
-from orchestration.evaluation import by_env, distinct, evaluate
-from orchestration.launch import Cluster
+from orchestration.evaluation import evaluate
+from orchestration.replies import describe, samples
 from orchestration.rollouts import Rollouts
-from orchestration.sinks import FanOut, Sample
+from orchestration.sinks import FanOut
+
+if TYPE_CHECKING:
+    from orchestration.launch import Cluster
 
 T = TypeVar("T")
 
@@ -53,44 +56,53 @@ class StopSignal:
 
 @dataclass
 class Run:
-    """What the loop works with; `iteration` is the last one done."""
+    """What the loop works with; `iteration` is the last one done. owes_evaluation: of that iteration, or of the policy before
+    training."""
 
     config: RunConfig
     cluster: Cluster
     rollouts: Rollouts
-    mixture: Mixture
+    curriculum: Curriculum
     checkpoints: Checkpoints
     sink: FanOut
     stop: StopSignal
     iteration: int = 0
+    owes_evaluation: bool = False
 
     async def train(self) -> None:
-        """Until run.iterations, or Stopped after a checkpoint."""
-        config, every = self.config, self.config.evaluation.every
-        last = config.run.iterations
+        """Until the last stage ends or the run's iterations are used up, or Stopped after a checkpoint."""
+        config, curriculum = self.config, self.curriculum
+        stage = config.at_stage(curriculum.index)
         buffer, alarms = Buffer(capacity=config.batch.prompts, max_staleness=0), Alarms(config.entropy.kind)
-        probe = [p for _, p in self.mixture.held_out("eval", 1) or self.mixture.held_out("train", 1)]
+        probe = [p for _, p in curriculum.held_out("eval", 1) or curriculum.held_out("train", 1)]
         await self.cluster.probe([self.rollouts.render(p) for p in probe])
-        if self.iteration == 0 and config.evaluation.prompts and config.evaluation.start:
+        if self.owes_evaluation:
             before = await self.stop.interrupts(self._evaluate())
             if before is None:
                 await self._stopped()
-            await self._report({"iteration": 0.0, "policy_version": 0.0, **before})
-        while self.iteration < last:
-            began, progress = time.perf_counter(), self.mixture.state_dict()
+            self.owes_evaluation = False
+            where = {"iteration": float(self.iteration), "policy_version": float(self.cluster.version)}
+            await self._report(where | self._place() | before)
+        while self.iteration < config.iterations and not curriculum.finished:
+            if (
+                curriculum.stage_ended
+            ):  # the checkpoint before it is of the stage that ended, so that a resumed run comes here too
+                stage = await self._begin_stage()
+            began, progress = time.perf_counter(), curriculum.state_dict()
             iteration = self.iteration + 1
 
-            prompts = self.mixture.next(config.batch.prompts)
+            prompts = curriculum.next(config.batch.prompts)
             collected = await self.stop.interrupts(
                 self.rollouts.collect(
                     prompts,
+                    stage.sampling,
                     replies=config.batch.replies,
-                    temperature=config.sampling.temperature,
+                    temperature=stage.sampling.temperature,
                     stamp=f"iteration {iteration}",
                 )
             )
             if collected is None:  # the iteration never was: its prompts are drawn again after a resume
-                self.mixture.load_state_dict(progress)
+                curriculum.load_state_dict(progress)
                 await self._stopped()
             groups, seconds = collected
             for group in groups:
@@ -98,7 +110,7 @@ class Run:
             groups = await buffer.take(config.batch.prompts, self.cluster.version)
 
             trajectories = [t for g in groups for t in g.trajectories]
-            row, seconds["train"] = await timed(self._update(groups, trajectories))
+            row, seconds["train"] = await timed(self._update(stage, groups, trajectories))
             manifest, seconds["sync"] = await timed(self._sync())
             gap = await self.cluster.probe([t.token_ids for t in trajectories[: config.weights.probe_replies]])
             self.iteration = iteration
@@ -106,6 +118,9 @@ class Run:
 
             tokens = sum(t.reply_tokens for t in trajectories)
             row |= describe(groups, trajectories) | gap | {f"time/{k}": v for k, v in seconds.items()}
+            curriculum.observe(row["reward/mean"])
+            row |= self._place()
+            milestone = curriculum.stage_ended or iteration == config.iterations
             row |= {
                 "iteration": float(iteration),
                 "policy_version": float(self.cluster.version),
@@ -115,21 +130,36 @@ class Run:
                 "tokens/generated": float(tokens),
                 "tokens/per_second": tokens / total,
             }
-            if config.evaluation.prompts and (iteration == last or (every and iteration % every == 0)):
+            if config.evaluation.prompts and (milestone or due(iteration, config.evaluation.every)):
                 evals, row["time/eval"] = await timed(self.stop.interrupts(self._evaluate()))
                 row |= evals or {}
+                self.owes_evaluation = evals is None
             for alarm in alarms.look(row):
                 self.sink.event(alarm)
             self.sink.sample(samples(iteration, trajectories, config.run.samples_per_iteration))
             await self._report(row)
             if self.stop.number is not None:
                 await self._stopped()
-            if iteration == last or (config.checkpoint.every and iteration % config.checkpoint.every == 0):
+            if milestone or due(iteration, config.checkpoint.every):
                 await self._checkpoint()
 
-    async def _update(self, groups: Sequence[Group], trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        """Batch, then all optimiser steps of the iteration, on every rank."""
-        config = self.config
+    async def _begin_stage(self) -> RunConfig:
+        """The next stage, on every rank; returns the run's configuration in it."""
+        curriculum = self.curriculum
+        curriculum.advance()
+        await self.cluster.begin_stage(curriculum.index)
+        self.sink.event(f"stage {curriculum.index + 1} of {len(curriculum.stages)} begins: {curriculum.stage.name}")
+        return self.config.at_stage(curriculum.index)
+
+    def _place(self) -> dict[str, float]:
+        """Where in its stages a run with any stands."""
+        c = self.curriculum
+        return {"stage/index": float(c.index), "stage/iteration": float(c.iteration)} if self.config.stages else {}
+
+    async def _update(
+        self, config: RunConfig, groups: Sequence[Group], trajectories: Sequence[Trajectory]
+    ) -> dict[str, float]:
+        """Batch, then all optimiser steps of the iteration, on every rank. config: in the present stage."""
         self.sink.stage("train", 0, 1)
         batches = build_batches(
             trajectories,
@@ -156,8 +186,9 @@ class Run:
         return manifest
 
     async def _evaluate(self) -> dict[str, float]:
-        held_out = self.mixture.held_out("eval", self.config.evaluation.prompts)
-        return await evaluate(self.config.evaluation, held_out, self.rollouts, self.sink.stage)
+        """Every environment of every stage, under the run's own sampling, so that evaluations differ by the policy alone."""
+        held_out = self.curriculum.held_out("eval", self.config.evaluation.prompts)
+        return await evaluate(self.config.evaluation, self.config.sampling, held_out, self.rollouts, self.sink.stage)
 
     async def _report(self, row: dict[str, float]) -> None:
         self.sink.iteration(row)
@@ -172,7 +203,8 @@ class Run:
             state = {
                 "iteration": self.iteration,
                 "policy_version": self.cluster.version,
-                "mixture": self.mixture.state_dict(),
+                "curriculum": self.curriculum.state_dict(),
+                "owes_evaluation": self.owes_evaluation,
                 "learner": await self.cluster.learner.first("state_dict"),
             }
             self.checkpoints.commit(draft, state)
@@ -185,47 +217,11 @@ class Run:
         raise Stopped(self.stop.number or 2)
 
 
+def due(iteration: int, every: int) -> bool:
+    """every: 0 for never."""
+    return bool(every) and iteration % every == 0
+
+
 async def timed(work: Coroutine[Any, Any, T]) -> tuple[T, float]:
     began = time.perf_counter()
     return await work, time.perf_counter() - began
-
-
-def describe(groups: Sequence[Group], trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Rewards, lengths and statuses of an iteration's replies; by environment too."""
-    rewards = [t.verdict.reward for t in trajectories]
-    lengths = [t.reply_tokens for t in trajectories]
-    mean = sum(rewards) / len(rewards)
-    row = {
-        "reward/mean": mean,
-        "reward/std": (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5,
-        "correct/mean": sum(t.verdict.correct for t in trajectories) / len(trajectories),
-        "groups/no_signal": float(no_signal(groups)),
-        "reply/length_mean": sum(lengths) / len(lengths),
-        "reply/length_max": float(max(lengths)),
-        "replies/distinct": sum(len({t.texts for t in g.trajectories}) for g in groups) / len(groups),
-        "replies/distinct_correct": sum(distinct(g) for g in groups) / len(groups),
-    }
-    for status in Status:
-        row[f"status/{status}"] = sum(t.verdict.status is status for t in trajectories) / len(trajectories)
-    for env, members in by_env(groups).items():
-        verdicts = [t.verdict for g in members for t in g.trajectories]
-        row[f"reward/{env}"] = sum(v.reward for v in verdicts) / len(verdicts)
-        row[f"correct/{env}"] = sum(v.correct for v in verdicts) / len(verdicts)
-    return row
-
-
-def samples(iteration: int, trajectories: Sequence[Trajectory], count: int) -> list[Sample]:
-    """`count` replies, spread over the batch; the last one's text where there are several turns."""
-    step = max(1, len(trajectories) // count) if count else 1
-    return [
-        {
-            "iteration": iteration,
-            "env": t.prompt.env,
-            "prompt": t.prompt.messages[-1].content if t.prompt.messages else "",
-            "reply": "\n".join(t.texts),
-            "reward": t.verdict.reward,
-            "correct": t.verdict.correct,
-            "status": str(t.verdict.status),
-        }
-        for t in trajectories[::step][:count]
-    ]

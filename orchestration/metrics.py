@@ -14,6 +14,8 @@ KEYS: dict[str, tuple[str, str]] = {
     # where the run stands
     "iteration": ("Iteration just finished; 0 is the policy before training", ""),
     "policy_version": ("Version of the weights the generators hold at the end of the iteration", ""),
+    "stage/index": ("Place of the stage among the run's, from 0; config.yaml has its name", ""),
+    "stage/iteration": ("How many iterations the stage has had", ""),
     "time/unix": ("Wall clock at the end of the iteration, since 1970", "s"),
     # what was earned
     "reward/mean": ("Mean reward of the replies", ""),
@@ -21,6 +23,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "reward/{env}": ("Mean reward in one environment", ""),
     "correct/mean": ("Share of replies judged correct", "share"),
     "correct/{env}": ("Share of replies judged correct in one environment", "share"),
+    "groups/no_signal/{env}": ("Such groups in one environment", "groups"),
     "groups/no_signal": ("Groups whose rewards are all equal: they carry no gradient", "groups"),
     # the entropy ledger
     "entropy/exact": ("Entropy of the policy from the full distribution", "nats/token"),
@@ -95,13 +98,24 @@ KEYS: dict[str, tuple[str, str]] = {
     "tokens/per_second": ("Generated tokens over the time of the iteration", "tokens/s"),
     # the replies
     "reply/length_mean": ("Mean length of a reply", "tokens"),
+    "reply/length/{env}": ("Mean length of a reply in one environment", "tokens"),
     "reply/length_max": ("Longest reply", "tokens"),
     "replies/distinct": ("Different replies to a prompt, mean over prompts", "replies"),
     "replies/distinct_correct": ("Different correct solutions to a prompt, mean over prompts", "solutions"),
     "status/ok": ("Share of replies that ended by themselves and were judged", "share"),
     "status/truncated": ("Share of replies cut at the length limit", "share"),
+    "status/turns": ("Share of trajectories that were not done within sampling.max_turns", "share"),
+    "status/tokens": ("Share of trajectories that were not done within their limits on tokens", "share"),
+    "status/seconds": ("Share of trajectories that were not done within sampling.max_seconds", "share"),
     "status/timeout": ("Share of replies whose judging ran out of time", "share"),
     "status/error": ("Share of replies whose judging failed", "share"),
+    "status/ok/{env}": ("Share of one environment's replies that ended by themselves and were judged", "share"),
+    "status/truncated/{env}": ("Share of one environment's replies cut at the length limit", "share"),
+    "status/turns/{env}": ("Share of one environment's trajectories not done within sampling.max_turns", "share"),
+    "status/tokens/{env}": ("Share of one environment's trajectories not done within their limits on tokens", "share"),
+    "status/seconds/{env}": ("Share of one environment's trajectories not done within sampling.max_seconds", "share"),
+    "status/timeout/{env}": ("Share of one environment's replies whose judging ran out of time", "share"),
+    "status/error/{env}": ("Share of one environment's replies whose judging failed", "share"),
     # evaluation
     "eval/{env}/pass@{k}": ("Unbiased pass@k at the first temperature", "share"),
     "eval/{env}/pass@{k}/T={temperature}": ("Unbiased pass@k at one temperature", "share"),

@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from envs import catalog
-from envs.base import Demonstrates, Environment
+from envs.base import Environment, demonstrate, demonstrates
 from envs.types import Verdict
-from orchestration.config import parse_overrides
 from orchestration.errors import ConfigError
+from orchestration.reading import parse_overrides
 
 
 def list_environments() -> None:
@@ -49,8 +49,11 @@ def _example_params(name: str, folder: Path) -> dict[str, Any]:
 def example(environment: Environment) -> str:
     prompt = environment.prompt("train", 0)
     text = " | ".join(m.content for m in prompt.messages)
-    if isinstance(environment, Demonstrates):
-        text += f"  ->  {environment.demonstration(prompt, random.Random(0))}"
+    if demonstrates(environment):
+        played = demonstrate(environment, prompt, random.Random(0))
+        seen = [" | ".join(m.content for m in observation.messages) for observation in played.observations]
+        turns = [f"{reply} [{said}]" for reply, said in zip(played.replies, seen, strict=False)]
+        text += f"  ->  {'  '.join((*turns, played.replies[-1]))}"
     return text.replace("\n", " ")
 
 

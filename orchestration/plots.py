@@ -207,11 +207,13 @@ def line_chart(
     zero: bool = False,
     x_ticks: Sequence[float] = (),
     up: Axis | None = None,
+    lines: Sequence[float] = (),
     size: tuple[float, float] = (WIDTH, HEIGHT),
 ) -> str:
     """Lines over x, each with an optional band; empty text when no series has a finite point.
 
-    `up` is the vertical axis, where several pictures are to share one; `size` is width and height in drawing units.
+    `up` is the vertical axis, where several pictures are to share one; `lines` are places on the horizontal one that a vertical
+    line marks; `size` is width and height in drawing units.
     """
     series = [_thin(s) for s in series if any(map(math.isfinite, s.y))]
     if not series:
@@ -220,7 +222,10 @@ def line_chart(
     if x_ticks:
         across = Axis(across.low, across.high, tuple(x_ticks), across.log)
     pane = Pane(across, up or axis(values_of(series), log=log_y, zero=zero), *size)
-    marks = "".join(_band(s, pane) for s in series if s.low and s.high)
+    marks = "".join(
+        f'<line class="edge" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{pane.base}"/>' for x in map(pane.x, lines)
+    )
+    marks += "".join(_band(s, pane) for s in series if s.low and s.high)
     marks += "".join(line_mark(s, pane) for s in series)
     return figure(title, note, frame(pane, x_label, y_label) + marks, series, pane, "x")
 
@@ -434,7 +439,7 @@ figcaption{font-weight:600;font-size:14px}
 .key i.points{border-radius:50%}
 svg.chart{display:block;width:100%;height:auto;margin-top:6px;overflow:visible}
 .chart .grid{stroke:var(--grid)}.chart .axis,.chart .zero{stroke:var(--soft);opacity:.55}
-.chart .zero{stroke-dasharray:2 3}
+.chart .zero{stroke-dasharray:2 3}.chart .edge{stroke:var(--soft);stroke-dasharray:5 4;opacity:.75}
 .chart text{fill:var(--soft);font:11px system-ui,sans-serif;font-variant-numeric:tabular-nums}
 .chart path{fill:none;stroke-linejoin:round;stroke-linecap:round}
 .chart .line,.chart .dashed,.chart .dotted{stroke:var(--c);stroke-width:1.9}

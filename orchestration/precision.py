@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from envs import catalog
-from orchestration.config import BODY, Mode, check_model, parse_overrides
+from orchestration.config import check_model
 from orchestration.errors import ConfigError
 from orchestration.probe import Options, Row, Tasks, engine_replies, trainer_rows
+from orchestration.reading import parse_overrides
+from orchestration.sections import BODY, Mode
 
 PLAIN_LENGTHS = (8, 24)  # tokens of a prompt made of random ids
 INIT_MODEL_RECORD = "isentrope_init.json"  # what `init-model` leaves beside its weights: the environments it taught

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from envs.types import Prompt, Trajectory, Turn, Verdict
-from orchestration.config import BODY, DTYPE_OF, Mode
+from orchestration.sections import BODY, DTYPE_OF, Mode
 
 if TYPE_CHECKING:
     import numpy as np

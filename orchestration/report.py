@@ -15,8 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from orchestration import plots
-from orchestration.story import grid, sections, story
+from orchestration import plots, retention_page
+from orchestration.story import grid, sections, story, table
 from orchestration.summary import (
     COLUMNS,
     RunData,
@@ -35,7 +35,7 @@ ENV_COLUMNS = ("entropy start", "end", "change", "reward", "pass@1", "pass@K", "
 
 # What a reader asks for first, in the names of `config.py`.
 _CHIP = re.compile(
-    r"run\.(seed|iterations)|model\.path|environments\.\d+\.name|batch\.\w+|sampling\.(temperature|max_tokens)"
+    r"run\.(seed|iterations)|model\.path|environments\.\d+\.name|stages\.\d+\.name|batch\.\w+|sampling\.(temperature|max_tokens)"
     r"|learner\.(ranks|zero_stage|precision|lr|updates|epochs)|generators\.(count|dtype)|objective\.\w+"
     r"|entropy\.(method|controller|target)\.\w+"
 )
@@ -117,11 +117,6 @@ def _env_table(runs: Sequence[RunData], k: int) -> str:
     return table("summary", f"<tr><th>environment</th>{heads}</tr>", body)
 
 
-def table(kind: str, head: str, body: str) -> str:
-    """A table of rows that are markup already, scrolling sideways where the page is narrow."""
-    return f'<div class="wide"><table class="{kind}"><thead>{head}</thead><tbody>{body}</tbody></table></div>'
-
-
 # Terminal escapes, and the marks that reorder text: a reply must not redraw the cell next to it.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -189,6 +184,10 @@ def render(runs: Sequence[RunData]) -> str:
         shown = grid([picture for picture in pictures if picture not in told])
         if shown:
             parts.append(f"<h2>{escape(heading)}</h2>{shown}")
+    for run in runs:
+        if kept := retention_page.retention_section(run, k):
+            whose = f", {escape(run.name)}" if len(runs) > 1 else ""
+            parts.append(f"<h2>What was retained{whose}</h2>{kept}")
     replies = "".join(_samples(run) for run in runs)
     if replies:
         parts.append(f"<h2>Replies, first and last iteration</h2>{replies}")
@@ -198,7 +197,14 @@ def render(runs: Sequence[RunData]) -> str:
             parts.append(f"<details>{summary}<pre>{visible(run.config_text)}</pre></details>")
     head = f"{lead}{_chips(runs)}"
     body = f"{_summary_table(summaries)}{_env_table(runs, k)}{''.join(parts)}"
-    return page("Isentrope report", title, head, body, kind="single" if len(runs) == 1 else "several")
+    return page(
+        "Isentrope report",
+        title,
+        head,
+        body,
+        kind="single" if len(runs) == 1 else "several",
+        style=retention_page.STYLE,
+    )
 
 
 def page(what: str, title: str, head: str, body: str, *, kind: str = "several", style: str = "") -> str:

@@ -14,6 +14,7 @@ from actors.rollout import RolloutSettings, rollout_group
 from actors.verifier import JudgeRequest
 from envs.types import Group, Message, Observation, Prompt, Verdict
 from orchestration.config import RunConfig
+from orchestration.sections import SamplingSection
 
 
 class HFCodec:
@@ -102,10 +103,17 @@ class Rollouts:
         self._codec.save(folder)
 
     async def collect(
-        self, prompts: Sequence[tuple[int, Prompt]], *, replies: int, temperature: float, stamp: str, bars: bool = True
+        self,
+        prompts: Sequence[tuple[int, Prompt]],
+        sampling: SamplingSection,
+        *,
+        replies: int,
+        temperature: float,
+        stamp: str,
+        bars: bool = True,
     ) -> tuple[list[Group], dict[str, float]]:
-        """prompts: (environment index, prompt). Beside the groups: seconds spent in `generate` and in `verify`."""
-        sampling = self._config.sampling
+        """prompts: (environment index, prompt); `temperature` takes the place of that of `sampling`. Beside the groups: seconds
+        spent in `generate` and in `verify`."""
         settings = RolloutSettings(
             sampling=SamplingParams(
                 max_tokens=sampling.max_tokens,
@@ -117,6 +125,8 @@ class Rollouts:
             max_turns=sampling.max_turns,
             max_model_len=self._config.generators.max_model_len,
             seed=self._config.run.seed,
+            max_total_tokens=sampling.max_total_tokens,
+            max_seconds=sampling.max_seconds,
         )
         total = len(prompts) * replies
         clocks = {"generate": BusyClock(), "verify": BusyClock()}

@@ -42,6 +42,11 @@ def grid(pictures: Sequence[str]) -> str:
     return f'<div class="grid">{shown}</div>' if shown else ""
 
 
+def table(kind: str, head: str, body: str) -> str:
+    """A table of rows that are markup already, scrolling sideways where the page is narrow."""
+    return f'<div class="wide"><table class="{kind}"><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
 def _said(findings: Sequence[Finding]) -> str:
     plain, marked = "<li>", '<li class="warning"><b>Warning.</b> '
     items = [f"{marked if f.severity == 'warning' else plain}{escape(f.text)}</li>" for f in findings]
@@ -129,6 +134,7 @@ def sections(runs: Sequence[RunData], envs: Sequence[str], k: int) -> list[tuple
     for env in envs if len(envs) > 1 else []:
         pictures = [
             charts.key_chart(runs, f"reward/{env}", "Reward"),
+            charts.key_chart(runs, f"reply/length/{env}", "Reply length", y_label="tokens", zero=True),
             charts.key_chart(runs, f"entropy/{env}", "Exact entropy", zero=True),
             charts.pass_by_k(runs, env),
             charts.distinct_chart(runs, env),

@@ -22,9 +22,10 @@ from learner.checkpoint import CheckpointError, Checkpoints, read_state, write_w
 from orchestration import config as configuration
 from orchestration import placement
 from orchestration.config import RunConfig
-from orchestration.curriculum import Mixture
+from orchestration.curriculum import Curriculum, stages_of
 from orchestration.errors import ConfigError, IsentropeError, NumericsError, Stopped
 from orchestration.report import write_report
+from orchestration.sections import BODY
 from orchestration.sinks import FanOut, RunInfo, build_sinks
 
 if TYPE_CHECKING:
@@ -195,27 +196,31 @@ async def _train(job: Job, cluster: Cluster, sink: FanOut, codec: HFCodec, stop:
     from orchestration.rollouts import Rollouts
 
     config = job.config
-    environments = [catalog.load(e.name, e.params, seed=config.run.seed) for e in config.environments]
-    mixture = Mixture(environments, [e.weight for e in config.environments], config.run.seed)
+    environments = [catalog.load(e.name, e.params, seed=config.run.seed) for e in config.all_environments]
+    curriculum = Curriculum(environments, stages_of(config), config.run.seed)
     model = _absolute(config.model.path)
     start, iteration = Start(model), 0
+    owes_evaluation = bool(config.evaluation.prompts) and config.evaluation.start
     if job.state is not None and job.checkpoint is not None:
         whole, state = job.checkpoint.resolve(), job.state
         iteration = int(state["iteration"])
-        mixture.load_state_dict(state["mixture"])
-        start = Start(str(whole / "hf"), int(state["policy_version"]), whole / "engine", state["learner"], model)
+        curriculum.load_state_dict(state["curriculum"])
+        owes_evaluation = bool(state["owes_evaluation"])
+        engine, learner = whole / "engine", state["learner"]
+        start = Start(str(whole / "hf"), int(state["policy_version"]), engine, learner, curriculum.index, model)
     sink.start(
         RunInfo(
             config.run.name,
             config.folder,
-            config.run.iterations,
+            config.iterations,
             iteration if job.state else None,
             config.model_dump(mode="json"),
         )
     )
     await cluster.begin(config, start)
     rollouts = Rollouts(config, cluster.generators, cluster.verifiers, codec, sink.stage)
-    await Run(config, cluster, rollouts, mixture, job.checkpoints, sink, stop, iteration).train()
+    run = Run(config, cluster, rollouts, curriculum, job.checkpoints, sink, stop, iteration, owes_evaluation)
+    await run.train()
 
 
 @contextlib.contextmanager
@@ -243,14 +248,18 @@ def _resume_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[dict[str
         state = read_state(checkpoint)
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
-    if state["iteration"] >= config.run.iterations:
+    if "curriculum" not in state:
+        raise ConfigError(f"{checkpoint} was written before there were stages: this version cannot go on from it")
+    more = "raise run.iterations" if not config.stages else "give the last stage more iterations, or add a stage"
+    at = state["curriculum"]
+    if _over(config, state):
         raise ConfigError(
-            f"nothing to do: {checkpoint} is at iteration {state['iteration']} of {config.run.iterations}: raise run.iterations"
+            f"nothing to do: {checkpoint} is at iteration {state['iteration']} of {config.iterations}: {more}"
         )
-    given = len(state["mixture"]["given"])
-    if given != len(config.environments):
+    given, now_given = len(at["given"][0]), len(config.all_environments)
+    if given > now_given or (given != now_given and not config.stages):
         raise ConfigError(
-            f"the run had {given} environments and now has {len(config.environments)}: a resumed run cannot change their number"
+            f"the run had {given} environments and now has {now_given}: a resumed run cannot change their number"
         )
     try:
         before = yaml.safe_load((config.folder / "config.yaml").read_text("utf-8"))
@@ -259,6 +268,7 @@ def _resume_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[dict[str
     now = json.loads(config.model_dump_json())
     for data in (before, now):
         _resolve_precision(data)
+    _same_stages(before.get("stages", []), now["stages"], at["stage"])
     for key in FIXED_ON_RESUME:
         section, name = key.split(".")
         if before[section][name] != now[section][name]:
@@ -268,11 +278,42 @@ def _resume_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[dict[str
     return state, checkpoint
 
 
+def _over(config: RunConfig, state: dict[str, Any]) -> bool:
+    at, stages = state["curriculum"], stages_of(config)
+    last_ended = at["stage"] + 1 == len(stages) and stages[-1].over(at["iteration"], at["rewards"])
+    return last_ended or state["iteration"] >= config.iterations
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether the latest checkpoint of the run's folder is its end."""
+    latest = Job(config).checkpoints.latest()
+    try:
+        return latest is not None and _over(config, read_state(latest))
+    except CheckpointError:
+        return False  # `prepare` says what is wrong with it
+
+
+def _same_stages(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]], current: int) -> None:
+    """Stages that were begun stay as they are, but for the end of the present one; those to come may be other ones."""
+    if bool(before) != bool(now) or len(now) <= min(current, len(before) - 1):
+        raise ConfigError(
+            f"the run was in stage {current} of {len(before) or 1} and now has {len(now) or 1}: a resumed run keeps its stages "
+            "and may add to them"
+        )
+    for index in range(min(current + 1, len(before))):
+        for key in ("name", "environments", *(("iterations", "advance") if index < current else ()), "overrides"):
+            if before[index][key] != now[index][key]:
+                raise ConfigError(
+                    f"stages.{index}.{key} was {before[index][key]} and is now {now[index][key]}: the stage has begun, a resumed "
+                    "run cannot change it"
+                )
+
+
 def _resolve_precision(data: dict[str, Any]) -> None:
     """learner.precision as it was used: left out, it follows the switch. A run older than the switch had it alone."""
     learner = data["learner"]
     switch = data.setdefault("precision", {"mode": learner["precision"]})
-    learner["precision"] = learner["precision"] or configuration.BODY[switch["mode"]]
+    learner["precision"] = learner["precision"] or BODY[switch["mode"]]
 
 
 def _absolute(path: str) -> str:

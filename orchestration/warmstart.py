@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestration.config import load_config, parse_overrides, sentence
+from orchestration.config import load_config
 from orchestration.errors import ConfigError
+from orchestration.reading import parse_overrides, sentence
 
 
 def run(recipe: str | None, names: Sequence[str], overrides: Sequence[str], out: Path | None, cache: Path) -> Path:
@@ -18,7 +19,7 @@ def run(recipe: str | None, names: Sequence[str], overrides: Sequence[str], out:
     environments: list[dict[str, Any]] = [{"name": name} for name in names]
     if recipe is not None:
         config = load_config(recipe)
-        environments += [{"name": e.name, "params": e.params} for e in config.environments]
+        environments += [{"name": e.name, "params": e.params} for e in config.all_environments]
         out = out or Path(config.model.path)
     if not environments or out is None:
         raise ConfigError("init-model needs --recipe, or --env and --out: what the model is to learn and where it goes")

@@ -13,6 +13,9 @@ PREAMBLE = """
 import ctypes, errno, json, os, resource, signal, socket, struct, subprocess, sys, threading, time
 W = json.load(sys.stdin)
 libc = ctypes.CDLL(None, use_errno=True)
+def syscall(*arguments):
+    # As longs: ctypes passes a plain int as 32 bits, and what is above them is whatever was there.
+    return libc.syscall(*(ctypes.c_long(x) if isinstance(x, int) else x for x in arguments))
 def attempt(f):
     try:
         result = f()
@@ -44,7 +47,7 @@ class Attack:
 
 
 def _syscall(name: str, call: str, *, control: bool = False) -> Attack:
-    return Attack(name, f"attempt(lambda: libc.syscall({call}) >= 0)", "kernel", control=control)
+    return Attack(name, f"attempt(lambda: syscall({call}) >= 0)", "kernel", control=control)
 
 
 def _write(name: str, path: str) -> Attack:

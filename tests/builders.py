@@ -120,6 +120,18 @@ def config_data(**sections: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+def stages_data(**second: Any) -> dict[str, Any]:
+    """The smallest configuration with two stages; keys of the second one replaced."""
+    data = config_data()
+    del data["environments"], data["run"]["iterations"]
+    mixture = [{"name": "countdown"}, {"name": "arithmetic", "weight": 3}]
+    data["stages"] = [
+        {"name": "one", "environments": [{"name": "countdown"}], "iterations": 3},
+        {"name": "two", "environments": mixture, "iterations": 5, **second},
+    ]
+    return data
+
+
 CONFIG = "run: {name: demo, seed: 3}\nentropy:\n  method: {kind: repo}\nobjective: {advantage: grpo}\n"
 HOSTILE = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>\x1b[2J\u202e\ud800"
 
@@ -186,3 +198,35 @@ def run_folder(
     lines = [json.dumps(sample | {"iteration": i, "status": HOSTILE}) for i in (0, n // 2, n)]
     (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+# Three stages of one environment each, two iterations a stage.
+#            b     a     b     c    (environment)
+BEFORE = {"a": 0.1, "b": 0.2, "c": 0.0}
+AFTER = [
+    {"a": 0.9, "b": 0.3, "c": 0.1},
+    {"a": 0.5, "b": 0.8, "c": 0.4},
+    {"a": 0.6, "b": 0.4, "c": 0.7},
+]
+
+
+def staged_row(
+    iteration: int, stage: int, rewards: dict[str, float], scores: dict[str, float] | None = None
+) -> dict[str, float]:
+    made = {"iteration": float(iteration), "stage/index": float(stage)}
+    made |= {f"reward/{e}": v for e, v in rewards.items()} | ({"reward/std": 0.1} if rewards else {})
+    if rewards:
+        made["reward/mean"] = sum(rewards.values()) / len(rewards)
+    for k, factor in ((1, 1.0), (4, 1.1)):
+        made |= {f"eval/{e}/pass@{k}": v * factor for e, v in (scores or {}).items()}
+        made |= {f"eval/{e}/pass@{k}/T=0.3": 0.0 for e in scores or {}}
+    return made
+
+
+def staged_rows() -> list[dict[str, float]]:
+    return [
+        staged_row(0, 0, {}, BEFORE),
+        staged_row(1, 0, {"a": 0.2}), staged_row(2, 0, {"a": 0.6}, AFTER[0]),
+        staged_row(3, 1, {"b": 0.4}), staged_row(4, 1, {"b": 0.8}, AFTER[1]),
+        staged_row(5, 2, {"c": 0.1}), staged_row(6, 2, {"c": 0.3}, AFTER[2]),
+    ]  # fmt: skip

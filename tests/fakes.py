@@ -11,7 +11,7 @@ from typing import Any
 from actors.inference import Completion, Request
 from actors.pool import MemberDied
 from actors.verifier import JudgeRequest
-from envs.types import Message, Observation, Verdict
+from envs.types import Group, Message, Observation, Prompt, Trajectory, Turn, Verdict
 from learner.weights import Rendezvous, WeightManifest
 
 FAKE_VOCAB = 32
@@ -181,3 +181,69 @@ class FakeCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         return f"reply {list(ids)}"
+
+
+class FakeRun:
+    """What the loop works with besides its curriculum: cluster, learner, rollouts and sink in one, all of whose calls are in
+    `events` in order. Rewards alternate within a group."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+        self.rows: list[dict[str, float]] = []
+        self.version = 0
+        self.learner = self  # one object plays them all
+        self.before_collect: Callable[[str], None] = lambda stamp: None
+
+    # --- the cluster and its learner
+
+    async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
+        return {}
+
+    async def begin_stage(self, index: int) -> None:
+        self.events.append(("begin_stage", index))
+
+    async def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[dict[str, float]]:
+        self.events.append((method,))
+        return [{"loss": 0.0} for _ in arguments]
+
+    async def first(self, method: str) -> dict[str, Any]:
+        return {}
+
+    async def save(self, hf: Any, engine: Any) -> None:
+        self.events.append(("save",))
+
+    async def sync(self, version: int) -> WeightManifest:
+        self.version = version
+        return WeightManifest(version, ())
+
+    # --- rollouts
+
+    def render(self, prompt: Prompt) -> tuple[int, ...]:
+        return (1, 2)
+
+    def save_tokenizer(self, folder: Any) -> None: ...
+
+    async def collect(
+        self, prompts: Sequence[tuple[int, Prompt]], sampling: Any, *, replies: int, stamp: str, **more: Any
+    ) -> tuple[list[Group], dict[str, float]]:
+        self.before_collect(stamp)
+        for _tick in range(10):  # long enough for a stop that was asked for just now to come first
+            await asyncio.sleep(0)
+        self.events.append((stamp.partition("/")[0], tuple(f"{i}:{p.key}" for i, p in prompts), sampling.temperature))
+        turn = Turn((1, 2), (3, 4), (-0.5, -0.5), "stop", self.version, self.version)
+        verdicts = [Verdict(float(i % 2), bool(i % 2)) for i in range(replies)]
+        groups = [Group(p, tuple(Trajectory(p, (turn,), ("x",), v) for v in verdicts)) for _, p in prompts]
+        return groups, {"generate": 0.0, "verify": 0.0}
+
+    # --- the sink
+
+    def stage(self, name: str, done: float, total: float) -> None: ...
+
+    def sample(self, rows: Sequence[Any]) -> None: ...
+
+    def event(self, text: str) -> None:
+        self.events.append(("event", text))
+
+    def iteration(self, row: dict[str, float]) -> None:
+        self.events.append(("row", row["iteration"]))
+        self.rows.append(row)

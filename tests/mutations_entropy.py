@@ -39,6 +39,12 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         ),
         ("the token weight left out", "dh = dh * shaping.weight", "dh = dh * 1.0"),
         ("the bonus's sign", "dh + shaping.bonus * stats.steepness", "dh - shaping.bonus * stats.steepness"),
+        ("the importance weight left out", "dh = dh * fresh.importance", "dh = dh * 1.0"),
+        (
+            "the reference's pull left out",
+            "torch.zeros_like(dh) if fresh.pull is None else",
+            "torch.zeros_like(dh) if True else",
+        ),
         ("kappa for the steepness", "dh + shaping.bonus * stats.steepness", "dh + shaping.bonus * stats.kappa"),
     ),
     *entries(
@@ -46,13 +52,13 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         LEDGER,
         (
             "the slope not per unit",
-            "(predicted_dh(s, probe[0]) - free) / probe[1]",
-            "(predicted_dh(s, probe[0]) - free)",
+            "(planned_dh(fresh, probe[0]) - free) / probe[1]",
+            "(planned_dh(fresh, probe[0]) - free)",
         ),
         (
             "the slope with the free part",
-            "(predicted_dh(s, probe[0]) - free) / probe[1]",
-            "predicted_dh(s, probe[0]) / probe[1]",
+            "(planned_dh(fresh, probe[0]) - free) / probe[1]",
+            "planned_dh(fresh, probe[0]) / probe[1]",
         ),
         ("free not weighted", '("free", w * free)', '("free", free)'),
         ("successful of all", '("ok_entropy", ok * s.entropy)', '("ok_entropy", s.entropy)'),
@@ -64,8 +70,8 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         ("the gap on one side", ".exp() - 1.0).abs() > 0.1)", ".exp() - 1.0) > 0.1)"),
         (
             "planned without the loss weight",
-            "dh = fresh.weight * predicted_dh(s, shaping)",
-            "dh = predicted_dh(s, shaping)",
+            "dh = fresh.weight * planned_dh(fresh, shaping)",
+            "dh = planned_dh(fresh, shaping)",
         ),
         ("predicted without the updates", "scale = eta / row.updates", "scale = eta"),
         (

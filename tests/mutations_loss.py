@@ -10,6 +10,7 @@ VERDICTS = f"{_AT}test_batching.py -k verdict"
 SURROGATE = f"{_AT}test_references.py -k surrogate or gspo or cispo"
 IMPORTANCE = f"{_AT}test_references.py -k correction"
 PENALTY = f"{_AT}test_references.py {_AT}test_tabular.py -k reference or estimator or k2"
+PULL = "tests/learner/test_tabular.py -k predicted_change_counts"
 LOSS = f"{_AT}test_objective.py -k golden or diagnostics or decided or replaces or penalty"
 FORGONE = f"{_AT}test_objective.py {_AT}test_tabular.py -k forgone or diagnostics"
 WEIGHTS = f"{_AT}test_batching.py {_AT}test_references.py -k weights or ppo"
@@ -41,8 +42,8 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         VERDICTS,
         (
             "failed replies in the baseline",
-            "(Status.OK, Status.TRUNCATED)",
-            "(Status.OK, Status.TRUNCATED, Status.ERROR)",
+            "t.verdict.status.judged for t",
+            "t.verdict.status != 'timeout' for t",
         ),
         ("a lone reply is judged", "if mine.sum() > 1:", "if mine.sum() > 0:"),
     ),
@@ -174,6 +175,13 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
             "return advantages + objective.kl * (old_logp - reference)",
         ),
         ("k1 for every estimator", 'objective.estimator != "k1" or', 'objective.estimator == "" or'),
+    ),
+    *entries(
+        "objective",
+        PULL,
+        ("the pull's sign", "apart = reference - logp", "apart = logp - reference"),
+        ("the pull without its coefficient", "return objective.kl * (apart if", "return (apart if"),
+        ("k3's pull of k2", "else torch.expm1(apart))", "else apart)"),
     ),
     *entries(
         "objective",

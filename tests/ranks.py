@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +73,7 @@ class FakeEngine:
         self.place, self.meeting = place, meeting
         self.loss_scale = None
         self.last = True
+        self.resets = 0
 
     def attach(self, model: nn.Module) -> None:
         self.model = model
@@ -98,6 +100,9 @@ class FakeEngine:
             p.data -= lr * gradient
             p.grad = None
         return square**0.5
+
+    def reset_optimiser(self) -> None:
+        self.resets += 1  # gradient descent has no state to forget
 
     def all_reduce(self, value: Tensor, op: str) -> Tensor:
         parts = torch.stack(self.all_gather(value))
@@ -130,6 +135,15 @@ def learner_settings(objective: Objective, method: dict[str, Any], controller: d
     )
 
 
+@contextmanager
+def simulated(meeting: Meeting) -> Iterator[None]:
+    """Within it a Learner is one on these engines and policies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "DeepSpeedEngine", lambda place, _: FakeEngine(place, meeting))
+        patch.setattr(module, "load_policy", lambda path, **_: TablePolicy(int(path)))
+        yield
+
+
 def train(settings: LearnerSettings, iterations: list[list[RankBatch]]) -> tuple[list[dict[str, float]], Tensor]:
     """Every iteration's batches, one a rank -> (each iteration's metrics, the table at the end); all ranks have to agree."""
     world = len(iterations[0])
@@ -144,9 +158,7 @@ def train(settings: LearnerSettings, iterations: list[list[RankBatch]]) -> tuple
             raise
         return rows, dict(learner.policy.weights())["table"].detach()
 
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(world) as pool:
-        patch.setattr(module, "DeepSpeedEngine", lambda place, _: FakeEngine(place, meeting))
-        patch.setattr(module, "load_policy", lambda path, **_: TablePolicy(int(path)))
+    with simulated(meeting), ThreadPoolExecutor(world) as pool:
         found = list(pool.map(rank_main, range(world)))
     for rows, table in found[1:]:
         assert repr(rows) == repr(found[0][0]), "the ranks report different metrics"

@@ -70,6 +70,11 @@ class Observed:
     advantage: float = math.nan  # root mean square of the advantages
 
 
+# What a controller does where a run goes over to other environments: "keep" goes on as it is; "reset" starts knob, integral and
+# anchor anew; "reanchor" keeps knob and integral and measures the target's start again.
+AtBoundary = Literal["keep", "reset", "reanchor"]
+
+
 @dataclass
 class Loop:
     """One knob on its way to one target."""
@@ -104,6 +109,17 @@ class Steering:
         """loops: COMMON, and one for every environment that has a target of its own."""
         self.method = method
         self.loops = dict(loops)
+
+    def begin_stage(self, fresh: Steering, controller: AtBoundary) -> None:
+        """Go on as `fresh`, which was built for the new stage, with what `controller` keeps of the loops so far. Raises
+        ValueError where they are not the same loops."""
+        state = self.state_dict()
+        if controller != "reset":
+            fresh.load_state_dict(state)
+        if controller == "reanchor":
+            for loop in fresh.loops.values():
+                loop.target.anchor()
+        self.method, self.loops = fresh.method, fresh.loops
 
     @property
     def controller(self) -> Controller:

@@ -51,6 +51,10 @@ class Target:
 
     def __init__(self, settings: TargetSettings) -> None:
         self.settings = settings
+        self.anchor()
+
+    def anchor(self) -> None:
+        """Measure the start from here on; schedule and release count from here too."""
         self.total = 0.0
         self.count = 0
         self.iteration = 0  # the one being observed, from 1

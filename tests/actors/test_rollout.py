@@ -27,6 +27,7 @@ class Stage:
         self.turns, self.finish = turns, finish
         self.requests: list[Request] = []
         self.judged: list[JudgeRequest] = []
+        self.now = 0.0  # seconds; a verdict takes one, whichever trajectory asked for it
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         self.requests += requests
@@ -36,6 +37,7 @@ class Stage:
 
     async def judge(self, request: JudgeRequest) -> Observation | Verdict:
         self.judged.append(request)
+        self.now += 1
         await asyncio.sleep(0)
         if len(request.replies) < self.turns:
             return Observation((Message("tool", f"seen {len(request.replies)}"),))
@@ -43,8 +45,8 @@ class Stage:
 
     def group(self, prompt: Prompt = PROMPT, stamp: str = "iteration 3", environment: int = 0, **changes: Any) -> Group:
         settings = replace(SETTINGS, **changes)
-        work = rollout_group(prompt, environment, self.generate, self.judge, FakeCodec(), settings, stamp)
-        return asyncio.run(asyncio.wait_for(work, 10))
+        parts = (prompt, environment, self.generate, self.judge, FakeCodec(), settings, stamp)
+        return asyncio.run(asyncio.wait_for(rollout_group(*parts, clock=lambda: self.now), 10))
 
 
 def test_one_turn_is_the_prompt_the_reply_and_the_verdict() -> None:
@@ -118,7 +120,7 @@ def test_a_trajectory_stops_at_max_turns_without_a_verdict_of_its_own() -> None:
     for trajectory in stage.group(max_turns=2).trajectories:
         assert len(trajectory.turns) == 2
         verdict = trajectory.verdict
-        assert (verdict.reward, verdict.correct, verdict.status) == (0.0, False, Status.TRUNCATED)
+        assert (verdict.reward, verdict.correct, verdict.status) == (0.0, False, Status.TURNS)
         assert verdict.detail == "sampling.max_turns reached"
     assert Stage(turns=2).group(max_turns=2).trajectories[0].verdict.status is Status.OK
 
@@ -129,12 +131,42 @@ def test_a_trajectory_stops_when_the_model_has_no_room_left() -> None:
     full = prompt + 5 + observation
     stage = Stage(turns=9)
     (trajectory,) = stage.group(max_model_len=full, replies=1).trajectories
-    assert (len(trajectory.turns), trajectory.verdict.status) == (1, Status.TRUNCATED)
+    assert (len(trajectory.turns), trajectory.verdict.status) == (1, Status.TOKENS)
     assert trajectory.verdict.detail == "generators.max_model_len reached"
     stage = Stage(turns=9)
     (trajectory,) = stage.group(max_model_len=full + 2, replies=1).trajectories
     assert [r.sampling.max_tokens for r in stage.requests] == [5, 2]  # the last reply gets what is left
     assert all(len(r.prompt_ids) + r.sampling.max_tokens <= full + 2 for r in stage.requests)
+
+
+def test_the_replies_of_a_trajectory_share_a_limit_on_tokens() -> None:
+    stage = Stage(turns=9)
+    (trajectory,) = stage.group(max_total_tokens=12, replies=1).trajectories
+    assert [r.sampling.max_tokens for r in stage.requests] == [5, 5, 2]  # the last reply gets what is left
+    assert trajectory.reply_tokens == 12
+    assert trajectory.verdict == Verdict(0.0, status=Status.TOKENS, detail="sampling.max_total_tokens reached")
+    # a verdict on the reply that spends the last token stands
+    assert Stage(turns=3).group(max_total_tokens=15).trajectories[0].verdict.status is Status.OK
+
+
+def test_a_trajectory_stops_when_its_time_is_over() -> None:
+    stage = Stage(turns=9)
+    (trajectory,) = stage.group(max_seconds=3.0, replies=1).trajectories
+    assert len(trajectory.turns) == 3
+    assert trajectory.verdict == Verdict(0.0, status=Status.SECONDS, detail="sampling.max_seconds reached")
+    assert len(Stage(turns=9).group(max_seconds=3.5, replies=1).trajectories[0].turns) == 4
+    assert Stage(turns=3).group(max_seconds=3.0, replies=1).trajectories[0].verdict.status is Status.OK
+
+
+def test_each_turn_keeps_the_policy_versions_that_sampled_it() -> None:
+    class Updated(Stage):
+        async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+            done = await super().generate(requests)
+            turn = len(self.requests) - 1
+            return [replace(c, version_min=turn, version_max=turn + 1) for c in done]
+
+    (trajectory,) = Updated(turns=3).group(replies=1).trajectories
+    assert [(t.version_min, t.version_max) for t in trajectory.turns] == [(0, 1), (1, 2), (2, 3)]
 
 
 def test_a_prompt_that_leaves_no_room_is_one_sentence() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from envs import extract, python_program, untrusted
+from envs.base import demonstrate
 from envs.python_program import PythonProgram, canonical
 from envs.python_tasks import TEMPLATES
 from envs.sandbox import Sandbox
@@ -53,8 +54,10 @@ def test_an_expert_earns_it_in_one_turn(level: int) -> None:
     tasks = PythonProgram(1, level=level)
     for index in range(3):
         prompt = tasks.prompt("eval", index)
-        verdict = first(tasks, prompt, tasks.expert(prompt, random.Random(index)).act(None))
-        assert isinstance(verdict, Verdict) and (verdict.reward, verdict.correct) == (1.0, True)
+        assert PythonProgram(1, level=level).prompt("eval", index) == prompt
+        played = demonstrate(tasks, prompt, random.Random(index))
+        assert played.verdict and (played.verdict.reward, played.verdict.correct) == (1.0, True)
+        assert played.observations == () and played.replies[0] in tasks.solutions(prompt)
 
 
 def test_levels_are_templates_and_the_first_is_short() -> None:
@@ -191,6 +194,14 @@ def test_what_is_expected_and_what_is_hidden_stays_outside(
     assert len({request["nonce"] for request in sent}) == 3
 
 
+@pytest.mark.parametrize(
+    "reply", ["", "\x00", "\ud800", "((((", "```python\n```", "é" * 100_000, "'" * 500, "(" * 3000]
+)
+def test_an_odd_reply_gets_an_answer(tasks: PythonProgram, reply: str) -> None:
+    answer = first(tasks, tasks.prompt("train", 1), reply)
+    assert isinstance(answer, Observation) and answer.messages[0].content
+
+
 def test_true_is_not_one() -> None:
     task = {"visible": [[[1], 1]], "hidden": [[[1], 1]]}
     for value, right in (("1", True), ("True", False), ("1.0", False), ("[1]", False)):
@@ -233,7 +244,7 @@ def test_the_program_in_a_reply(text: str, program: str) -> None:
         ({"level": 5}, "level is 5, it must be 1 to 4"),
         ({"turns": 0}, "turns is 0, it must be 1 to 16"),
         ({"hidden": 99}, "hidden is 99"),
-        ({"isolation": "none"}, "isolation is 'none', it must be one of bubblewrap, namespaces"),
+        ({"isolation": "none"}, "isolation is 'none', it must be one of namespaces, bubblewrap"),
     ],
 )
 def test_parameters_that_cannot_be(params: dict[str, Any], words: str) -> None:

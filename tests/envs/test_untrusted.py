@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +28,13 @@ from envs.untrusted import LEVELS, IsolationError, Limits, Name, run_python
 
 WORKING: list[Name] = [name for name in LEVELS if untrusted.why_not(name) is None]
 FEW = Limits(wall_s=20.0, cpu_s=1)
-OF_A_PROGRAM = b"'program', 'exec'"  # in the command line of every program, and of what it forks
+MARK = f"program-{uuid.uuid4().hex}"  # in the command lines of what these tests run, and of nobody else's programs
+
+
+@pytest.fixture(autouse=True)
+def marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = untrusted._child_source().replace("'program', 'exec'", f"'{MARK}', 'exec'")
+    monkeypatch.setattr(untrusted, "_child_source", lambda: source)
 
 
 def left_running() -> list[int]:
@@ -35,9 +42,13 @@ def left_running() -> list[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-            if state != "Z" and OF_A_PROGRAM in (entry / "cmdline").read_bytes():
+            if state != "Z" and MARK.encode() in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
     return found
+
+
+def left_folders() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("untrusted-*"))
 
 
 class World:
@@ -125,6 +136,7 @@ def test_no_way_out(attack: Attack, level: Name, world: World) -> None:
     if attack.kind in gaps:
         pytest.skip(f"{level} does not stop {gaps[attack.kind]}")
     limits = dataclasses.replace(FEW, wall_s=attack.wall_s)
+    before = left_folders()
     started = time.monotonic()
     outcome = run_python(PREAMBLE + attack.code, json.dumps(world.facts), limits, level)
     assert time.monotonic() - started < attack.wall_s + 15
@@ -133,7 +145,7 @@ def test_no_way_out(attack: Attack, level: Name, world: World) -> None:
     assert len(outcome.stdout) <= limits.output and len(outcome.stderr) <= limits.output
     assert world.touched() == []
     assert left_running() == []
-    assert not list(Path(tempfile.gettempdir()).glob("untrusted-*"))
+    assert left_folders() <= before
     if attack.status:
         assert outcome.status == attack.status, outcome
 
@@ -200,10 +212,11 @@ def test_programs_side_by_side_do_not_mix() -> None:
     assert answers == {i: f"{i}\n" for i in range(6)}
 
 
-def test_it_works_inside_the_killable_subprocess_and_ends_with_it(tmp_path: Path) -> None:
+def test_nothing_goes_on_when_the_driver_is_killed() -> None:
+    """As a verifier is that takes too long: it runs in the killable subprocess of envs/sandbox.py."""
     box = Sandbox()
     try:
-        assert box.call("envs.untrusted:run_python", ["print(1)"], 60.0) if False else True
+        box.call("builtins:exec", [_IN_SUBPROCESS.replace("MARK", MARK)], 60.0)
         with pytest.raises(SandboxTimeout):
             box.call("envs.untrusted:run_python", ["import time; time.sleep(600)"], 3.0)
         deadline = time.monotonic() + 10
@@ -212,6 +225,34 @@ def test_it_works_inside_the_killable_subprocess_and_ends_with_it(tmp_path: Path
         assert left_running() == []
     finally:
         box.close()
+
+
+_IN_SUBPROCESS = """
+from envs import untrusted
+source = untrusted._child_source().replace("'program', 'exec'", "'MARK', 'exec'")
+untrusted._child_source = lambda source=source: source
+assert untrusted.run_python("print(1)").stdout == "1\\n"
+"""
+
+
+@pytest.mark.parametrize("level", [name for name in WORKING if name in ("seccomp", "limits")])
+def test_a_program_dies_with_its_supervisor_where_no_namespace_ends_it(level: Name) -> None:
+    before = left_folders()
+    done: list[untrusted.Outcome] = []
+    thread = threading.Thread(target=lambda: done.append(run_python("import time; time.sleep(600)", "", FEW, level)))
+    thread.start()
+    deadline = time.monotonic() + 20
+    while len(left_running()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    supervisor, program = sorted(left_running())
+    os.kill(supervisor, signal.SIGKILL)
+    thread.join(30)
+    assert [outcome.status for outcome in done] == ["killed"]
+    while left_running() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert left_running() == [], (supervisor, program)
+    for folder in left_folders() - before:  # what a supervisor that was killed outright cannot clean
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("name", ["wall_s", "memory", "output", "processes"])

@@ -178,7 +178,7 @@ def rank_main(rank: int, world: int, port: int, model: str, cases: list[dict[str
     import torch
 
     from learner.deepspeed_engine import Placement
-    from learner.learner import Learner, NonFiniteError
+    from learner.learner import Learner, LearnerStage, NonFiniteError
 
     place = Placement(rank, world, "127.0.0.1", port, False, 120.0)
     for case in cases:
@@ -211,6 +211,18 @@ def rank_main(rank: int, world: int, port: int, model: str, cases: list[dict[str
                 learner = Learner(settings(str(folder / "hf"), case), place)
                 learner.load(folder / "engine")
                 learner.load_state_dict(state)
+            if i == 0 and (how := case.get("optimiser")):
+                if how == "new":  # the same weights and the same state in a learner whose optimiser has seen nothing
+                    folder = Path(out) / f"{case['name']}-weights"
+                    learner.save(folder / "hf", folder / "engine")
+                    torch.distributed.barrier()
+                    state = learner.state_dict()
+                    learner = Learner(settings(str(folder / "hf"), case), place)
+                    learner.load_state_dict(state)
+                s = learner.settings
+                learner.begin_stage(
+                    LearnerStage(s.objective, s.engine.lr, s.target, optimiser="reset" if how == "reset" else "keep")
+                )
         full = weights(learner)
         if rank == 0:
             np.savez(Path(out) / f"{case['name']}.npz", **full)  # type: ignore[arg-type]

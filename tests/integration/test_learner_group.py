@@ -20,6 +20,12 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 CUTS = [(0, 100_000, False), (0, 64, False), (0, 96, True), (1, 200, False), (2, 200, True), (3, 150, False)]
 SAME = [{"name": f"zero{s}-{t}-{p}", "stage": s, "tokens": t, "packing": p} for s, t, p in CUTS]
 RESUMED = [{"name": f"resumed{s}", "stage": s, "tokens": 200, "packing": False, "resume": True} for s in (0, 3)]
+# A stage begins after the first iteration; its optimiser is reset, kept, or a new one.
+BEGUN = [
+    {"name": f"{how}{s}", "stage": s, "tokens": 200, "packing": False, "optimiser": how}
+    for how, stages in (("reset", (0, 1, 2, 3)), ("keep", (0,)), ("new", (0,)))
+    for s in stages
+]
 SEQUENCE = [
     {"name": f"sequence{t}", "stage": 0, "tokens": t, "packing": p, "aggregation": "sequence"}
     for t, p in ((100_000, False), (80, True))
@@ -81,8 +87,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], t
     context = multiprocessing.get_context("spawn")
     found: dict[tuple[int, str], tuple[Any, Any]] = {}
     for world, cases in (
-        (1, [REFUSED, *SAME, *RESUMED, *SEQUENCE, *WIDE, *RICH, *METHODS, *HALF, *UNTIED, *SKIPPED, *EXHAUSTED]),
-        (2, [*SAME, *RESUMED, *SEQUENCE, *WIDE, *RICH]),
+        (
+            1,
+            [REFUSED, *SAME, *RESUMED, *BEGUN, *SEQUENCE, *WIDE, *RICH, *METHODS, *HALF, *UNTIED, *SKIPPED, *EXHAUSTED],
+        ),
+        (2, [*SAME, *RESUMED, *BEGUN, *SEQUENCE, *WIDE, *RICH]),
     ):
         cases = [case | ({"model": untied} if case.get("untied") else {}) for case in cases]
         out, port = tmp_path_factory.mktemp(f"world{world}"), lc.free_port()
@@ -221,6 +230,14 @@ def test_a_device_without_fp16_says_so(results: Any) -> None:
     assert results[1, "refused"][1] == (
         "the trainer's precision is fp16 and this device has no fp16 arithmetic: set another precision"
     )
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_reset_optimiser_is_as_a_new_one(results: Any, world: int, stage: int) -> None:
+    found, _ = results[world, f"reset{stage}"]
+    assert gap(results[1, "new0"][0], found) < 1e-5
+    assert gap(results[1, "keep0"][0], found) > 1e-5  # a step of a warm optimiser is another one
 
 
 def test_the_checkpoint_is_a_hugging_face_folder(results: Any, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -225,7 +225,7 @@ def test_generators_and_verifiers_that_die_are_replaced(model: Path, tmp_path: P
     assert found[-1]["status/error"] == 0
 
 
-@pytest.mark.parametrize("recipe", ["demo-grpo", "demo-repo-r", "reasoning-gym"])
+@pytest.mark.parametrize("recipe", ["demo-grpo", "demo-repo-r", "lab-countdown", "reasoning-gym"])
 def test_shipped_cpu_recipes_run(model: Path, tmp_path: Path, recipe: str) -> None:
     """Two generators and everything else of the recipe, but for a small batch and a model that learned something else."""
     small = (
@@ -233,7 +233,7 @@ def test_shipped_cpu_recipes_run(model: Path, tmp_path: Path, recipe: str) -> No
         "batch.prompts=8",
         "learner.updates=2",
         "evaluation.prompts=2",
-        "evaluation.samples=16",
+        "evaluation.samples=32",
     )
     code, out = finish(isentrope("train", recipe, f"model.path={model}", *small, cwd=tmp_path))
     assert code == 0, out

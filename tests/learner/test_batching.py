@@ -163,6 +163,13 @@ def test_advantages_must_be_as_many_as_trajectories() -> None:
         build_batches([make_trajectory()], np.zeros(2), cut=cut, aggregation="token", temperature=1.0)
 
 
+def test_a_trajectory_that_a_limit_ended_counts_as_a_failure() -> None:
+    for status in (Status.TRUNCATED, Status.TURNS, Status.TOKENS, Status.SECONDS):
+        members = [make_trajectory(reward=1.0, seed=0), make_trajectory(seed=1, status=status)]
+        found = trajectory_advantages([Group(members[0].prompt, tuple(members))], Advantage(leave_one_out))
+        assert found.tolist() == [1.0, -1.0], status
+
+
 def test_replies_without_a_verdict_teach_nothing() -> None:
     members = [make_trajectory(reward=r, seed=i) for i, r in enumerate((1.0, 0.0, 1.0))]
     lost = [make_trajectory(seed=9, status=s) for s in (Status.ERROR, Status.TIMEOUT)]
@@ -170,5 +177,6 @@ def test_replies_without_a_verdict_teach_nothing() -> None:
     found = trajectory_advantages([group], Advantage(leave_one_out))
     assert found[3:].tolist() == [0.0, 0.0]
     assert found[:3].tolist() == leave_one_out(np.array([1.0, 0.0, 1.0])).tolist()
+    assert found[:3].any()
     alone = Group(members[0].prompt, (members[0], *lost))
     assert trajectory_advantages([alone], Advantage(leave_one_out)).tolist() == [0.0, 0.0, 0.0]

@@ -37,7 +37,8 @@ def fresh_of(n: int, seed: int) -> Fresh:
     engine = stats.logp + 0.2 * torch.randn(n, generator=generator, dtype=torch.float64)
     weight = torch.rand(n, generator=generator, dtype=torch.float64)
     correct, first, last = (torch.rand(n, generator=generator) < p for p in (0.4, 0.2, 0.3))
-    return Fresh(stats, weight, engine, correct, first, last, stats.logp - 0.3)
+    importance, pull = torch.rand(n, generator=generator, dtype=torch.float64), stats.uniform - 0.6
+    return Fresh(stats, weight, engine, correct, first, last, stats.logp - 0.3, importance, pull)
 
 
 def part_of(fresh: Fresh, index: slice) -> Fresh:
@@ -128,18 +129,22 @@ def test_the_row_is_what_its_names_say() -> None:
 
     a = s.advantages * 2 + 0.1
     pull = s.logp.exp() * s.centred - s.kappa
-    dh = w * (-a * pull + 0.2 * s.steepness)
+    i, kl = fresh.importance, fresh.pull
+    assert i is not None
+    assert kl is not None
+    dh = w * (-(i * a + kl) * pull + 0.2 * s.steepness)
+    free = w * -(i * s.advantages + kl) * pull
     close("entropy/predicted_dh", eta / 2 * dh.sum())  # tokens of zero advantage are in it; two updates of unit weight
     assert (s.advantages == 0).any()
-    close("entropy/predicted_dh_free", eta / 2 * (w * -s.advantages * pull).sum())
+    close("entropy/predicted_dh_free", eta / 2 * free.sum())
     for part, mask in (("positive", s.advantages > 0), ("negative", s.advantages < 0)):
         close(f"entropy/predicted_dh_{part}", eta / 2 * dh[mask].sum())
         close(f"advantage/scale_{part}", (a[mask].abs().sum() / s.advantages[mask].abs().sum()).log())
     assert "entropy/realised_dh" not in found
     close("all/entropy", s.entropy.mean())
     close("successful/entropy", s.entropy[fresh.correct].mean())
-    close("all/free", (w * -s.advantages * pull).sum() / 2)
-    close("all/slope", (w * s.centred * pull).sum() / 2)
+    close("all/free", free.sum() / 2)
+    close("all/slope", (w * i * s.centred * pull).sum() / 2)
     close("all/advantage", ((w * s.advantages**2).sum() / w.sum()).sqrt())
 
     r = (s.logp - s.old_logp).exp()
@@ -176,8 +181,9 @@ def test_without_a_touched_mask_the_knob_touches_every_token() -> None:
 
 
 def test_a_controller_of_some_environments_sees_their_tokens_alone() -> None:
-    fresh, tallies = fresh_of(60, 3), tallies_of([slice(0, 60)], 60, 3)
-    row = Ledger().row(tallies[0], 1, ENVS)
+    fresh, tally = replace(fresh_of(60, 3), importance=None, pull=None), Tally()
+    tally_policy(tally, fresh, None, ENVS)
+    row = Ledger().row(tally, 1, ENVS)
     mine = fresh.stats.env == 1
     seen = row.observed(["b"], "all")
     assert seen.entropy == pytest.approx(float(fresh.stats.entropy[mine].mean()))

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import METHODS, MOVED, SURROGATES, TABLES, Table, change_of_entropy, entropies, make_method
 
-from learner.ledger import Tally, predicted_dh, tally_update
-from learner.objective import Importance, Objective, with_reference
+from learner.ledger import Fresh, Tally, planned_dh, predicted_dh, tally_update
+from learner.objective import Importance, Objective, reference_pull, with_reference
 from learner.types import Shaping
 
 KNOBS = st.sampled_from([0.05, 0.3, 0.9])
@@ -69,6 +69,29 @@ def test_a_token_that_drops_out_of_the_surrogate_keeps_its_bonus(table: Table, k
     shaping = Shaping(weight=keep, bonus=knob)
     found = change_of_entropy(table.logits, table.descent(shaping, Objective()))
     assert_close(by_position(table, shaping), found, 1e-9, 1e-12)
+
+
+@few
+@given(
+    TABLES, st.floats(0.05, 2), st.sampled_from(["k2", "k3"]), st.sampled_from(["none", "truncated", "masked"]), KNOBS
+)
+def test_the_predicted_change_counts_the_reference_and_the_correction_for_the_engine(
+    table: Table, coefficient: float, estimator: Any, kind: Any, knob: float
+) -> None:
+    """The derivative of entropy along the step of the whole loss; neither multiplies the bonus, the correction not the KL."""
+    stats, reference = table.stats(), reference_of(table).flatten()
+    generator = torch.Generator().manual_seed(2)
+    engine = stats.old_logp + 0.3 * torch.randn(len(stats.logp), generator=generator, dtype=torch.float64)
+    objective = Objective("ppo", 0.2, 0.2, Importance(kind, cap=1.1), coefficient, estimator)
+    shaping = replace(make_method("repo_r").shape(stats, knob), bonus=knob)
+    step = table.descent(shaping, objective, engine_logp=engine, reference_logp=reference)
+    importance, _ = objective.importance.weigh(stats.old_logp - engine, table.data().trajectory)
+    no = torch.zeros_like(stats.logp, dtype=torch.bool)
+    pull = reference_pull(stats.logp, reference, objective)
+    fresh = Fresh(stats, table.weight, engine, no, no, no, reference, None if kind == "none" else importance, pull)
+    found = (table.weight * planned_dh(fresh, shaping)).view_as(table.logits).sum(-1)
+    assert_close(found, change_of_entropy(table.logits, step), 1e-9, 1e-12)
+    assert reference_pull(stats.logp, reference, replace(objective, estimator="k1")) is None  # in the advantage already
 
 
 # --- what clipping withheld -----------------------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ from orchestration.config import (
     check_world,
     find_recipe,
     load_config,
-    parse_overrides,
     recipe_names,
     validate,
 )
 from orchestration.errors import ConfigError, IsentropeError, NumericsError, PlacementError, Stopped
+from orchestration.reading import parse_overrides
 
 
 def message(**sections: dict[str, Any]) -> str:
@@ -62,6 +62,23 @@ def test_the_nearest_recipe_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, ("repo_d", "isentropic", 0.7)),
+        ({"target": {"fraction": 0.9}}, ("repo_d", "isentropic", 0.9)),
+        ({"target": {"nats": 0.3}}, ("repo_d", "isentropic", None)),
+        ({"controller": {"kind": "fixed"}}, ("repo_d", "fixed", 0.7)),
+        ({"method": {"kind": "none"}}, ("none", "fixed", None)),
+        ({"method": {"kind": "repo_r"}, "target": {"fraction": 0.5}}, ("repo_r", "fixed", 0.5)),
+    ],
+)
+def test_entropy_is_held_unless_a_recipe_names_another_method(given: Any, expected: tuple[Any, ...]) -> None:
+    entropy = validate(config_data(**({} if given is None else {"entropy": given}))).entropy
+    controller = entropy.controller.model_dump()["kind"]
+    assert (entropy.kind, controller, entropy.target.fraction) == expected
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [("a: [", "is not valid YAML"), ("- 1\n", "a mapping of sections, not list"), ("", "not NoneType")],
 )
@@ -76,7 +93,7 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> N
 
 def test_the_smallest_configuration_is_valid_and_fills_in_the_rest() -> None:
     config = validate(config_data())
-    assert (config.entropy.kind, config.objective.advantage, config.verifiers.count) == ("none", "grpo", 1)
+    assert (config.entropy.kind, config.objective.advantage, config.verifiers.count) == ("repo_d", "grpo", 1)
     assert config.folder == Path("runs/demo")
     assert validate(config_data(learner={"updates": 4, "epochs": 2})).total_steps == 3 * 4 * 2
 
@@ -123,6 +140,8 @@ def test_an_unknown_key_in_a_list_says_where() -> None:
     [
         ({"batch": {"prompts": "many"}}, "batch.prompts is 'many': input should be a valid integer"),
         ({"batch": {"prompts": 4.0}}, "batch.prompts is 4.0: input should be a valid integer"),
+        ({"sampling": {"max_total_tokens": 1}}, "sampling.max_total_tokens (1) is for all replies of a trajectory"),
+        ({"sampling": {"max_seconds": 0}}, "sampling.max_seconds is 0: input should be greater than 0"),
         ({"learner": {"lr": 0}}, "learner.lr is 0: input should be greater than 0"),
         ({"learner": {"lr": float("inf")}}, "learner.lr is inf: input should be a finite number"),
         ({"learner": {"packing": 1}}, "learner.packing is 1: input should be a valid boolean"),
@@ -175,7 +194,10 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
             ["generators.dtype is float16 where precision bf16-fp32head means bfloat16", "leave generators.dtype out"],
         ),
         ({"evaluation": {"ks": [1, 64]}}, ["pass@64 needs at least 64 samples and evaluation.samples is 16"]),
-        ({"entropy": {"controller": {"kind": "doubling"}}}, ["entropy.method is none, which has no knob to steer"]),
+        (
+            {"entropy": {"method": {"kind": "none"}, "controller": {"kind": "doubling"}}},
+            ["entropy.method is none, which has no knob to steer"],
+        ),
         ({"entropy": {"target": {"nats": 1.0, "fraction": 0.5}}}, ["nats (1) and fraction (0.5) both set the target"]),
         (
             {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "doubling", "start": 1.0}}},
@@ -196,7 +218,10 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
         ({"objective": {"surrogate": "gspo"}}, ["gspo clips a reply as a whole", "use aggregation sequence"]),
         ({"objective": {"importance": {"kind": "truncated", "floor": 0.5}}}, ["floor (0.5) belongs to kind masked"]),
         ({"objective": {"importance": {"kind": "masked", "floor": 3.0}}}, ["floor (3) has to be under cap (2)"]),
-        ({"entropy": {"environments": {"a": {"nats": 1.0}}}}, ["method is none", "leave entropy.environments out"]),
+        (
+            {"entropy": {"method": {"kind": "none"}, "environments": {"a": {"nats": 1.0}}}},
+            ["method is none", "leave entropy.environments out"],
+        ),
         (
             {"entropy": {"method": {"kind": "clip_cov"}, "environments": {"a": {"nats": 1.0}}}},
             ["1 targets of their own", "clip_cov takes its statistics over the whole batch"],

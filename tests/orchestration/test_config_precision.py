@@ -111,7 +111,8 @@ def test_a_resumed_run_may_not_change_its_precision(
     old, new = (validate(config_data() | here | change) for change in (before, now))
     checkpoints = Checkpoints(old.folder / "checkpoints", 2)
     with checkpoints.writing(1) as draft:
-        checkpoints.commit(draft, {"iteration": 1, "mixture": {"given": [0, 0]}})
+        at = {"stage": 0, "iteration": 1, "rewards": [], "given": [[0, 0]]}
+        checkpoints.commit(draft, {"iteration": 1, "curriculum": at})
     (old.folder / "config.yaml").write_text(old.to_yaml())
     if refused is None:
         assert _resume_state(new, checkpoints)[1] == checkpoints.latest()

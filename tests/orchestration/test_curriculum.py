@@ -6,13 +6,15 @@ import json
 from collections import Counter
 
 import pytest
-from builders import make_prompt
+from builders import config_data, make_prompt, stages_data
 from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.base import Session
 from envs.types import Prompt, Split
-from orchestration.curriculum import Mixture
+from orchestration.config import validate
+from orchestration.curriculum import Curriculum, Stage, stages_of
+from orchestration.sections import AdvanceSection
 
 
 class Numbered:
@@ -32,8 +34,10 @@ class Numbered:
         raise NotImplementedError
 
 
-def mixture(weights: list[float], sizes: list[int | None] | None = None, seed: int = 0) -> Mixture:
-    return Mixture([Numbered(f"e{i}", sizes[i] if sizes else None) for i in range(len(weights))], weights, seed)
+def mixture(weights: list[float], sizes: list[int | None] | None = None, seed: int = 0) -> Curriculum:
+    """One stage that never ends."""
+    environments = [Numbered(f"e{i}", sizes[i] if sizes else None) for i in range(len(weights))]
+    return Curriculum(environments, [Stage("only", tuple(w / sum(weights) for w in weights), 10**9)], seed)
 
 
 WEIGHTS = st.lists(st.integers(1, 20).map(float), min_size=1, max_size=5)
@@ -108,3 +112,107 @@ def test_held_out_prompts_are_the_same_every_time_and_do_not_move_training() -> 
 @pytest.mark.parametrize("key", ["countdown/train/7"])
 def test_a_prompts_key(key: str) -> None:
     assert make_prompt(7, "countdown").key == key
+
+
+# --- stages -------------------------------------------------------------------------------------------------------------
+
+RULES = (
+    st.none()
+    | st.builds(AdvanceSection, reward=st.floats(0.2, 0.9), window=st.integers(1, 3))
+    | st.builds(AdvanceSection, plateau=st.floats(0, 0.3), window=st.integers(1, 2))
+)
+
+
+@st.composite
+def stage_lists(draw: st.DrawFn) -> list[Stage]:
+    """Up to four stages over three environments, some of them with rules."""
+    made = []
+    for i in range(draw(st.integers(1, 4))):
+        weights = draw(st.lists(st.integers(0, 3), min_size=3, max_size=3).filter(any))
+        shares = tuple(w / sum(weights) for w in weights)
+        made.append(Stage(f"s{i}", shares, draw(st.integers(4, 8)), draw(RULES)))
+    return made
+
+
+def staged(stages: list[Stage], sizes: list[int | None], seed: int = 0) -> Curriculum:
+    return Curriculum([Numbered(f"e{i}", size) for i, size in enumerate(sizes)], stages, seed)
+
+
+def walk(curriculum: Curriculum, rewards: list[float], done: int = 0) -> list[tuple[int, list[tuple[int, Prompt]]]]:
+    """The loop's own calls: (stage, prompts) of every iteration from `done` on."""
+    out = []
+    for reward in rewards[done:]:
+        if curriculum.finished:
+            break
+        if curriculum.stage_ended:
+            curriculum.advance()
+        out.append((curriculum.index, curriculum.next(3)))
+        curriculum.observe(reward)
+    return out
+
+
+@given(stage_lists(), SIZES, st.lists(st.floats(0, 1), min_size=32, max_size=32), st.integers(0, 32), st.integers(0, 3))
+def test_stopped_anywhere_and_resumed_gives_the_same_stages_and_prompts(
+    stages: list[Stage], sizes: list[int | None], rewards: list[float], stop: int, seed: int
+) -> None:
+    sizes = sizes[:3]
+    whole = walk(staged(stages, sizes, seed), rewards)
+    stop = min(stop, len(whole))
+    stopped, resumed = staged(stages, sizes, seed), staged(stages, sizes, seed)
+    assert walk(stopped, rewards[:stop]) == whole[:stop]
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    assert walk(resumed, rewards, stop) == whole[stop:]
+    keys = [(i, p.key) for _, prompts in whole for i, p in prompts]
+    assert len(set(keys)) == len(keys), "a prompt's key is unique over the stages"
+    assert all(stages[at].shares[i] > 0 for at, prompts in whole for i, _ in prompts)
+
+
+def ends(stage: Stage, rewards: list[float]) -> int:
+    """After how many iterations the stage ends."""
+    curriculum = staged([stage], [None])
+    for i, reward in enumerate(rewards):
+        curriculum.observe(reward)
+        if curriculum.finished:
+            return i + 1
+    return -1
+
+
+def test_a_stage_ends_by_its_rule_or_when_its_iterations_are_used_up() -> None:
+    climb = [0.1, 0.3, 0.5, 0.7, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]
+    assert ends(Stage("plain", (1.0,), 4), climb) == 4
+    assert ends(Stage("reward", (1.0,), 9, AdvanceSection(reward=0.6, window=2)), climb) == 4  # (0.5 + 0.7) / 2
+    assert ends(Stage("never", (1.0,), 9, AdvanceSection(reward=0.9, window=2)), climb) == 9
+    # The means of two: 0.2 0.4 0.6 0.75 0.8 0.8; the first that is at most 0.1 above the one two before is the last but none.
+    assert ends(Stage("plateau", (1.0,), 10, AdvanceSection(plateau=0.1, window=2)), climb) == 7
+    assert ends(Stage("short", (1.0,), 5, AdvanceSection(plateau=0.1, window=2)), climb) == 5
+
+
+def test_a_stage_that_has_not_ended_is_not_left() -> None:
+    curriculum = staged([Stage("a", (1.0,), 2), Stage("b", (1.0,), 1)], [None])
+    curriculum.observe(0.0)
+    with pytest.raises(ValueError, match=r"stage 0 of 2, 'a', is at iteration 1 of 2 and cannot be left"):
+        curriculum.advance()
+    curriculum.observe(0.0)
+    curriculum.advance()
+    curriculum.observe(0.0)
+    with pytest.raises(ValueError, match="cannot be left"):
+        curriculum.advance()
+
+
+def test_a_resumed_run_may_have_more_stages_and_environments() -> None:
+    stages = [Stage("a", (1.0, 0.0), 2), Stage("b", (0.0, 1.0), 2)]
+    short = staged([Stage("a", (1.0,), 2)], [None])
+    walk(short, [0.0, 0.0])
+    longer = staged(stages, [None, None])
+    longer.load_state_dict(short.state_dict())
+    assert not longer.finished
+    assert [(i, p.index) for i, p in walk(longer, [0.0])[0][1]] == [(1, 0), (1, 1), (1, 2)]
+
+
+def test_the_stages_of_a_configuration() -> None:
+    assert [s.shares for s in stages_of(validate(config_data()))] == [(1 / 3, 2 / 3)]
+    config = validate(stages_data(overrides={"learner.lr": 0.5}))
+    assert [e.name for e in config.all_environments] == ["countdown", "arithmetic"]
+    first, second = stages_of(config)
+    assert (first.name, first.shares, first.iterations) == ("one", (1.0, 0.0), 3)
+    assert (second.name, second.shares, second.iterations) == ("two", (0.25, 0.75), 5)

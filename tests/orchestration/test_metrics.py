@@ -2,6 +2,7 @@
 
 import pytest
 
+from envs.types import Status
 from orchestration.metrics import KEYS, lookup
 
 
@@ -32,3 +33,9 @@ def test_a_key_outside_the_table_is_not_found(key: str) -> None:
 
 def test_every_entry_explains_itself() -> None:
     assert all(meaning for meaning, _ in KEYS.values())
+
+
+def test_every_status_has_an_entry() -> None:
+    assert {key for key in KEYS if key.startswith("status/")} == {
+        f"status/{status}{env}" for status in Status for env in ("", "/{env}")
+    }

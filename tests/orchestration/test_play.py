@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
+from envs.catalog import BUILTIN
 from orchestration.cli import app
 
 run = CliRunner()
@@ -13,9 +14,9 @@ run = CliRunner()
 def test_envs_lists_every_environment_with_an_example() -> None:
     result = run.invoke(app, ["envs"])
     assert result.exit_code == 0, result.output
-    for name in ("arithmetic", "countdown", "python_program", "questions", "reasoning_gym"):
+    for name in BUILTIN:
         assert name in result.output
-    assert result.output.count("->") == 5  # each example with a correct reply
+    assert result.output.count("->") == len(BUILTIN)  # each example with a correct reply
 
 
 @pytest.mark.parametrize(("reply", "reward"), [("6\n", "1"), ("7\n", "0")])

@@ -1,0 +1,226 @@
+"""Two games of several turns whose best play is known exactly: for tests of masking, of credit and of the warm start.
+
+guess   prompt  17-32     reply  24   observation  higher   reply  28   ...   the number
+bits    prompt  dgbf      reply  g    observation  1        reply  d    ...   reply  0110, the letters' bits in order
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Iterable
+
+from envs.tasks import check_index, in_split, task_random
+from envs.types import Message, Observation, Prompt, Split, Verdict
+
+DRAWS = 1_000
+MAX_REPLY = 16  # characters that are read
+
+
+class _Game:
+    """What the two share: prompts of a split drawn by text, a limit on turns, a reward that may fall with them."""
+
+    kind: str
+
+    def __init__(self, seed: int, turns: int, needed: int, decay: float, name: str, system: str) -> None:
+        if not needed <= turns <= 100:
+            raise ValueError(f"{self.kind}: turns is {turns}, best play takes up to {needed}: give {needed} to 100")
+        if not 0 < decay <= 1:
+            raise ValueError(f"{self.kind}: decay is {decay}, it must be above 0 and at most 1")
+        self._seed, self._turns, self._decay = seed, turns, decay
+        self._name, self._system = name, system
+
+    def _draw(self, rng: random.Random) -> tuple[str, dict[str, int | str]]:
+        """A prompt's text and what has to be found out."""
+        raise NotImplementedError
+
+    def size(self, split: Split) -> int | None:
+        return None
+
+    def prompt(self, split: Split, index: int) -> Prompt:
+        check_index(split, index)
+        rng = task_random(self._seed, split, index)
+        for _ in range(DRAWS):
+            text, task = self._draw(rng)
+            if in_split(text, split):
+                system = (Message("system", self._system),) if self._system else ()
+                return Prompt(self._name, split, index, (*system, Message("user", text)), task)
+        # Both games have enough texts for either split: the constructors see to it.
+        raise RuntimeError(f"{self.kind}: {DRAWS} draws gave no {split} prompt")
+
+
+class GameSession:
+    """`respond` is pure: an observation's text, or whether the game was won. A reply beyond the last turn loses."""
+
+    def __init__(self, turns: int, decay: float) -> None:
+        self._turns, self._decay = turns, decay
+        self._replies: list[str] = []
+        self._verdict: Verdict | None = None
+
+    def respond(self, text: str) -> str | bool:
+        raise NotImplementedError
+
+    def reply(self, text: str) -> Observation | Verdict:
+        if self._verdict is None:
+            text = text.strip() if len(text) <= MAX_REPLY else ""
+            self._replies.append(text)
+            seen = self.respond(text)
+            if seen is True:
+                reward = self._decay ** (len(self._replies) - 1)
+                self._verdict = Verdict(reward, correct=True, solution=" ".join(self._replies))
+            elif seen is False or len(self._replies) >= self._turns:
+                detail = "wrong" if seen is False else f"not found within {self._turns} turns"
+                self._verdict = Verdict(0.0, detail=detail)
+            else:
+                return Observation((Message("tool", str(seen)),))
+        return self._verdict
+
+
+class Guess(_Game):
+    """Find a number in a range by higher and lower.
+
+    numbers  in the range, 2 to 512
+    turns    that a game has; by default as many as halving needs at worst
+    decay    the reward is decay^(turns - 1); 1.0 for every win by default
+    name     what metrics are kept under
+    system   text of a system message; none by default
+    """
+
+    kind = "guess"
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        numbers: int = 16,
+        turns: int | None = None,
+        decay: float = 1.0,
+        name: str = "guess",
+        system: str = "",
+    ) -> None:
+        if not 2 <= numbers <= 512:
+            raise ValueError(f"guess: numbers is {numbers}, it must be 2 to 512")
+        needed = numbers.bit_length()
+        self._numbers = numbers
+        super().__init__(seed, needed if turns is None else turns, needed, decay, name, system)
+
+    def _draw(self, rng: random.Random) -> tuple[str, dict[str, int | str]]:
+        low = rng.randint(1, 999 - self._numbers)
+        high = low + self._numbers - 1
+        return f"{low}-{high}", {"low": low, "high": high, "secret": rng.randint(low, high)}
+
+    def open(self, prompt: Prompt) -> GuessSession:
+        return GuessSession(int(prompt.task["secret"]), self._turns, self._decay)
+
+    def expert(self, prompt: Prompt, rng: random.Random) -> GuessExpert:
+        """Halves the range; of two middles it takes either one, since both win in time."""
+        return GuessExpert(prompt.task["low"], prompt.task["high"], rng)
+
+    def alphabet(self) -> Iterable[str]:
+        return sorted(set(string.digits + "-?higherlower") | set(self._system))
+
+
+class GuessSession(GameSession):
+    def __init__(self, secret: int, turns: int, decay: float) -> None:
+        super().__init__(turns, decay)
+        self._secret = secret
+
+    def respond(self, text: str) -> str | bool:
+        if not (text.isascii() and text.isdigit()):
+            return "?"
+        guess = int(text)
+        return True if guess == self._secret else "higher" if guess < self._secret else "lower"
+
+
+class GuessExpert:
+    def __init__(self, low: int, high: int, rng: random.Random) -> None:
+        self._low, self._high, self._rng = low, high, rng
+        self._last = 0
+
+    def act(self, observation: Observation | None) -> str:
+        if observation is not None:
+            if observation.messages[0].content == "higher":
+                self._low = self._last + 1
+            else:
+                self._high = self._last - 1
+        self._last = (self._low + self._high + self._rng.randint(0, 1)) // 2  # the same for an odd count: one middle
+        return str(self._last)
+
+
+def best_chance(numbers: int, turns: int) -> float:
+    """The chance with which best play finds one of `numbers` equally likely numbers within `turns` guesses.
+
+    t guesses tell at most 2^t - 1 numbers apart: each leaves two halves to the guesses after it.
+    """
+    return min(1.0, (2**turns - 1) / numbers)
+
+
+class Bits(_Game):
+    """Ask for hidden bits one by one, then say them all: which turn earned what is known exactly.
+
+    letters  of a prompt, each with a hidden bit, 2 to 8
+    turns    that a game has; by default one a letter and one for the answer
+    decay    the reward is decay^(turns - 1); 1.0 for every win by default
+    name     what metrics are kept under
+    system   text of a system message; none by default
+    """
+
+    kind = "bits"
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        letters: int = 3,
+        turns: int | None = None,
+        decay: float = 1.0,
+        name: str = "bits",
+        system: str = "",
+    ) -> None:
+        if not 2 <= letters <= 8:
+            raise ValueError(f"bits: letters is {letters}, it must be 2 to 8")
+        self._letters = letters
+        super().__init__(seed, letters + 1 if turns is None else turns, letters + 1, decay, name, system)
+
+    def _draw(self, rng: random.Random) -> tuple[str, dict[str, int | str]]:
+        letters = "".join(rng.sample("abcdefghij", self._letters))
+        return letters, {"letters": letters, "bits": "".join(rng.choice("01") for _ in letters)}
+
+    def open(self, prompt: Prompt) -> BitsSession:
+        return BitsSession(prompt.task["letters"], prompt.task["bits"], self._turns, self._decay)
+
+    def expert(self, prompt: Prompt, rng: random.Random) -> BitsExpert:
+        """Asks in random order, uniformly over all orders."""
+        return BitsExpert(prompt.task["letters"], rng)
+
+    def alphabet(self) -> Iterable[str]:
+        return sorted(set("abcdefghij01?") | set(self._system))
+
+
+class BitsSession(GameSession):
+    def __init__(self, letters: str, bits: str, turns: int, decay: float) -> None:
+        super().__init__(turns, decay)
+        self._letters, self._bits = letters, bits
+
+    def respond(self, text: str) -> str | bool:
+        if len(text) == 1 and text in self._letters:
+            return self._bits[self._letters.index(text)]
+        if len(text) == len(self._bits) and not set(text) - {"0", "1"}:
+            return text == self._bits
+        return "?"
+
+
+class BitsExpert:
+    def __init__(self, letters: str, rng: random.Random) -> None:
+        self._letters = letters
+        self._left = rng.sample(letters, len(letters))
+        self._known: dict[str, str] = {}
+        self._asked = ""
+
+    def act(self, observation: Observation | None) -> str:
+        if observation is not None:
+            self._known[self._asked] = observation.messages[0].content
+        if not self._left:
+            return "".join(self._known[letter] for letter in self._letters)
+        self._asked = self._left.pop()
+        return self._asked

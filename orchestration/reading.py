@@ -1,0 +1,141 @@
+"""What a person writes, read: YAML with 1e-4 as a number, overrides at dotted keys, pydantic's errors as one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from learner.entropy import base as entropy_base
+from learner.entropy import build as entropy
+from orchestration.errors import ConfigError
+
+SHORTHAND = {"precision": "mode"}  # sections that may be written as one value, and the key this value is
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as text, for want of a dot and of a sign; here it is a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text "1e4", which _Loader would read as a number."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
+def write_yaml(data: Mapping[str, Any]) -> str:
+    """What read_yaml reads back as equal data."""
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if yaml.load(text, _Loader) == data:
+        return text
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)  # escaped: YAML reads some characters as line breaks
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Raises ConfigError where the file is not a mapping."""
+    try:
+        data = yaml.load(path.read_text("utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} has to be a mapping of sections, not {type(data).__name__}")
+    return data
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
+    """`a.b=c`, `--a.b=c` and `--a.b c`; values are YAML. Raises ConfigError."""
+    pairs: list[tuple[str, Any]] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not equals:
+            if not word.startswith("--") or not rest:
+                raise ConfigError(f"'{word}' is not an override: write {key}=VALUE or --{key} VALUE")
+            text = rest.pop(0)
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError:
+            value = text
+        pairs.append((key, value))
+    return pairs
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> None:
+    """data[a][b] = value for key a.b; a number indexes a list. Unknown keys are left to validation, which names the nearest.
+
+    A section with a shorthand is one whichever way it is written: `precision=bf16` sets precision.mode and leaves the rest.
+    """
+    at: Any = data
+    parts = key.split(".")
+    if inner := SHORTHAND.get(parts[0]):
+        if isinstance(data.get(parts[0]), str):
+            data[parts[0]] = {inner: data[parts[0]]}
+        if len(parts) == 1 and isinstance(value, str):
+            parts.append(inner)
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                raise ConfigError(f"override {key}: '{part}' is not an index into a list of {len(at)}")
+            index: Any = int(part)
+        elif isinstance(at, dict):
+            index = part
+            if not last:
+                at.setdefault(part, {})
+        else:
+            raise ConfigError(f"override {key}: {'.'.join(parts[:i])} is a value, not a section")
+        if last:
+            at[index] = value
+        at = at[index]
+
+
+def sentence(error: ValidationError, data: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """The first of pydantic's errors about `data`, meant for `model`, as one sentence, and how many more there are."""
+    first = error.errors()[0]
+    where = ".".join(str(x) for x in first["loc"])
+    if first["type"] == "extra_forbidden":
+        text = _unknown(first["loc"], data, model)
+    elif first["type"] == "missing":
+        text = f"{where} is missing: give it in the recipe or as {where}=VALUE"
+    elif first["type"] == "value_error":
+        cause = first.get("ctx", {}).get("error")
+        text = f"{where}: {cause}" if where else str(cause)
+    else:
+        text = f"{where} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    more = error.error_count() - 1
+    return text + (f" (and {more} more)" if more else "")
+
+
+def _unknown(location: tuple[int | str, ...], data: Any, model: Any) -> str:
+    """Walk the models to the place of an unknown key and name its nearest neighbour."""
+    for part in location[:-1]:
+        data = data[part]
+        if isinstance(part, int):
+            continue
+        fields = getattr(model, "model_fields", {})
+        if part not in fields:
+            break
+        annotation = fields[part].annotation
+        model = next(
+            (a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)),
+            annotation,
+        )
+    if model is entropy_base.Settings:  # which settings they are, the kind says
+        model = (entropy.METHODS if location[-2] == "method" else entropy.CONTROLLERS)[data["kind"]].Settings
+    key, known = str(location[-1]), list(getattr(model, "model_fields", {}))
+    return f"unknown key {'.'.join(map(str, location))}{_nearest(key, known)}"
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    return f": did you mean '{near[0]}'?" if near else f": known there: {', '.join(known)}"
