@@ -135,6 +135,7 @@ ATTACKS = (
     _write("the folder of the parent", "cwd"),
     _write("the repository", "repo"),
     _write("/dev/shm", "shm"),
+    Attack("write to the root that it sees", "attempt(lambda: open('/x', 'w'))"),
     Attack("write to the interpreter", "attempt(lambda: open(os.__file__, 'r+'))", "writing"),
     Attack("write through a symbolic link", "os.symlink(W['victim'], 'l'); attempt(lambda: write('l'))", "writing"),
     Attack("write through a hard link", "os.link(W['victim'], 'h'); attempt(lambda: write('h'))", "writing"),
