@@ -225,7 +225,9 @@ def test_generators_and_verifiers_that_die_are_replaced(model: Path, tmp_path: P
     assert found[-1]["status/error"] == 0
 
 
-@pytest.mark.parametrize("recipe", ["demo-grpo", "demo-repo-r", "lab-countdown", "reasoning-gym"])
+@pytest.mark.parametrize(
+    "recipe", ["demo-grpo", "demo-repo-r", "lab-countdown", "reasoning-gym", "sequential-cpu", "toolbox-cpu"]
+)
 def test_shipped_cpu_recipes_run(model: Path, tmp_path: Path, recipe: str) -> None:
     """Two generators and everything else of the recipe, but for a small batch and a model that learned something else."""
     small = (
@@ -240,7 +242,7 @@ def test_shipped_cpu_recipes_run(model: Path, tmp_path: Path, recipe: str) -> No
     (folder,) = (tmp_path / "runs").iterdir()
     assert [r["iteration"] for r in rows(folder)] == [0, 1]
     families = {k.split("/", 1)[1] for k in rows(folder)[1] if k.startswith("reward/")} - {"mean", "std"}
-    expected = {"countdown"}
+    expected = {"toolbox"} if recipe == "toolbox-cpu" else {"countdown"}
     if recipe == "reasoning-gym":
         expected = {"reasoning_gym/basic_arithmetic", "reasoning_gym/spell_backward"}
     assert families == expected
