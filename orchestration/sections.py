@@ -226,8 +226,9 @@ HELD: dict[str, Any] = {"method": {"kind": "repo_d"}, "controller": {"kind": "is
 
 
 class EntropySection(Section):
-    """Without a method, entropy is held by `HELD`, or at the target given; `method: {kind: none}` lets it go where it goes.
-    A method that is named without a controller has the fixed one."""
+    """Without a method, entropy is held by `HELD`; `method: {kind: none}` lets it go where it goes. A target that is given is
+    taken whole: without nats and fraction it is the run's own start, as everywhere. A method that is named without a controller
+    has the fixed one."""
 
     method: SerializeAsAny[entropy_base.Settings]
     controller: SerializeAsAny[entropy_base.Settings]
