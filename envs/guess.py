@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import string
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from envs.tasks import check_index, in_split, task_random
@@ -17,7 +18,7 @@ DRAWS = 1_000
 MAX_REPLY = 16  # characters that are read
 
 
-class _Game:
+class _Game(ABC):
     """What the two share: prompts of a split drawn by text, a limit on turns, a reward that may fall with them."""
 
     kind: str
@@ -30,9 +31,9 @@ class _Game:
         self._seed, self._turns, self._decay = seed, turns, decay
         self._name, self._system = name, system
 
+    @abstractmethod
     def _draw(self, rng: random.Random) -> tuple[str, dict[str, int | str]]:
         """A prompt's text and what has to be found out."""
-        raise NotImplementedError
 
     def size(self, split: Split) -> int | None:
         return None
@@ -49,16 +50,17 @@ class _Game:
         raise RuntimeError(f"{self.kind}: {DRAWS} draws gave no {split} prompt")
 
 
-class GameSession:
-    """`respond` is pure: an observation's text, or whether the game was won. A reply beyond the last turn loses."""
+class GameSession(ABC):
+    """A reply beyond the last turn loses."""
 
     def __init__(self, turns: int, decay: float) -> None:
         self._turns, self._decay = turns, decay
         self._replies: list[str] = []
         self._verdict: Verdict | None = None
 
+    @abstractmethod
     def respond(self, text: str) -> str | bool:
-        raise NotImplementedError
+        """Pure: an observation's text, or whether the game was won."""
 
     def reply(self, text: str) -> Observation | Verdict:
         if self._verdict is None:

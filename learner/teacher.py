@@ -128,9 +128,8 @@ class Teacher:
         prompt = environment.prompt("train", size // len(self.environments))
         # Four times what a step shows, so that later rounds still bring solutions the first did not show.
         played = [demonstrate(environment, prompt, self.rng) for _ in range(4 * settings.replies_per_prompt)]
-        rendered = {
-            one: self._render(prompt, one) for one in set(played)
-        }  # drawn often, rendered once: templates are slow
+        # Drawn often, rendered once: templates are slow.
+        rendered = {one: self._render(prompt, one) for one in set(played)}
         lesson = Lesson(render(self.tokenizer, prompt.messages), tuple(rendered[one] for one in played))
         self.lessons.append(lesson)
         return lesson

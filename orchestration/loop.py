@@ -84,9 +84,8 @@ class Run:
             where = {"iteration": float(self.iteration), "policy_version": float(self.cluster.version)}
             await self._report(where | self._place() | before)
         while self.iteration < config.iterations and not curriculum.finished:
-            if (
-                curriculum.stage_ended
-            ):  # the checkpoint before it is of the stage that ended, so that a resumed run comes here too
+            # The checkpoint before it is of the stage that ended, so that a resumed run comes here too.
+            if curriculum.stage_ended:
                 stage = await self._begin_stage()
             began, progress = time.perf_counter(), curriculum.state_dict()
             iteration = self.iteration + 1
