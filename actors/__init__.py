@@ -9,7 +9,9 @@
 | verifier.py | sessions and time limits; an error becomes a verdict |
 | rewards.py | what a reply earns: the environment's verdict and other terms, each with its weight |
 | reward_model.py | a sequence classifier that judges replies |
-| judge.py | a language model behind an endpoint that judges replies |
+| judge.py | a language model that judges replies: the question, the score in the answer |
+| judge_endpoint.py | who answers it: an OpenAI-compatible endpoint |
+| judge_generators.py | or generators of the run's own, with a model that is never trained |
 | rollout.py | prompt to group, over callables: generate, judge, reward |
 | pool.py | routing, health, replacement |
 | remote.py | the only `@ray.remote` classes |

@@ -48,12 +48,17 @@ async def answer(name: str, reference: Awaitable[T], timeout_s: float) -> T:
 
 @ray.remote
 class GeneratorActor:
-    """One generator; the engine is made by `factory`, in this process."""
+    """One generator; the engine is made by `factory`, in this process.
 
-    def __init__(self, factory: Callable[[], Any], name: str, required: int) -> None:
+    required: the version it has to hold before it serves; None for a model that nobody trains: it serves what it was built with.
+    """
+
+    def __init__(self, factory: Callable[[], Any], name: str, required: int | None) -> None:
         from actors.generator import Generator
 
-        self._generator = Generator(factory(), required, name)
+        self._generator = Generator(factory(), required or 0, name)
+        if required is None:
+            self._generator.mark_current(0)
 
     async def ready(self) -> bool:
         """Raises EngineDead when the process lives and its engine does not."""

@@ -179,6 +179,19 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return REPLACEMENT.join(str(text) for text in texts)
 
 
+def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text with a zero-width space in everything that this tokenizer would read as a special token, so that it stays text.
+
+    For what somebody wrote who gains by ending his own turn and beginning another's. Half a surrogate pair, which no tokenizer
+    reads, becomes "?".
+    """
+    text = text.encode("utf-8", "replace").decode()
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    for special in sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True):
+        text = text.replace(special, f"{special[0]}\u200b{special[1:]}" if len(special) > 1 else REPLACEMENT)
+    return text
+
+
 def _after_reply(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], observation: Sequence[Message]
 ) -> str:

@@ -12,11 +12,15 @@
 | probe.py          | its measurements: replies of an engine in each precision, scored by the trainer in each         |
 | train.py          | a run from its configuration to its exit                                                        |
 | config.py         | RunConfig: recipes and overrides, strict, every mistake one sentence                            |
+| world.py          | whether what it names is there: models, environments, keys                                      |
 | sections.py       | its sections                                                                                    |
 | reward_sections.py | those of `rewards`: the terms of a reward                                                     |
 | reading.py        | YAML, overrides at dotted keys, errors as sentences                                             |
 | placement.py      | pure: what a run asks for, whether the cluster has it                                           |
+| actor_settings.py | what each actor is built from, out of a configuration                                           |
+| seats.py          | processes in their places, and their end                                                        |
 | launch.py         | from a configuration to running actors, and back to none                                        |
+| codec.py          | a model's own tokenizer and chat template                                                       |
 | loop.py           | the data flow of a run                                                                          |
 | replies.py        | what an iteration's replies say: metrics and samples                                            |
 | rollouts.py       | many rollouts at once: prompts to groups                                                        |

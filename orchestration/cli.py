@@ -55,10 +55,11 @@ def train(
     """Train. Overrides: a.b=c or --a.b c, as many as you like."""
     from orchestration import config as configuration
     from orchestration import train as training
+    from orchestration import world
 
     config = configuration.load_config(recipe, ctx.args)
     if dry_run:
-        configuration.check_world(config)
+        world.check_world(config)
         print(training.describe_plan(config))  # noqa: T201 - to be piped
         return
     report_file = training.train(config, resume=resume, overwrite=overwrite)

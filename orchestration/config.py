@@ -8,7 +8,6 @@ sections.py, how it is read in reading.py.
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -16,11 +15,10 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from envs import catalog
-from envs.base import Environment, HasForm
 from learner.entropy import build as entropy
 from orchestration.errors import ConfigError
 from orchestration.reading import parse_overrides, put, read_yaml, sentence, write_yaml
-from orchestration.reward_sections import RewardsSection
+from orchestration.reward_sections import JudgeGeneratorSection, RewardsSection
 from orchestration.sections import (
     BODY,
     DTYPE_OF,
@@ -167,28 +165,37 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _gpus(self) -> Self:
         g, c = self.generators, self.learner
-        for section, gpus, members in (("generators", g.gpus, g.tensor_parallel), ("learner", c.gpus, c.ranks)):
+        judges = self.judge_generator
+        engines = {"generators": g} if judges is None else {"generators": g, "rewards.judge.generator": judges}
+        groups = [("learner", c.gpus, "ranks", c.ranks)]
+        groups += [(name, e.gpus, "tensor_parallel", e.tensor_parallel) for name, e in engines.items()]
+        for section, gpus, key, members in groups:
             if gpus > 1:
                 raise ValueError(
-                    f"{section}.gpus is {gpus:g}: a learner rank, and each of generators.tensor_parallel shards of a "
-                    "generator, has one GPU at most: give 1, 0 or a share"
+                    f"{section}.gpus is {gpus:g}: a learner rank, and each of the tensor_parallel shards of a generator, has one "
+                    "GPU at most: give 1, 0 or a share"
                 )
             if 0 < gpus < 1 and members > 1:
-                what = "learner.ranks" if section == "learner" else "generators.tensor_parallel"
                 raise ValueError(
-                    f"{section}.gpus is {gpus:g}, a share of a GPU, and {what} is {members}: NCCL refuses a group two of whose "
-                    f"members have the same GPU; give {section}.gpus 1, or {what} 1"
+                    f"{section}.gpus is {gpus:g}, a share of a GPU, and {section}.{key} is {members}: NCCL refuses a group two of "
+                    f"whose members have the same GPU; give {section}.gpus 1, or {section}.{key} 1"
                 )
         if (g.gpus > 0) != (c.gpus > 0):
             raise ValueError(
                 f"generators.gpus is {g.gpus:g} and learner.gpus {c.gpus:g}: both work on GPUs or both on CPUs; give both a "
                 "GPU (or a share of one) or both 0"
             )
-        if 0 < g.gpus < 1 and (g.gpu_memory_utilization or 0.0) > g.gpus:
+        if judges is not None and (judges.gpus > 0) != (g.gpus > 0):
             raise ValueError(
-                f"generators.gpu_memory_utilization is {g.gpu_memory_utilization:g} and a generator has {g.gpus:g} of its GPU: "
-                "the others on it would have too little memory; lower it or leave it out"
+                f"rewards.judge.generator.gpus is {judges.gpus:g} and generators.gpus {g.gpus:g}: an installed vLLM works on GPUs "
+                "or on CPUs; give both a GPU (or a share of one) or both 0"
             )
+        for section, e in engines.items():
+            if 0 < e.gpus < 1 and (e.gpu_memory_utilization or 0.0) > e.gpus:
+                raise ValueError(
+                    f"{section}.gpu_memory_utilization is {e.gpu_memory_utilization:g} and a generator has {e.gpus:g} of its GPU: "
+                    "the others on it would have too little memory; lower it or leave it out"
+                )
         return self
 
     @model_validator(mode="after")
@@ -203,6 +210,12 @@ class RunConfig(Section):
             key, value = ("sampling.max_tokens", limit) if length.full is None else ("rewards.length.full", length.full)
             raise ValueError(
                 f"rewards.length.free ({length.free}) has to be under {key} ({value}): the term goes from one to the other"
+            )
+        judge = self.rewards.judge
+        if judge is not None and judge.generator is not None and judge.max_tokens >= judge.generator.max_model_len:
+            raise ValueError(
+                f"rewards.judge.max_tokens ({judge.max_tokens}) leaves no room for a question in "
+                f"rewards.judge.generator.max_model_len ({judge.generator.max_model_len})"
             )
         return self
 
@@ -241,6 +254,10 @@ class RunConfig(Section):
         for index in range(len(self.stages)):
             self.at_stage(index)
         return self
+
+    @property
+    def judge_generator(self) -> JudgeGeneratorSection | None:
+        return None if self.rewards.judge is None else self.rewards.judge.generator
 
     @property
     def shares_gpus(self) -> bool:
@@ -351,92 +368,3 @@ def validate(data: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(dict(data))
     except ValidationError as error:
         raise ConfigError(sentence(error, data, RunConfig)) from None
-
-
-def check_world(config: RunConfig) -> None:
-    """What only the disk and the catalog know: model folders, environments. Raises ConfigError; writes nothing."""
-    check_model(config.model.path)
-    if config.rewards.model is not None:
-        check_model(config.rewards.model.path)
-    _check_key(config)
-    first: dict[str, str] = {}  # the name metrics go by -> the first environment that has it
-    for env in config.all_environments:
-        where = f"{_place(config, env)} ({env.name})"
-        try:
-            made = catalog.load(env.name, env.params, seed=config.run.seed)
-            if ":" in env.name:
-                catalog.try_out(env.name, made)
-            names = {made.prompt("train", k).env for k in range(4 if config.stages else 1)}  # a server must answer, too
-            lacking = _lacks(config, made)
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"{where}: {error}") from None
-        except Exception as error:  # of a user's or another library's environment
-            raise ConfigError(f"{where}: {catalog.told(error)}") from error
-        if lacking:
-            raise ConfigError(f"{lacking[0]}, and {where} has none: {lacking[1]}")
-        for name in names if config.stages else ():
-            if name in first:
-                raise ConfigError(
-                    f"{where} and {first[name]} both report as '{name}', so nothing could tell which of them was retained: give "
-                    "one a params.name of its own"
-                )
-            first[name] = where
-
-
-def _check_key(config: RunConfig) -> None:
-    judge = config.rewards.judge
-    if judge is not None and judge.api_key_env is not None and not os.environ.get(judge.api_key_env):
-        raise ConfigError(
-            f"rewards.judge.api_key_env names {judge.api_key_env}, which is not set here: put the key into that variable"
-        )
-    if judge is not None and judge.api_key_env is not None:
-        key = os.environ[judge.api_key_env].strip()
-        if not key or not key.isascii() or not key.isprintable():
-            raise ConfigError(
-                f"the variable {judge.api_key_env}, which rewards.judge.api_key_env names, holds no key that a header could carry: "
-                "it is empty, or has characters beyond printable ASCII"
-            )
-
-
-def _lacks(config: RunConfig, environment: Environment) -> tuple[str, str] | None:
-    """What a term of the reward asks of every environment and this one does not offer, and what to do."""
-    form, judge = config.rewards.format, config.rewards.judge
-    if form is not None and form.pattern is None and not isinstance(environment, HasForm):
-        return (
-            "rewards.format has no pattern, so that it takes the environment's own form",
-            "give rewards.format.pattern",
-        )
-    if (
-        judge is not None
-        and "{reference}" in judge.rubric
-        and judge.reference not in environment.prompt("train", 0).task
-    ):
-        return (
-            f"rewards.judge.rubric shows {{reference}}, the '{judge.reference}' of a prompt's task",
-            "name another key in rewards.judge.reference, or leave {reference} out",
-        )
-    return None
-
-
-def _place(config: RunConfig, environment: EnvironmentSection) -> str:
-    """Where in the configuration an environment is first mentioned."""
-    for i, env in enumerate(config.environments):
-        if env == environment:
-            return f"environments.{i}"
-    for s, stage in enumerate(config.stages):
-        for i, env in enumerate(stage.environments):
-            if env == environment:
-                return f"stages.{s}.environments.{i}"
-    raise ValueError(f"{environment.name} is not an environment of {config.run.name}")
-
-
-def check_model(model: str) -> None:
-    """Raises ConfigError for what can only be a folder and is none with a model in it; a Hugging Face id passes."""
-    path = Path(model)
-    looks_local = path.is_absolute() or model.startswith((".", "~")) or path.parts[:1] in (("models",), ("runs",))
-    local = path.exists() or looks_local or model.count("/") > 1
-    if local and not (path / "config.json").is_file():
-        state = "has no config.json" if path.is_dir() else "does not exist"
-        raise ConfigError(
-            f"the model folder {path} {state}: give a Hugging Face folder, or make one with `isentrope init-model`"
-        )

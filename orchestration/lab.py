@@ -166,7 +166,8 @@ async def _lanes(todo: list[tuple[Cell, Job]], lanes: int, progress: Progress) -
 
 async def _lane(queue: list[tuple[Cell, Job]], progress: Progress, stop: StopSignal) -> None:
     """Runs off the common queue until it is empty or a stop is asked for."""
-    from orchestration.launch import Cluster, shape_of
+    from orchestration.actor_settings import shape_of
+    from orchestration.launch import Cluster
 
     cluster: Cluster | None = None
     try:

@@ -13,7 +13,7 @@ from orchestration.errors import PlacementError
 class Slot:
     """One actor and what it holds."""
 
-    role: str
+    role: str  # a kind and a number: "generator 0"
     cpus: float
     gpus: float
 
@@ -23,8 +23,8 @@ class Slot:
 
 
 def plan(config: RunConfig) -> list[Slot]:
-    """Learner ranks, then generators (a tensor-parallel one holds all its GPUs), then verifiers, then reward models."""
-    tp, model = config.generators.tensor_parallel, config.rewards.model
+    """Of every actor; a tensor-parallel generator holds all its GPUs."""
+    tp, model, judge = config.generators.tensor_parallel, config.rewards.model, config.judge_generator
     return [
         *(Slot(f"learner rank {r}", config.learner.cpus, config.learner.gpus) for r in range(config.learner.ranks)),
         *(
@@ -33,6 +33,11 @@ def plan(config: RunConfig) -> list[Slot]:
         ),
         *(Slot(f"verifier {i}", config.verifiers.cpus, 0.0) for i in range(config.verifiers.count)),
         *((Slot(f"reward-model {i}", model.cpus, model.gpus) for i in range(model.count)) if model else ()),
+        *(
+            (Slot(f"judge {i}", judge.cpus, judge.gpus * judge.tensor_parallel) for i in range(judge.count))
+            if judge
+            else ()
+        ),
     ]
 
 

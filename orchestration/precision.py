@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from envs import catalog
-from orchestration.config import check_model
 from orchestration.errors import ConfigError
 from orchestration.probe import Options, Row, Tasks, engine_replies, trainer_rows
 from orchestration.reading import parse_overrides
 from orchestration.sections import BODY, Mode
+from orchestration.world import check_model
 
 PLAIN_LENGTHS = (8, 24)  # tokens of a prompt made of random ids
 INIT_MODEL_RECORD = "isentrope_init.json"  # what `init-model` leaves beside its weights: the environments it taught
@@ -84,7 +84,7 @@ def make_tasks(model: str, options: Options) -> Tasks:
 
 
 def _from_environments(model: str, options: Options) -> Tasks | None:
-    from orchestration.rollouts import HFCodec
+    from orchestration.codec import HFCodec
 
     if options.params and options.env is None:
         raise ConfigError(f"{options.params[0]} is a parameter of an environment: name one with --env")

@@ -139,3 +139,8 @@ def _unknown(location: tuple[int | str, ...], data: Any, model: Any) -> str:
 def _nearest(key: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     return f": did you mean '{near[0]}'?" if near else f": known there: {', '.join(known)}"
+
+
+def local(path: str) -> str:
+    """A local folder is named in full: actors have working directories of their own. A hub id stays as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path

@@ -67,6 +67,7 @@ def samples(iteration: int, trajectories: Sequence[Trajectory], count: int) -> l
             "reward": t.verdict.reward,
             "correct": t.verdict.correct,
             "status": str(t.verdict.status),
+            **({"terms": dict(t.verdict.terms)} if t.verdict.terms else {}),
         }
         for t in trajectories[::step][:count]
     ]

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestration.sections import Section, TrainerPrecision
+from orchestration.sections import GeneratorSection, Section, TrainerPrecision
 
 RUBRIC = """\
 Judge the reply to the task below. What counts is whether it does what was asked, correctly and completely.
@@ -82,12 +82,21 @@ class RewardModelTerm(_Term):
         return self
 
 
-class JudgeTerm(_Term):
-    """A language model behind an OpenAI-compatible endpoint. Its score, from `low` to `high`, becomes 0 to 1."""
+class JudgeGeneratorSection(GeneratorSection):
+    """Generators of the run's own that only judge: their model stays as it is. dtype None: that of the model's files."""
 
-    url: str  # up to and without /chat/completions: http://localhost:8000/v1
-    model: str = Field(min_length=1)
+    path: str  # a Hugging Face folder or id
+    chat_template: bool = True  # false: the messages' text is joined as it is
+
+
+class JudgeTerm(_Term):
+    """A language model, behind an OpenAI-compatible endpoint (url, model) or on generators of the run's own (generator). Its
+    score, from `low` to `high`, becomes 0 to 1."""
+
+    url: str | None = None  # up to and without /chat/completions: http://localhost:8000/v1
+    model: str | None = Field(default=None, min_length=1)
     api_key_env: str | None = None  # the NAME of an environment variable
+    generator: JudgeGeneratorSection | None = None
     rubric: str = RUBRIC  # {prompt}, {reply} and {reference} are replaced, each within delimiters of its own
     reference: str = "answer"  # the key of a prompt's task that {reference} is
     score: str = SCORE  # a regular expression with one group; of several matches the last
@@ -95,16 +104,19 @@ class JudgeTerm(_Term):
     high: float = 10.0
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: int = Field(default=512, ge=1)
+    cache_entries: int = Field(default=10_000, ge=0)
+    cache_file: str | None = None  # answers kept over runs
+    # Of an endpoint alone:
     timeout_s: float = Field(default=60, gt=0)  # of one request
     retries: int = Field(default=4, ge=0)  # after a time-out, a lost connection, 408, 429 or 5xx
     backoff_s: float = Field(default=1.0, ge=0)  # before the first of them; doubled every time
     concurrency: int = Field(default=16, ge=1)  # requests at the same time
-    cache_entries: int = Field(default=10_000, ge=0)
-    cache_file: str | None = None  # answers kept over runs
 
     @field_validator("url")
     @classmethod
-    def _endpoint(cls, value: str) -> str:
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         try:
             parts = urlsplit(value)
             _ = parts.port  # looked at only when it is asked for
@@ -140,6 +152,19 @@ class JudgeTerm(_Term):
         if "{reply}" not in value:
             raise ValueError("the judge would never see what it judges: write {reply} where it should stand")
         return value
+
+    @model_validator(mode="after")
+    def _somebody_answers(self) -> Self:
+        endpoint = {"url": self.url, "model": self.model, "api_key_env": self.api_key_env}
+        given = [key for key, value in endpoint.items() if value is not None]
+        if self.generator is None and (self.url is None or self.model is None):
+            raise ValueError("nobody answers: give url and model, those of an endpoint, or generator, with a path")
+        if self.generator is not None and given:
+            raise ValueError(
+                f"the judge is an endpoint or generators of the run's own, and both are given ({', '.join(given)} and generator): "
+                "leave one out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_scale(self) -> Self:

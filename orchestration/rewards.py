@@ -6,25 +6,43 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from actors.judge import Judge, JudgeSettings
+from actors.judge import Judge, JudgeSettings, Speaker
+from actors.judge_endpoint import Endpoint, EndpointSettings
+from actors.judge_generators import Generators
 from actors.rewards import Composite, JudgeFn, Term, asked_term, form_request, last_reply, length_term, overlong_term
+from actors.rollout import GenerateFn
 from envs.base import Environment
+from orchestration.codec import load_codec
 from orchestration.config import RunConfig
 from orchestration.errors import ConfigError
+from orchestration.reward_sections import JudgeTerm
 
 
-def make_judge(config: RunConfig) -> Judge | None:
-    """The client of rewards.judge, with the key from the environment variable it names. Raises ConfigError for a cache_file that
-    cannot be one."""
+def make_judge(config: RunConfig, generate: GenerateFn) -> Judge | None:
+    """The language model of rewards.judge. generate: of the run's generators that judge, where it has them.
+
+    Raises ConfigError for a cache_file that cannot be one, and for a model without a usable tokenizer.
+    """
     term = config.rewards.judge
     if term is None:
         return None
     cache = None if term.cache_file is None else Path(term.cache_file).expanduser()
-    settings = term.model_dump(exclude={"weight", "api_key_env", "cache_file"})
+    same = ("rubric", "reference", "score", "low", "high", "temperature", "max_tokens", "cache_entries")
+    settings = JudgeSettings(**{key: getattr(term, key) for key in same}, cache_file=cache)
     try:
-        return Judge(JudgeSettings(**settings, cache_file=cache), os.environ.get(term.api_key_env or ""))
+        return Judge(settings, _speaker(term, generate))
     except OSError as error:
         raise ConfigError(f"rewards.judge.cache_file {cache} cannot be used: {error}") from None
+
+
+def _speaker(term: JudgeTerm, generate: GenerateFn) -> Speaker:
+    if (g := term.generator) is not None:
+        codec = load_codec("rewards.judge.generator.path", g.path, g.chat_template)
+        return Generators(g.path, generate, codec, g.max_model_len)
+    if term.url is None or term.model is None:
+        raise ConfigError("rewards.judge has neither an endpoint nor a generator")
+    limits = (term.timeout_s, term.retries, term.backoff_s, term.concurrency)
+    return Endpoint(EndpointSettings(term.url, term.model, *limits), os.environ.get(term.api_key_env or ""))
 
 
 def compose(

@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from learner.checkpoint import CheckpointError, Checkpoints, read_state, write_whole
-from orchestration import config as configuration
-from orchestration import placement
+from orchestration import placement, world
 from orchestration.config import RunConfig
 from orchestration.curriculum import Curriculum, stages_of
 from orchestration.errors import ConfigError, IsentropeError, NumericsError, Stopped
+from orchestration.reading import local
 from orchestration.report import write_report
 from orchestration.reward_sections import RewardsSection
 from orchestration.sections import BODY
 from orchestration.sinks import FanOut, RunInfo, build_sinks
 
 if TYPE_CHECKING:
+    from orchestration.codec import HFCodec
     from orchestration.launch import Cluster
     from orchestration.loop import StopSignal
-    from orchestration.rollouts import HFCodec
 
 # What a resumed run may not change: the optimiser's state is laid out by it, or the statistics would be of two runs.
 FIXED_ON_RESUME = (
@@ -80,7 +80,7 @@ class Job:
 
 def prepare(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Job:
     """Raises ConfigError; writes nothing."""
-    configuration.check_world(config)
+    world.check_world(config)
     job = Job(config)
     if resume:
         return Job(config, *_resume_state(config, job.checkpoints))
@@ -98,7 +98,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
 
 
 def in_turn(jobs: Sequence[Job], announce: Callable[[Job], None] = lambda job: None) -> None:
-    """Runs of one `launch.shape_of`, one after the other on the same actors. Raises IsentropeError at the first that fails."""
+    """Runs of one `shape_of`, one after the other on the same actors. Raises IsentropeError at the first that fails."""
     first = jobs[0].config
     codec = make_codec(first)
 
@@ -120,14 +120,10 @@ def in_turn(jobs: Sequence[Job], announce: Callable[[Job], None] = lambda job: N
 
 
 def make_codec(config: RunConfig) -> HFCodec:
-    """Raises ConfigError for a model without a usable tokenizer."""
-    from orchestration.rollouts import HFCodec
+    """The policy's. Raises ConfigError for a model without a usable tokenizer."""
+    from orchestration.codec import load_codec
 
-    try:
-        return HFCodec(_absolute(config.model.path), config.model.chat_template)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"the tokenizer of model.path {config.model.path} cannot be used: {reason}") from None
+    return load_codec("model.path", config.model.path, config.model.chat_template)
 
 
 @contextlib.contextmanager
@@ -194,14 +190,14 @@ async def conduct(job: Job, cluster: Cluster, codec: HFCodec, stop: StopSignal, 
 async def _train(job: Job, cluster: Cluster, sink: FanOut, codec: HFCodec, stop: StopSignal) -> None:
     from envs import catalog
     from orchestration import rewards
-    from orchestration.launch import Start
+    from orchestration.actor_settings import Start
     from orchestration.loop import Run
     from orchestration.rollouts import Rollouts
 
     config = job.config
     environments = [catalog.load(e.name, e.params, seed=config.run.seed) for e in config.all_environments]
     curriculum = Curriculum(environments, stages_of(config), config.run.seed, config.batch.adaptive)
-    model = _absolute(config.model.path)
+    model = local(config.model.path)
     start, iteration = Start(model), 0
     owes_evaluation = bool(config.evaluation.prompts) and config.evaluation.start
     if job.state is not None and job.checkpoint is not None:
@@ -220,7 +216,7 @@ async def _train(job: Job, cluster: Cluster, sink: FanOut, codec: HFCodec, stop:
             config.model_dump(mode="json"),
         )
     )
-    judge = rewards.make_judge(config)
+    judge = rewards.make_judge(config, lambda requests: cluster.judges.generate(requests))
     try:
         await cluster.begin(config, start)
         composite = rewards.compose(
@@ -335,11 +331,6 @@ def _resolve_precision(data: dict[str, Any]) -> None:
     learner = data["learner"]
     switch = data.setdefault("precision", {"mode": learner["precision"]})
     learner["precision"] = learner["precision"] or BODY[switch["mode"]]
-
-
-def _absolute(path: str) -> str:
-    """A local folder is named in full: actors have working directories of their own. A hub id stays as it is."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def _clear(folder: Path) -> None:

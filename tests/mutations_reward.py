@@ -99,8 +99,8 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
     *_entries(
         "actors/judge",
         JUDGE,
-        ("the same marks for everybody", "secrets.token_hex(8)", '"0000000000000000"'),
-        ("the marks are in the question", 'self._body(texts, "")', "self._body(texts, secrets.token_hex(8))"),
+        ("the same marks for everybody", "identity[:16]", '"0000000000000000"'),
+        ("the marks are in the question", 'self._body(texts, "")', "self._body(texts, str(id(texts)))"),
         ("how it is read is not", 'self._body(texts, ""), s.score, s.low, s.high]', 'self._body(texts, "")]'),
         ("the first score", "float(found[-1])", "float(found[0])"),
         ("a refusal is an answer", 'if refusal or choice.get("finish_reason") == "content_filter":', "if False:"),

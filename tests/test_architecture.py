@@ -20,12 +20,13 @@ HOMES = {
     "ray": r"actors/remote\.py|orchestration/.*",
     "vllm": r"actors/vllm_\w+\.py",
     "deepspeed": r"learner/deepspeed_engine\.py",
-    "httpx": r"actors/judge\.py",
+    "httpx": r"actors/judge_endpoint\.py",
 }
 LIGHT = [
     "alarms",
     "grid",
     "config",
+    "world",
     "reading",
     "sections",
     "cli",

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 from integration.test_run import finish, isentrope, model, rows, smoke, survivors, untimed, wait_for  # noqa: F401 - a fixture
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from envs.arithmetic import Arithmetic
 from learner.tokenizer import build_tokenizer
@@ -35,6 +35,19 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(tokenizer), **sizes, num_labels=1, initializer_range=0.5)  # type: ignore[arg-type]
     LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chatterer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers whatever it is asked with random characters, most often a digit among them."""
+    folder = tmp_path_factory.mktemp("models") / "chatterer"
+    tokenizer = build_tokenizer(Arithmetic().alphabet())
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), **sizes, max_position_embeddings=1024)  # type: ignore[arg-type]
+    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -146,3 +159,40 @@ def test_killed_and_resumed_equals_undisturbed(model: Path, classifier: Path, tm
     for mine, theirs in zip(found["whole"], found["cut"], strict=True):
         for key, value in mine.items():
             assert theirs[key] == pytest.approx(value, abs=1e-6), (mine["iteration"], key)
+
+
+def test_generators_that_judge_stay_what_they_are_and_are_replaced(
+    model: Path,  # noqa: F811
+    chatterer: Path,
+    tmp_path: Path,
+) -> None:
+    """Its score of one question is the same at the end as it was at the start, on another engine, at temperature 1."""
+    generator = f"{{path: {chatterer}, max_model_len: 640, max_num_seqs: 64, kv_cache_mb: 32, cpus: 0.3}}"
+    asked = (
+        "weight: 0.5, rubric: '{reply}', score: '([0-9])', high: 9, max_tokens: 8, cache_entries: 0, temperature: 1.0"
+    )
+    more = (f"rewards.judge={{{asked}, generator: {generator}}}", *ENVS)
+    more += ("run.iterations=30", "run.samples_per_iteration=64")
+    process = isentrope(*smoke(model, "judged", *more), cwd=tmp_path)
+    folder = tmp_path / "runs" / "judged"
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 2, process)
+    family = [(p, " ".join(p.cmdline())) for p in psutil.Process(process.pid).children(recursive=True)]
+    actors = [p for p, line in family if "ray::GeneratorActor" in line]
+    assert len(actors) == 2
+    max(actors, key=lambda p: p.create_time()).kill()  # either: both are replaced
+    code, out = finish(process)
+    assert code == 0, out
+    assert "was replaced by" in out
+    found = rows(folder)
+    assert [r["iteration"] for r in found] == list(range(1, 31))
+    assert all(0 <= r["term/judge"] <= 1 for r in found if "term/judge" in r)
+    assert found[-1]["status/error"] < 0.5
+    assert found[-1]["reward/std"] > 0
+    scores: dict[str, list[float]] = {}
+    for line in (folder / "samples.jsonl").read_text().splitlines():
+        sample = json.loads(line)
+        if "judge" in sample.get("terms", {}):
+            scores.setdefault(sample["reply"], []).append(sample["terms"]["judge"])
+    assert max(len(v) for v in scores.values()) > 10  # the question has the reply alone, and some came again
+    assert len({v[0] for v in scores.values()}) > 3
+    assert all(len(set(v)) == 1 for v in scores.values()), scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from learner.entropy import build
 from orchestration.config import (
     RECIPES,
     RunConfig,
-    check_world,
     find_recipe,
     load_config,
     recipe_names,
@@ -24,6 +24,7 @@ from orchestration.config import (
 )
 from orchestration.errors import ConfigError, IsentropeError, NumericsError, PlacementError, Stopped
 from orchestration.reading import parse_overrides
+from orchestration.world import check_world
 
 
 def message(**sections: dict[str, Any]) -> str:
@@ -435,6 +436,29 @@ def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
             world(config_data(model={"path": path}))
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         world(config_data(model={"path": str(tmp_path)}))
+
+
+@pytest.mark.parametrize(
+    ("model", "refused"),
+    [
+        ({"max_position_embeddings": 63}, True),
+        ({"max_position_embeddings": 64}, False),
+        ({"text_config": {"max_position_embeddings": 63}}, True),
+        ({"max_position_embeddings": 63, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, True),
+        ({"max_position_embeddings": 63, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, False),
+        ({"max_position_embeddings": 63, "rope_scaling": {"type": "linear", "factor": 2.0}}, False),
+        ({"max_position_embeddings": 63, "rope_parameters": {"full": {"rope_type": "yarn"}, "sliding": {}}}, False),
+        ({}, False),
+    ],
+)
+def test_a_context_beyond_a_models_positions_is_refused(tmp_path: Path, model: dict[str, Any], refused: bool) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    config = config_data(model={"path": str(tmp_path)}, generators={"max_model_len": 64})
+    if not refused:
+        world(config)
+        return
+    with pytest.raises(ConfigError, match=r"generators\.max_model_len is 64 and the model \S+ has 63 positions"):
+        world(config)
 
 
 @pytest.mark.parametrize(

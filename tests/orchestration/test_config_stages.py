@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from builders import config_data, stages_data
 
-from orchestration.config import check_world, configure, load_config, validate
+from orchestration.config import configure, load_config, validate
 from orchestration.errors import ConfigError
 from orchestration.grid import cells, load_grid
 from orchestration.reading import write_yaml
 from orchestration.train import _over, _same_stages
+from orchestration.world import check_world
 
 
 def message(data: dict[str, Any]) -> str:

@@ -11,16 +11,20 @@ import pytest
 import yaml
 from builders import config_data, make_group, stages_data
 
+from actors.inference import Completion
+from actors.judge_endpoint import Endpoint
 from actors.rewards import Composite, Ended
 from actors.verifier import JudgeRequest
 from envs import catalog
 from envs.types import Group, Message, Observation, Status, Verdict
 from orchestration import placement
-from orchestration.config import RunConfig, check_world, validate
+from orchestration.actor_settings import judge_engine, shape_of
+from orchestration.config import RunConfig, validate
 from orchestration.errors import ConfigError
 from orchestration.metrics import lookup
 from orchestration.replies import describe
 from orchestration.rewards import compose, make_judge
+from orchestration.world import check_world
 
 URL = "http://localhost:8000/v1"
 
@@ -35,6 +39,17 @@ def refused(**rewards: Any) -> str:
 
 def judge(**values: Any) -> dict[str, Any]:
     return {"judge": {"weight": 1.0, "url": URL, "model": "m", **values}}
+
+
+GENERATOR = {"path": "some/model", "max_model_len": 64}
+
+
+def own_judge(max_tokens: int = 16, **values: Any) -> dict[str, Any]:
+    return {"judge": {"weight": 1.0, "max_tokens": max_tokens, "generator": {**GENERATOR, **values}}}
+
+
+async def nobody(requests: object) -> list[Completion]:
+    raise AssertionError("nobody was to be asked")
 
 
 def model(**values: Any) -> dict[str, Any]:
@@ -61,7 +76,11 @@ def model(**values: Any) -> dict[str, Any]:
         (model(clip=[1, 1]), "clip goes from 1 to 1: the first has to be the smaller"),
         (model(scale=0), "scale is 0, so that every reply would have the same score"),
         (model(gpus=2), "rewards.model.gpus is 2"),
-        ({"judge": {"weight": 1, "model": "m"}}, "rewards.judge.url is missing"),
+        ({"judge": {"weight": 1, "model": "m"}}, "rewards.judge: nobody answers: give url and model"),
+        (judge(generator=GENERATOR), "both are given (url, model and generator): leave one out"),
+        (own_judge(max_tokens=64), "rewards.judge.max_tokens (64) leaves no room for a question in"),
+        (own_judge(gpus=1), "rewards.judge.generator.gpus is 1 and generators.gpus 0"),
+        (own_judge(gpus=2), "rewards.judge.generator.gpus is 2"),
         (judge(url="localhost:8000"), "it is no address of an endpoint: give the like of http://localhost:8000/v1"),
         (judge(url="http://localhost:8a/v1"), "its port is no number from 0 to 65535"),
         (judge(url="http://localhost:99999/v1"), "its port is no number from 0 to 65535"),
@@ -128,16 +147,18 @@ def test_what_only_the_machine_knows(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_key_is_in_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "sk-very-secret-1")
     config = validate(config_data(rewards=judge(api_key_env="SOME_KEY")))
-    made = make_judge(config)
-    assert made is not None and made._key == "sk-very-secret-1"
-    assert "sk-very-secret-1" not in config.to_yaml() + str(config.model_dump()) + repr(made.settings)
+    made = make_judge(config, nobody)
+    assert made is not None and isinstance(made.speaker, Endpoint) and made.speaker._key == "sk-very-secret-1"
+    assert "sk-very-secret-1" not in config.to_yaml() + str(config.model_dump()) + repr(made.settings) + repr(
+        made.speaker.settings
+    )
     assert "SOME_KEY" in config.to_yaml()
-    assert make_judge(validate(config_data())) is None
+    assert make_judge(validate(config_data()), nobody) is None
 
 
 def test_a_cache_file_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rewards\.judge\.cache_file \S+ cannot be used"):
-        make_judge(validate(config_data(rewards=judge(cache_file=str(tmp_path)))))
+        make_judge(validate(config_data(rewards=judge(cache_file=str(tmp_path)))), nobody)
 
 
 def test_the_recipe_of_the_readme_is_one() -> None:
@@ -145,6 +166,15 @@ def test_the_recipe_of_the_readme_is_one() -> None:
     data = config_data(sampling={"max_tokens": 1024}, generators={"max_model_len": 2048})
     config = validate(data | yaml.safe_load(text.partition("```yaml")[2].partition("```")[0]))
     assert list(config.rewards.terms) == ["length", "format", "overlong", "model", "judge"]
+
+
+def test_the_judge_of_the_readme_on_generators_is_one() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8").partition("## Rewards")[2]
+    block = text.split("```yaml")[2].partition("```")[0]
+    data = config_data(generators={"gpus": 1}, learner={"gpus": 1})
+    config = validate(data | yaml.safe_load(f"rewards:\n{block}"))
+    assert config.judge_generator is not None and config.judge_generator.count == 2
+    assert placement.totals(placement.plan(config))["GPU"] == 4
 
 
 def test_terms_survive_the_disk() -> None:
@@ -167,6 +197,17 @@ def test_reward_models_are_part_of_the_plan() -> None:
     assert not any("reward" in s.role for s in placement.plan(validate(config_data())))
     with pytest.raises(Exception, match="reward-models 2"):
         placement.check(slots, {"CPU": 100, "GPU": 1}, [{"CPU": 100, "GPU": 1}])
+
+
+def test_generators_that_judge_are_part_of_the_plan_and_of_what_warm_actors_agree_in() -> None:
+    config = validate(config_data(rewards=own_judge(count=2, cpus=0.5)))
+    assert [s.cpus for s in placement.plan(config) if s.role.startswith("judge")] == [0.5, 0.5]
+    assert judge_engine(config, config.judge_generator)["dtype"] == "auto"  # type: ignore[arg-type]
+    other = validate(config_data(rewards=own_judge(count=2, cpus=0.5, path="another/model")))
+    weight = config_data(rewards=own_judge(count=2, cpus=0.5))
+    weight["rewards"]["judge"]["weight"] = 0.5
+    assert shape_of(config) != shape_of(other)
+    assert shape_of(config) == shape_of(validate(weight))
 
 
 # --- what terms become --------------------------------------------------------------------------------------------------
