@@ -194,9 +194,13 @@ def _bubblewrap(limits: Limits) -> list[str]:
     if not found:
         raise IsolationError("there is no bwrap on the PATH")
     command = [found, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--die-with-parent"]
+    # The supervisor is the first process: bwrap's own would be one more to signal, and bwrap would not wait until it has ended all.
+    command.append("--as-pid-1")
     # Root keeps what it needs to become the program's own user; anybody else has a user namespace and no right at all.
     command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.geteuid() == 0 else ["--unshare-user"]
     for path in _shown():
+        for folder in reversed(Path(path).parents[:-1]):
+            command += ["--dir", str(folder)]  # bwrap would close to others what it makes above a folder in root's home
         link = Path(path).is_symlink()
         command += ["--symlink", str(Path(path).readlink()), path] if link else ["--ro-bind-try", path, path]
     for device in untrusted_child.DEVICES:
