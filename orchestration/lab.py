@@ -23,7 +23,7 @@ from orchestration.config import RunConfig
 from orchestration.errors import ConfigError, IsentropeError, Stopped
 from orchestration.grid import Cell, Grid, cells, load_grid, notes, to_yaml
 from orchestration.lab_report import write_lab_report
-from orchestration.lab_results import ArmRuns, collect, lab_table, markdown_table, tables
+from orchestration.lab_results import ArmRuns, collect, lab_table, markdown_matrix, markdown_table, matrices, tables
 from orchestration.placement import plan, totals
 from orchestration.sinks import read_rows
 from orchestration.train import Job, conduct, connected, is_finished, make_codec, prepare, signals
@@ -220,7 +220,8 @@ def publish(grid: Grid, root: Path, progress: Progress, console: Console) -> Pat
         arms.append(ArmRuns(name, runs, failed, note))
     results: dict[str, Any] = collect(arms)
     write_whole(root / "results.json", json.dumps(results, indent=1))
-    write_whole(root / "results.md", "\n".join(markdown_table(results, shown) for shown in tables(results)))
+    written = [markdown_table(results, shown) for shown in tables(results)]
+    write_whole(root / "results.md", "\n".join([*written, *map(markdown_matrix, matrices(results))]))
     report = write_lab_report(grid.name, arms, results, root / "report.html")
     for shown in tables(results):
         Console(width=max(console.width, 160)).print(lab_table(results, shown), "")

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from orchestration import lab_charts, plots
 from orchestration.lab_charts import Tracks
 from orchestration.lab_figures import steered
-from orchestration.lab_results import ArmRuns, columns, first_temperature, lines, retention_columns
+from orchestration.lab_results import ArmRuns, Matrix, columns, first_temperature, lines, matrices, retention_columns
 from orchestration.lab_story import story
 from orchestration.report import clean, page
 from orchestration.story import table
@@ -149,9 +149,20 @@ def _retention(results: Mapping[str, Any]) -> str:
     heads = "".join(f"<th>{escape(c.title).replace(', ', ',<br>')}</th>" for c in cells)
     aside = (
         "Mean ± standard deviation over seeds. Backward transfer: what came after an environment's own stage did to it; "
-        "forward: what came before; forgetting: from the best it had been. Reward: its mean over the stage."
+        "forward: what came before; forgetting: from the best it had been. Reward: its mean over the stage; entropy: from the "
+        "stage's first 3 iterations to its last 5."
     )
-    return f"<h2>What was retained</h2>{table('summary lab', f'<tr><th>arm</th>{heads}</tr>', body)}<p class='note'>{aside}</p>"
+    shown = table("summary lab", f"<tr><th>arm</th>{heads}</tr>", body)
+    return f"<h2>What was retained</h2>{shown}<p class='note'>{aside}</p>{''.join(map(_matrix, matrices(results)))}"
+
+
+def _matrix(matrix: Matrix) -> str:
+    heads = "".join(f"<th>{escape(env)}</th>" for env in matrix.environments)
+    body = "".join(
+        f"<tr><th>{escape(arm)}</th><td>{escape(after)}</td>{''.join(f'<td>{_two_lines(cell)}</td>' for cell in cells)}</tr>"
+        for arm, after, cells in matrix.lines
+    )
+    return table("summary lab", f"<tr><th>pass@{matrix.k}</th><th>after</th>{heads}</tr>", body)
 
 
 def _failures(results: Mapping[str, Any]) -> str:

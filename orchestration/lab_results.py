@@ -212,7 +212,46 @@ def retention_columns(results: Mapping[str, Any]) -> list[Column]:
     )
     for stage in stages:
         made.append(Column(f"reward, stage {stage}", lambda arm, key=f"area/reward/{stage}": spread(stat(arm, key))))
+    for stage in stages:
+        key = f"entropy_change/{stage}"
+        if any(key in arm["figures"] for arm in results["arms"]):
+            made.append(Column(f"entropy, stage {stage}", lambda arm, key=key: percents(stat(arm, key), sign=True)))
     return made
+
+
+class Matrix(NamedTuple):
+    """The retention matrix of a lab's arms: a line for every arm and stage, a cell for every environment."""
+
+    k: int
+    environments: list[str]
+    lines: list[tuple[str, str, list[str]]]  # arm, the stage after which it was evaluated, cells
+
+
+def matrices(results: Mapping[str, Any]) -> list[Matrix]:
+    """For pass@1 and pass@K; none for runs without stages."""
+    made = []
+    for k in dict.fromkeys((1, results["k"])):
+        begin = f"matrix/pass@{k}/"
+        keys = dict.fromkeys(
+            key[len(begin) :] for arm in results["arms"] for key in arm["figures"] if key.startswith(begin)
+        )
+        stages = dict.fromkeys(key.partition("/")[0] for key in keys)
+        environments = list(dict.fromkeys(key.partition("/")[2] for key in keys))
+        found = []
+        for arm in results["arms"]:
+            for stage in stages:
+                cells = [spread(stat(arm, f"{begin}{stage}/{env}")) for env in environments]
+                found.append((arm["name"], "before training" if stage == "start" else f"stage {stage}", cells))
+        if found:
+            made.append(Matrix(k, environments, found))
+    return made
+
+
+def markdown_matrix(matrix: Matrix) -> str:
+    out = [f"| pass@{matrix.k} | after | {' | '.join(map(_plain, matrix.environments))} |"]
+    out.append(f"|---|---|{'---:|' * len(matrix.environments)}")
+    out += [f"| {_plain(arm)} | {after} | {' | '.join(cells)} |" for arm, after, cells in matrix.lines]
+    return "\n".join(out) + "\n"
 
 
 def lines(results: Mapping[str, Any]) -> list[Arm]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from orchestration.estimators import mean
+from orchestration.estimators import finite, mean
 from orchestration.metrics import lookup
 from orchestration.sinks import Row
 
@@ -81,9 +81,10 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """Areas under one stage's curves, over its length: the mean height of the curve, by trapezoids."""
+    """Areas under one stage's curves, over its length: the mean height of the curve, by trapezoids. And what entropy did."""
 
     reward: float  # mean training reward over the stage's iterations
+    entropy_change: float  # of the exact entropy, from the stage's first 3 iterations to its last 5, relative
     evaluation: float  # the stage's environments' mean pass@1, from the evaluation before the stage to the one after it
 
 
@@ -143,7 +144,9 @@ def areas(rows: Sequence[Row]) -> list[Area]:
             for row in rows
             if edge <= row["iteration"] <= (mine[-1]["iteration"] if mine else edge)
         ]
-        out.append(Area(height(rewards), height(scores)))
+        entropy = finite(row.get("entropy/exact", math.nan) for row in mine)
+        change = mean(entropy[-5:]) / mean(entropy[:3]) - 1 if entropy else math.nan
+        out.append(Area(height(rewards), change, height(scores)))
         edge = mine[-1]["iteration"] if mine else edge
     return out
 
@@ -159,7 +162,8 @@ def height(points: Iterable[tuple[float, float]]) -> float:
 
 def figures(rows: Sequence[Row], k: int) -> dict[str, float]:
     """The figures of a run with stages under flat names, for pass@1 and pass@k: `retained/pass@1`, `backward/pass@1`,
-    `forward/pass@1`, `forgetting/pass@1`, `area/reward/0`, `area/eval/0`, ... NaN where one does not exist."""
+    `forward/pass@1`, `forgetting/pass@1`, `area/reward/0`, `area/eval/0`, `entropy_change/0`, ... and the matrix itself:
+    `matrix/pass@1/0/add` is R[0][add], `matrix/pass@1/start/add` is b[add]. NaN where one does not exist."""
     out: dict[str, float] = {}
     for at in dict.fromkeys((1, k)):
         found = matrix(rows, at)
@@ -171,6 +175,10 @@ def figures(rows: Sequence[Row], k: int) -> dict[str, float]:
             f"forward/pass@{at}": found.forward_transfer,
             f"forgetting/pass@{at}": found.forgetting,
         }
+        for stage in range(-1, len(found.after)):
+            name = "start" if stage < 0 else stage
+            out |= {f"matrix/pass@{at}/{name}/{env}": found.at(stage, env) for env in found.environments}
     for stage, area in enumerate(areas(rows)):
         out |= {f"area/reward/{stage}": area.reward, f"area/eval/{stage}": area.evaluation}
+        out[f"entropy_change/{stage}"] = area.entropy_change
     return out

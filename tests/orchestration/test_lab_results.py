@@ -21,7 +21,9 @@ from orchestration.lab_results import (
     collect,
     columns,
     lab_table,
+    markdown_matrix,
     markdown_table,
+    matrices,
     percents,
     spread,
     tables,
@@ -252,9 +254,36 @@ def test_off_the_front_within_the_noise_or_clearly() -> None:
 
 def test_a_lab_of_runs_with_stages_has_a_second_table(tmp_path: Path) -> None:
     staged = {"retained/pass@1": [0.5, 0.7], "forgetting/pass@1": [0.1, 0.1], "area/reward/0": [0.4, 0.6]}
+    staged["entropy_change/0"] = [-0.8, -0.6]
     both = {"arms": [arm("a", **staged)], "start": arm("start"), "k": 1, "temperature": 1.0}
     plain = {**both, "arms": [arm("a", reward_end=[0.5, 0.7])]}
     assert len(tables(plain)) == 1
     _, shown = tables(both)
-    assert [column.title for column in shown] == ["at the end, pass@1", "forgetting, pass@1", "reward, stage 0"]
-    assert "| a | 0.600 ± 0.141 | 0.100 ± 0.000 | 0.500 ± 0.141 |" in markdown_table(both, shown)
+    assert [column.title for column in shown] == [
+        "at the end, pass@1",
+        "forgetting, pass@1",
+        "reward, stage 0",
+        "entropy, stage 0",
+    ]
+    assert "| a | 0.600 ± 0.141 | 0.100 ± 0.000 | 0.500 ± 0.141 | −70 ± 14\N{NO-BREAK SPACE}% |" in markdown_table(
+        both, shown
+    )
+
+
+def test_a_lab_of_runs_with_stages_has_the_matrix_of_every_arm() -> None:
+    cells = {
+        "matrix/pass@1/start/add": [0.1, 0.1],
+        "matrix/pass@1/0/add": [0.5, 0.7],
+        "matrix/pass@1/start/rg/gcd": [0.0, 0.2],
+        "matrix/pass@1/0/rg/gcd": [0.2, 0.2],
+    }
+    both = {"arms": [arm("a|b", **cells)], "start": arm("start"), "k": 1, "temperature": 1.0}
+    (made,) = matrices(both)
+    assert (made.k, made.environments) == (1, ["add", "rg/gcd"])
+    assert markdown_matrix(made).splitlines() == [
+        "| pass@1 | after | add | rg/gcd |",
+        "|---|---|---:|---:|",
+        "| a\\|b | before training | 0.100 ± 0.000 | 0.100 ± 0.141 |",
+        "| a\\|b | stage 0 | 0.600 ± 0.141 | 0.200 ± 0.000 |",
+    ]
+    assert matrices({**both, "arms": [arm("a", reward_end=[0.5, 0.7])]}) == []

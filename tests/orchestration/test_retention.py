@@ -91,6 +91,27 @@ def test_areas_are_mean_heights() -> None:
     assert third.evaluation == pytest.approx((0.4 + 0.7) / 2)
 
 
+def test_a_stages_entropy_is_compared_with_its_own_start() -> None:
+    """The first 3 of its iterations and the last 5, whatever another stage's entropy was."""
+    begin = {"eval/a/pass@1": 0.0}
+    heights = [[1.0, 2.0, 3.0, 9.0, 1.0, 1.0, 1.0, 1.0, 1.0], [8.0, 8.0, 8.0, 4.0, 4.0, 4.0, 4.0, 4.0]]
+    data: list[dict[str, float]] = [{"iteration": 0.0, **begin}]
+    for stage, values in enumerate(heights):
+        for value in values:
+            at = float(len(data))
+            data.append(
+                {
+                    "iteration": at,
+                    "stage/index": float(stage),
+                    "reward/a": 0.0,
+                    "reward/mean": 0.0,
+                    "entropy/exact": value,
+                }
+            )
+    assert [a.entropy_change for a in areas(data)] == pytest.approx([1.0 / 2.0 - 1, 4.0 / 8.0 - 1])
+    assert math.isnan(areas([{k: v for k, v in row.items() if k != "entropy/exact"} for row in data])[0].entropy_change)
+
+
 def test_the_figures_of_a_run() -> None:
     numbers: Any = figures(staged_rows(), 4)
     assert numbers["backward/pass@4"] == pytest.approx(1.1 * -0.35)
@@ -100,5 +121,11 @@ def test_the_figures_of_a_run() -> None:
     assert set(numbers) == {
         *(f"{what}/pass@{k}" for what in ("retained", "backward", "forward", "forgetting") for k in (1, 4)),
         *(f"area/{what}/{s}" for what in ("reward", "eval") for s in range(3)),
+        *(f"entropy_change/{s}" for s in range(3)),
+        *(f"matrix/pass@{k}/{s}/{e}" for k in (1, 4) for s in ("start", 0, 1, 2) for e in "abc"),
     }
+    assert (numbers["matrix/pass@1/start/b"], numbers["matrix/pass@1/1/b"]) == (
+        found(1).at(-1, "b"),
+        found(1).at(1, "b"),
+    )
     assert figures([{"iteration": 1.0}], 4) == {}
