@@ -169,9 +169,12 @@ def test_the_shipped_sequence_and_its_grid() -> None:
     config = load_config("sequential-cpu")
     assert [s.name for s in config.stages] == ["words", "toolbox", "countdown"]
     assert len(config.all_environments) == len(config.stages) == 3
-    assert config.iterations == 85
+    assert config.iterations == 200
     grid = load_grid("sequential")
     assert list(grid.arms) == ["rloo", "grpo", "repo-r", "isentropic"]
     found = cells(grid, Path("runs"), None)
     assert [c.problem for c in found] == [""] * 12
     assert {c.seed for c in found} == {0, 1, 2}
+    deep = cells(load_grid("sequential-deep"), Path("runs"), None)
+    assert [c.problem for c in deep] == [""] * 9
+    assert {tuple(s.name for s in c.config.stages) for c in deep if c.config} == {("words", "countdown")}
