@@ -8,6 +8,8 @@ SHAPING = "tests/envs/test_shaping.py"
 COMPOSITE = "tests/actors/test_rewards.py"
 DRIFT = "tests/orchestration/test_drift.py"
 JUDGE = "tests/actors/test_judge.py"
+GENERATORS = "tests/actors/test_judge_generators.py"
+RETENTION = "tests/orchestration/test_retention.py"
 MODEL = "tests/actors/test_reward_model.py"
 
 
@@ -103,7 +105,17 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         ("the marks are in the question", 'self._body(texts, "")', "self._body(texts, str(id(texts)))"),
         ("how it is read is not", 'self._body(texts, ""), s.score, s.low, s.high]', 'self._body(texts, "")]'),
         ("the first score", "float(found[-1])", "float(found[0])"),
-        ("a refusal is an answer", 'if refusal or choice.get("finish_reason") == "content_filter":', "if False:"),
+        ("asked twice", "self._under_way[identity] = task", "pass"),
+        ("who gives up ends it", "await asyncio.shield(task)", "await task"),
+        ("a cache without bounds", "while len(self._found) > self._entries:", "while False:"),
+        ("the latest goes first", "self._found.popitem(last=False)", "self._found.popitem(last=True)"),
+        ("reading is no use", "self._found.move_to_end(key)\n        return", "pass\n        return"),
+        ("scores beyond 1", "isinstance(score, float | int) and 0.0 <= score <= 1.0", "isinstance(score, float | int)"),
+    ),
+    *_entries(
+        "actors/judge_endpoint",
+        JUDGE,
+        ("a refusal is an answer", 'if refusal or finish == "content_filter":', "if False:"),
         ("a refused request is made again", "if response.status_code not in AGAIN:", "if False:"),
         ("never again", "range(s.retries + 1)", "range(1)"),
         ("it never waits longer", "s.backoff_s * 2**attempt", "s.backoff_s * 0"),
@@ -111,12 +123,29 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         ("no time-out", "asyncio.wait_for(self._post(body), s.timeout_s)", "self._post(body)"),
         ("the key is quoted", 'return text.replace(self._key, "***") if self._key else text', "return text"),
         ("all at once", "async with self._free:", "if True:"),
-        ("asked twice", "self._under_way[identity] = task", "pass"),
-        ("who gives up ends it", "await asyncio.shield(task)", "await task"),
-        ("a cache without bounds", "while len(self._found) > self._entries:", "while False:"),
-        ("the latest goes first", "self._found.popitem(last=False)", "self._found.popitem(last=True)"),
-        ("reading is no use", "self._found.move_to_end(key)\n        return", "pass\n        return"),
-        ("scores beyond 1", "isinstance(score, float | int) and 0.0 <= score <= 1.0", "isinstance(score, float | int)"),
+    ),
+    *_entries(
+        "actors/judge_generators",
+        GENERATORS,
+        ("a reply ends its turn", 'self._codec.defuse(m["content"])', 'm["content"]'),
+        ("one seed for all", "reply_seed(0, json.dumps(body, sort_keys=True))", "0"),
+        ("a seed by order", "reply_seed(0, json.dumps(body, sort_keys=True))", "next(self._numbers)"),
+        ("no room for the answer", "len(ids) + most > self._max_model_len", "len(ids) > self._max_model_len"),
+        ("the end is not told", 'done.finish == "length"', "False"),
+        ("no system message is lost", "if not self._has_system:", "if False:"),
+        ("every model of a folder is one", "files = sorted(", "files = 0 and sorted("),
+    ),
+    *_entries(
+        "learner/tokenizer",
+        GENERATORS,
+        ("added tokens are forgotten", "{*tokenizer.all_special_tokens, *added}", "{tokenizer.eos_token}"),
+    ),
+    *_entries(
+        "orchestration/retention",
+        RETENTION,
+        ("entropy from one iteration", "mean(entropy[:3])", "entropy[0]"),
+        ("entropy to one iteration", "mean(entropy[-5:])", "entropy[-1]"),
+        ("a stage late", "found.at(stage, env) for env", "found.at(stage - 1 if stage > 0 else stage, env) for env"),
     ),
     *_entries(
         "actors/reward_model",
