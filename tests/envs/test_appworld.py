@@ -221,6 +221,42 @@ def test_a_server_that_does_not_answer_is_an_error_in_time(stub: Stub) -> None:
     assert "/initialize gave no answer within 0.2 s" in verdict.detail
 
 
+def hang(stubs: list[Stub]) -> tuple[AppWorld, Prompt]:
+    """Tasks on both servers, the first of which has just kept a session waiting for too long and still would."""
+    tasks = AppWorld(urls=[stub.url for stub in stubs], **LISTS)
+    prompt = tasks.prompt("train", 0)
+    stubs[0].seconds, tasks.servers[0]._timeout_s = 1.0, 0.1  # the other one may be as slow as a busy machine is
+    lost = tasks.open(prompt).reply("x")
+    assert isinstance(lost, Verdict) and lost.status is Status.ERROR and stubs[0].url in lost.detail
+    return tasks, prompt
+
+
+def test_a_server_that_hung_comes_after_one_that_is_free(stubs: list[Stub]) -> None:
+    tasks, prompt = hang(stubs)
+    for _ in range(2):  # the second time, the one that hung has not been used for longest
+        verdict = answers(tasks.open(prompt), solution(prompt.task["task_id"]))[-1]
+        assert isinstance(verdict, Verdict) and verdict.correct, verdict
+
+
+def test_a_server_that_hung_comes_after_one_that_others_use(stubs: list[Stub]) -> None:
+    """However lately: it costs a replay to take turns on that one, and a trajectory to wait for the other."""
+    tasks, prompt = hang(stubs)
+    sessions = [tasks.open(prompt) for _ in range(3)]
+    for text in solution(prompt.task["task_id"]):
+        last = [session.reply(text) for session in sessions]
+    assert all(isinstance(verdict, Verdict) and verdict.correct for verdict in last), last
+    assert sum(session.begun for session in sessions) > 3
+
+
+@pytest.mark.timeout(60)  # it would wait for this very process
+def test_a_server_that_hung_is_used_again_where_there_is_no_other(stubs: list[Stub]) -> None:
+    tasks, prompt = hang(stubs)
+    stubs[0].seconds, tasks.servers[0]._timeout_s = 0.0, 60.0
+    with tasks.servers[1].held(block=True):  # somebody is in the middle of a call there
+        assert isinstance(tasks.open(prompt).reply(solution(prompt.task["task_id"])[0]), Observation)
+    assert stubs[0].world is not None and stubs[1].world is None
+
+
 @pytest.mark.parametrize(
     ("path", "answer", "words"),
     [
