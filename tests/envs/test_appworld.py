@@ -274,6 +274,41 @@ def test_what_is_not_appworld_is_told(stub: Stub, path: str, answer: Any, words:
     assert verdict.status is Status.ERROR and words in verdict.detail, verdict.detail
 
 
+PERSON = {"first_name": "Ada", "last_name": "Bell", "email": "ada@example.com", "phone_number": "5550100"}
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (None, "TypeError: 'NoneType' object is not subscriptable"),
+        ("Write it.", "TypeError: string indices must be integers"),
+        ({"instruction": "Write it.", "datetime": "2023"}, "KeyError: 'supervisor'"),
+        ({"supervisor": None, "instruction": "Write it.", "datetime": "2023"}, "TypeError: 'NoneType'"),
+        (
+            {"supervisor": {"first_name": "Ada"}, "instruction": "Write it.", "datetime": "2023"},
+            "KeyError: 'last_name'",
+        ),
+        ({"supervisor": PERSON, "datetime": "2023"}, "KeyError: 'instruction'"),
+    ],
+)
+def test_what_is_no_task_is_one_sentence(stub: Stub, task: Any, words: str) -> None:
+    stub.answers["/tasks/abc7_1"] = {"output": task}
+    tasks = AppWorld(urls=stub.url, train=["abc7_1"], eval=EVAL)
+    with pytest.raises(ValueError, match="appworld: task abc7_1 cannot be had: its answer is not a task: ") as caught:
+        tasks.prompt("train", 0)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert stub.calls == ["/tasks/abc7_1"] * tasks.tries
+
+
+def test_a_server_whose_answer_is_no_task_or_none_at_all_is_not_the_last_word(stubs: list[Stub]) -> None:
+    tasks = AppWorld(urls=[stub.url for stub in stubs], tries=2, **LISTS)
+    stubs[0].answers[f"/tasks/{tasks._ids['train'][0]}"] = {"output": {}}
+    assert "Ada Bell" in tasks.prompt("train", 0).messages[0].content
+    stubs[0].seconds, tasks.servers[0]._timeout_s = 1.0, 0.1
+    assert "Ada Bell" in tasks.prompt("train", 1).messages[0].content
+    assert len(stubs[1].calls) == 2
+
+
 @pytest.mark.parametrize(
     ("params", "words"),
     [
