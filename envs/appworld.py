@@ -271,16 +271,20 @@ class AppWorldSession:
 
     @contextmanager
     def _world(self, avoid: Server | None) -> Iterator[Server]:
-        """A server, held: the session's own, else one that nobody waits for, else the one not used for longest."""
+        """A server, held: the session's own, else one that nobody waits for, else the one not used for longest; one that hung only
+        if every other is held at the moment."""
         servers = [s for s in self._owner.servers if s is not avoid] or self._owner.servers
-        mine = [s for s in servers if s is self._server]
-        free = sorted((s for s in servers if s not in mine), key=lambda s: (bool(s.owner), s.used))
-        for server in mine if mine and mine[0].owner == self._name else [*free, *mine]:
+        mine = self._server if self._server in servers else None
+        if mine is not None and mine.owner == self._name:
+            able = [mine]
+        else:
+            able = sorted(servers, key=lambda s: (s.owner == HUNG, s is mine, s.owner != "", s.used))
+        for server in able:
             with server.held(block=False) as got:
                 if got:
                     yield server
                     return
-        server = (mine or free)[0]
+        server = able[0] if mine is None or mine.owner == HUNG else mine
         with server.held(block=True):
             yield server
 

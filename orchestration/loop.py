@@ -226,6 +226,7 @@ class Run:
                 "policy_version": self.cluster.version,
                 "curriculum": self.curriculum.state_dict(),
                 "owes_evaluation": self.owes_evaluation,
+                "rewards": self.config.rewards.model_dump(mode="json"),  # what the drift is of
                 "drift": self.drift.state_dict(),
                 "alarms": self.alarms.state_dict(),
                 "learner": await self.cluster.learner.first("state_dict"),

@@ -290,7 +290,9 @@ def _resume_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[dict[str
         was, is_now = before[section].get(name), now[section][name]  # a run may be older than the key
         if was != is_now:
             raise ConfigError(f"{key} was {was} and is now {is_now}: a resumed run cannot change it")
-    if before.get("rewards", json.loads(RewardsSection().model_dump_json())) != now["rewards"]:
+    # The checkpoint's own: a run that was resumed with another reward and killed before it wrote one has left its configuration.
+    was_paid = state.get("rewards") or before.get("rewards") or json.loads(RewardsSection().model_dump_json())
+    if was_paid != now["rewards"]:
         state.pop("drift", None)  # the start of another reward is nothing to compare with
     return state, checkpoint
 

@@ -34,7 +34,7 @@ def check_world(config: RunConfig) -> None:
             names = {made.prompt("train", k).env for k in range(4 if config.stages else 1)}  # a server must answer, too
             lacking = _lacks(config, made)
         except (ValueError, OSError) as error:
-            raise ConfigError(f"{where}: {error}") from None
+            raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
         except Exception as error:  # of a user's or another library's environment
             raise ConfigError(f"{where}: {catalog.told(error)}") from error
         if lacking:

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from envs.types import Group, Message, Prompt, Status, Trajectory, Turn, Verdict
+from learner.checkpoint import Checkpoints
 from learner.types import LossData, TokenStats
+from orchestration.config import RunConfig
 
 VOCAB = 50
 
@@ -130,6 +132,16 @@ def stages_data(**second: Any) -> dict[str, Any]:
         {"name": "two", "environments": mixture, "iterations": 5, **second},
     ]
     return data
+
+
+def stopped_run(config: RunConfig, **state: Any) -> Checkpoints:
+    """The folder of a run that can go on after its first iteration; more keys of its state."""
+    checkpoints = Checkpoints(config.folder / "checkpoints", 2)
+    with checkpoints.writing(1) as draft:
+        at = {"stage": 0, "iteration": 1, "rewards": [], "given": [[0, 0]]}
+        checkpoints.commit(draft, {"iteration": 1, "curriculum": at, **state})
+    (config.folder / "config.yaml").write_text(config.to_yaml())
+    return checkpoints
 
 
 CONFIG = "run: {name: demo, seed: 3}\nentropy:\n  method: {kind: repo}\nobjective: {advantage: grpo}\n"

@@ -1,4 +1,4 @@
-"""Stand-ins that record the order of events instead of checking calls."""
+"""Stand-ins that record the order of events instead of checking calls, and an environment of bare prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 from actors.inference import Completion, Request
 from actors.pool import MemberDied
 from actors.verifier import JudgeRequest
-from envs.types import Group, Message, Observation, Prompt, Trajectory, Turn, Verdict
+from envs.base import Session
+from envs.types import Group, Message, Observation, Prompt, Split, Trajectory, Turn, Verdict
 from learner.weights import Rendezvous, WeightManifest
 
 FAKE_VOCAB = 32
@@ -181,6 +182,22 @@ class FakeCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         return f"reply {list(ids)}"
+
+
+class Numbered:
+    """An environment whose prompts are their index; a split of `size` wraps around, as the protocol says. Nothing is judged."""
+
+    def __init__(self, name: str, size: int | None) -> None:
+        self.name, self._size = name, size
+
+    def size(self, split: Split) -> int | None:
+        return self._size
+
+    def prompt(self, split: Split, index: int) -> Prompt:
+        return Prompt(self.name, split, index, (), {"task": index if self._size is None else index % self._size})
+
+    def open(self, prompt: Prompt) -> Session:
+        raise NotImplementedError
 
 
 class FakeRun:

@@ -221,6 +221,42 @@ def test_a_server_that_does_not_answer_is_an_error_in_time(stub: Stub) -> None:
     assert "/initialize gave no answer within 0.2 s" in verdict.detail
 
 
+def hang(stubs: list[Stub]) -> tuple[AppWorld, Prompt]:
+    """Tasks on both servers, the first of which has just kept a session waiting for too long and still would."""
+    tasks = AppWorld(urls=[stub.url for stub in stubs], **LISTS)
+    prompt = tasks.prompt("train", 0)
+    stubs[0].seconds, tasks.servers[0]._timeout_s = 1.0, 0.1  # the other one may be as slow as a busy machine is
+    lost = tasks.open(prompt).reply("x")
+    assert isinstance(lost, Verdict) and lost.status is Status.ERROR and stubs[0].url in lost.detail
+    return tasks, prompt
+
+
+def test_a_server_that_hung_comes_after_one_that_is_free(stubs: list[Stub]) -> None:
+    tasks, prompt = hang(stubs)
+    for _ in range(2):  # the second time, the one that hung has not been used for longest
+        verdict = answers(tasks.open(prompt), solution(prompt.task["task_id"]))[-1]
+        assert isinstance(verdict, Verdict) and verdict.correct, verdict
+
+
+def test_a_server_that_hung_comes_after_one_that_others_use(stubs: list[Stub]) -> None:
+    """However lately: it costs a replay to take turns on that one, and a trajectory to wait for the other."""
+    tasks, prompt = hang(stubs)
+    sessions = [tasks.open(prompt) for _ in range(3)]
+    for text in solution(prompt.task["task_id"]):
+        last = [session.reply(text) for session in sessions]
+    assert all(isinstance(verdict, Verdict) and verdict.correct for verdict in last), last
+    assert sum(session.begun for session in sessions) > 3
+
+
+@pytest.mark.timeout(60)  # it would wait for this very process
+def test_a_server_that_hung_is_used_again_where_there_is_no_other(stubs: list[Stub]) -> None:
+    tasks, prompt = hang(stubs)
+    stubs[0].seconds, tasks.servers[0]._timeout_s = 0.0, 60.0
+    with tasks.servers[1].held(block=True):  # somebody is in the middle of a call there
+        assert isinstance(tasks.open(prompt).reply(solution(prompt.task["task_id"])[0]), Observation)
+    assert stubs[0].world is not None and stubs[1].world is None
+
+
 @pytest.mark.parametrize(
     ("path", "answer", "words"),
     [
@@ -236,6 +272,41 @@ def test_what_is_not_appworld_is_told(stub: Stub, path: str, answer: Any, words:
     verdict = tasks.open(prompt).reply(solution(prompt.task["task_id"])[2])
     assert isinstance(verdict, Verdict)
     assert verdict.status is Status.ERROR and words in verdict.detail, verdict.detail
+
+
+PERSON = {"first_name": "Ada", "last_name": "Bell", "email": "ada@example.com", "phone_number": "5550100"}
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (None, "TypeError: 'NoneType' object is not subscriptable"),
+        ("Write it.", "TypeError: string indices must be integers"),
+        ({"instruction": "Write it.", "datetime": "2023"}, "KeyError: 'supervisor'"),
+        ({"supervisor": None, "instruction": "Write it.", "datetime": "2023"}, "TypeError: 'NoneType'"),
+        (
+            {"supervisor": {"first_name": "Ada"}, "instruction": "Write it.", "datetime": "2023"},
+            "KeyError: 'last_name'",
+        ),
+        ({"supervisor": PERSON, "datetime": "2023"}, "KeyError: 'instruction'"),
+    ],
+)
+def test_what_is_no_task_is_one_sentence(stub: Stub, task: Any, words: str) -> None:
+    stub.answers["/tasks/abc7_1"] = {"output": task}
+    tasks = AppWorld(urls=stub.url, train=["abc7_1"], eval=EVAL)
+    with pytest.raises(ValueError, match="appworld: task abc7_1 cannot be had: its answer is not a task: ") as caught:
+        tasks.prompt("train", 0)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert stub.calls == ["/tasks/abc7_1"] * tasks.tries
+
+
+def test_a_server_whose_answer_is_no_task_or_none_at_all_is_not_the_last_word(stubs: list[Stub]) -> None:
+    tasks = AppWorld(urls=[stub.url for stub in stubs], tries=2, **LISTS)
+    stubs[0].answers[f"/tasks/{tasks._ids['train'][0]}"] = {"output": {}}
+    assert "Ada Bell" in tasks.prompt("train", 0).messages[0].content
+    stubs[0].seconds, tasks.servers[0]._timeout_s = 1.0, 0.1
+    assert "Ada Bell" in tasks.prompt("train", 1).messages[0].content
+    assert len(stubs[1].calls) == 2
 
 
 @pytest.mark.parametrize(

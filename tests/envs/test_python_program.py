@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import random
 from typing import Any
 
 import pytest
+from fuzz import assert_plain, fuzzed
 
 from envs import extract, python_program, untrusted
 from envs.base import demonstrate
@@ -15,6 +17,7 @@ from envs.python_tasks import TEMPLATES
 from envs.sandbox import Sandbox
 from envs.types import Observation, Prompt, Verdict
 from envs.untrusted import run_python
+from envs.untrusted_watch import Status
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +203,108 @@ def test_what_is_expected_and_what_is_hidden_stays_outside(
 def test_an_odd_reply_gets_an_answer(tasks: PythonProgram, reply: str) -> None:
     answer = first(tasks, tasks.prompt("train", 1), reply)
     assert isinstance(answer, Observation) and answer.messages[0].content
+
+
+# Programs that are hard on who reads them.
+DEEP = (
+    "-" * 3900 + "1",
+    "x" + ".a" * 1900,
+    "f" + "()" * 1900,
+    "x" + "**x" * 1200,
+    "a=" * 1900 + "1",
+    "lambda:" * 550 + "1",
+    "[" * 90 + "]" * 90,
+    "{" * 1900,
+    "0x" + "f" * 3900,  # more digits than Python would write
+    "9" * 3990,
+    "f'{" * 140 + "1" + "}'" * 140,
+    "'\\N{no such thing}'",
+    "'\\ud800'",
+    "x\f\x0b\x1c+1",
+    "match x:\n case {**k}: pass",
+    "async def g(*, x=(yield)): await x",
+    "def f(f): global f",
+)
+
+
+def fuzzed_program(rng: random.Random, right: tuple[str, ...]) -> str:
+    """Any odd reply, or one of Python's own: alone, as the body of a right program, between marks."""
+    text = rng.choice([*[fuzzed(rng, right)] * 8, rng.choice(DEEP), rng.choice([*CHEATS.values()])])
+    kind = rng.randrange(5)
+    if kind == 0:
+        return f"```python\n{text}\n```"
+    if kind == 1:
+        return f"<think>{text}</think>\n{rng.choice(right)}\n# {text}"
+    if kind == 2:
+        return f"{rng.choice(right)}\n{text}"
+    return f"def f(x): return {text}" if kind == 3 else text
+
+
+ODD_ANSWERS = (
+    *("", "{", "null", "[]", "1", '"value"', "{}", '{"value": 1}', '{"value": NaN}', '{"value": 1e999}'),
+    *('{"error": null}', '{"error": {"value": 1}}', '{"error": "no f: "}', '{"error": "\\ud800\\u0000"}'),
+    *('{"value": "\\ud800"}', '{"value": ' + "9" * 5000 + "}", "\ufffd", "\x00"),
+    *('{"value": ' + "[" * n + "]" * n + "}" for n in (50, 940, 5000)),
+    *('{"error": ' + '{"a":' * n + "1" + "}" * n + "}" for n in (50, 940, 5000)),
+)
+STATUSES: tuple[Status, ...] = ("ok", "exit", "timeout", "memory", "output", "killed")
+
+
+def answers_like(rng: random.Random, request: dict[str, Any], right: dict[str, Any]) -> str:
+    """What a run of the program could have printed: what is right, if only it can be read at all, or anything else."""
+    nonce, calls = request["nonce"], request["calls"]
+    try:
+        ast.parse(request["program"])
+        kind = rng.randrange(4)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return f"\n{nonce}{json.dumps({'error': f'no f: {error!r}'})}\n"
+    if kind:  # three times in four: a program that passes is read once more, for its canonical form
+        return "".join(f"\n{nonce}{json.dumps({'value': right[json.dumps(call)]})}\n" for call in calls)
+    said = [rng.choice(ODD_ANSWERS) for _ in range(rng.randrange(12))]
+    return "".join(f"{rng.choice(['', '', 'x'])}{nonce if rng.random() < 0.9 else ''}{one}\n" for one in said)
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of programs
+def test_no_reply_and_nothing_a_program_prints_makes_it_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,000 verdicts. Processes would take ten minutes: here is what they are asked, and what they could answer."""
+    tasks, rng, right = PythonProgram(5, level=4, mixed=True, turns=1), random.Random(7), dict[str, Any]()
+
+    def run(code: str, stdin: str, limits: untrusted.Limits) -> untrusted.Outcome:
+        stdin.encode()  # as it goes to a process
+        printed = answers_like(rng, json.loads(stdin), right)
+        return untrusted.Outcome(rng.choice(STATUSES), printed, "", 0, 0.0)
+
+    monkeypatch.setattr(untrusted, "run_python", run)
+    passed = 0
+    prompts = [tasks.prompt("train", index) for index in range(40)]
+    for number in range(10_000):
+        prompt = prompts[number % 40]
+        right.clear()
+        right.update((json.dumps(call), value) for call, value in prompt.task["visible"] + prompt.task["hidden"])
+        answer = first(tasks, prompt, fuzzed_program(rng, tasks.solutions(prompt)))
+        assert_plain(answer)
+        assert isinstance(answer, Verdict)
+        assert len(answer.detail) <= python_program.MAX_OBSERVATION and set(answer.detail) <= set(tasks.alphabet())
+        passed += answer.correct
+    assert passed > 2_000
+
+
+def test_no_program_that_is_run_makes_it_raise(tasks: PythonProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, ran = random.Random(7), 0
+
+    def count(code: str, stdin: str, limits: untrusted.Limits) -> untrusted.Outcome:
+        nonlocal ran
+        ran += 1
+        return run_python(code, stdin, limits)
+
+    monkeypatch.setattr(untrusted, "run_python", count)
+    while ran < 200:  # some 65 ms each
+        prompt = tasks.prompt("train", ran % 40)
+        session = tasks.open(prompt)
+        answer: Observation | Verdict | None = None
+        while not isinstance(answer, Verdict):
+            answer = session.reply(fuzzed_program(rng, tasks.solutions(prompt)))
+            assert_plain(answer)
 
 
 def test_true_is_not_one() -> None:

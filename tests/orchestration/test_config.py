@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from builders import config_data
+from builders import config_data, stages_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from envs.types import Message, Prompt, Split, Verdict
 from learner.entropy import build
 from orchestration.config import (
     RECIPES,
@@ -488,6 +492,76 @@ def test_a_broken_line_of_a_question_file_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ConfigError, match="cannot be read"):
         world(config_data() | {"environments": [environment]})
+
+
+FAULTS = {
+    "KeyError": KeyError(7),
+    "RuntimeError": RuntimeError("two\nlines"),
+    "ValueError": ValueError("two\nlines"),
+    "OSError": OSError("two\nlines"),
+    "AssertionError": AssertionError(),
+}
+
+
+class Foreign:
+    """Somebody else's environment or game, in which what stands in `at` raises; prompts do with their third."""
+
+    def __init__(self, seed: int = 0, at: str = "", error: str = "") -> None:
+        self._at, self._error = at, error
+        self._fail("constructor")
+
+    def _fail(self, here: str) -> None:
+        if here == self._at:
+            raise FAULTS[self._error]
+
+    def size(self, split: Split) -> int | None:
+        return None
+
+    def prompt(self, split: Split, index: int) -> Prompt:
+        self._fail("prompt" if index == 2 else "")
+        return Prompt("foreign", split, index, (Message("user", f"{split} {index}"),), {})
+
+    def open(self, prompt: Prompt) -> Any:
+        return self
+
+    def reply(self, text: str) -> Verdict:
+        return Verdict(1.0)
+
+    def reset(self, seed: int) -> str:
+        self._fail("reset")
+        return str(seed)
+
+    def step(self, action: str) -> tuple[str, float, bool, dict[str, Any]]:
+        return "", 0.0, True, {}
+
+    @property
+    def form(self) -> str:
+        self._fail("form")
+        return ""
+
+
+@pytest.mark.parametrize("error", FAULTS)
+@pytest.mark.parametrize("at", ["constructor", "prompt", "reset", "form"])
+def test_whatever_a_foreign_environment_raises_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, at: str, error: str
+) -> None:
+    module = types.ModuleType("foreign_module")
+    module.Foreign = Foreign  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "foreign_module", module)
+    faulty = {"at": at, "error": error}
+    environment = {"name": "foreign_module:Foreign", "params": faulty}
+    if at == "reset":
+        environment = {"name": "gym", "params": {"make": environment["name"], "params": faulty}}
+    # With stages more than the first prompt is asked for, with the form of replies the environment's own one.
+    data: dict[str, Any] = stages_data() | {"rewards": {"format": {"weight": 1}}}
+    data["stages"][0]["environments"] = [environment]
+    with pytest.raises(ConfigError) as caught:
+        world(data)
+    text = str(caught.value)
+    assert text.startswith(f"stages.0.environments.0 ({environment['name']}): ")
+    assert "\n" not in text and " ".join(str(FAULTS[error]).split()) in text
+    if error not in ("ValueError", "OSError"):  # which are for values that cannot work: sentences already
+        assert re.search(rf"test_config\.py, line \d+: {error}", text)
 
 
 # --- exit codes ---------------------------------------------------------------------------------------------------------

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from builders import config_data
+from builders import config_data, stopped_run
 
-from learner.checkpoint import Checkpoints
 from orchestration.config import load_config, validate
 from orchestration.errors import ConfigError
 from orchestration.train import _resolve_precision, _resume_state
@@ -109,11 +108,7 @@ def test_a_resumed_run_may_not_change_its_precision(
 ) -> None:
     here = {"run": {"name": "demo", "iterations": 9, "dir": str(tmp_path)}}
     old, new = (validate(config_data() | here | change) for change in (before, now))
-    checkpoints = Checkpoints(old.folder / "checkpoints", 2)
-    with checkpoints.writing(1) as draft:
-        at = {"stage": 0, "iteration": 1, "rewards": [], "given": [[0, 0]]}
-        checkpoints.commit(draft, {"iteration": 1, "curriculum": at})
-    (old.folder / "config.yaml").write_text(old.to_yaml())
+    checkpoints = stopped_run(old)
     if refused is None:
         assert _resume_state(new, checkpoints)[1] == checkpoints.latest()
         return

@@ -7,31 +7,14 @@ from collections import Counter
 
 import pytest
 from builders import config_data, make_prompt, stages_data
+from fakes import Numbered
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.base import Session
-from envs.types import Prompt, Split
+from envs.types import Prompt
 from orchestration.config import validate
 from orchestration.curriculum import Curriculum, Stage, stages_of
 from orchestration.sections import AdvanceSection
-
-
-class Numbered:
-    """Prompts that are their index; a split of `size` wraps around, as the protocol says."""
-
-    def __init__(self, name: str, size: int | None) -> None:
-        self.name, self._size = name, size
-
-    def size(self, split: Split) -> int | None:
-        return self._size
-
-    def prompt(self, split: Split, index: int) -> Prompt:
-        task = index if self._size is None else index % self._size
-        return Prompt(self.name, split, index, (), {"task": task})
-
-    def open(self, prompt: Prompt) -> Session:
-        raise NotImplementedError
 
 
 def mixture(weights: list[float], sizes: list[int | None] | None = None, seed: int = 0) -> Curriculum:

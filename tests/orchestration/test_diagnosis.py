@@ -330,6 +330,14 @@ def test_a_run_that_nothing_steers_is_not_off_target(kind: str) -> None:
     assert ("authority" in found) == (kind != "none")
 
 
+@pytest.mark.parametrize("kind", ["trajectory", "turn"])
+def test_groups_without_signal_are_none_of_credit_by_the_turn(kind: str) -> None:
+    """The metric looks at verdicts: where they are all equal, what turns earned may still differ."""
+    topics = set(said({"groups/no_signal": 12.0}, {**CONFIG, "objective": {"credit": {"kind": kind}}}))
+    topics |= set(said({"groups/no_signal": 4.0}, {**CONFIG, "objective": {"credit": {"kind": kind}}}))
+    assert topics & {"no_signal", "some_signal"} == (set() if kind == "turn" else {"no_signal", "some_signal"})
+
+
 def test_methods_have_their_names() -> None:
     config = {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "doubling"}}}
     assert said(LOW | {"entropy/saturated": 1.0}, config)["spent"].text.startswith("REPO-D is spent")

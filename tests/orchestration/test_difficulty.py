@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import pytest
 from builders import config_data, make_trajectory
+from fakes import Numbered
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.base import Session
-from envs.types import Group, Prompt, Split, Status
+from envs.types import Group, Prompt, Status
 from orchestration.config import validate
 from orchestration.curriculum import Curriculum, Stage
 from orchestration.difficulty import Tried
@@ -21,22 +21,6 @@ from orchestration.errors import ConfigError
 from orchestration.sections import AdaptiveSection
 
 Rate = Callable[[int, int], float]  # environment, task -> probability that a reply is right
-
-
-class Numbered:
-    """Prompts that are their index; a split of `size` wraps around."""
-
-    def __init__(self, name: str, size: int | None) -> None:
-        self.name, self._size = name, size
-
-    def size(self, split: Split) -> int | None:
-        return self._size
-
-    def prompt(self, split: Split, index: int) -> Prompt:
-        return Prompt(self.name, split, index, (), {"task": index if self._size is None else index % self._size})
-
-    def open(self, prompt: Prompt) -> Session:
-        raise NotImplementedError
 
 
 def group_of(prompt: Prompt, rate: float, iteration: int, replies: int = 4) -> Group:

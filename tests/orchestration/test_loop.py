@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -159,6 +160,15 @@ def test_stopped_and_resumed_asks_what_the_undisturbed_run_asks(
     for row in whole.rows:
         kept = {k: v for k, v in row.items() if not k.startswith(("time/", "tokens/per_second"))}
         assert {k: merged[row["iteration"]].get(k) for k in kept} == kept
+
+
+def test_a_checkpoint_says_what_replies_were_paid(tmp_path: Path) -> None:
+    """A resumed run may pay otherwise, and by then its folder's configuration can be a later one."""
+    config = validate(stages_data() | {"evaluation": {"prompts": 0}, "rewards": {"verdict": 2.0}})
+    go(config, tmp_path)
+    latest = Checkpoints(tmp_path, 9).latest()
+    assert latest is not None
+    assert read_state(latest)["rewards"] == json.loads(config.model_dump_json())["rewards"]
 
 
 # --- dynamic sampling ---------------------------------------------------------------------------------------------------
