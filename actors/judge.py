@@ -72,6 +72,10 @@ class Speaker(Protocol):
         """The text without what nobody may read."""
         ...
 
+    def defuse(self, text: str) -> str:
+        """What is judged, so that it stays text when it is put into a question."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -124,7 +128,7 @@ class Judge:
                 )
             value = request.prompt.task[self.settings.reference]
             texts["reference"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return texts
+        return {name: self.speaker.defuse(text) for name, text in texts.items()}
 
     def _body(self, texts: Mapping[str, str], nonce: str) -> dict[str, Any]:
         s = self.settings
@@ -145,14 +149,17 @@ class Judge:
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     async def _ask(self, identity: str, texts: Mapping[str, str]) -> float:
-        value = self._read(await self.speaker.ask(self._body(texts, identity[:16])))
+        # Of the question alone: the same where the judge's files, or its address, are elsewhere.
+        marks = hashlib.sha256(json.dumps(self._body(texts, ""), sort_keys=True).encode()).hexdigest()[:16]
+        value = self._read(await self.speaker.ask(self._body(texts, marks)))
         self._cache.put(identity, value)
         return value
 
     def _read(self, answer: Answer) -> float:
         """The score in an answer, from 0 to 1. Raises NoScore."""
         text = answer.text
-        found = self._score.findall(text) if isinstance(text, str) else []
+        # What was cut may end in a score that it quotes, or in half of its own.
+        found = self._score.findall(text) if isinstance(text, str) and not answer.cut else []
         if not found:
             cut = ", which was cut at rewards.judge.max_tokens" if answer.cut else ""
             raise NoScore(f"no score in its answer{cut}: {shown(self.speaker.clean(str(text)), last=True)}")

@@ -35,7 +35,7 @@ class JudgeCodec(Protocol):
 
 
 class Generators:
-    """A judge's Speaker over `generate`. The same question has the same answer, whatever the temperature and the order.
+    """A judge's Speaker over `generate`. The same question is the same request, at any temperature and in any order.
 
     max_model_len: tokens, question and answer together.
     """
@@ -47,12 +47,15 @@ class Generators:
         self._has_system = _takes_system(codec)
 
     async def ask(self, body: Mapping[str, Any]) -> Answer:
-        """Raises NoScore for a question that is too long, or when no generator is left."""
-        # What is judged may say that its turn is over and the judge's has begun: it has to stay text.
-        messages = [Message(m["role"], self._codec.defuse(m["content"])) for m in body["messages"]]
+        """Raises NoScore for a question that is too long or cannot be asked, or when no generator is left."""
+        messages = [Message(m["role"], m["content"]) for m in body["messages"]]
         if not self._has_system:
             messages = [Message("user", "\n\n".join(m.content for m in messages))]
-        ids, most = self._codec.render(messages), int(body["max_tokens"])
+        try:
+            ids = self._codec.render(messages)
+        except Exception as error:  # templates raise what they like
+            raise NoScore(f"its question cannot be rendered: {error}") from error
+        most = int(body["max_tokens"])
         if len(ids) + most > self._max_model_len:
             raise NoScore(
                 f"its question has {len(ids)} tokens and its answer may have rewards.judge.max_tokens = {most}, more than "
@@ -62,12 +65,16 @@ class Generators:
         seed = reply_seed(0, json.dumps(body, sort_keys=True))
         try:
             (done,) = await self._generate([Request(f"judge/{next(self._numbers)}", ids, sampling, seed)])
-        except PoolEmpty as error:
-            raise NoScore(str(error)) from None
+        except (PoolEmpty, ValueError, RuntimeError) as error:  # nobody is left, or the engine refuses
+            raise NoScore(str(error)) from error
         return Answer(self._codec.decode(done.reply_ids), done.finish == "length")
 
     def clean(self, text: str) -> str:
         return text
+
+    def defuse(self, text: str) -> str:
+        """What is judged may say that its turn is over and the judge's has begun."""
+        return self._codec.defuse(text)
 
     async def close(self) -> None: ...
 
@@ -82,9 +89,8 @@ def fingerprint(path: str) -> str:
 
 
 def _takes_system(codec: JudgeCodec) -> bool:
-    """Some templates raise at a system message; its text then goes before the user's."""
+    """Some templates raise at a system message, or leave it out; its text then goes before the user's."""
     try:
-        codec.render([Message("system", "a"), Message("user", "b")])
+        return "quince" in codec.decode(codec.render([Message("system", "quince"), Message("user", "b")]))
     except Exception:  # noqa: BLE001 - templates raise what they like
         return False
-    return True

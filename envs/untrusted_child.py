@@ -54,7 +54,7 @@ def main() -> None:
     try:
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")  # should memory run out, it is to be this
-        uid = _unprivileged_uid() if os.geteuid() == 0 else None
+        uid = _unprivileged_uid(request["number"]) if os.geteuid() == 0 else None
         if request["level"] == "namespaces":
             _enter_namespaces()
             supervisor = os.fork()
@@ -209,12 +209,17 @@ def _memory_file(text: str) -> int:
 # --- rights --------------------------------------------------------------------------------------------------------------
 
 
-def _unprivileged_uid() -> int:
-    """A user id of this run's own, so that limits by user and `kill(-1)` are by run. Near the end of the ids there are."""
+def _unprivileged_uid(number: int) -> int:
+    """A user id of this run's own, so that limits by user and `kill(-1)` are by run. Near the end of the ids there are.
+
+    number: what to draw it by where this process is everybody's first.
+    """
+    if os.getpid() > 1:
+        number = os.getpid()
     first, _, count = (int(x) for x in Path("/proc/self/uid_map").read_text().splitlines()[-1].split())
     if count < 2**15:
         raise OSError(f"the driver runs as root among {count} user ids: there is none for the program")
-    return first + count - 3 - os.getpid() % (count // 8)  # the very last are not ids (-1) or everybody's (nobody)
+    return first + count - 3 - number % (count // 8)  # the very last are not ids (-1) or everybody's (nobody)
 
 
 def _can_run(uid: int) -> bool:

@@ -188,7 +188,8 @@ def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     text = text.encode("utf-8", "replace").decode()
     added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     for special in sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True):
-        text = text.replace(special, f"{special[0]}\u200b{special[1:]}" if len(special) > 1 else REPLACEMENT)
+        while special in text:  # again: |a|a| is |a| twice
+            text = text.replace(special, f"{special[0]}\u200b{special[1:]}" if len(special) > 1 else REPLACEMENT)
     return text
 
 

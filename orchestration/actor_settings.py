@@ -67,7 +67,7 @@ def policy_engine(config: RunConfig, model: str, version: int) -> dict[str, Any]
 
 def judge_engine(config: RunConfig, judge: JudgeGeneratorSection) -> dict[str, Any]:
     """VLLMSettings of a generator that judges."""
-    return {"model": local(judge.path), "dtype": judge.dtype or "auto", **_engine(judge, config.run.seed)}
+    return {"model": local(judge.path), "dtype": judge.dtype or config.engine_dtype, **_engine(judge, config.run.seed)}
 
 
 def _engine(g: GeneratorSection, seed: int) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from envs.types import Message
+from orchestration.config import RunConfig
 from orchestration.errors import ConfigError
 from orchestration.reading import local
 
@@ -65,3 +66,19 @@ def load_codec(key: str, path: str, chat_template: bool) -> HFCodec:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"the tokenizer of {key} {path} cannot be used: {reason}") from None
+
+
+class Codecs(NamedTuple):
+    """Of the models of one run that are given text."""
+
+    policy: HFCodec
+    judge: HFCodec | None  # of generators that judge
+
+
+def load_codecs(config: RunConfig) -> Codecs:
+    """Raises ConfigError for a model without a usable tokenizer."""
+    judge = config.judge_generator
+    return Codecs(
+        load_codec("model.path", config.model.path, config.model.chat_template),
+        None if judge is None else load_codec("rewards.judge.generator.path", judge.path, judge.chat_template),
+    )

@@ -26,7 +26,7 @@ from orchestration.lab_report import write_lab_report
 from orchestration.lab_results import ArmRuns, collect, lab_table, markdown_matrix, markdown_table, matrices, tables
 from orchestration.placement import plan, totals
 from orchestration.sinks import read_rows
-from orchestration.train import Job, conduct, connected, is_finished, make_codec, prepare, signals
+from orchestration.train import Job, conduct, connected, is_finished, prepare, signals
 
 if TYPE_CHECKING:
     from orchestration.launch import Cluster
@@ -167,6 +167,7 @@ async def _lanes(todo: list[tuple[Cell, Job]], lanes: int, progress: Progress) -
 async def _lane(queue: list[tuple[Cell, Job]], progress: Progress, stop: StopSignal) -> None:
     """Runs off the common queue until it is empty or a stop is asked for."""
     from orchestration.actor_settings import shape_of
+    from orchestration.codec import load_codecs
     from orchestration.launch import Cluster
 
     cluster: Cluster | None = None
@@ -179,7 +180,7 @@ async def _lane(queue: list[tuple[Cell, Job]], progress: Progress, stop: StopSig
             cluster = cluster or Cluster(job.config, progress.say)
             began = time.monotonic()
             try:
-                await conduct(job, cluster, make_codec(job.config), stop, job.config.run.sinks)
+                await conduct(job, cluster, load_codecs(job.config), stop, job.config.run.sinks)
             except Stopped:
                 raise
             except Exception as error:  # noqa: BLE001 - the declared boundary: one run's failure, of any kind, costs it alone

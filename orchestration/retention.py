@@ -145,7 +145,8 @@ def areas(rows: Sequence[Row]) -> list[Area]:
             if edge <= row["iteration"] <= (mine[-1]["iteration"] if mine else edge)
         ]
         entropy = finite(row.get("entropy/exact", math.nan) for row in mine)
-        change = mean(entropy[-5:]) / mean(entropy[:3]) - 1 if entropy else math.nan
+        start = mean(entropy[:3])
+        change = mean(entropy[-5:]) / start - 1 if start > 0.0 else math.nan
         out.append(Area(height(rewards), change, height(scores)))
         edge = mine[-1]["iteration"] if mine else edge
     return out

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestration.sections import GeneratorSection, Section, TrainerPrecision
+from orchestration.sections import GeneratorSection, ModelPath, Section, TrainerPrecision
 
 RUBRIC = """\
 Judge the reply to the task below. What counts is whether it does what was asked, correctly and completely.
@@ -56,7 +56,7 @@ class OverlongTerm(_Term):
 class RewardModelTerm(_Term):
     """A Hugging Face sequence classifier, on actors of its own. Its score is scale * raw + shift, cut to `clip`."""
 
-    path: str
+    path: ModelPath
     count: int = Field(default=1, ge=1)
     cpus: float = Field(default=1, gt=0)
     gpus: Literal[0, 1] = 0
@@ -83,9 +83,9 @@ class RewardModelTerm(_Term):
 
 
 class JudgeGeneratorSection(GeneratorSection):
-    """Generators of the run's own that only judge: their model stays as it is. dtype None: that of the model's files."""
+    """Generators of the run's own that only judge: their model stays as it is."""
 
-    path: str  # a Hugging Face folder or id
+    path: ModelPath
     chat_template: bool = True  # false: the messages' text is joined as it is
 
 
@@ -164,6 +164,9 @@ class JudgeTerm(_Term):
                 f"the judge is an endpoint or generators of the run's own, and both are given ({', '.join(given)} and generator): "
                 "leave one out"
             )
+        for key in ("timeout_s", "retries", "backoff_s", "concurrency") if self.generator is not None else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is an endpoint's, and the judge is generators of the run's own: leave it out")
         return self
 
     @model_validator(mode="after")

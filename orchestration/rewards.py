@@ -12,16 +12,16 @@ from actors.judge_generators import Generators
 from actors.rewards import Composite, JudgeFn, Term, asked_term, form_request, last_reply, length_term, overlong_term
 from actors.rollout import GenerateFn
 from envs.base import Environment
-from orchestration.codec import load_codec
+from orchestration.codec import HFCodec
 from orchestration.config import RunConfig
 from orchestration.errors import ConfigError
 from orchestration.reward_sections import JudgeTerm
 
 
-def make_judge(config: RunConfig, generate: GenerateFn) -> Judge | None:
-    """The language model of rewards.judge. generate: of the run's generators that judge, where it has them.
+def make_judge(config: RunConfig, codec: HFCodec | None, generate: GenerateFn) -> Judge | None:
+    """The language model of rewards.judge. Of generators that judge, where the run has them: their codec, and `generate`.
 
-    Raises ConfigError for a cache_file that cannot be one, and for a model without a usable tokenizer.
+    Raises ConfigError for a cache_file that cannot be one.
     """
     term = config.rewards.judge
     if term is None:
@@ -29,15 +29,15 @@ def make_judge(config: RunConfig, generate: GenerateFn) -> Judge | None:
     cache = None if term.cache_file is None else Path(term.cache_file).expanduser()
     same = ("rubric", "reference", "score", "low", "high", "temperature", "max_tokens", "cache_entries")
     settings = JudgeSettings(**{key: getattr(term, key) for key in same}, cache_file=cache)
+    speaker = _speaker(term, codec, generate)
     try:
-        return Judge(settings, _speaker(term, generate))
+        return Judge(settings, speaker)
     except OSError as error:
         raise ConfigError(f"rewards.judge.cache_file {cache} cannot be used: {error}") from None
 
 
-def _speaker(term: JudgeTerm, generate: GenerateFn) -> Speaker:
-    if (g := term.generator) is not None:
-        codec = load_codec("rewards.judge.generator.path", g.path, g.chat_template)
+def _speaker(term: JudgeTerm, codec: HFCodec | None, generate: GenerateFn) -> Speaker:
+    if (g := term.generator) is not None and codec is not None:
         return Generators(g.path, generate, codec, g.max_model_len)
     if term.url is None or term.model is None:
         raise ConfigError("rewards.judge has neither an endpoint nor a generator")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from learner.entropy import base as entropy_base
 from learner.entropy import build as entropy
@@ -38,15 +38,13 @@ class RunSection(Section):
     samples_per_iteration: int = Field(default=4, ge=0)  # replies kept in samples.jsonl
 
 
+ModelPath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser()) if path.startswith("~") else path)]
+
+
 class ModelSection(Section):
-    path: str  # a Hugging Face folder or id
+    path: ModelPath  # a Hugging Face folder or id
     attention: str = "sdpa"
     chat_template: bool = True  # false: the messages' text is joined as it is
-
-    @field_validator("path")
-    @classmethod
-    def _home(cls, value: str) -> str:
-        return str(Path(value).expanduser()) if value.startswith("~") else value
 
 
 class PrecisionSection(Section):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import ValidationError
 
 from learner.checkpoint import CheckpointError, Checkpoints, read_state, write_whole
 from orchestration import placement, world
@@ -30,7 +31,7 @@ from orchestration.sections import BODY
 from orchestration.sinks import FanOut, RunInfo, build_sinks
 
 if TYPE_CHECKING:
-    from orchestration.codec import HFCodec
+    from orchestration.codec import Codecs
     from orchestration.launch import Cluster
     from orchestration.loop import StopSignal
 
@@ -99,8 +100,10 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
 
 def in_turn(jobs: Sequence[Job], announce: Callable[[Job], None] = lambda job: None) -> None:
     """Runs of one `shape_of`, one after the other on the same actors. Raises IsentropeError at the first that fails."""
+    from orchestration.codec import load_codecs
+
     first = jobs[0].config
-    codec = make_codec(first)
+    codecs = load_codecs(first)
 
     async def runs() -> None:
         from orchestration.launch import Cluster
@@ -111,19 +114,12 @@ def in_turn(jobs: Sequence[Job], announce: Callable[[Job], None] = lambda job: N
             with signals(stop, lambda text: cluster.on_event(text)):
                 for job in jobs:
                     announce(job)
-                    await conduct(job, cluster, codec, stop, job.config.run.sinks)
+                    await conduct(job, cluster, codecs, stop, job.config.run.sinks)
         finally:
             await cluster.close()
 
     with connected(first):
         asyncio.run(runs())
-
-
-def make_codec(config: RunConfig) -> HFCodec:
-    """The policy's. Raises ConfigError for a model without a usable tokenizer."""
-    from orchestration.codec import load_codec
-
-    return load_codec("model.path", config.model.path, config.model.chat_template)
 
 
 @contextlib.contextmanager
@@ -147,7 +143,7 @@ def signals(stop: StopSignal, say: Callable[[str], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-async def conduct(job: Job, cluster: Cluster, codec: HFCodec, stop: StopSignal, sinks: Sequence[str]) -> None:
+async def conduct(job: Job, cluster: Cluster, codecs: Codecs, stop: StopSignal, sinks: Sequence[str]) -> None:
     """The run on `cluster`, from its folder to its report. Raises IsentropeError."""
     from actors.pool import MemberDied, PoolEmpty  # Ray, torch and transformers from here on
     from actors.rollout import ContextFull
@@ -167,7 +163,7 @@ async def conduct(job: Job, cluster: Cluster, codec: HFCodec, stop: StopSignal, 
     cluster.on_event = sink.event
     status = "failed"
     try:
-        await _train(job, cluster, sink, codec, stop)
+        await _train(job, cluster, sink, codecs, stop)
         status = "finished"
     except Stopped:
         status = "stopped"
@@ -187,7 +183,7 @@ async def conduct(job: Job, cluster: Cluster, codec: HFCodec, stop: StopSignal, 
             write_report([folder], folder / "report.html")
 
 
-async def _train(job: Job, cluster: Cluster, sink: FanOut, codec: HFCodec, stop: StopSignal) -> None:
+async def _train(job: Job, cluster: Cluster, sink: FanOut, codecs: Codecs, stop: StopSignal) -> None:
     from envs import catalog
     from orchestration import rewards
     from orchestration.actor_settings import Start
@@ -216,7 +212,7 @@ async def _train(job: Job, cluster: Cluster, sink: FanOut, codec: HFCodec, stop:
             config.model_dump(mode="json"),
         )
     )
-    judge = rewards.make_judge(config, lambda requests: cluster.judges.generate(requests))
+    judge = rewards.make_judge(config, codecs.judge, lambda requests: cluster.judges.generate(requests))
     try:
         await cluster.begin(config, start)
         composite = rewards.compose(
@@ -227,7 +223,7 @@ async def _train(job: Job, cluster: Cluster, sink: FanOut, codec: HFCodec, stop:
             judge=None if judge is None else judge.judge,
             on_event=sink.event,
         )
-        rollouts = Rollouts(config, cluster.generators, cluster.verifiers, codec, sink.stage, composite)
+        rollouts = Rollouts(config, cluster.generators, cluster.verifiers, codecs.policy, sink.stage, composite)
         run = Run(config, cluster, rollouts, curriculum, job.checkpoints, sink, stop, iteration, owes_evaluation)
         if job.state is not None and "alarms" in job.state:  # older checkpoints have none: what they saw is forgotten
             run.alarms.load_state_dict(job.state["alarms"])
@@ -291,10 +287,17 @@ def _resume_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[dict[str
         if was != is_now:
             raise ConfigError(f"{key} was {was} and is now {is_now}: a resumed run cannot change it")
     # The checkpoint's own: a run that was resumed with another reward and killed before it wrote one has left its configuration.
-    was_paid = state.get("rewards") or before.get("rewards") or json.loads(RewardsSection().model_dump_json())
-    if was_paid != now["rewards"]:
+    if _paid(state.get("rewards") or before.get("rewards") or {}) != now["rewards"]:
         state.pop("drift", None)  # the start of another reward is nothing to compare with
     return state, checkpoint
+
+
+def _paid(rewards: dict[str, Any]) -> dict[str, Any]:
+    """A run's rewards with the keys that came after it; as they are where this version would refuse them."""
+    try:
+        return json.loads(RewardsSection.model_validate(rewards).model_dump_json())
+    except ValidationError:
+        return rewards
 
 
 def _over(config: RunConfig, state: dict[str, Any]) -> bool:

@@ -123,9 +123,13 @@ def check_positions(section: str, max_model_len: int, model: str) -> None:
         )
 
 
+# Their max_position_embeddings is that of the longer context already.
+SCALED_IN_CONFIG = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+
+
 def _stretched(rope: Any) -> bool:
-    """Whether rotary positions are scaled, for a longer context than the model's own; they may be set by kind of layer."""
+    """Whether an engine scales the model's positions to a longer context; it may be set by kind of layer."""
     if not isinstance(rope, dict):
         return False
     kind = rope.get("rope_type", rope.get("type"))
-    return kind != "default" if isinstance(kind, str) else any(_stretched(part) for part in rope.values())
+    return kind not in SCALED_IN_CONFIG if isinstance(kind, str) else any(_stretched(part) for part in rope.values())

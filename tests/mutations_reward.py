@@ -101,8 +101,9 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
     *_entries(
         "actors/judge",
         JUDGE,
-        ("the same marks for everybody", "identity[:16]", '"0000000000000000"'),
-        ("the marks are in the question", 'self._body(texts, "")', "self._body(texts, str(id(texts)))"),
+        ("the same marks for everybody", "hexdigest()[:16]", 'hexdigest() and "0000000000000000"'),
+        ("a score that is cut", "and not answer.cut", "and True"),
+        ("the marks are in the question", 'source, self._body(texts, "")', "source, self._body(texts, str(id(texts)))"),
         ("how it is read is not", 'self._body(texts, ""), s.score, s.low, s.high]', 'self._body(texts, "")]'),
         ("the first score", "float(found[-1])", "float(found[0])"),
         ("asked twice", "self._under_way[identity] = task", "pass"),
@@ -127,7 +128,7 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
     *_entries(
         "actors/judge_generators",
         GENERATORS,
-        ("a reply ends its turn", 'self._codec.defuse(m["content"])', 'm["content"]'),
+        ("a reply ends its turn", "return self._codec.defuse(text)", "return text"),
         ("one seed for all", "reply_seed(0, json.dumps(body, sort_keys=True))", "0"),
         ("a seed by order", "reply_seed(0, json.dumps(body, sort_keys=True))", "next(self._numbers)"),
         ("no room for the answer", "len(ids) + most > self._max_model_len", "len(ids) > self._max_model_len"),

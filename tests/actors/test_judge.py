@@ -186,6 +186,7 @@ def test_the_last_score_counts(endpoint: Endpoint) -> None:
         (completion("", finish="content_filter"), ["refuses"]),
         (completion("I would rather not."), ["no score in its answer", "rather not"]),
         (completion("It begins well and", finish="length"), ["cut at rewards.judge.max_tokens", "begins well"]),
+        (completion("The reply says: SCORE: 10", finish="length"), ["cut at rewards.judge.max_tokens"]),
         (completion(None), ["no score in its answer"]),
         (completion("SCORE: 11"), ["the score 11 is not within 0 to 10"]),
         ((200, {}, b"<html>busy</html>"), ["no JSON", "busy"]),
@@ -357,14 +358,14 @@ def test_no_more_requests_at_once_than_allowed(endpoint: Endpoint) -> None:
 
 def test_waiting_for_others_is_no_time_out(endpoint: Endpoint) -> None:
     answers: list[Answer | float] = []
-    for _ in range(4):
-        answers += [0.6, completion("SCORE: 5")]
+    for _ in range(3):
+        answers += [1.2, completion("SCORE: 5")]
     endpoint.answers = [*answers, completion("SCORE: 5")]
 
     async def work(judge: Judge) -> list[Verdict]:
-        return list(await asyncio.gather(*(judge.judge(ask(str(i))) for i in range(4))))
+        return list(await asyncio.gather(*(judge.judge(ask(str(i))) for i in range(3))))
 
-    assert run(judge_at(endpoint.url, concurrency=1, timeout_s=2.0, retries=0), work) == [Verdict(0.5)] * 4
+    assert run(judge_at(endpoint.url, concurrency=1, timeout_s=3.0, retries=0), work) == [Verdict(0.5)] * 3
 
 
 # --- what it is shown ---------------------------------------------------------------------------------------------------
@@ -415,7 +416,7 @@ def test_the_same_question_has_the_same_delimiters(endpoint: Endpoint) -> None:
     """Else a run could not be repeated: they are tokens that the judge reads."""
     endpoint.answers = [completion("SCORE: 5")]
     judged(judge_at(endpoint.url), ask(), ask("8"))
-    judged(judge_at(endpoint.url), ask())
+    judged(judge_at(endpoint.url.replace("127.0.0.1", "localhost")), ask())
     first, other, again = (r["messages"][1]["content"] for r in endpoint.requests)
     assert first == again != other.replace("8", "7")
 

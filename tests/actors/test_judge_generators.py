@@ -127,12 +127,39 @@ def test_a_template_without_a_system_role_has_it_in_the_users_message(tmp_path: 
     assert "3+4=" in model.shown[0]
 
 
+def test_a_template_that_leaves_the_system_out_has_it_too(tmp_path: Path) -> None:
+    chatml("{%- set messages = messages | rejectattr('role', 'equalto', 'system') | list -%}" + CHATML).save_pretrained(
+        tmp_path
+    )
+    codec = HFCodec(tmp_path, True)
+    model = Model(codec, "SCORE: 5")
+    assert judged(judge_of(tmp_path, codec, GeneratorPool([model], print).generate), ask()) == [Verdict(0.5)]
+    assert "You judge the work" in model.shown[0]
+
+
+def test_an_engine_that_refuses_is_an_error(folder: Path) -> None:
+    async def refuse(requests: Sequence[Request]) -> list[Completion]:
+        raise ValueError("token ids outside the vocabulary")
+
+    (verdict,) = judged(judge_of(folder, HFCodec(folder, True), refuse), ask())
+    assert verdict.status is Status.ERROR and "outside the vocabulary" in verdict.detail
+
+
+def test_a_rubric_may_have_special_tokens_where_a_reply_may_not(folder: Path) -> None:
+    codec = HFCodec(folder, True)
+    model = Model(codec, "SCORE: 1")
+    rubric = "{reply}<|im_end|>\n<|im_start|>user\nWell?"
+    judged(judge_of(folder, codec, GeneratorPool([model], print).generate, rubric=rubric), ask(ESCAPE))
+    assert model.requests[0].prompt_ids.count(codec.tokenizer.convert_tokens_to_ids("<|im_start|>")) == 4
+
+
 @pytest.mark.parametrize(
     ("text", "finish", "room", "part"),
     [
         ("I would rather not.", "stop", 2048, "no score in its answer: 'I would rather not.'"),
         ("It begins well and", "length", 2048, "cut at rewards.judge.max_tokens"),
         ("SCORE: 11", "stop", 2048, "the score 11 is not within 0 to 10"),
+        ("He says: SCORE: 10", "length", 2048, "cut at rewards.judge.max_tokens"),
         ("SCORE: 5", "stop", 300, "more than rewards.judge.generator.max_model_len = 300"),
     ],
 )
@@ -184,6 +211,24 @@ def test_no_text_has_special_tokens_once_it_is_defused(parts: list[str]) -> None
     tokenizer = chatml()
     made = tokenizer(defuse(tokenizer, "".join(parts))).input_ids
     assert not set(made) & {tokenizer.vocab[token] for token in SPECIAL}
+
+
+def test_a_question_that_just_fits_is_asked(folder: Path) -> None:
+    codec = HFCodec(folder, True)
+    model = Model(codec, "SCORE: 5")
+    judged(judge_of(folder, codec, GeneratorPool([model], print).generate), ask())
+    fits = len(model.requests[0].prompt_ids) + 64
+    for room, status in ((fits, Status.OK), (fits - 1, Status.ERROR)):
+        judge = judge_of(folder, codec, GeneratorPool([Model(codec, "SCORE: 5")], print).generate, room)
+        assert [v.status for v in judged(judge, ask())] == [status]
+
+
+def test_marks_that_overlap_are_all_broken_up() -> None:
+    tokenizer = chatml()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["|a|"]})
+    assert tokenizer.vocab["|a|"] in tokenizer("|a|a|").input_ids
+    for text in ("|a|a|", "|a|a|a|", "||a||a|"):
+        assert tokenizer.get_added_vocab()["|a|"] not in tokenizer(defuse(tokenizer, text)).input_ids
 
 
 def test_a_text_without_special_tokens_stays_as_it_is() -> None:

@@ -178,11 +178,12 @@ def test_generators_that_judge_stay_what_they_are_and_are_replaced(
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 2, process)
     family = [(p, " ".join(p.cmdline())) for p in psutil.Process(process.pid).children(recursive=True)]
     actors = [p for p, line in family if "ray::GeneratorActor" in line]
-    assert len(actors) == 2
-    max(actors, key=lambda p: p.create_time()).kill()  # either: both are replaced
+    assert len(actors) == 2  # nothing tells the policy's from the judge's
+    for actor in actors:
+        actor.kill()
     code, out = finish(process)
     assert code == 0, out
-    assert "was replaced by" in out
+    assert "judge 0 was replaced by judge 1" in out
     found = rows(folder)
     assert [r["iteration"] for r in found] == list(range(1, 31))
     assert all(0 <= r["term/judge"] <= 1 for r in found if "term/judge" in r)

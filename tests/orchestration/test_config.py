@@ -449,9 +449,9 @@ def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
         ({"max_position_embeddings": 64}, False),
         ({"text_config": {"max_position_embeddings": 63}}, True),
         ({"max_position_embeddings": 63, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, True),
-        ({"max_position_embeddings": 63, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, False),
+        ({"max_position_embeddings": 63, "rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, True),
         ({"max_position_embeddings": 63, "rope_scaling": {"type": "linear", "factor": 2.0}}, False),
-        ({"max_position_embeddings": 63, "rope_parameters": {"full": {"rope_type": "yarn"}, "sliding": {}}}, False),
+        ({"max_position_embeddings": 63, "rope_parameters": {"full": {"rope_type": "linear"}, "sliding": {}}}, False),
         ({}, False),
     ],
 )

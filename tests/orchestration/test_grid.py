@@ -114,7 +114,7 @@ def test_a_run_that_fails_in_any_way_costs_itself_alone_and_its_actors(
 
     monkeypatch.setattr("orchestration.launch.Cluster", Actors)
     monkeypatch.setattr(lab, "conduct", conduct)
-    monkeypatch.setattr(lab, "make_codec", lambda config: None)
+    monkeypatch.setattr("orchestration.codec.load_codecs", lambda config: None)
     monkeypatch.setattr(lab, "_outcome", lambda cell: "")
     progress = lab.Progress(3, lambda text: None)
     todo = [(c, lab.Job(c.config)) for c in cells(grid, tmp_path, None) if c.config is not None]

@@ -94,7 +94,7 @@ def test_areas_are_mean_heights() -> None:
 def test_a_stages_entropy_is_compared_with_its_own_start() -> None:
     """The first 3 of its iterations and the last 5, whatever another stage's entropy was."""
     begin = {"eval/a/pass@1": 0.0}
-    heights = [[1.0, 2.0, 3.0, 9.0, 1.0, 1.0, 1.0, 1.0, 1.0], [8.0, 8.0, 8.0, 4.0, 4.0, 4.0, 4.0, 4.0]]
+    heights = [[1.0, 2.0, 3.0, 9.0, 0.0, 1.0, 1.0, 1.0, 2.0], [8.0, 8.0, 8.0, 4.0, 4.0, 4.0, 4.0, 4.0], [0.0] * 6]
     data: list[dict[str, float]] = [{"iteration": 0.0, **begin}]
     for stage, values in enumerate(heights):
         for value in values:
@@ -108,7 +108,9 @@ def test_a_stages_entropy_is_compared_with_its_own_start() -> None:
                     "entropy/exact": value,
                 }
             )
-    assert [a.entropy_change for a in areas(data)] == pytest.approx([1.0 / 2.0 - 1, 4.0 / 8.0 - 1])
+    assert [a.entropy_change for a in areas(data)] == pytest.approx(
+        [1.0 / 2.0 - 1, 4.0 / 8.0 - 1, math.nan], nan_ok=True
+    )
     assert math.isnan(areas([{k: v for k, v in row.items() if k != "entropy/exact"} for row in data])[0].entropy_change)
 
 

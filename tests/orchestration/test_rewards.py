@@ -80,6 +80,7 @@ def model(**values: Any) -> dict[str, Any]:
         (judge(generator=GENERATOR), "both are given (url, model and generator): leave one out"),
         (own_judge(max_tokens=64), "rewards.judge.max_tokens (64) leaves no room for a question in"),
         (own_judge(gpus=1), "rewards.judge.generator.gpus is 1 and generators.gpus 0"),
+        ({"judge": own_judge()["judge"] | {"retries": 9}}, "retries is an endpoint's, and the judge is generators"),
         (own_judge(gpus=2), "rewards.judge.generator.gpus is 2"),
         (judge(url="localhost:8000"), "it is no address of an endpoint: give the like of http://localhost:8000/v1"),
         (judge(url="http://localhost:8a/v1"), "its port is no number from 0 to 65535"),
@@ -147,18 +148,18 @@ def test_what_only_the_machine_knows(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_key_is_in_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "sk-very-secret-1")
     config = validate(config_data(rewards=judge(api_key_env="SOME_KEY")))
-    made = make_judge(config, nobody)
+    made = make_judge(config, None, nobody)
     assert made is not None and isinstance(made.speaker, Endpoint) and made.speaker._key == "sk-very-secret-1"
     assert "sk-very-secret-1" not in config.to_yaml() + str(config.model_dump()) + repr(made.settings) + repr(
         made.speaker.settings
     )
     assert "SOME_KEY" in config.to_yaml()
-    assert make_judge(validate(config_data()), nobody) is None
+    assert make_judge(validate(config_data()), None, nobody) is None
 
 
 def test_a_cache_file_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rewards\.judge\.cache_file \S+ cannot be used"):
-        make_judge(validate(config_data(rewards=judge(cache_file=str(tmp_path)))), nobody)
+        make_judge(validate(config_data(rewards=judge(cache_file=str(tmp_path)))), None, nobody)
 
 
 def test_the_recipe_of_the_readme_is_one() -> None:
@@ -202,7 +203,7 @@ def test_reward_models_are_part_of_the_plan() -> None:
 def test_generators_that_judge_are_part_of_the_plan_and_of_what_warm_actors_agree_in() -> None:
     config = validate(config_data(rewards=own_judge(count=2, cpus=0.5)))
     assert [s.cpus for s in placement.plan(config) if s.role.startswith("judge")] == [0.5, 0.5]
-    assert judge_engine(config, config.judge_generator)["dtype"] == "auto"  # type: ignore[arg-type]
+    assert judge_engine(config, config.judge_generator)["dtype"] == config.engine_dtype  # type: ignore[arg-type]
     other = validate(config_data(rewards=own_judge(count=2, cpus=0.5, path="another/model")))
     weight = config_data(rewards=own_judge(count=2, cpus=0.5))
     weight["rewards"]["judge"]["weight"] = 0.5

@@ -13,6 +13,7 @@ from builders import config_data, stopped_run
 
 from orchestration import loop, train
 from orchestration.alarms import Alarms
+from orchestration.codec import Codecs
 from orchestration.config import RunConfig, validate
 from orchestration.drift import Drift
 from orchestration.sinks import FanOut
@@ -50,7 +51,7 @@ def resumed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> loop.Run:
     asked = SimpleNamespace(judge=unasked, generate=unasked)
     cluster = cast("Any", SimpleNamespace(begin=begin, generators=asked, verifiers=asked, reward_models=asked))
     job = train.prepare(config, resume=True)
-    asyncio.run(train._train(job, cluster, FanOut([]), cast("Any", None), loop.StopSignal()))
+    asyncio.run(train._train(job, cluster, FanOut([]), Codecs(cast("Any", None), None), loop.StopSignal()))
     return runs[0]
 
 
