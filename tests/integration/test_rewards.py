@@ -41,11 +41,11 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chatterer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers whatever it is asked with random characters, most often a digit among them."""
+    """A model that answers whatever it is asked with random characters and ends at random: after some twenty of them."""
     folder = tmp_path_factory.mktemp("models") / "chatterer"
     tokenizer = build_tokenizer(Arithmetic().alphabet())
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(tokenizer), **sizes, max_position_embeddings=1024)  # type: ignore[arg-type]
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -169,7 +169,7 @@ def test_generators_that_judge_stay_what_they_are_and_are_replaced(
     """Its score of one question is the same at the end as it was at the start, on another engine, at temperature 1."""
     generator = f"{{path: {chatterer}, max_model_len: 640, max_num_seqs: 64, kv_cache_mb: 32, cpus: 0.3}}"
     asked = (
-        "weight: 0.5, rubric: '{reply}', score: '([0-9])', high: 9, max_tokens: 8, cache_entries: 0, temperature: 1.0"
+        "weight: 0.5, rubric: '{reply}', score: '([0-9])', high: 9, max_tokens: 64, cache_entries: 0, temperature: 1.0"
     )
     more = (f"rewards.judge={{{asked}, generator: {generator}}}", *ENVS)
     more += ("run.iterations=30", "run.samples_per_iteration=64")
