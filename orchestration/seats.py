@@ -56,7 +56,13 @@ class Seats:
         if self._group is None:
             raise PlacementError("actors are placed after room was reserved for them")
         index = next(i for i, slot in enumerate(self._slots) if slot.role == f"{kind} {number}")
-        variables = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **env}
+        # The name is for whoever looks at processes: Ray calls them all by their class.
+        variables = {
+            "ISENTROPE_NAME": name,
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            **env,
+        }
         actor = cls.options(
             num_cpus=self._slots[index].cpus,
             num_gpus=self._slots[index].gpus,
