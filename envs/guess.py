@@ -65,8 +65,8 @@ class GameSession(ABC):
     def reply(self, text: str) -> Observation | Verdict:
         if self._verdict is None:
             text = text.strip() if len(text) <= MAX_REPLY else ""
-            self._replies.append(text)
             seen = self.respond(text)
+            self._replies.append("?" if seen == "?" else text)  # of what is no move nothing is kept: it may be anything
             if seen is True:
                 reward = self._decay ** (len(self._replies) - 1)
                 self._verdict = Verdict(reward, correct=True, solution=" ".join(self._replies))
