@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import references_control as reference
 from builders import trajectories
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from envs.types import Trajectory
@@ -41,8 +41,15 @@ def walk(made: Any, history: list[reference.Seen], target: float) -> list[tuple[
     return out
 
 
+def observed(*entropies: float) -> list[reference.Seen]:
+    return [(entropy, 0.0, 1.0, 1.0) for entropy in entropies]
+
+
 @few
 @given(HISTORY, TARGET, st.booleans(), st.booleans())
+@example(
+    observed(*[3.0] * 6, *[0.1] * 9), 1.0, True, True
+)  # over to the other side and back: a walk drawn at random seldom gets there
 def test_doubling(history: list[reference.Seen], target: float, signed: bool, allowed: bool) -> None:
     made = controller("doubling", KNOB.model_copy(update={"signed": signed}), allow_negative=allowed)
     expected = reference.doubling(history, target, 0.01, LOW, HIGH, signed and allowed)
