@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from actors.inference import Request, SamplingParams
 from actors.judge import Answer, NoScore
-from actors.pool import PoolEmpty
 from actors.rollout import GenerateFn, reply_seed
 from envs.types import Message
 
@@ -65,7 +64,7 @@ class Generators:
         seed = reply_seed(0, json.dumps(body, sort_keys=True))
         try:
             (done,) = await self._generate([Request(f"judge/{next(self._numbers)}", ids, sampling, seed)])
-        except (PoolEmpty, ValueError, RuntimeError) as error:  # nobody is left, or the engine refuses
+        except (ValueError, RuntimeError) as error:  # the engine refuses, or nobody is left (PoolEmpty)
             raise NoScore(str(error)) from error
         return Answer(self._codec.decode(done.reply_ids), done.finish == "length")
 
