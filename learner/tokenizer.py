@@ -10,6 +10,7 @@ transformers is imported where it is needed, so that this module costs nothing t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,8 +189,12 @@ def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     text = text.encode("utf-8", "replace").decode()
     added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     for special in sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True):
-        while special in text:  # again: |a|a| is |a| twice
-            text = text.replace(special, f"{special[0]}\u200b{special[1:]}" if len(special) > 1 else REPLACEMENT)
+        if len(special) == 1:
+            text = text.replace(special, REPLACEMENT)
+        else:  # where one begins, also within another: |a|a| is |a| twice
+            text = re.sub(
+                f"{re.escape(special[0])}(?={re.escape(special[1:])})", lambda found: f"{found.group()}\u200b", text
+            )
     return text
 
 

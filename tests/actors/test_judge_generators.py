@@ -231,6 +231,14 @@ def test_marks_that_overlap_are_all_broken_up() -> None:
         assert tokenizer.get_added_vocab()["|a|"] not in tokenizer(defuse(tokenizer, text)).input_ids
 
 
+@pytest.mark.parametrize("special", ["\ufffd", "\u200b\u200b", "\\g<0>"])
+def test_any_special_token_is_looked_for_once(special: str) -> None:
+    """Also one that what takes its place contains: a loop would never end."""
+    tokenizer = chatml()
+    tokenizer.add_special_tokens({"extra_special_tokens": [special]})
+    assert len(defuse(tokenizer, special * 3)) <= 6 * len(special) + 3
+
+
 def test_a_text_without_special_tokens_stays_as_it_is() -> None:
     text = "a <b> |x| im_end"
     assert defuse(chatml(), text) == text
