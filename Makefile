@@ -42,7 +42,7 @@ test: check
 
 # Break every formula of the learner once and see a test fail; about ten minutes of a core.
 mutation: $(READY)
-	$(VENV)/bin/python tests/mutation.py
+	$(VENV)/bin/python tests/mutation/runner.py
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix .

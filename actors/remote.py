@@ -20,7 +20,7 @@ from actors.inference import Completion, Request
 from actors.pool import MemberDied
 from actors.verifier import EnvSpec, JudgeRequest, Verifier
 from actors.vllm_engine import EngineDead
-from envs.sandbox import SandboxError
+from envs.isolation.killable import SandboxError
 from envs.types import Observation, Verdict
 from learner.weights import Rendezvous, WeightManifest
 
@@ -104,7 +104,7 @@ class VerifierActor:
 @ray.remote
 class RewardModelActor:
     def __init__(self, settings: dict[str, Any]) -> None:
-        from actors.reward_model import RewardModel, RewardModelSettings
+        from actors.rewards.reward_model import RewardModel, RewardModelSettings
 
         self._model = RewardModel(RewardModelSettings(**settings))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from actors.inference import Completion, Request, SamplingParams
-from actors.rewards import Ended, JudgeFn
+from actors.rewards.composite import Ended, JudgeFn
 from actors.verifier import JudgeRequest
 from envs.types import Group, Message, Prompt, Status, Trajectory, Turn, Verdict
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from envs import catalog
 from envs.base import Environment, Session
-from envs.sandbox import Sandbox, SandboxError, SandboxTimeout
+from envs.isolation.killable import Sandbox, SandboxError, SandboxTimeout
 from envs.types import Message, Observation, Prompt, Status, Verdict
 
 MAX_TOGETHER = 64

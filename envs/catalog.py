@@ -23,16 +23,16 @@ from envs.base import Environment
 from envs.types import Prompt
 
 BUILTIN: dict[str, str] = {
-    "appworld": "envs.appworld:AppWorld",
-    "arithmetic": "envs.arithmetic:Arithmetic",
-    "bits": "envs.guess:Bits",
-    "countdown": "envs.countdown:Countdown",
-    "guess": "envs.guess:Guess",
-    "gym": "envs.gym_adapter:Gym",
-    "python_program": "envs.python_program:PythonProgram",
-    "questions": "envs.questions:Questions",
-    "reasoning_gym": "envs.reasoning_gym_adapter:ReasoningGym",
-    "toolbox": "envs.toolbox:Toolbox",
+    "appworld": "envs.adapters.appworld:AppWorld",
+    "arithmetic": "envs.builtin.arithmetic:Arithmetic",
+    "bits": "envs.builtin.guess:Bits",
+    "countdown": "envs.builtin.countdown:Countdown",
+    "guess": "envs.builtin.guess:Guess",
+    "gym": "envs.adapters.gym:Gym",
+    "python_program": "envs.builtin.python_program.environment:PythonProgram",
+    "questions": "envs.builtin.questions.environment:Questions",
+    "reasoning_gym": "envs.adapters.reasoning_gym.environment:ReasoningGym",
+    "toolbox": "envs.builtin.toolbox.environment:Toolbox",
 }
 
 

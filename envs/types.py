@@ -78,7 +78,7 @@ class Observation:
 class Verdict:
     """How a trajectory was judged.
 
-    reward    any finite float; the built-in tasks give 0.0 or 1.0. Where a run has terms (actors/rewards.py), their weighted sum
+    reward    any finite float; the built-in tasks give 0.0 or 1.0. Where a run has terms (actors/rewards), their weighted sum
     correct   what pass@k counts: the environment's word alone, whatever the reward is made of
     solution  canonical form of a correct answer, equal for equal solutions, so that distinct ones can be counted
     terms     what the reward was made of, before weights, by name: "verdict" is what the environment gave

@@ -53,9 +53,9 @@ def train(
     ] = False,
 ) -> None:
     """Train. Overrides: a.b=c or --a.b c, as many as you like."""
-    from orchestration import config as configuration
-    from orchestration import train as training
-    from orchestration import world
+    from orchestration.config import preflight as world
+    from orchestration.config import run_config as configuration
+    from orchestration.run import lifecycle as training
 
     config = configuration.load_config(recipe, ctx.args)
     if dry_run:
@@ -74,7 +74,7 @@ def lab(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run.")] = False,
 ) -> None:
     """Run a grid of methods x settings x seeds; called again, it goes on where it stopped."""
-    from orchestration.lab import run
+    from orchestration.lab.runner import run
 
     run(grid, runs, overwrite=overwrite, dry_run=dry_run)
 
@@ -85,7 +85,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write; default: report.html in the first run.")] = None,
 ) -> None:
     """Write one self-contained report.html of one run, or of several side by side."""
-    from orchestration.report import write_report
+    from orchestration.report.run_report import write_report
 
     try:
         say(f"report: {write_report(runs, out or runs[0] / 'report.html')}")
@@ -96,7 +96,7 @@ def report(
 @app.command("envs")
 def environments() -> None:
     """List the environments, with an example of each."""
-    from orchestration.play import list_environments
+    from orchestration.commands.play import list_environments
 
     list_environments()
 
@@ -109,7 +109,7 @@ def play(
     seed: Seed = 0,
 ) -> None:
     """Answer a prompt by hand and see the verdict."""
-    from orchestration.play import play as run
+    from orchestration.commands.play import play as run
 
     run(env, ctx.args, index, seed)
 
@@ -129,7 +129,7 @@ def init_model(
     cache: Annotated[Path, typer.Option(help="Where finished models are kept.")] = Path("models/cache"),
 ) -> None:
     """Make a tiny model and warm-start it. Settings follow as name=value: hidden_size=64 steps=700 ..."""
-    from orchestration.warmstart import run
+    from orchestration.commands.init_model import run
 
     run(recipe, env or [], ctx.args, out, cache)
 
@@ -152,8 +152,8 @@ def precision(
     out: Annotated[Path | None, typer.Option(help="Write the numbers here, as JSON.")] = None,
 ) -> None:
     """Measure engine against trainer in every precision: ratios that should be 1, before any training."""
-    from orchestration.precision import run
-    from orchestration.probe import Options
+    from orchestration.commands.precision import run
+    from orchestration.commands.precision_probe import Options
 
     options = Options(env, ctx.args, prompts, replies, max_tokens, modes, clip_low, clip_high, seed, limit)
     run(model, options, out)
@@ -162,7 +162,7 @@ def precision(
 @app.command()
 def doctor() -> None:
     """Say what this machine has of what a run needs: packages, memory, CUDA, Ray, the sandbox. Starts nothing."""
-    from orchestration.doctor import checks
+    from orchestration.commands.doctor import checks
     from orchestration.errors import PlacementError
 
     found = checks()
@@ -179,7 +179,7 @@ def demo(
     runs: Annotated[Path, typer.Option(help="Where the two runs go.")] = Path("runs"),
 ) -> None:
     """GRPO against REPO-R on countdown, from a warm start to a table and one report.html. No GPU needed."""
-    from orchestration.demo import run
+    from orchestration.commands.demo import run
 
     run(seed, runs)
 

@@ -7,7 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
-from fakes import FakeEngine, fake_reply
+from support.fakes import FakeEngine, fake_reply
 
 from actors.generator import Generator, StaleGenerator
 from actors.inference import Completion, Request, SamplingParams

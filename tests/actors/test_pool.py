@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from builders import make_prompt
-from fakes import FakeCodec, FakeGeneratorMember, FakeVerifierMember, fake_reply
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import make_prompt
+from support.fakes import FakeCodec, FakeGeneratorMember, FakeVerifierMember, fake_reply
 
 from actors.inference import Completion, Request, SamplingParams
 from actors.pool import GeneratorPool, MemberDied, PoolEmpty, VerifierPool

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from builders import make_prompt
-from fakes import FakeCodec, fake_reply
+from support.builders import make_prompt
+from support.fakes import FakeCodec, fake_reply
 
 from actors.inference import Completion, Request, SamplingParams
 from actors.rollout import RolloutSettings, reply_seed, rollout_group

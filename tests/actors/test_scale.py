@@ -8,7 +8,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
-from fakes import FakeCodec, FakeEngine
+from support.fakes import FakeCodec, FakeEngine
 
 from actors.generator import Generator
 from actors.inference import Completion, Request, SamplingParams
@@ -16,7 +16,7 @@ from actors.pool import GeneratorPool, VerifierPool
 from actors.rollout import RolloutSettings, rollout_group
 from actors.verifier import JudgeRequest
 from envs.base import Session
-from envs.toolbox import Toolbox
+from envs.builtin.toolbox.environment import Toolbox
 from envs.types import Group, Observation, Status, Verdict
 
 PROMPTS, REPLIES = 125, 8

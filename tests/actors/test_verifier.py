@@ -8,15 +8,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from misbehaving import Misbehaving
+from support.misbehaving import Misbehaving
 
 from actors import verifier as verifier_module
 from actors.verifier import EnvSpec, JudgeRequest, Verifier
-from envs.sandbox import SandboxError
+from envs.isolation.killable import SandboxError
 from envs.types import Message, Observation, Prompt, Status, Verdict
 
-ONE = EnvSpec("misbehaving:Misbehaving", {}, 5)
-MANY = EnvSpec("misbehaving:Misbehaving", {"turns": 3}, 6)
+ONE = EnvSpec("support.misbehaving:Misbehaving", {}, 5)
+MANY = EnvSpec("support.misbehaving:Misbehaving", {"turns": 3}, 6)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 
 import envs
 from envs import catalog
-from envs.countdown import Countdown
+from envs.builtin.countdown import Countdown
 
 
 def test_seed_and_parameters_reach_the_constructor() -> None:
@@ -25,7 +25,7 @@ def test_seed_and_parameters_reach_the_constructor() -> None:
 
 
 def test_a_class_of_the_user_is_found_by_path() -> None:
-    assert isinstance(catalog.load("envs.countdown:Countdown", {}), Countdown)
+    assert isinstance(catalog.load("envs.builtin.countdown:Countdown", {}), Countdown)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_class_of_the_user_is_found_by_path() -> None:
         ("zzz", ["'zzz'", "countdown", "package.module:Class"]),
         ("no_such_module_here:Thing", ["no module 'no_such_module_here'"]),
         ("envs.nowhere:Thing", ["no module 'envs.nowhere'"]),
-        ("envs.countdown:Countdwon", ["did you mean 'Countdown'"]),
+        ("envs.builtin.countdown:Countdwon", ["did you mean 'Countdown'"]),
         ("fractions:Fraction", []),
     ],
 )

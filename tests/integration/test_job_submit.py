@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from readme import write_own_environment
+from support.readme import write_own_environment
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from integration.test_run import finish, isentrope, model, rows, smoke, untimed  # noqa: F401 - `model` is a fixture
 
-from orchestration.grid import GRIDS
+from orchestration.lab.grid import GRIDS
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(500)]
 

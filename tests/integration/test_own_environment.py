@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from readme import block, write_own_environment
+from support.readme import block, write_own_environment
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 

@@ -18,7 +18,7 @@ import torch
 from integration.test_run import finish, isentrope, model, rows, smoke, survivors, untimed, wait_for  # noqa: F401 - a fixture
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from envs.arithmetic import Arithmetic
+from envs.builtin.arithmetic import Arithmetic
 from learner.tokenizer import build_tokenizer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]

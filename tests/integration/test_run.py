@@ -135,7 +135,7 @@ def test_the_knob_moves_towards_the_target(whole: Path) -> None:
 
 
 def test_every_logged_key_is_documented(whole: Path) -> None:
-    from orchestration.metrics import lookup
+    from orchestration.telemetry.keys import lookup
 
     for key in {key for row in rows(whole) for key in row}:
         found = lookup(key)

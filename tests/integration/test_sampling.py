@@ -11,7 +11,7 @@ import pytest
 import yaml
 from integration.test_run import finish, isentrope, model, rows, untimed, wait_for  # noqa: F401 - a fixture
 
-from orchestration.config import RECIPES
+from orchestration.config.run_config import RECIPES
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(500)]
 KILLED_AFTER = 2

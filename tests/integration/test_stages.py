@@ -12,8 +12,8 @@ import pytest
 import yaml
 from integration.test_run import finish, isentrope, model, rows, survivors, untimed, wait_for  # noqa: F401 - a fixture
 
-from orchestration.config import RECIPES
-from orchestration.retention import matrix
+from orchestration.analysis.retention import matrix
+from orchestration.config.run_config import RECIPES
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(500)]
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import make_trajectory
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import make_trajectory
 
 from envs.types import Group, Status
 from learner.advantages import ADVANTAGES, Advantage, grpo, leave_one_out, to_go, whitened
@@ -82,7 +82,7 @@ def test_one_reply_has_no_others_to_be_compared_with() -> None:
 
 
 def test_advantages_of_several_groups_follow_one_another_and_silent_groups_are_counted() -> None:
-    from builders import make_group
+    from support.builders import make_group
 
     groups = [make_group([0, 1, 1]), make_group([1, 1]), make_group([0, 0.5])]
     found = trajectory_advantages(groups, Advantage(leave_one_out))
@@ -110,7 +110,7 @@ def test_whitening_is_over_tokens(pairs: list[tuple[float, int]]) -> None:
 
 
 def test_reinforce_pp_normalises_over_the_global_batch_and_not_within_a_group() -> None:
-    from builders import make_trajectory
+    from support.builders import make_trajectory
 
     from envs.types import Group, Status
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import make_trajectory, trajectories
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import make_trajectory, trajectories
 
 from envs.types import Group, Status, Trajectory
 from learner.advantages import Advantage, leave_one_out

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from builders import assert_close, make_stats
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, make_stats
 
 from learner.entropy import base, build
 from learner.entropy.target import Target, TargetSettings

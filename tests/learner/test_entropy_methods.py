@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pytest
 import torch
-from builders import assert_close, loss_data, make_stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.builders import assert_close, loss_data, make_stats
 from torch import Tensor
 
 from learner.entropy import base, build

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import assert_close, make_trajectory
-from ranks import learner_settings, train
+from support.builders import assert_close, make_trajectory
+from support.ranks import learner_settings, train
 
 from envs.types import Trajectory
 from learner.batching import Cut, build_batches

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import make_stats
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import make_stats
 
 from learner.entropy.base import Observed
 from learner.ledger import (

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from builders import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.builders import assert_close
 from torch import Tensor
 
 from learner import logprobs

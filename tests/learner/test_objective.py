@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import assert_close, loss_data, make_stats, make_trajectory, trajectories
 from hypothesis import given
 from hypothesis import strategies as st
+from support.builders import assert_close, loss_data, make_stats, make_trajectory, trajectories
 from torch import Tensor
 
 from envs.types import Trajectory

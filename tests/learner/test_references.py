@@ -1,4 +1,4 @@
-"""Advantages, losses and the methods over a batch against the formulas of their papers (tests/references.py)."""
+"""Advantages, losses and the methods over a batch against the formulas of their papers (tests/support/references.py)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import references
 import torch
-from builders import make_stats, make_trajectory, trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import Reply, Rules
-from tables import make_method
+from support import references
+from support.builders import make_stats, make_trajectory, trajectories
+from support.references import Reply, Rules
+from support.tables import make_method
 
 from envs.types import Group, Trajectory
 from learner.advantages import ADVANTAGES

@@ -1,4 +1,4 @@
-"""Controllers, targets and the tokens' draws against independent statements of them (tests/references_control.py)."""
+"""Controllers, targets and the tokens' draws against independent statements of them (tests/support/references_control.py)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import references_control as reference
-from builders import trajectories
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support import references_control as reference
+from support.builders import trajectories
 
 from envs.types import Trajectory
 from learner.batching import Cut, build_batches

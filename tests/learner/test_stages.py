@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import make_trajectory
-from ranks import Meeting, learner_settings, simulated
+from support.builders import make_trajectory
+from support.ranks import Meeting, learner_settings, simulated
 
 from learner.batching import Cut, build_batches
 from learner.deepspeed_engine import Placement

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import METHODS, MOVED, SURROGATES, TABLES, Table, change_of_entropy, entropies, make_method
+from support.builders import assert_close
+from support.tables import METHODS, MOVED, SURROGATES, TABLES, Table, change_of_entropy, entropies, make_method
 
 from learner.ledger import Fresh, Tally, planned_dh, predicted_dh, tally_update
 from learner.objective import Importance, Objective, reference_pull, with_reference

@@ -20,7 +20,7 @@ from envs.types import Message, Observation, Verdict
 from learner.teacher import Demonstration, Lesson, Teacher, create_model
 from learner.tokenizer import END_ID, PAD_ID, build_tokenizer, render
 from learner.warmstart import InitModelSettings
-from orchestration.codec import HFCodec
+from orchestration.sampling.codec import HFCodec
 
 SHAPE = {"hidden_size": 32, "layers": 1, "heads": 1, "kv_heads": 1, "intermediate_size": 32}
 

@@ -1,0 +1,10 @@
+"""Reward terms beside the environment: reward models, a language model as judge, their sum.
+
+| file | what |
+|---|---|
+| composite.py        | what a reply earns: the environment's verdict and other terms, each with its weight |
+| endpoint.py         | who answers it: an OpenAI-compatible endpoint |
+| judge.py            | a language model that judges replies: the question, the score in the answer |
+| judge_generators.py | or generators of the run's own, with a model that is never trained |
+| reward_model.py     | a sequence classifier that judges replies |
+"""

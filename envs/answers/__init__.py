@@ -1,0 +1,7 @@
+"""Pure: the answer inside a response, and whether it equals the reference.
+
+| file | what |
+|---|---|
+| extract.py | pure: the answer inside a reply, the program inside a reply |
+| grading.py | is that answer equal to the reference: exact -> numeric -> symbolic |
+"""

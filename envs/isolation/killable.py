@@ -1,0 +1,217 @@
+"""A function call that can be killed: one subprocess, reused from call to call.
+
+What it is for: library code that may not come back on an odd reply (a symbolic simplification, `9**9**9`), which a
+thread cannot be stopped from running. On a time-out the process group is killed; the next call starts a new one.
+
+What it is NOT: a sandbox for untrusted code. The subprocess has the rights of its parent: files, network, everything. A
+program that somebody else wrote, a model above all, belongs in envs/isolation/sandbox.py: once, isolated, with no rights.
+
+One request at a time, a line of JSON each way:
+{"function": "module:name", "args": [...]}  ->  {"value": ...} or {"error": "ValueError: .."}
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+START_TIMEOUT_S = 180.0  # interpreter and preloaded modules; the first import of a big library from a cold disk is slow
+MAX_ANSWER = 16 * 2**20  # bytes
+MEMORY_BYTES = 8 * 2**30  # of the subprocess: a huge number is a MemoryError there, not a dead machine
+_PR_SET_PDEATHSIG = 1
+
+
+class SandboxError(Exception):
+    """The function raised, its module cannot be imported, or the subprocess died. The message says which."""
+
+
+class SandboxTimeout(SandboxError):
+    """The function did not come back in time; the subprocess was killed."""
+
+
+class Sandbox:
+    """One subprocess. Thread-safe: calls queue up. It dies with its parent, and `close()` ends it before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._unread = b""
+        self._preloaded: set[str] = set()
+        # The kernel's parent-death signal follows the THREAD that forked, not the process. Callers' threads come and
+        # go, so one thread of ours, which stays, starts every subprocess.
+        self._starter = ThreadPoolExecutor(1, "sandbox-starter")
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running subprocess, None before the first call and after a kill."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def call(self, function: str, args: Sequence[Any], timeout_s: float, preload: Sequence[str] = ()) -> Any:
+        """`function` ("module:name") of `args` (JSON values), in the subprocess; its result must be a JSON value too.
+
+        timeout_s  seconds for the call itself
+        preload    modules imported before the clock starts, within START_TIMEOUT_S
+        Raises SandboxTimeout, or SandboxError with the type and the text of what the function raised.
+        """
+        request = {"function": function, "args": list(args)}
+        with self._lock:
+            if self.pid is None:
+                self._start()
+            wanted = sorted(set(preload) - self._preloaded)
+            if wanted:
+                self._exchange({"function": "envs.isolation.killable:_preload", "args": [wanted]}, START_TIMEOUT_S)
+                self._preloaded.update(wanted)
+            return self._exchange(request, timeout_s)
+
+    def close(self) -> None:
+        """Kill the subprocess, if any. A later call starts a new one."""
+        with self._lock:
+            self._kill()
+
+    def _start(self) -> None:
+        self._kill()
+        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        # A fixed string hash: task generators that walk over sets give the same task in every process.
+        environ = {**os.environ, **threads, "PYTHONHASHSEED": "0"}
+        boot = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from envs.isolation import killable; killable._serve()"
+        # With the path of this process, so that functions are found there as here. -P: a json.py in the current directory is not
+        # the library's, which is imported before that path is set. -W: imports of other people's code.
+        command = [sys.executable, "-P", "-W", "ignore", "-c", boot, json.dumps(sys.path), str(os.getpid())]
+        self._process = self._starter.submit(
+            subprocess.Popen,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environ,
+            start_new_session=True,  # a process group to kill, and no Ctrl-C from the terminal
+        ).result()
+        self._exchange({"function": "envs.isolation.killable:_preload", "args": [[]]}, START_TIMEOUT_S)
+
+    def _exchange(self, request: dict[str, Any], timeout_s: float) -> Any:
+        assert self._process and self._process.stdin
+        try:
+            # The subprocess is idle, hence reading: this cannot block for long.
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+            answer = json.loads(self._read_line(time.monotonic() + timeout_s, request["function"], timeout_s))
+        except BrokenPipeError as error:
+            self._kill()
+            raise SandboxError(f"{request['function']}: the subprocess died before the call") from error
+        except BaseException:  # an interrupt too: an answer left in the pipe would be taken for the next call's
+            self._kill()
+            raise
+        if "error" in answer:
+            raise SandboxError(f"{request['function']}: {answer['error']}")
+        return answer["value"]
+
+    def _read_line(self, deadline: float, function: str, timeout_s: float) -> bytes:
+        assert self._process and self._process.stdout
+        descriptor = self._process.stdout.fileno()
+        while b"\n" not in self._unread:
+            readable, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            if not readable:
+                raise SandboxTimeout(f"{function} took longer than {timeout_s:g} s")
+            chunk = os.read(descriptor, 65536)
+            if not chunk:
+                raise SandboxError(f"{function}: the subprocess died with exit code {self._process.wait()}")
+            self._unread += chunk
+            if len(self._unread) > MAX_ANSWER:
+                raise SandboxError(f"{function}: the answer is longer than {MAX_ANSWER} bytes")
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _kill(self) -> None:
+        process, self._process, self._unread = self._process, None, b""
+        self._preloaded = set()
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):  # it is gone already
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                with contextlib.suppress(BrokenPipeError):  # a request that never reached it is still in the buffer
+                    pipe.close()
+
+
+_shared: Sandbox | None = None
+_shared_lock = threading.Lock()
+
+
+def shared() -> Sandbox:
+    """The sandbox of this process, made on first use."""
+    global _shared
+    with _shared_lock:
+        if _shared is None:
+            _shared = Sandbox()
+        return _shared
+
+
+def call(function: str, args: Sequence[Any], timeout_s: float, preload: Sequence[str] = ()) -> Any:
+    """`Sandbox.call` on the sandbox of this process."""
+    return shared().call(function, args, timeout_s, preload)
+
+
+def close() -> None:
+    """End the subprocess of this process, if any."""
+    if _shared is not None:
+        _shared.close()
+
+
+def _forget() -> None:
+    """After a fork: the subprocess belongs to the parent, the child makes its own."""
+    global _shared, _shared_lock
+    _shared, _shared_lock = None, threading.Lock()
+
+
+atexit.register(close)
+os.register_at_fork(after_in_child=_forget)
+
+
+# --- inside the subprocess ---
+
+
+def _preload(modules: list[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
+
+
+def _serve() -> None:
+    """Answer requests until stdin ends, which it does when the parent closes it or dies."""
+    if sys.platform == "linux":
+        # Dies with the parent even while it computes and reads nothing.
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    if os.getppid() != int(sys.argv[2]):
+        return  # the parent died before the line above could take effect
+    # What a library prints must not be taken for an answer, what it reads from stdin must not be a request.
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for line in requests:
+        answers.write(json.dumps(_answer(json.loads(line))).encode() + b"\n")
+        answers.flush()
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    module, _, name = request["function"].partition(":")
+    try:
+        value = getattr(importlib.import_module(module), name)(*request["args"])
+        json.dumps(value)
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, the caller gets it as a SandboxError
+        return {"error": f"{type(error).__name__}: {error}"[:2000]}
+    return {"value": value}

@@ -1,0 +1,214 @@
+"""What entropy did, and why: the first two chapters of the diagnosis. Pure.
+
+A predicted change of entropy is first order and for a network a correlate, not a law (`learner/ledger.py`): only `cause`
+joins it to what happened, and only as far as the measured correlation carries.
+"""
+
+import math
+from typing import NamedTuple
+
+from orchestration.analysis.findings import (
+    OFF_TARGET,
+    Check,
+    Finding,
+    change_pairs,
+    late_error,
+    moved,
+    off_by,
+    signed,
+    start_and_end,
+    steered,
+    totals,
+)
+from orchestration.analysis.run_data import RunData, percent, released_at, summary_of
+from orchestration.report import svg as plots
+from orchestration.stats import finite, fit_line, mean
+
+FLAT = 0.02  # relative change of entropy that counts as none: the noise of a batch is larger
+UNEVEN = 1.25  # ratio of two entropies that is called a difference
+STRONG_R, MODERATE_R, NO_R = 0.7, 0.4, 0.1  # networks measured so far gave 0.16 to 0.45 a step, under momentum about 0
+FEW_STEPS = 8  # pairs of predicted and realised change: fewer fix no correlation
+STEADY = 0.6  # share of iterations of one sign: fewer lean no way
+REST = 0.05  # part of the predicted change from tokens without advantage below which it is not worth a word
+
+
+# ---------------------------------------------------------------- what entropy did
+
+
+def course(run: RunData) -> Finding | None:
+    s = summary_of(run)
+    if not math.isfinite(s.entropy_change):
+        return None
+    verb = "fell" if s.entropy_change < 0 else "rose"
+    text = f"Entropy {verb} {percent(abs(s.entropy_change))}, from {s.entropy_start:.2f} to {s.entropy_end:.2f} nats per token"
+    if abs(s.entropy_change) < FLAT:
+        text = f"Entropy stayed near {s.entropy_end:.2f} nats per token"
+    aside = "" if steered(run) else " No controller steered it."
+    return Finding("entropy", "course", f"{text}, in {s.iterations} iterations.{aside}")
+
+
+def against_target(run: RunData) -> Finding | None:
+    """Off target is measured on what the controller observes, which may be the correct replies only."""
+    bias, off = late_error(run)
+    if not steered(run) or not math.isfinite(off):
+        return None
+    target = finite(run.column("entropy/target"))[-1]
+    what = "the entropy under control" if run.has("entropy/controlled") else "entropy"
+    when = "the last third before its release" if math.isfinite(released_at(run)) else "the last third of the run"
+    if off <= OFF_TARGET:
+        text = f"In {when} {what} held its target of {target:.2f} within {percent(off)} rms."
+        return Finding("entropy", "on_target", text)
+    text = f"In {when} {what} was {off_by(bias, off)} its target of {target:.2f}."
+    return Finding("entropy", "off_target", text, "warning")
+
+
+def by_success(run: RunData) -> Finding | None:
+    """Ignorance or diversity: entropy among replies that work, against entropy among those that do not."""
+    good, bad = (start_and_end(run, f"entropy/{which}")[1] for which in ("successful", "failed"))
+    if not (good >= 0.0 and bad >= 0.0):
+        return None
+    told = f"At the end correct replies have {good:.2f} nats per token and failed ones {bad:.2f}"
+    if bad > UNEVEN * good:
+        return Finding("entropy", "ignorance", f"{told}: what is left looks more like ignorance than like diversity.")
+    if good > UNEVEN * bad:
+        return Finding("entropy", "diversity", f"{told}: what is left lies among the replies that work, as diversity.")
+    return Finding("entropy", "even", f"{told}: about alike, so entropy does not tell ignorance from diversity here.")
+
+
+def by_place(run: RunData) -> Finding | None:
+    (first, first_end), (last, last_end) = (start_and_end(run, f"entropy/{where}") for where in ("first", "last"))
+    if not (math.isfinite(first_end) and math.isfinite(last_end)):
+        return None
+    text = f"At the first token of a reply entropy {moved(first, first_end)}, at the last token it {moved(last, last_end)}."
+    return Finding("entropy", "place", text)
+
+
+def by_environment(run: RunData) -> Finding | None:
+    found = {env: start_and_end(run, f"entropy/{env}")[1] for env in run.envs()}
+    ends = {env: value for env, value in found.items() if math.isfinite(value)}
+    if len(ends) < 2:
+        return None
+    low, high = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
+    if ends[high] <= UNEVEN * ends[low]:
+        return None
+    text = f"The environments differ at the end: from {ends[low]:.2f} nats per token in {low} to {ends[high]:.2f} in {high}."
+    return Finding("entropy", "environments", text)
+
+
+# ---------------------------------------------------------------- why
+
+
+class Trust(NamedTuple):
+    """How well predicted follows realised change over `steps` pairs. `word` is strong, moderate, weak, none, reversed or few."""
+
+    word: str
+    slope: float
+    r: float
+    steps: int
+
+    @property
+    def carries(self) -> bool:
+        """The prediction may be read as a reason."""
+        return self.word in ("strong", "moderate", "weak")
+
+
+def trust_in_prediction(run: RunData) -> Trust:
+    x, y = change_pairs(run)
+    steps = sum(math.isfinite(a) and math.isfinite(b) for a, b in zip(x, y, strict=True))
+    line = fit_line(x, y)
+    if steps < FEW_STEPS or not math.isfinite(line.correlation):
+        return Trust("few", line.slope, line.correlation, steps)
+    noise = max(NO_R, 2.0 / math.sqrt(steps))  # two standard errors of r when there is no relation
+    r = line.correlation
+    word = "reversed" if r < -noise else "none" if r < noise else "weak" if r < MODERATE_R else "moderate"
+    return Trust("strong" if r >= STRONG_R else word, line.slope, r, steps)
+
+
+def cause(run: RunData) -> Finding | None:
+    """The one place where prediction and history meet: a reason only where the measured correlation supports one."""
+    change = summary_of(run).entropy_change
+    (predicted,) = totals(run, "entropy/predicted_dh")
+    if not math.isfinite(change) or abs(change) < FLAT or not math.isfinite(predicted):
+        return None
+    verb, noun = ("fell", "fall") if change < 0 else ("rose", "rise")
+    trust = trust_in_prediction(run)
+    if not trust.carries:
+        why = {"few": f"{trust.steps} measured steps are too few to test the prediction"}.get(
+            trust.word, f"the first-order prediction explains nothing of the {trust.steps} steps (r = {trust.r:.2f})"
+        )
+        return Finding("why", "cause", f"These numbers do not say why entropy {verb}: {why}.")
+    if predicted * change <= 0.0:
+        text = f"These numbers do not say why entropy {verb}: the predicted changes sum to {signed(predicted)} nats per token."
+        return Finding("why", "cause", text)
+    _, *both = totals(run, *(f"entropy/predicted_dh{part}" for part in ("", "_positive", "_negative")))
+    parts = dict(zip(("positive", "negative"), both, strict=True))
+    big = max(parts, key=lambda sign: parts[sign] / predicted if math.isfinite(parts[sign]) else -math.inf)
+    if not parts[big] * predicted > 0.0:
+        text = f"Entropy {verb} as predicted, to first order ({signed(predicted)} nats per token in sum)"
+    elif math.prod(both) >= 0.0:
+        # A method that moves tokens without advantage makes the whole larger than the two parts.
+        share = parts[big] / max(predicted, sum(both), key=abs)
+        text = f"Entropy {verb} because, to first order, {percent(share)} of the predicted {noun} came from {big} advantages"
+    else:
+        text = f"Entropy {verb} because, to first order, {big} advantages outweighed the others"
+    lead = "; the prediction follows the steps only weakly, so this is a lead" if trust.word == "weak" else ""
+    return Finding("why", "cause", f"{text}{lead}.")
+
+
+def split(run: RunData) -> Finding | None:
+    """The predicted change by the sign of the advantage; some methods move tokens without advantage as well."""
+    total, positive, negative = totals(run, *(f"entropy/predicted_dh{part}" for part in ("", "_positive", "_negative")))
+    if not math.isfinite(total) or total == 0.0:
+        return None
+    parts = [("positive advantages", positive), ("negative advantages", negative)]
+    if abs(total - positive - negative) > REST * abs(total):
+        parts.append(("no advantage", total - positive - negative))
+    same = all(value * total >= 0.0 for _, value in parts)
+    told = [f"{signed(v)}{f' ({percent(v / total)})' if same else ''} from tokens with {who}" for who, v in parts]
+    aside = "" if same else ": they pulled against each other"
+    text = f"The predicted change, {signed(total)} nats per token in sum, is {', '.join(told)}{aside}."
+    return Finding("why", "split", text)
+
+
+def covariance(run: RunData) -> Finding | None:
+    values = finite(run.column("entropy/covariance"))
+    if not values or mean(values) == 0.0:
+        return None
+    up = mean(values) > 0.0
+    share = mean(float((v > 0.0) == up) for v in values)
+    text = f"Covariance of advantage and log-prob was {signed(mean(values))} on average, "
+    text += f"{'positive' if up else 'negative'} in {percent(share)} of the iterations: "
+    if share < STEADY:
+        return Finding("why", "covariance_mixed", text + "too mixed to lean either way.")
+    text += f"tokens that were rewarded were on the whole the {'likelier' if up else 'less likely'} ones, which to first order "
+    return Finding("why", "covariance", text + f"{'lowers' if up else 'raises'} entropy.")
+
+
+def prediction(run: RunData) -> Finding | None:
+    """How far the first-order prediction can be trusted, in words."""
+    t = trust_in_prediction(run)
+    if t.word == "few":
+        return None
+    if not t.carries:
+        other = "; it even points the other way" if t.word == "reversed" else ""
+        text = (
+            f"The prediction tells of the gradient, not of what happened: it explains nothing of the {t.steps} steps "
+        )
+        return Finding("why", "prediction_none", f"{text}(r = {t.r:.2f}{other}). Read no cause from it.")
+    text = f"The relation of predicted to realised change is {t.word}: r = {t.r:.2f} over {t.steps} steps, which is "
+    text += f"{percent(t.r * t.r)} of their variance. "
+    size = "sizes agree too" if 0.5 <= t.slope <= 2.0 else "read its sign and its shares, not its size in nats"
+    return Finding("why", f"prediction_{t.word}", f"{text}Slope {plots.label(float(f'{t.slope:.2g}'))}: {size}.")
+
+
+CHECKS: tuple[Check, ...] = (
+    course,
+    against_target,
+    by_success,
+    by_place,
+    by_environment,
+    cause,
+    split,
+    covariance,
+    prediction,
+)

@@ -1,0 +1,75 @@
+"""Resources: what a run asks for, whether the cluster has it. Pure but for `check`, which is told what the cluster has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestration.config.run_config import RunConfig
+from orchestration.errors import PlacementError
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One actor and what it holds."""
+
+    role: str  # a kind and a number: "generator 0"
+    cpus: float
+    gpus: float
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        return {k: v for k, v in (("CPU", self.cpus), ("GPU", self.gpus)) if v}
+
+
+def plan(config: RunConfig) -> list[Slot]:
+    """Of every actor; a tensor-parallel generator holds all its GPUs."""
+    tp, model, judge = config.generators.tensor_parallel, config.rewards.model, config.judge_generator
+    return [
+        *(Slot(f"learner rank {r}", config.learner.cpus, config.learner.gpus) for r in range(config.learner.ranks)),
+        *(
+            Slot(f"generator {i}", config.generators.cpus, config.generators.gpus * tp)
+            for i in range(config.generators.count)
+        ),
+        *(Slot(f"verifier {i}", config.verifiers.cpus, 0.0) for i in range(config.verifiers.count)),
+        *((Slot(f"reward-model {i}", model.cpus, model.gpus) for i in range(model.count)) if model else ()),
+        *(
+            (Slot(f"judge {i}", judge.cpus, judge.gpus * judge.tensor_parallel) for i in range(judge.count))
+            if judge
+            else ()
+        ),
+    ]
+
+
+def totals(slots: Sequence[Slot]) -> dict[str, float]:
+    return {"CPU": round(sum(s.cpus for s in slots), 6), "GPU": round(sum(s.gpus for s in slots), 6)}
+
+
+def check(slots: Sequence[Slot], cluster: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raises PlacementError when the cluster as a whole, or its largest node, cannot hold what is asked."""
+    asked = totals(slots)
+    for kind in ("CPU", "GPU"):
+        there = cluster.get(kind, 0.0)
+        if asked[kind] > there + 1e-9:
+            parts = ", ".join(
+                f"{count} {role} {value:g}" for role, (count, value) in _by_role(slots, kind).items() if value
+            )
+            raise PlacementError(
+                f"the run asks for {asked[kind]:g} {kind} ({parts}) and the cluster has {there:g}: lower generators.count, "
+                f"learner.ranks or their {kind.lower()}s, or give the cluster more"
+            )
+        largest = max((s.bundle.get(kind, 0.0) for s in slots), default=0.0)
+        biggest = max((n.get(kind, 0.0) for n in nodes), default=0.0)
+        if largest > biggest + 1e-9:
+            role = max(slots, key=lambda s: s.bundle.get(kind, 0.0)).role
+            raise PlacementError(f"{role} asks for {largest:g} {kind} on one node and the largest node has {biggest:g}")
+
+
+def _by_role(slots: Sequence[Slot], kind: str) -> dict[str, tuple[int, float]]:
+    """Role -> (how many, what they ask for together)."""
+    sums: dict[str, tuple[int, float]] = {}
+    for slot in slots:
+        role = slot.role.split()[0] + ("" if slot.role.startswith("learner") else "s")
+        count, value = sums.get(role, (0, 0.0))
+        sums[role] = count + 1, round(value + slot.bundle.get(kind, 0.0), 6)
+    return sums

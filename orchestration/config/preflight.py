@@ -1,0 +1,135 @@
+"""What only the disk, the catalog and the process's variables know of a configuration: whether what it names is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from envs import catalog
+from envs.base import Environment, HasForm
+from orchestration.config.run_config import RunConfig
+from orchestration.config.sections import EnvironmentSection
+from orchestration.errors import ConfigError
+
+
+def check_world(config: RunConfig) -> None:
+    """What only the disk and the catalog know: model folders, environments. Raises ConfigError; writes nothing."""
+    check_model(config.model.path)
+    check_positions("generators", config.generators.max_model_len, config.model.path)
+    if config.rewards.model is not None:
+        check_model(config.rewards.model.path)
+    if config.judge_generator is not None:
+        check_model(config.judge_generator.path)
+        check_positions("rewards.judge.generator", config.judge_generator.max_model_len, config.judge_generator.path)
+    _check_key(config)
+    first: dict[str, str] = {}  # the name metrics go by -> the first environment that has it
+    for env in config.all_environments:
+        where = f"{_place(config, env)} ({env.name})"
+        try:
+            made = catalog.load(env.name, env.params, seed=config.run.seed)
+            if ":" in env.name:
+                catalog.try_out(env.name, made)
+            names = {made.prompt("train", k).env for k in range(4 if config.stages else 1)}  # a server must answer, too
+            lacking = _lacks(config, made)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
+        except Exception as error:  # of a user's or another library's environment
+            raise ConfigError(f"{where}: {catalog.told(error)}") from error
+        if lacking:
+            raise ConfigError(f"{lacking[0]}, and {where} has none: {lacking[1]}")
+        for name in names if config.stages else ():
+            if name in first:
+                raise ConfigError(
+                    f"{where} and {first[name]} both report as '{name}', so nothing could tell which of them was retained: give "
+                    "one a params.name of its own"
+                )
+            first[name] = where
+
+
+def _check_key(config: RunConfig) -> None:
+    judge = config.rewards.judge
+    if judge is not None and judge.api_key_env is not None and not os.environ.get(judge.api_key_env):
+        raise ConfigError(
+            f"rewards.judge.api_key_env names {judge.api_key_env}, which is not set here: put the key into that variable"
+        )
+    if judge is not None and judge.api_key_env is not None:
+        key = os.environ[judge.api_key_env].strip()
+        if not key or not key.isascii() or not key.isprintable():
+            raise ConfigError(
+                f"the variable {judge.api_key_env}, which rewards.judge.api_key_env names, holds no key that a header could carry: "
+                "it is empty, or has characters beyond printable ASCII"
+            )
+
+
+def _lacks(config: RunConfig, environment: Environment) -> tuple[str, str] | None:
+    """What a term of the reward asks of every environment and this one does not offer, and what to do."""
+    form, judge = config.rewards.format, config.rewards.judge
+    if form is not None and form.pattern is None and not isinstance(environment, HasForm):
+        return (
+            "rewards.format has no pattern, so that it takes the environment's own form",
+            "give rewards.format.pattern",
+        )
+    if (
+        judge is not None
+        and "{reference}" in judge.rubric
+        and judge.reference not in environment.prompt("train", 0).task
+    ):
+        return (
+            f"rewards.judge.rubric shows {{reference}}, the '{judge.reference}' of a prompt's task",
+            "name another key in rewards.judge.reference, or leave {reference} out",
+        )
+    return None
+
+
+def _place(config: RunConfig, environment: EnvironmentSection) -> str:
+    """Where in the configuration an environment is first mentioned."""
+    for i, env in enumerate(config.environments):
+        if env == environment:
+            return f"environments.{i}"
+    for s, stage in enumerate(config.stages):
+        for i, env in enumerate(stage.environments):
+            if env == environment:
+                return f"stages.{s}.environments.{i}"
+    raise ValueError(f"{environment.name} is not an environment of {config.run.name}")
+
+
+def check_model(model: str) -> None:
+    """Raises ConfigError for what can only be a folder and is none with a model in it; a Hugging Face id passes."""
+    path = Path(model)
+    looks_local = path.is_absolute() or model.startswith((".", "~")) or path.parts[:1] in (("models",), ("runs",))
+    local = path.exists() or looks_local or model.count("/") > 1
+    if local and not (path / "config.json").is_file():
+        state = "has no config.json" if path.is_dir() else "does not exist"
+        raise ConfigError(
+            f"the model folder {path} {state}: give a Hugging Face folder, or make one with `isentrope init-model`"
+        )
+
+
+def check_positions(section: str, max_model_len: int, model: str) -> None:
+    """Raises ConfigError where a local model has fewer positions than asked for: an engine says so only after its start."""
+    file = Path(model) / "config.json"
+    try:
+        data = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    except ValueError:
+        raise ConfigError(f"{file} is no JSON: the model cannot be loaded") from None
+    data = data.get("text_config", data)
+    positions = data.get("max_position_embeddings")
+    stretched = _stretched(data.get("rope_scaling")) or _stretched(data.get("rope_parameters"))
+    if isinstance(positions, int) and max_model_len > positions and not stretched:
+        raise ConfigError(
+            f"{section}.max_model_len is {max_model_len} and the model {model} has {positions} positions: give {positions} or less"
+        )
+
+
+# Their max_position_embeddings is that of the longer context already.
+SCALED_IN_CONFIG = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+
+
+def _stretched(rope: Any) -> bool:
+    """Whether an engine scales the model's positions to a longer context; it may be set by kind of layer."""
+    if not isinstance(rope, dict):
+        return False
+    kind = rope.get("rope_type", rope.get("type"))
+    return kind not in SCALED_IN_CONFIG if isinstance(kind, str) else any(_stretched(part) for part in rope.values())

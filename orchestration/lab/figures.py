@@ -1,0 +1,94 @@
+"""The figures of one finished run of a lab, under flat names, so that all of them are averaged over seeds alike.
+
+| name                                              | what                                                           |
+|---------------------------------------------------|----------------------------------------------------------------|
+| `entropy_start`, `entropy_end`, `entropy_change`  | nats per token; the change is relative                         |
+| `target`                                          | nats per token, the last one                                   |
+| `rms_last_third`, `rms_last_two_thirds`           | root mean square of (H - target) / target over that part       |
+| `max_last_two_thirds`                             | largest \\|H - target\\| / target there                          |
+| `saturated`, `authority`                          | share of iterations; mean share of tokens the knob touches     |
+| `reward_start`, `reward_end`                      | means of the first 3 and the last 5 iterations                 |
+| `distinct_start`, `distinct_end`                  | correct solutions a prompt, first and last evaluation          |
+| `pass@K/start`, `pass@K/end`                      | at the first temperature, first and last evaluation            |
+| `pass@K/T=X/start`, `pass@K/T=X/end`              | at temperature X                                               |
+| `retained/pass@K`, `backward/pass@K`, ...         | of a run with stages, see retention.figures                    |
+| `seconds`, `tokens`, `iterations`                 | what it took                                                   |
+
+A figure the run does not have is left out.
+"""
+
+import math
+from collections.abc import Sequence
+
+from orchestration.analysis.retention import figures as retained
+from orchestration.analysis.run_data import EvalPoint, RunData, pass_curve, summary_of
+from orchestration.stats import finite, mean, rms
+
+
+def figures(run: RunData) -> dict[str, float]:
+    """Every figure of the table above that the run has."""
+    s, off = summary_of(run), off_target(run)
+    third, two_thirds = off[len(off) * 2 // 3 :], off[len(off) // 3 :]
+    found = {
+        "entropy_start": s.entropy_start,
+        "entropy_end": s.entropy_end,
+        "entropy_change": s.entropy_change,
+        "target": s.target if steered(run) else math.nan,
+        "rms_last_third": rms(third),
+        "rms_last_two_thirds": rms(two_thirds),
+        "max_last_two_thirds": max(map(abs, two_thirds), default=math.nan),
+        "saturated": s.saturated if steered(run) else math.nan,
+        "authority": mean(run.column("entropy/authority")),
+        "reward_start": s.reward_start,
+        "reward_end": s.reward_end,
+        "distinct_start": s.distinct_start,
+        "distinct_end": s.distinct,
+        "seconds": s.seconds,
+        "tokens": s.tokens,
+        "iterations": float(s.iterations),
+    }
+    evals = run.evals()
+    for heat in temperatures(run):
+        found |= _passes([p for p in evals if p.temperature == heat], f"/T={heat:g}")
+    found |= {f"pass@{k}/start": value for k, value in s.pass_at_start.items()}
+    found |= {f"pass@{k}/end": value for k, value in s.pass_at.items()}
+    if len({p.iteration for p in evals}) < 2:  # one evaluation says where the run ended, not where it began
+        found = {key: value for key, value in found.items() if not key.endswith("/start") and key != "distinct_start"}
+    found |= retained(run.rows, max(s.pass_at, default=1))
+    return {key: value for key, value in found.items() if math.isfinite(value)}
+
+
+def temperatures(run: RunData) -> list[float]:
+    """The temperatures of the run's evaluations, in their order: the first is the one without a suffix."""
+    return list(dict.fromkeys(p.temperature for p in run.evals() if p.temperature is not None))
+
+
+def steered(run: RunData) -> bool:
+    """Whether a controller moves the knob. Under a fixed one the target is written down and nobody aims at it."""
+    entropy = run.config.get("entropy")
+    kinds = (
+        [part.get("kind") for part in entropy.values() if isinstance(part, dict)] if isinstance(entropy, dict) else []
+    )
+    return run.has("entropy/target") and not {"none", "fixed"} & set(map(str, kinds))
+
+
+def off_target(run: RunData) -> list[float]:
+    """(H - target) / target of every iteration in which a controller held the knob; H is the entropy it observes.
+
+    A controller that has let go aims at nothing any more: those iterations are left out.
+    """
+    out = []
+    for row in run.rows if steered(run) else ():
+        target = row.get("entropy/target", math.nan)
+        observed = row.get("entropy/controlled", row.get("entropy/exact", math.nan))
+        if target and not row.get("entropy/released", 0.0) > 0.0:
+            out.append((observed - target) / target)
+    return finite(out)
+
+
+def _passes(points: Sequence[EvalPoint], suffix: str) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for name, pick in (("start", min), ("end", max)):
+        curve = pass_curve(points, pick(p.iteration for p in points))
+        out |= {f"pass@{k}{suffix}/{name}": value for k, value in curve.items()}
+    return out

@@ -1,0 +1,273 @@
+"""The charts of a report: which numbers of the runs go into which picture (`plots.py` draws it).
+
+Each takes the runs, a colour each, and returns SVG text; empty text when no run has the data.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from orchestration.analysis.findings import change_pairs
+from orchestration.analysis.run_data import RunData, over_envs, pass_curve
+from orchestration.report import svg as plots
+from orchestration.report.svg import Series
+from orchestration.stats import finite, fit_line
+from orchestration.telemetry.keys import lookup
+
+
+def key_chart(runs: Sequence[RunData], key: str, title: str, **options: Any) -> str:
+    return plots.line_chart(title, _curves(runs, key), **options)
+
+
+def _curves(runs: Sequence[RunData], key: str, *, raw: bool = True) -> list[Series]:
+    """A key over iterations, a colour a run: rolling mean with its spread, the raw values faint behind it."""
+    out: list[Series] = []
+    for colour, run in enumerate(runs):
+        if not run.has(key):
+            continue
+        x, y = run.column("iteration"), run.column(key)
+        if len(finite(y)) < 30:
+            out.append(Series(run.name, x, y, colour))
+            continue
+        middle, around = plots.smooth(y, max(2, len(y) // 40))
+        if raw:
+            out.append(Series(run.name, x, y, colour, "faint", legend=False))
+        low = [m - a for m, a in zip(middle, around, strict=True)]
+        high = [m + a for m, a in zip(middle, around, strict=True)]
+        out.append(Series(run.name, x, middle, colour, "line", low, high))
+    return out
+
+
+def entropy_chart(runs: Sequence[RunData]) -> str:
+    series = _curves(runs, "entropy/exact")
+    for colour, run in enumerate(runs):
+        if run.has("entropy/target"):
+            name = "target" if len(runs) == 1 else f"{run.name}, target"
+            series.append(Series(name, run.column("iteration"), run.column("entropy/target"), colour, "dashed"))
+        seen = run.column("entropy/controlled")
+        if any(math.isfinite(v) and v != exact for v, exact in zip(seen, run.column("entropy/exact"), strict=True)):
+            name = "under control" if len(runs) == 1 else f"{run.name}, under control"
+            series.append(Series(name, run.column("iteration"), seen, colour, "dotted"))
+    notes = ["Line: rolling mean, band: its spread."] if any(s.low for s in series) else []
+    notes += ["Dashed: target."] if any(s.style == "dashed" for s in series) else []
+    notes += ["Dotted: what the controller observes."] if any(s.style == "dotted" for s in series) else []
+    return plots.line_chart("Exact entropy", series, y_label="nats per token", zero=True, note=" ".join(notes))
+
+
+def reward_chart(runs: Sequence[RunData], envs: Sequence[str]) -> str:
+    """Mean reward; a single run with several environments also shows each of them, in a colour of its own."""
+    series = _curves(runs, "reward/mean")
+    if len(runs) == 1 and len(envs) > 1:
+        series = [replace(s, name="all") for s in series]
+        for colour, env in enumerate(envs, start=1):
+            curves = _curves(runs, f"reward/{env}", raw=False)
+            series += [replace(s, name=env, colour=colour, low=(), high=()) for s in curves]
+    return plots.line_chart("Reward", series, y_label="mean reward")
+
+
+def terms_chart(runs: Sequence[RunData]) -> str:
+    """Of a single run: what its reward is made of, a colour a term."""
+    keys = {
+        key for run in runs[:1] for row in run.rows for key in row if key.startswith("term/") and key.count("/") == 1
+    }
+    if len(runs) > 1 or not keys:
+        return ""
+    series = []
+    for colour, key in enumerate(sorted(keys, key=lambda key: (key != "term/verdict", key))):
+        curves = _curves(runs, key, raw=False)
+        series += [replace(s, name=key.removeprefix("term/"), colour=colour, low=(), high=()) for s in curves]
+    note = "Before weights. The verdict is the environment's own: where it does not follow the others, they are being gamed."
+    return plots.line_chart("Terms of the reward", series, y_label="mean value", note=note)
+
+
+def knob_chart(runs: Sequence[RunData]) -> str:
+    series = []
+    for colour, run in enumerate(runs):
+        x, knob = run.column("iteration"), run.column("entropy/knob")
+        if len(set(finite(knob))) == 0:
+            continue
+        series.append(Series(run.name, x, knob, colour))
+        for bound in ("entropy/knob_low", "entropy/knob_high"):
+            series.append(Series("", x, run.column(bound), colour, "dotted", legend=False))
+    positive = all(v > 0.0 for s in series for v in finite(s.y))
+    values = [v for s in series for v in finite(s.y)]
+    log = positive and bool(values) and max(values) / min(values) > 50
+    return plots.line_chart("Entropy knob", series, y_label="coefficient", log_y=log, note="Dotted: its bounds.")
+
+
+def dh_chart(runs: Sequence[RunData]) -> str:
+    series, notes = [], []
+    for colour, run in enumerate(runs):
+        x, y = change_pairs(run)
+        if not any(math.isfinite(a) and math.isfinite(b) for a, b in zip(x, y, strict=True)):
+            continue
+        fit = fit_line(x, y)
+        series.append(Series(run.name, x, y, colour, "points"))
+        if math.isfinite(fit.correlation):
+            ends = [min(finite(x)), max(finite(x))]
+            series.append(Series("", ends, [fit.intercept + fit.slope * v for v in ends], colour, legend=False))
+            notes.append(f"{run.name}: slope {plots.label(float(f'{fit.slope:.2g}'))}, r = {fit.correlation:.2f}")
+    title = "Change of entropy, predicted and realised"
+    axes = {"x_label": "predicted, nats per token", "y_label": "realised"}
+    return plots.scatter_chart(title, series, note="; ".join(notes), trim=0.01, **axes)
+
+
+def _pair(
+    runs: Sequence[RunData], pairs: Sequence[tuple[str, str]], title: str, *, summed: bool = False, **options: Any
+) -> str:
+    """Two keys of a kind, (key, name) each: a style each, and a colour a run or, of a single run, a colour each.
+
+    `summed` adds up over the iterations; a value that is not finite counts as nothing there.
+    """
+    series = []
+    for colour, run in enumerate(runs):
+        for i, (key, name) in enumerate(pairs):
+            if not run.has(key):
+                continue
+            y = run.column(key)
+            if summed:
+                y = list(itertools.accumulate(v if math.isfinite(v) else 0.0 for v in y))
+            elif len(finite(y)) >= 30:
+                y = plots.smooth(y, max(2, len(y) // 40))[0]
+            who = name if len(runs) == 1 else f"{run.name}, {name}"
+            shade = i if len(runs) == 1 else colour
+            series.append(Series(who, run.column("iteration"), y, shade, ("line", "dashed")[i]))
+    return plots.line_chart(title, series, **options)
+
+
+def ledger_chart(runs: Sequence[RunData]) -> str:
+    parts = [(f"entropy/predicted_dh_{sign}", f"{sign} advantages") for sign in ("positive", "negative")]
+    note = "Positive and negative: the sign of the advantage the tokens carried."
+    return _pair(runs, parts, "Predicted change of entropy, summed", summed=True, y_label="nats per token", note=note)
+
+
+def control_chart(runs: Sequence[RunData]) -> str:
+    """What the updates were predicted to do beside what the advantages alone would: the space between is control."""
+    if not any(run.has("entropy/predicted_dh_free") for run in runs):
+        return ""
+    parts = [("entropy/predicted_dh", "with control"), ("entropy/predicted_dh_free", "advantages alone")]
+    return _pair(
+        runs, parts, "Predicted change, with and without control", summed=True, y_label="nats per token, summed"
+    )
+
+
+def forgone_chart(runs: Sequence[RunData]) -> str:
+    parts = [("entropy/forgone_dh_high", "clipped from above"), ("entropy/forgone_dh_low", "clipped from below")]
+    note = "What the clipped tokens would have added, to first order."
+    return _pair(runs, parts, "Withheld by clipping, summed", summed=True, y_label="nats per token", note=note)
+
+
+def success_chart(runs: Sequence[RunData]) -> str:
+    parts = [("entropy/successful", "correct replies"), ("entropy/failed", "failed replies")]
+    return _pair(runs, parts, "Entropy of correct and failed replies", y_label="nats per token", zero=True)
+
+
+def place_chart(runs: Sequence[RunData]) -> str:
+    parts = [("entropy/first", "first token"), ("entropy/last", "last token")]
+    return _pair(runs, parts, "Entropy by place in the reply", y_label="nats per token", zero=True)
+
+
+def env_entropy_chart(runs: Sequence[RunData], envs: Sequence[str]) -> str:
+    """A colour an environment; of a single run with several, for side by side each environment has its own section."""
+    series = []
+    for colour, env in enumerate(envs if len(runs) == 1 and len(envs) > 1 else ()):
+        series += [replace(s, name=env, colour=colour) for s in _curves(runs, f"entropy/{env}", raw=False)]
+    return plots.line_chart("Entropy by environment", series, y_label="nats per token", zero=True)
+
+
+def replies_chart(runs: Sequence[RunData]) -> str:
+    parts = [("replies/distinct", "all"), ("replies/distinct_correct", "correct")]
+    return _pair(runs, parts, "Distinct replies a prompt, in training", y_label="replies", zero=True)
+
+
+def quantile_chart(runs: Sequence[RunData], family: str, title: str, **options: Any) -> str:
+    """The quantiles family/q50, family/q99.9, ... that were reported; of several runs the highest one each."""
+    series = []
+    for colour, run in enumerate(runs):
+        keys = {
+            key for row in run.rows for key in row if key.startswith(f"{family}/q") and lookup(key) and run.has(key)
+        }
+        ranked = sorted((float(key.removeprefix(f"{family}/q")), key) for key in keys)
+        for place, (percent, key) in enumerate(ranked if len(runs) == 1 else ranked[-1:]):
+            name = f"{percent:g} %" if len(runs) == 1 else f"{run.name}, {percent:g} %"
+            shade = place if len(runs) == 1 else colour
+            series.append(Series(name, run.column("iteration"), run.column(key), shade))
+    return plots.line_chart(title, series, **options)
+
+
+def ess_chart(runs: Sequence[RunData]) -> str:
+    return key_chart(runs, "ratio/ess", "Effective sample size", y_label="share of tokens", zero=True)
+
+
+def pass_by_k(runs: Sequence[RunData], env: str | None = None) -> str:
+    """pass@k against k at the last evaluation, a style a temperature; the first evaluation faint."""
+    series: list[Series] = []
+    ticks: set[float] = set()
+    for colour, run in enumerate(runs):
+        points = [p for p in run.evals() if p.temperature is not None and env in (None, p.env)]
+        heats = list(dict.fromkeys(p.temperature for p in points))
+        for i, heat in enumerate(heats[:3]):
+            mine = [p for p in points if p.temperature == heat]
+            last, first = (pass_curve(mine, pick(p.iteration for p in mine)) for pick in (max, min))
+            ks = [float(k) for k in last]
+            ticks.update(ks)
+            name = f"T = {heat:g}" if len(runs) == 1 else f"{run.name}, T = {heat:g}"
+            shade = i if len(runs) == 1 else colour
+            series.append(Series(name, ks, list(last.values()), shade, ("line", "dashed", "dotted")[i]))
+            if first != last:
+                series.append(Series("", list(map(float, first)), list(first.values()), shade, "faint", legend=False))
+    note = "Last evaluation; thin: the first one." if any(s.style == "faint" for s in series) else "Last evaluation."
+    return plots.line_chart(
+        "pass@k by temperature", series, x_label="k", log_x=len(ticks) > 1, x_ticks=sorted(ticks), note=note
+    )
+
+
+def pass_over_time(runs: Sequence[RunData], k: int, env: str | None = None) -> str:
+    series = []
+    for colour, run in enumerate(runs):
+        points = [p for p in run.evals() if p.temperature is None and env in (None, p.env)]
+        when = sorted({p.iteration for p in points})
+        for wanted, style in ((1, "dashed"), (k, "line")):
+            y = [pass_curve(points, iteration).get(wanted, math.nan) for iteration in when]
+            name = f"pass@{wanted}" if len(runs) == 1 else f"{run.name}, pass@{wanted}"
+            series.append(Series(name, when, y, colour, style))
+    return plots.line_chart("pass@k over training", series[:: 1 if k > 1 else 2], note="At the first temperature.")
+
+
+def front_chart(runs: Sequence[RunData], k: int) -> str:
+    """pass@1 against pass@k, a point a temperature: a method compared at one temperature is half compared."""
+    series = []
+    for colour, run in enumerate(runs):
+        points = [p for p in run.evals() if p.temperature is not None]
+        last = max((p.iteration for p in points), default=0.0)
+        heats = sorted({p.temperature for p in points if p.temperature is not None})
+        curves = [pass_curve([p for p in points if p.temperature == heat], last) for heat in heats]
+        x, y = ([curve.get(at, math.nan) for curve in curves] for at in (1, k))
+        series += [Series(run.name, x, y, colour, "points"), Series("", x, y, colour, "dotted", legend=False)]
+    if k == 1 or max((len(s.x) for s in series), default=0) < 2:
+        return ""
+    note = "One point a temperature, last evaluation; up and to the right is better."
+    return plots.scatter_chart("Quality against coverage", series, x_label="pass@1", y_label=f"pass@{k}", note=note)
+
+
+def time_chart(run: RunData, title: str) -> str:
+    parts = ("generate", "verify", "train", "sync")  # eval is rare and would dwarf them
+    # The evaluation before training has none of them: it would draw a ramp from zero.
+    rows = [row for row in run.rows if any(f"time/{part}" in row for part in parts)]
+    x = [row.get("iteration", math.nan) for row in rows]
+    layers = [Series(part, x, [row.get(f"time/{part}", math.nan) for row in rows], i) for i, part in enumerate(parts)]
+    return plots.stacked_chart(title, layers, y_label="seconds")
+
+
+def distinct_chart(runs: Sequence[RunData], env: str | None = None) -> str:
+    series = []
+    for colour, run in enumerate(runs):
+        rows = [row for row in run.rows if math.isfinite(over_envs(row, "distinct_correct"))]
+        pick = [
+            row.get(f"eval/{env}/distinct_correct", math.nan) if env else over_envs(row, "distinct_correct")
+            for row in rows
+        ]
+        series.append(Series(run.name, [row.get("iteration", math.nan) for row in rows], pick, colour))
+    return plots.line_chart("Distinct correct solutions a prompt", series, zero=True)

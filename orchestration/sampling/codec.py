@@ -1,0 +1,84 @@
+"""A model's own tokenizer and chat template: of the policy, and of a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from envs.types import Message
+from orchestration.config.loader import local
+from orchestration.config.run_config import RunConfig
+from orchestration.errors import ConfigError
+
+
+class HFCodec:
+    """Behind a rollout's Codec and a judge's JudgeCodec. transformers is imported where it is needed."""
+
+    def __init__(self, folder: str | Path, chat_template: bool) -> None:
+        from transformers import GenerationConfig
+
+        from learner import tokenizer
+
+        self._impl = tokenizer
+        self.tokenizer: Any = tokenizer.load_tokenizer(folder)
+        if not self.tokenizer(
+            "1 a"
+        ).input_ids:  # what transformers makes of a folder that has a config and no tokenizer
+            raise ValueError("it has no vocabulary: put the model's tokenizer files beside its config.json")
+        self._chat = chat_template and bool(self.tokenizer.chat_template)
+        config = None
+        if (Path(folder) / "generation_config.json").is_file() or not Path(folder).is_dir():
+            config = GenerationConfig.from_pretrained(folder)
+        self._generation = config
+        self.stop_token_ids = tokenizer.stop_token_ids(self.tokenizer, config)
+
+    def save(self, folder: Path) -> None:
+        """Tokenizer and generation config: what the weights' own save leaves out."""
+        self.tokenizer.save_pretrained(folder)
+        if self._generation is not None:
+            self._generation.save_pretrained(folder)
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        if self._chat:
+            return self._impl.render(self.tokenizer, messages)
+        return tuple(self.tokenizer("\n".join(m.content for m in messages)).input_ids)
+
+    def render_observation(
+        self, before: Sequence[Message], observation: Sequence[Message], reply_ids: Sequence[int]
+    ) -> tuple[int, ...]:
+        if self._chat:
+            return self._impl.render_observation(self.tokenizer, before, observation, reply_ids)
+        text = "\n" + "\n".join(m.content for m in observation) + "\n"
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._impl.decode(self.tokenizer, ids)
+
+    def defuse(self, text: str) -> str:
+        return self._impl.defuse(self.tokenizer, text)
+
+
+def load_codec(key: str, path: str, chat_template: bool) -> HFCodec:
+    """Raises ConfigError, which names the key, for a model without a usable tokenizer."""
+    try:
+        return HFCodec(local(path), chat_template)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the tokenizer of {key} {path} cannot be used: {reason}") from None
+
+
+class Codecs(NamedTuple):
+    """Of the models of one run that are given text."""
+
+    policy: HFCodec
+    judge: HFCodec | None  # of generators that judge
+
+
+def load_codecs(config: RunConfig) -> Codecs:
+    """Raises ConfigError for a model without a usable tokenizer."""
+    judge = config.judge_generator
+    return Codecs(
+        load_codec("model.path", config.model.path, config.model.chat_template),
+        None if judge is None else load_codec("rewards.judge.generator.path", judge.path, judge.chat_template),
+    )

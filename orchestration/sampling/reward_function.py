@@ -1,0 +1,86 @@
+"""From the recipe's `rewards` to the callable that gives replies their reward."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from actors.rewards.composite import (
+    Composite,
+    JudgeFn,
+    Term,
+    asked_term,
+    form_request,
+    last_reply,
+    length_term,
+    overlong_term,
+)
+from actors.rewards.endpoint import Endpoint, EndpointSettings
+from actors.rewards.judge import Judge, JudgeSettings, Speaker
+from actors.rewards.judge_generators import Generators
+from actors.rollout import GenerateFn
+from envs.base import Environment
+from orchestration.config.reward_sections import JudgeTerm
+from orchestration.config.run_config import RunConfig
+from orchestration.errors import ConfigError
+from orchestration.sampling.codec import HFCodec
+
+
+def make_judge(config: RunConfig, codec: HFCodec | None, generate: GenerateFn) -> Judge | None:
+    """The language model of rewards.judge. Of generators that judge, where the run has them: their codec, and `generate`.
+
+    Raises ConfigError for a cache_file that cannot be one.
+    """
+    term = config.rewards.judge
+    if term is None:
+        return None
+    cache = None if term.cache_file is None else Path(term.cache_file).expanduser()
+    same = ("rubric", "reference", "score", "low", "high", "temperature", "max_tokens", "cache_entries")
+    settings = JudgeSettings(**{key: getattr(term, key) for key in same}, cache_file=cache)
+    speaker = _speaker(term, codec, generate)
+    try:
+        return Judge(settings, speaker)
+    except OSError as error:
+        raise ConfigError(f"rewards.judge.cache_file {cache} cannot be used: {error}") from None
+
+
+def _speaker(term: JudgeTerm, codec: HFCodec | None, generate: GenerateFn) -> Speaker:
+    if (g := term.generator) is not None and codec is not None:
+        return Generators(g.path, generate, codec, g.max_model_len)
+    if term.url is None or term.model is None:
+        raise ConfigError("rewards.judge has neither an endpoint nor a generator")
+    limits = (term.timeout_s, term.retries, term.backoff_s, term.concurrency)
+    return Endpoint(EndpointSettings(term.url, term.model, *limits), os.environ.get(term.api_key_env or ""))
+
+
+def compose(
+    config: RunConfig,
+    environments: Sequence[Environment],
+    *,
+    verify: JudgeFn,
+    model: JudgeFn,
+    judge: JudgeFn | None,
+    on_event: Callable[[str], None],
+) -> Composite | None:
+    """None where the reward is the environment's own and nothing is measured beside it.
+
+    verify: of the verifiers, which have Form behind the run's environments; model: of the reward models; judge: the language model.
+    """
+    rewards = config.rewards
+    if rewards.plain:
+        return None
+    terms: list[Term] = []
+    if (t := rewards.length) is not None:
+        ends = (t.correct[0], t.correct[1]), (t.wrong[0], t.wrong[1])
+        terms.append(length_term(t.weight, t.shape, t.free, t.full, *ends))
+    if (t := rewards.format) is not None:
+        forms = [t.pattern if t.pattern is not None else getattr(e, "form", "") for e in environments]
+        terms.append(asked_term("format", t.weight, verify, form_request(forms, len(environments))))
+    if (t := rewards.overlong) is not None:
+        terms.append(overlong_term(t.weight, t.buffer))
+    if (t := rewards.model) is not None:
+        terms.append(asked_term("model", t.weight, model, last_reply))
+    if (t := rewards.judge) is not None and judge is not None:
+        terms.append(asked_term("judge", t.weight, judge, last_reply))
+    return Composite(rewards.verdict, terms, on_event)

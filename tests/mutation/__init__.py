@@ -1,0 +1,1 @@
+"""Break every formula once and see a test fail."""

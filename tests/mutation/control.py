@@ -1,0 +1,177 @@
+"""Controllers, targets, draws, log-probs and the learner's collectives, broken one at a time (tests/mutation/runner.py)."""
+
+from __future__ import annotations
+
+from mutation.entries import Mutation, entries
+
+_AT = "tests/learner/"
+CONTROL = f"{_AT}test_references_control.py"
+STEERING = (
+    f"{_AT}test_controllers.py -k dead or bound or own or release or observed or rate or successful or saturation"
+)
+LOGPROBS = f"{_AT}test_logprobs.py -k values or steepness or statistics"
+LEARNER = f"{_AT}test_learner.py -k change_no and (kl_cov or k1) or reference_is or predicted"
+DROPPED = f"{_AT}test_learner.py -k measured or dropped or learning_rate"
+
+CONTROL_MUTATIONS: tuple[Mutation, ...] = (
+    *entries(
+        "entropy/controllers",
+        CONTROL,
+        ("the error's sign", "return (target - entropy) / target", "return (entropy - target) / target"),
+        ("the error relative to H", "return (target - entropy) / target", "return (target - entropy) / entropy"),
+        ("doubling the wrong way", "(seen.entropy < target) == (sign > 0)", "(seen.entropy > target) == (sign > 0)"),
+        ("a negative knob grows", "(seen.entropy < target) == (sign > 0)", "(seen.entropy < target)"),
+        ("halving is doubling", "(2.0 if grow else 0.5)", "(2.0 if grow else 2.0)"),
+        ("no flip", "sign = -sign if self.negative or sign < 0 else sign", "sign = sign"),
+        ("always a flip", "settings.allow_negative and self.knob.signed", "True"),
+        (
+            "the upper bound below",
+            "min(max(magnitude, self.knob.low), self.knob.high)",
+            "max(max(magnitude, self.knob.low), self.knob.high)",
+        ),
+        ("proportional's sign", "self.move(self.gain * error)", "self.move(-self.gain * error)"),
+        ("proportional without its gain", "self.move(self.gain * error)", "self.move(error)"),
+        ("additive's sign", "self.step if error > 0 else -self.step", "-self.step if error > 0 else self.step"),
+        ("the gate inverted", "not self.gated or error >= 0", "not self.gated or error <= 0"),
+        ("the gate never shuts", "return self.value * self.gate", "return self.value"),
+        ("additive keeps its low", '{"low": 0.0}), settings)', '{"low": knob.low}), settings)'),
+        ("pi without what was before", "self.gain * (error - self.before)", "self.gain * error"),
+        ("pi without the integral", "+ self.integral * error\n", "+ 0 * error\n"),
+        ("pi linear", "self.value * math.exp(min(max(change, -5.0), 5.0))", "self.value * (1 + change)"),
+        ("isentropic's sign", "held = -self.free / self.slope", "held = self.free / self.slope"),
+        ("a slope below 0", "if self.slope > 0 else 0.0", "if self.slope != 0 else 0.0"),
+        ("feedback's sign", "wanted = held + unit * (s.gain", "wanted = held - unit * (s.gain"),
+        ("feedback without the unit", "unit * (s.gain * error", "(s.gain * error"),
+        (
+            "the memory inverted",
+            "s.memory * getattr(self, name) + (1 - s.memory) * value",
+            "(1 - s.memory) * getattr(self, name) + s.memory * value",
+        ),
+        ("the mean, not its square", '("advantage", seen.advantage**2)', '("advantage", seen.advantage)'),
+        ("no reach", "step = min(max(error, -self.REACH), self.REACH)", "step = error"),
+        ("a reach on one side", "step = min(max(error, -self.REACH), self.REACH)", "step = min(error, self.REACH)"),
+        ("winding up", "if self.lowest < wanted < self.knob.high or wanted * error < 0:", "if True:"),
+        ("stuck at the bound", "< self.knob.high or wanted * error < 0:", "< self.knob.high:"),
+        ("units swapped", 'self.knob.unit == "advantage" and', 'self.knob.unit == "factor" and'),
+    ),
+    *entries(
+        "entropy/controllers",
+        STEERING,
+        ("the dead band inverted", "return abs(error) < self.dead_band", "return abs(error) > self.dead_band"),
+        (
+            "saturated at the other bound",
+            "if entropy < target else self.value <= self.lowest",
+            "if entropy > target else self.value <= self.lowest",
+        ),
+        ("no rate limit", "if self.max_change is not None:", "if self.max_change is None and False:"),
+    ),
+    *entries(
+        "entropy/target",
+        CONTROL,
+        ("the start goes on", "self.count < self.settings.average_over and", "self.count < 10**9 and"),
+        ("the sum of the start", "fraction * self.total / max(1, self.count)", "fraction * self.total"),
+        ("no schedule", "return factor * self.settings.nats", "return self.settings.nats"),
+        ("no fraction", "max(factor * fraction *", "max(factor *"),
+        ("lines the wrong way", "y0 + (y1 - y0) *", "y1 + (y0 - y1) *"),
+        ("released a step late", "self.iteration >= at", "self.iteration > at"),
+        ("nan is a start", "and math.isfinite(entropy):", "and True:"),
+    ),
+    *entries(
+        "entropy/base",
+        STEERING,
+        (
+            "a released loop moves",
+            "math.isfinite(seen.entropy) and seen.trained and not self.target.released:",
+            "math.isfinite(seen.entropy) and seen.trained:",
+        ),
+        ("the loop's error", "return (self.aim - self.seen) / self.aim", "return (self.seen - self.aim) / self.aim"),
+        ("one knob for all", "return table[tokens.env]", "return table[tokens.env * 0]"),
+        ("not untouched when released", "if all(loop.target.released for", "if not all(loop.target.released for"),
+    ),
+    *entries(
+        "draws",
+        CONTROL,
+        ("without the step", "^ np.uint64(step)\n", "^ np.uint64(0)\n"),
+        ("without the place", "^ place.astype(np.uint64))", "^ np.uint64(0) * place.astype(np.uint64))"),
+        ("without the trajectory", "^ trajectory.astype(np.uint64))", "^ np.uint64(0) * trajectory.astype(np.uint64))"),
+        ("another multiplier", "0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5B7"),
+        ("a half of the interval", "/ 2.0**24", "/ 2.0**25"),
+    ),
+    *entries(
+        "logprobs",
+        LOGPROBS,
+        ("the entropy's sign", "entropy = -(p * log_p).sum(-1)\n", "entropy = (p * log_p).sum(-1)\n"),
+        ("kappa without pi", "(p * pull).sum(-1), (pull * pull)", "pull.sum(-1), (pull * pull)"),
+        ("the steepness not squared", "(pull * pull).sum(-1)", "pull.sum(-1)"),
+        (
+            "the gradient of H",
+            "grad_entropy[rows, None] * (log_p + entropy)",
+            "grad_entropy[rows, None] * (log_p - entropy)",
+        ),
+        ("no temperature", "return z / temperature", "return z"),
+        ("the gradient without the temperature", "dz = (dz / ctx.temperature)", "dz = (dz)"),
+        ("the softcap's gradient", "dz * (1.0 - (z *", "dz * (1.0 + (z *"),
+    ),
+    *entries("entropy/base", DROPPED, ("a knob without an update moves", " and seen.trained", "")),
+    *entries(
+        "batching",
+        f"{_AT}test_batching.py -k usual_size or informative",
+        ("as many updates of what is left", "max(1, count * cut.updates // whole)", "cut.updates"),
+        ("an error makes a group informative", "if t.verdict.status.judged}) > 1", "}) > 1"),
+    ),
+    *entries(
+        "advantages",
+        f"{_AT}test_advantages.py -k earned or same_turn",
+        ("turns without the discount", "rewards[k] + discount * after", "rewards[k] + after"),
+        ("a turn alone is none", "if len(there) > 1:", "if len(there) > 2:"),
+    ),
+    *entries(
+        "batching",
+        f"{_AT}test_advantages.py -k turn",
+        ("the verdict is no turn's", "rewards[-1] += t.verdict.reward", "rewards[-1] += 0.0"),
+        ("turns without a verdict are whitened", " & t.verdict.status.judged)", ")"),
+    ),
+    *entries(
+        "learner",
+        DROPPED,
+        ("dropped replies are not measured", "(*batch.updates, batch.measured)", "batch.updates"),
+        ("the schedule waits", "self.steps = max(self.steps, began + batch.steps)", "pass"),
+        ("the schedule waits without updates", "self.steps = began + batch.steps", "pass"),
+    ),
+    *entries(
+        "learner",
+        LEARNER,
+        (
+            "batch scope on a rank's part",
+            "parts = self.engine.all_gather(columns)",
+            "parts = [columns] * (self.rank + 1)",
+        ),
+        ("another rank's part", "for p in parts[: self.rank])", "for p in parts[: 0])"),
+        ("micro-batches share the start", "            start += len(stats.logp)\n", "            start += 0\n"),
+        ("not reduced", "        self._reduce(seen)\n", ""),
+        ("updates not reduced", "        self._reduce(updated)\n", ""),
+        ("planned not reduced", "        self._reduce(planned)\n", ""),
+        ("a step in the middle", "boundary(i == len(update) - 1)", "boundary(i == 0)"),
+        (
+            "the trajectory left out",
+            "trajectory=self._tensor(micro.trajectory),",
+            "trajectory=self._tensor(micro.trajectory * 0),",
+        ),
+        (
+            "a micro-batch is weighted by itself",
+            "weight=self._tensor(micro.weight),",
+            "weight=self._tensor(micro.weight / (micro.weight.sum() or 1)),",
+        ),
+        ("the old policy is the current one", "old_logp=f.stats.logp,", "old_logp=logp.detach(),"),
+        (
+            "k1 left out",
+            "advantages = with_reference(advantages, logp,",
+            "advantages, _ = advantages, (advantages, logp,",
+        ),
+        (
+            "the planned change of one update",
+            "for update in batch.updates[:passes]:",
+            "for update in batch.updates[:1]:",
+        ),
+    ),
+)

@@ -1,0 +1,156 @@
+"""The ledger and the methods of entropy control, broken one formula at a time (tests/mutation/runner.py)."""
+
+from __future__ import annotations
+
+from mutation.entries import Mutation, entries
+
+_AT = "tests/learner/"
+REPO = f"{_AT}test_references.py -k repo"
+COVARIANCE = f"{_AT}test_references.py -k cov or order or share"
+CLIP = f"{_AT}test_entropy_methods.py -k clip_methods or no_control"
+PREDICTED = f"{_AT}test_tabular.py -k predicted or bonus or drops"
+FORGONE = f"{_AT}test_tabular.py -k forgone"
+LEDGER = f"{_AT}test_ledger.py -k row or regression or realised or touched or controller or tenth or peak"
+
+ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
+    *entries(
+        "ledger",
+        FORGONE,
+        ("the bonus is forgone", "predicted_dh(stats, replace(shaping, bonus=None))", "predicted_dh(stats, shaping)"),
+        ("nothing is withheld", 'step * tokens["withheld"] *', "step *"),
+        (
+            "forgone of the wrong side",
+            'forgone.where(tokens["clipped_low"], 0.0)',
+            'forgone.where(tokens["clipped_high"], 0.0)',
+        ),
+    ),
+    *entries(
+        "ledger",
+        PREDICTED,
+        ("the sign of dH", "dh = -shaped * (", "dh = shaped * ("),
+        ("kappa added", "stats.centred - stats.kappa)", "stats.centred + stats.kappa)"),
+        ("without kappa", "stats.centred - stats.kappa)", "stats.centred)"),
+        ("without pi", "(stats.logp.exp() * stats.centred - stats.kappa)", "(stats.centred - stats.kappa)"),
+        (
+            "log pi for L",
+            "stats.logp.exp() * stats.centred - stats.kappa",
+            "stats.logp.exp() * stats.logp - stats.kappa",
+        ),
+        (
+            "the advantage before shaping",
+            "shaped = stats.advantages if shaping.advantages is None else shaping.advantages",
+            "shaped = stats.advantages",
+        ),
+        ("the token weight left out", "dh = dh * shaping.weight", "dh = dh * 1.0"),
+        ("the bonus's sign", "dh + shaping.bonus * stats.steepness", "dh - shaping.bonus * stats.steepness"),
+        ("the importance weight left out", "dh = dh * fresh.importance", "dh = dh * 1.0"),
+        (
+            "the reference's pull left out",
+            "torch.zeros_like(dh) if fresh.pull is None else",
+            "torch.zeros_like(dh) if True else",
+        ),
+        ("kappa for the steepness", "dh + shaping.bonus * stats.steepness", "dh + shaping.bonus * stats.kappa"),
+    ),
+    *entries(
+        "ledger",
+        LEDGER,
+        (
+            "the slope not per unit",
+            "(planned_dh(fresh, probe[0]) - free) / probe[1]",
+            "(planned_dh(fresh, probe[0]) - free)",
+        ),
+        (
+            "the slope with the free part",
+            "(planned_dh(fresh, probe[0]) - free) / probe[1]",
+            "planned_dh(fresh, probe[0]) / probe[1]",
+        ),
+        ("free not weighted", '("free", w * free)', '("free", free)'),
+        ("successful of all", '("ok_entropy", ok * s.entropy)', '("ok_entropy", s.entropy)'),
+        (
+            "the covariance's sign",
+            'mean * tally.mean("learnt_surprisal", learnt)',
+            '-mean * tally.mean("learnt_surprisal", learnt)',
+        ),
+        ("the gap on one side", ".exp() - 1.0).abs() > 0.1)", ".exp() - 1.0) > 0.1)"),
+        (
+            "planned without the loss weight",
+            "dh = fresh.weight * planned_dh(fresh, shaping)",
+            "dh = planned_dh(fresh, shaping)",
+        ),
+        ("predicted without the updates", "scale = eta / row.updates", "scale = eta"),
+        (
+            "predicted without the zeros",
+            'for k in ("positive", "negative", "zero")}\n        self.state',
+            'for k in ("positive", "negative")}\n        self.state',
+        ),
+        ("realised upside down", 'entropy - s["entropy"]\n', 's["entropy"] - entropy\n'),
+        ("the slope of x on y", '"entropy/regression_slope": cov / var_x', '"entropy/regression_slope": cov / var_y'),
+        ("no covariance of the regression", 's["xy"] - s["x"] * s["y"] / n', 's["xy"]'),
+        (
+            "the effective share upside down",
+            'tally.sums["ratio"] ** 2 / (trained * tally.sums["ratio_square"])',
+            '(trained * tally.sums["ratio_square"]) / tally.sums["ratio"] ** 2',
+        ),
+        ("the scale upside down", "math.log(after / before)", "math.log(before / after)"),
+        ("measured replies have a say", "learnt = (w > 0).double()", "learnt = torch.ones_like(w)"),
+        ("free of the sum of updates", "free=p.free / max(1, self.updates)", "free=p.free"),
+        (
+            "the mean square",
+            "advantage=math.sqrt(p.advantage_square / weight)",
+            "advantage=p.advantage_square / weight",
+        ),
+        ("all for successful", 'if over == "successful" else (p.tokens', 'if over == "all" else (p.tokens'),
+        ("untouched tokens count", "else shaping.touched.double()", "else (~shaping.touched).double()"),
+        ("the largest of the last", "torch.maximum(before, found)", "found"),
+    ),
+    *entries(
+        "entropy/repo",
+        REPO,
+        ("repo-d's sign", "tokens.advantages - knob * surprise", "tokens.advantages + knob * surprise"),
+        ("repo-r's sign", "1.0 - knob * sign * surprise", "1.0 + knob * sign * surprise"),
+        ("repo-r without the sign of A", "1.0 - knob * sign * surprise", "1.0 - knob * surprise"),
+        ("no clamp", "a * factor.clamp(min=0.0)", "a * factor"),
+        (
+            "centred inverted",
+            "tokens.centred if centred else tokens.logp",
+            "tokens.logp if centred else tokens.centred",
+        ),
+        ("the negative part", "a.sign().clamp(min=0.0)", "a.sign().clamp(max=0.0)"),
+        ("both parts", 'if self.part == "positive" else a.sign()', 'if self.part == "both" else a.sign()'),
+        ("touched inverted", "touched=sign != 0", "touched=sign == 0"),
+    ),
+    *entries("types", REPO, ("L without H", "return self.logp + self.entropy", "return self.logp - self.entropy")),
+    *entries(
+        "entropy/bonus",
+        f"{_AT}test_entropy_methods.py -k bonus or oriented",
+        ("its sign", "Shaping(bonus=knob)", "Shaping(bonus=-knob)"),
+    ),
+    *entries(
+        "entropy/clip",
+        CLIP,
+        ("touched below", "ratio > 1.0 + knob", "ratio < 1.0 + knob"),
+        ("touched of negative advantages", "tokens.advantages > 0", "tokens.advantages < 0"),
+        ("the ratio upside down", "tokens.logp - tokens.old_logp", "tokens.old_logp - tokens.logp"),
+        ("the knob is not the range", "clip_high=knob,", "clip_high=1.0 + knob,"),
+    ),
+    *entries(
+        "entropy/covariance",
+        COVARIANCE,
+        ("its sign", "return (a - a.mean()) * (x - x.mean())", "return -(a - a.mean()) * (x - x.mean())"),
+        ("A not centred", "(a - a.mean()) * (x", "a * (x"),
+        ("log pi not centred", "(x - x.mean()) if", "x if"),
+        ("a or in the range", "(c >= self.low) & (c <= self.high)", "(c >= self.low) | (c <= self.high)"),
+        ("no upper bound", "(c >= self.low) & (c <= self.high)", "(c >= self.low)"),
+        ("no lower bound", "(c >= self.low) & (c <= self.high)", "(c <= self.high)"),
+        ("clip-cov rounds down", "math.ceil(float(knob) * len(c))", "math.floor(float(knob) * len(c))"),
+        ("more than there are", ", int(able.sum()))", ", len(c))"),
+        ("a share of those able", "math.ceil(float(knob) * len(c))", "math.ceil(float(knob) * int(able.sum()))"),
+        ("the others are able", "(~able).to(tokens.uniform.dtype)", "able.to(tokens.uniform.dtype)"),
+        ("the draw is the order", "(tokens.uniform + (~able)", "(0 * tokens.uniform + (~able)"),
+        ("the dropped are kept", "weight=(~dropped).to", "weight=dropped.to"),
+        ("kl-cov takes the lowest", "c[drawn].argsort(descending=True,", "c[drawn].argsort(descending=False,"),
+        ("ties by order", "drawn = tokens.uniform.argsort()", "drawn = (0 * tokens.uniform).argsort(stable=True)"),
+        ("kl-cov rounds down", "math.ceil(self.share * len(c))", "math.floor(self.share * len(c))"),
+        ("the knob left out", "kl=float(knob) * top", "kl=1.0 * top"),
+    ),
+)

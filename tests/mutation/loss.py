@@ -1,0 +1,219 @@
+"""Advantages, the cut of a batch and the loss, broken one formula at a time (tests/mutation/runner.py)."""
+
+from __future__ import annotations
+
+from mutation.entries import Mutation, entries
+
+_AT = "tests/learner/"
+ADVANTAGES = f"{_AT}test_references.py {_AT}test_advantages.py -k advantage or grpo or reinforce or whitening"
+VERDICTS = f"{_AT}test_batching.py -k verdict"
+SURROGATE = f"{_AT}test_references.py -k surrogate or gspo or cispo"
+IMPORTANCE = f"{_AT}test_references.py -k correction"
+PENALTY = f"{_AT}test_references.py {_AT}test_tabular.py -k reference or estimator or k2"
+PULL = "tests/learner/test_tabular.py -k predicted_change_counts"
+LOSS = f"{_AT}test_objective.py -k golden or diagnostics or decided or replaces or penalty"
+FORGONE = f"{_AT}test_objective.py {_AT}test_tabular.py -k forgone or diagnostics"
+WEIGHTS = f"{_AT}test_batching.py {_AT}test_references.py -k weights or ppo"
+CUT = f"{_AT}test_batching.py -k trained or observations"
+
+LOSS_MUTATIONS: tuple[Mutation, ...] = (
+    *entries(
+        "advantages",
+        ADVANTAGES,
+        ("grpo multiplies", "centred(rewards) / (rewards.std() +", "centred(rewards) * (rewards.std() +"),
+        ("grpo with the sample std", "rewards.std() +", "rewards.std(ddof=1) +"),
+        ("the mean is added", "return rewards - (rewards[0]", "return rewards + (rewards[0]"),
+        ("leave one in", "(len(rewards) / (len(rewards) - 1))", "(len(rewards) / len(rewards))"),
+        ("whitened over replies", "mean = np.average(advantages, weights=lengths)", "mean = np.average(advantages)"),
+        (
+            "variance over replies",
+            "np.average((advantages - mean) ** 2, weights=lengths)",
+            "np.average((advantages - mean) ** 2)",
+        ),
+        ("whitened without the root", "(advantages - mean) / np.sqrt(", "(advantages - mean) / ("),
+        ("reinforce++ not whitened", "Advantage(plain, whiten=True)", "Advantage(plain)"),
+        ("reinforce++ baseline not whitened", "Advantage(centred, whiten=True)", "Advantage(centred)"),
+        ("reinforce++ without its baseline", "Advantage(centred, whiten=True)", "Advantage(plain, whiten=True)"),
+        ("dr grpo divides", '"dr_grpo": Advantage(centred)', '"dr_grpo": Advantage(grpo)'),
+        ("loop is grpo", '"loop": Advantage(leave_one_out)', '"loop": Advantage(grpo)'),
+    ),
+    *entries(
+        "batching",
+        VERDICTS,
+        (
+            "failed replies in the baseline",
+            "t.verdict.status.judged for t",
+            "t.verdict.status != 'timeout' for t",
+        ),
+        ("a lone reply is judged", "if mine.sum() > 1:", "if mine.sum() > 0:"),
+    ),
+    *entries(
+        "batching",
+        WEIGHTS,
+        ("sequence weights without the length", "per_update * trajectories[i].reply_tokens)", "per_update)"),
+        (
+            "token mean of a micro-batch",
+            'scale = {"token": tokens,',
+            'scale = {"token": sum(trajectories[i].reply_tokens for i in chosen),',
+        ),
+        ("constant without the length", '"constant": per_update * length_scale}', '"constant": per_update}'),
+        (
+            "context counts as tokens",
+            "tokens = sum(trajectories[i].reply_tokens for i in members)",
+            "tokens = sum(len(trajectories[i].token_ids) for i in members)",
+        ),
+    ),
+    *entries(
+        "batching",
+        CUT,
+        (
+            "the mask is inverted",
+            "at = np.flatnonzero(trajectories[i].action_mask)",
+            "at = np.flatnonzero(~np.array(trajectories[i].action_mask))",
+        ),
+        ("predicted by itself", "origin + at - 1)", "origin + at)"),
+        ("engine log-probs of the row's start", "np.float32)[at])", "np.float32)[: len(at)])"),
+        ("another's advantage", "np.broadcast_to(advantages[i],", "np.broadcast_to(advantages[chosen[0]],"),
+    ),
+    *entries(
+        "objective",
+        SURROGATE,
+        (
+            "policy gradient's sign",
+            "return -advantages * (logp - logp.detach()).exp()",
+            "return advantages * (logp - logp.detach()).exp()",
+        ),
+        (
+            "policy gradient without its ratio",
+            "return -advantages * (logp - logp.detach()).exp()",
+            "return -advantages + 0 * logp",
+        ),
+        ("ppo's sign", "return -torch.minimum(ratio * advantages,", "return torch.minimum(ratio * advantages,"),
+        ("ppo's maximum", "-torch.minimum(ratio * advantages,", "-torch.maximum(ratio * advantages,"),
+        ("ppo not clipped", "clip.apply(ratio) * advantages)", "ratio * advantages)"),
+        ("cispo's sign", "return -clip.apply(log_ratio.exp()).detach()", "return clip.apply(log_ratio.exp()).detach()"),
+        ("cispo not detached", "clip.apply(log_ratio.exp()).detach() *", "clip.apply(log_ratio.exp()) *"),
+        ("cispo not clipped", "-clip.apply(log_ratio.exp()).detach()", "-log_ratio.exp().detach()"),
+        (
+            "the bounds swapped",
+            "torch.minimum(ratio.clamp(min=1.0 - self.low), 1.0 + high)",
+            "torch.minimum(ratio.clamp(min=1.0 - high), 1.0 + torch.as_tensor(self.low))",
+        ),
+        ("the lower bound above", "ratio.clamp(min=1.0 - self.low)", "ratio.clamp(min=1.0 + self.low)"),
+        (
+            "gspo sums log ratios",
+            "(logp - old_logp).detach(), trajectory, mean=True)",
+            "(logp - old_logp).detach(), trajectory, mean=False)",
+        ),
+        ("gspo not detached", "per_trajectory((logp - old_logp).detach(),", "per_trajectory((logp - old_logp),"),
+        ("gspo without a gradient", "mean=True) + (logp - logp.detach())", "mean=True) + 0 * logp"),
+        ("gspo a token", 'SEQUENCE_RATIO = frozenset({"gspo"})', 'SEQUENCE_RATIO = frozenset({""})'),
+        ("the ratio upside down", "log_ratio = logp - data.old_logp", "log_ratio = data.old_logp - logp"),
+        ("the bonus's sign", "per_token - shaping.bonus * entropy", "per_token + shaping.bonus * entropy"),
+        ("not weighted", "(data.weight * per_token).sum()", "per_token.sum()"),
+        ("a mean of the micro-batch", "(data.weight * per_token).sum()", "(data.weight * per_token).mean()"),
+    ),
+    *entries(
+        "objective",
+        IMPORTANCE,
+        (
+            "importance upside down",
+            "weigh(data.old_logp - data.engine_logp,",
+            "weigh(data.engine_logp - data.old_logp,",
+        ),
+        ("truncated from below", "w.clamp(max=self.cap)", "w.clamp(min=self.cap)"),
+        ("masked the others", "torch.where(out, torch.zeros_like(w), w)", "torch.where(out, w, torch.zeros_like(w))"),
+        ("importance without a floor", "(w > self.cap) | (w < self.floor)", "(w > self.cap)"),
+        ("importance without a cap", "(w > self.cap) | (w < self.floor)", "(w < self.floor)"),
+        (
+            "importance outside both bounds at once",
+            "(w > self.cap) | (w < self.floor)",
+            "(w > self.cap) & (w < self.floor)",
+        ),
+        (
+            "importance a mean over the sequence",
+            "per_trajectory(log_ratio, trajectory, mean=False)",
+            "per_trajectory(log_ratio, trajectory, mean=True)",
+        ),
+        (
+            "importance levels swapped",
+            'if self.level == "sequence" else log_ratio',
+            'if self.level == "token" else log_ratio',
+        ),
+        (
+            "importance not applied",
+            'if objective.importance.kind != "none":',
+            'if objective.importance.kind == "none":',
+        ),
+        (
+            "importance on the bonus too",
+            "per_token = per_token - shaping.bonus * entropy",
+            "per_token = per_token - importance * shaping.bonus * entropy",
+        ),
+        (
+            "importance on the reference penalty too",
+            "per_token + objective.kl * reference_penalty(",
+            "per_token + importance * objective.kl * reference_penalty(",
+        ),
+    ),
+    *entries(
+        "objective",
+        PENALTY,
+        (
+            "the reference penalty's sign",
+            "per_token + objective.kl * reference_penalty(",
+            "per_token - objective.kl * reference_penalty(",
+        ),
+        ("the reference the other way round", "difference = reference - logp", "difference = logp - reference"),
+        ("k1 as a loss", "return torch.zeros_like(logp)\n", "return -difference\n"),
+        ("k2 without the half", "return 0.5 * difference**2", "return difference**2"),
+        ("k3 without the log", "return difference.exp() - difference - 1.0", "return difference.exp() - 1.0"),
+        ("k3's log added", "return difference.exp() - difference - 1.0", "return difference.exp() + difference - 1.0"),
+        (
+            "k1's sign",
+            "return advantages - objective.kl * (old_logp - reference)",
+            "return advantages + objective.kl * (old_logp - reference)",
+        ),
+        ("k1 for every estimator", 'objective.estimator != "k1" or', 'objective.estimator == "" or'),
+    ),
+    *entries(
+        "objective",
+        PULL,
+        ("the pull's sign", "apart = reference - logp", "apart = logp - reference"),
+        ("the pull without its coefficient", "return objective.kl * (apart if", "return (apart if"),
+        ("k3's pull of k2", "else torch.expm1(apart))", "else apart)"),
+    ),
+    *entries(
+        "objective",
+        LOSS,
+        (
+            "the shaped advantage is ignored",
+            "data.advantages if shaping.advantages is None else shaping.advantages",
+            "data.advantages",
+        ),
+        (
+            "the shaped clip is ignored",
+            "objective.clip_high if shaping.clip_high is None else shaping.clip_high",
+            "objective.clip_high",
+        ),
+        ("the token weight is ignored", "per_token = per_token * shaping.weight\n", "per_token = per_token * 1.0\n"),
+        ("the penalty's sign", "per_token + shaping.kl * k3(", "per_token - shaping.kl * k3("),
+        ("the penalty upside down", "k3(data.old_logp - logp)", "k3(logp - data.old_logp)"),
+        ("clipped high of any sign", "((shaped > 0) | any_sign) & clips", "((shaped > -9) | any_sign) & clips"),
+        ("clipped low of any sign", "((shaped < 0) | any_sign) & clips", "((shaped < 9) | any_sign) & clips"),
+        ("the kl upside down", '"kl": k3(log_ratio)', '"kl": k3(-log_ratio)'),
+    ),
+    *entries(
+        "objective",
+        FORGONE,
+        ("cispo's clip is on one side", 'objective.surrogate == "cispo", dtype', 'objective.surrogate == "", dtype'),
+        (
+            "reinforce is clipped",
+            'frozenset({"ppo", "gspo", "cispo"})',
+            'frozenset({"ppo", "gspo", "cispo", "policy_gradient"})',
+        ),
+        ("all of cispo is withheld", "importance * (ratio - kept)", "importance * ratio"),
+        ("without the importance", "importance * (ratio - kept)", "(ratio - kept)"),
+        ("of every token", "torch.where(high | low, importance", "torch.where(high == high, importance"),
+    ),
+)

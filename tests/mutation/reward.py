@@ -1,0 +1,167 @@
+"""Shaping of rewards, the composite and the drift alarm, broken one at a time (tests/mutation/runner.py)."""
+
+from __future__ import annotations
+
+from mutation.entries import Mutation
+
+SHAPING = "tests/envs/reward_terms/test_length.py"
+COMPOSITE = "tests/actors/rewards/test_composite.py"
+DRIFT = "tests/orchestration/telemetry/test_reward_drift.py"
+JUDGE = "tests/actors/rewards/test_judge.py"
+GENERATORS = "tests/actors/rewards/test_judge_generators.py"
+RETENTION = "tests/orchestration/analysis/test_retention.py"
+MODEL = "tests/actors/rewards/test_reward_model.py"
+
+
+def _entries(file: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutation]:
+    name = file.rpartition("/")[2]
+    return [Mutation(f"{name}: {what}", f"{file}.py", text, new, tests) for what, text, new in changes]
+
+
+REWARD_MUTATIONS: tuple[Mutation, ...] = (
+    *_entries(
+        "envs/reward_terms/length",
+        SHAPING,
+        ("progress from 0", "(tokens - free) / (full - free)", "tokens / (full - free)"),
+        ("progress over full", "(tokens - free) / (full - free)", "(tokens - free) / full"),
+        (
+            "progress below 0",
+            "min(max((tokens - free) / (full - free), 0.0), 1.0)",
+            "min((tokens - free) / (full - free), 1.0)",
+        ),
+        (
+            "progress over 1",
+            "min(max((tokens - free) / (full - free), 0.0), 1.0)",
+            "max((tokens - free) / (full - free), 0.0)",
+        ),
+        ("the line from its end", "start + (end - start) * share", "end + (start - end) * share"),
+        ("the cosine from its end", "return end + (start - end) * (1.0", "return start + (end - start) * (1.0"),
+        ("a sine", "math.cos(math.pi * share)", "math.sin(math.pi * share)"),
+        ("half the cosine's way", "math.cos(math.pi * share)", "math.cos(0.5 * math.pi * share)"),
+        (
+            "overlong rewards",
+            "return -progress(tokens, limit - buffer, limit)",
+            "return progress(tokens, limit - buffer, limit)",
+        ),
+        (
+            "the buffer behind the limit",
+            "progress(tokens, limit - buffer, limit)",
+            "progress(tokens, limit, limit + buffer)",
+        ),
+        ("no buffer", "progress(tokens, limit - buffer, limit)", "progress(tokens, 0, limit)"),
+        ("shifted before scaled", "scale * score + shift, low", "scale * (score + shift), low"),
+        ("no upper cut", "min(max(scale * score + shift, low), high)", "max(scale * score + shift, low)"),
+        ("no lower cut", "min(max(scale * score + shift, low), high)", "min(scale * score + shift, high)"),
+        ("rescaled from 0", "(score - low) / (high - low)", "score / (high - low)"),
+        ("rescaled to the highest", "(score - low) / (high - low)", "(score - low) / high"),
+        ("any score is within", "if not low <= score <= high:", "if not low <= score:"),
+    ),
+    *_entries(
+        "actors/rewards/composite",
+        COMPOSITE,
+        ("the verdict without its weight", "self.verdict_weight * own.reward", "own.reward"),
+        ("terms without weights", "t.weight * values[t.name]", "values[t.name]"),
+        ("an error is judged", "if not own.status.judged:", "if False:"),
+        ("a failure is a zero", "if failed:", "if False:"),
+        (
+            "a failure keeps its reward",
+            "replace(own, reward=0.0, status=Status.ERROR",
+            "replace(own, status=Status.ERROR",
+        ),
+        ("not finite is a value", "if math.isfinite(value) else TermFailed", "if True else TermFailed"),
+        ("wrong is correct", "(correct if trajectory.verdict.correct else wrong)", "correct"),
+        ("free is not", "progress(trajectory.reply_tokens, free, ", "progress(trajectory.reply_tokens, 0, "),
+        ("the shortest reply", "longest = max(len(", "longest = min(len("),
+        ("no value is one", "if not answer.status.judged:", "if False:"),
+        ("the reply is in the prompt", "messages=ended.said[:-1]", "messages=ended.said"),
+    ),
+    *_entries(
+        "orchestration/telemetry/reward_drift",
+        DRIFT,
+        ("any gain is a rise", "reward.gain > RISEN * reward.error", "reward.gain > 0"),
+        ("a fall is a rise", "reward.gain > RISEN * reward.error", "abs(reward.gain) > RISEN * reward.error"),
+        ("a check that rises", "check.gain <= STAYED * check.error", "check.gain >= STAYED * check.error"),
+        ("no check is one", "gamed = self._checked and", "gamed = True and"),
+        ("held out rises", "< -HELD_OUT_FELL", "> HELD_OUT_FELL"),
+        ("all that is held out", '[env for env in self._now if f"reward/{env}" in row]', "[env for env in self._now]"),
+        ("length in tokens", "length.gain / length.start if", "length.gain if"),
+        ("longer alone", 'abs(found["drift/length"]) > LONGER', 'found["drift/length"] > LONGER'),
+        ("longer without reward", "float(risen and abs(", "float(abs("),
+        ("hacking without reward", "float(risen and gamed)", "float(gamed)"),
+        (
+            "a stage keeps its start",
+            "self._series, self._checked = {name: _Series() for name in SERIES}, False",
+            "pass",
+        ),
+        ("the variance twice", "variance = self._squares / (2 * max", "variance = self._squares / (max"),
+        ("the error of one mean", "math.sqrt(2 * variance / WINDOW)", "math.sqrt(variance / WINDOW)"),
+        ("the last value alone", "return mean(self._last) - self.start", "return self._last[-1] - self.start"),
+        ("correct where there are terms", 'row.get("term/verdict", row["correct/mean"])', 'row["correct/mean"]'),
+    ),
+    *_entries(
+        "actors/rewards/judge",
+        JUDGE,
+        ("the same marks for everybody", "hexdigest()[:16]", 'hexdigest() and "0000000000000000"'),
+        ("a score that is cut", "and not answer.cut", "and True"),
+        ("the marks are in the question", 'source, self._body(texts, "")', "source, self._body(texts, str(id(texts)))"),
+        ("how it is read is not", 'self._body(texts, ""), s.score, s.low, s.high]', 'self._body(texts, "")]'),
+        ("the first score", "float(found[-1])", "float(found[0])"),
+        ("asked twice", "self._under_way[identity] = task", "pass"),
+        ("who gives up ends it", "await asyncio.shield(task)", "await task"),
+        ("a cache without bounds", "while len(self._found) > self._entries:", "while False:"),
+        ("the latest goes first", "self._found.popitem(last=False)", "self._found.popitem(last=True)"),
+        ("reading is no use", "self._found.move_to_end(key)\n        return", "pass\n        return"),
+        ("scores beyond 1", "isinstance(score, float | int) and 0.0 <= score <= 1.0", "isinstance(score, float | int)"),
+    ),
+    *_entries(
+        "actors/rewards/endpoint",
+        JUDGE,
+        ("a refusal is an answer", 'if refusal or finish == "content_filter":', "if False:"),
+        ("a refused request is made again", "if response.status_code not in AGAIN:", "if False:"),
+        ("never again", "range(s.retries + 1)", "range(1)"),
+        ("it never waits longer", "s.backoff_s * 2**attempt", "s.backoff_s * 0"),
+        ("nobody is asked to wait", "max(wait, _asked_to_wait(response))", "wait"),
+        ("no time-out", "asyncio.wait_for(self._post(body), s.timeout_s)", "self._post(body)"),
+        ("the key is quoted", 'return text.replace(self._key, "***") if self._key else text', "return text"),
+        ("all at once", "async with self._free:", "if True:"),
+    ),
+    *_entries(
+        "actors/rewards/judge_generators",
+        GENERATORS,
+        ("a reply ends its turn", "return self._codec.defuse(text)", "return text"),
+        ("one seed for all", "reply_seed(0, json.dumps(body, sort_keys=True))", "0"),
+        ("a seed by order", "reply_seed(0, json.dumps(body, sort_keys=True))", "next(self._numbers)"),
+        ("no room for the answer", "len(ids) + most > self._max_model_len", "len(ids) > self._max_model_len"),
+        ("the end is not told", 'done.finish == "length"', "False"),
+        ("no system message is lost", "if not self._has_system:", "if False:"),
+        ("every model of a folder is one", "files = sorted(", "files = 0 and sorted("),
+    ),
+    *_entries(
+        "learner/tokenizer",
+        GENERATORS,
+        ("added tokens are forgotten", "{*tokenizer.all_special_tokens, *added}", "{tokenizer.eos_token}"),
+    ),
+    *_entries(
+        "orchestration/analysis/retention",
+        RETENTION,
+        ("entropy from one iteration", "mean(entropy[:3])", "entropy[0]"),
+        ("entropy to one iteration", "mean(entropy[-5:])", "entropy[-1]"),
+        ("a stage late", "found.at(stage, env) for env", "found.at(stage - 1 if stage > 0 else stage, env) for env"),
+    ),
+    *_entries(
+        "actors/rewards/reward_model",
+        MODEL,
+        ("padding is read", "mask[row, : len(ids)] = 1", "mask[row, :] = 1"),
+        ("padding on the left", "tokens[row, : len(ids)] =", "tokens[row, width - len(ids) :] ="),
+        ("another label", "logits.softmax(-1)[:, label]", "logits.softmax(-1)[:, 0]"),
+        ("a logit is a probability", "logits.softmax(-1)[:, label]", "logits[:, label]"),
+        ("any length", "if not 0 < len(ids) <= self._longest:", "if not 0 < len(ids):"),
+        ("a score that is not finite", "if not math.isfinite(score):", "if False:"),
+        (
+            "a random head",
+            "output_loading_info=True\n    )",
+            "output_loading_info=True\n    )\n    told = {'missing_keys': (), 'mismatched_keys': ()}",
+        ),
+        ("batches too large", "width * (len(batch) + 1) > most", "width * len(batch) > most"),
+    ),
+)

@@ -1,0 +1,362 @@
+"""The diagnosis: on runs made so that the right answer is known, it is said, and is not said of runs beside them."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from orchestration.analysis.checks_entropy import trust_in_prediction
+from orchestration.analysis.diagnosis import diagnose, in_brief
+from orchestration.analysis.findings import Finding
+from orchestration.analysis.run_data import RunData
+
+Column = float | Callable[[int], float]
+N = 60
+SAFE: dict[str, Column] = {
+    "entropy/exact": 1.0,
+    "entropy/target": 1.0,
+    "entropy/knob": 0.1,
+    "entropy/knob_low": 0.01,
+    "entropy/knob_high": 0.5,
+}
+LOW: dict[str, Column] = SAFE | {"entropy/exact": 0.66}  # a third under target, all the time
+EVALS: dict[str, Column] = {"eval/a/pass@1": lambda i: 0.3 + 0.2 * i / N, "eval/a/pass@16": lambda i: 0.9 - 0.2 * i / N}
+
+
+def adapo(**more: Any) -> dict[str, Any]:
+    return {"entropy": {"method": {"kind": "adapo"}, "controller": {"kind": "doubling"}}, **more}
+
+
+def made(columns: Mapping[str, Column], config: Mapping[str, Any] | None = None, n: int = N) -> RunData:
+    """A run of `n` iterations; a column is a constant or a function of the iteration. NaN leaves a key out."""
+    rows = []
+    for i in range(n):
+        row = {key: value(i) if callable(value) else value for key, value in columns.items()}
+        rows.append({"iteration": float(i)} | {key: value for key, value in row.items() if not math.isnan(value)})
+    return RunData("run", rows, [], adapo() if config is None else config, "")
+
+
+def said(columns: Mapping[str, Column], config: Mapping[str, Any] | None = None, n: int = N) -> dict[str, Finding]:
+    found = diagnose(made(columns, config, n))
+    assert len({f.topic for f in found}) == len(found)
+    return {f.topic: f for f in found}
+
+
+def predicted(r: float, slope: float = 1.0, mean: float = -0.01) -> dict[str, Column]:
+    """Predicted changes around `mean`, and realised ones that have exactly the correlation `r` with them; entropy falls."""
+    turn = 2 * math.pi * 7 / (N - 1)  # whole periods: cosine and sine are orthogonal and as large as each other
+    other = math.sqrt(1 - r * r)
+    return {
+        "entropy/exact": lambda i: 1.0 - i / N / 2,
+        "entropy/predicted_dh": lambda i: mean + 0.01 * math.cos(turn * i),
+        "entropy/realised_dh": lambda i: (
+            slope * 0.01 * (r * math.cos(turn * (i - 1)) + other * math.sin(turn * (i - 1)))
+        ),
+    }
+
+
+def after(start: int, value: float) -> Column:
+    return lambda i: value if i >= start else 0.0
+
+
+GAMED: dict[str, Column] = {
+    "drift/hacking": after(30, 1.0),
+    "drift/reward": lambda i: 0.3 if i == 40 else 0.2,
+    "drift/check": -0.02,
+    "drift/held_out": -0.1,
+}
+
+# topic, words it must have, a run it is true of, runs it is not true of
+CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
+    ("course", "fell 36 %, from 0.99 to 0.64", {"entropy/exact": lambda i: 1 - 0.38 * i / N}, [{"reward/mean": 0.1}]),
+    ("course", "stayed near 1.00", {"entropy/exact": lambda i: 1 + 0.001 * (i % 2)}, []),
+    ("course", "No controller", {"entropy/exact": 1.0, "entropy/target": 0.7}, []),
+    ("off_target", "34 % under its target of 1.00", LOW, [SAFE, {**SAFE, "entropy/exact": 0.93}]),
+    ("off_target", "20 % rms off", {**SAFE, "entropy/exact": lambda i: 1.2 - 0.4 * (i % 2)}, []),
+    ("off_target", "20 % under", {**SAFE, "entropy/controlled": 0.8}, [{**LOW, "entropy/controlled": 1.0}]),
+    ("on_target", "within 5 % rms", {**SAFE, "entropy/exact": 1.05}, [LOW]),
+    # what follows a release is no error
+    (
+        "on_target",
+        "before its release",
+        {**SAFE, "entropy/exact": lambda i: 1.0 if i < 40 else 0.3, "entropy/released": after(40, 1.0)},
+        [{**SAFE, "entropy/exact": lambda i: 1.0 if i < 40 else 0.3}],
+    ),
+    (
+        "ignorance",
+        "0.30 nats per token and failed ones 0.90",
+        {"entropy/successful": 0.3, "entropy/failed": 0.9},
+        [{"entropy/successful": 0.8, "entropy/failed": 0.9}, {"entropy/failed": 0.9}],
+    ),
+    ("diversity", "0.90 nats", {"entropy/successful": 0.9, "entropy/failed": 0.3}, [{"entropy/successful": 0.9}]),
+    ("even", "about alike", {"entropy/successful": 0.9, "entropy/failed": 0.8}, []),
+    (
+        "place",
+        "first token of a reply entropy fell from 1.50 to 1.20, at the last token it stayed at 0.10",
+        {"entropy/first": lambda i: 1.5 if i < 30 else 1.2, "entropy/last": 0.1},
+        [{"entropy/first": 1.0}],
+    ),
+    (
+        "environments",
+        "from 0.20 nats per token in gym/b to 0.90 in gym/a",
+        {"entropy/gym/a": 0.9, "entropy/gym/b": 0.2},
+        [{"entropy/gym/a": 0.9, "entropy/gym/b": 0.8}, {"entropy/gym/a": 0.9}],
+    ),
+    (
+        "split",
+        "−0.6 nats per token in sum, is −0.48 (80 %) from tokens with positive advantages, "
+        "−0.12 (20 %) from tokens with negative advantages.",
+        {
+            "entropy/predicted_dh": -0.01,
+            "entropy/predicted_dh_positive": -0.008,
+            "entropy/predicted_dh_negative": -0.002,
+        },
+        [{"entropy/predicted_dh": -0.01}],
+    ),
+    (
+        "split",
+        "+0.3 from tokens with no advantage: they pulled against",
+        {
+            "entropy/predicted_dh": -0.005,
+            "entropy/predicted_dh_positive": -0.008,
+            "entropy/predicted_dh_negative": -0.002,
+        },
+        [],
+    ),
+    ("covariance", "positive in 100 %", {"entropy/covariance": 0.02}, [{"entropy/covariance": 0.0}]),
+    (
+        "covariance",
+        "the less likely ones, which to first order raises",
+        {"entropy/covariance": -0.02},
+        [{"entropy/covariance": lambda i: 1.0 if i % 2 else -1.01}],
+    ),
+    ("covariance_mixed", "too mixed to lean", {"entropy/covariance": lambda i: 1 if i % 2 else -1.01}, []),
+    (
+        "added",
+        "by −0.6 nats per token in sum; ADAPO added +0.24, offsetting 40 %",
+        {"entropy/predicted_dh": -0.006, "entropy/predicted_dh_free": -0.01},
+        [{"entropy/predicted_dh": -0.006}],
+    ),
+    ("added", "next to nothing", {"entropy/predicted_dh": -0.0099, "entropy/predicted_dh_free": -0.01}, []),
+    (
+        "forgone",
+        "+0.3 from above and −0.06 from below, in nats per token and in sum: left alone, these tokens would have raised",
+        {"entropy/forgone_dh_high": 0.005, "entropy/forgone_dh_low": -0.001},
+        [{"entropy/forgone_dh_high": 0.0, "entropy/forgone_dh_low": 0.0}],
+    ),
+    (
+        "no_authority",
+        "ADAPO had no authority: 0.2 % of tokens clipped, and entropy was 34 % under its target",
+        {**LOW, "entropy/authority": 0.002},
+        [
+            {**SAFE, "entropy/authority": 0.002},
+            {**LOW, "entropy/authority": 0.05},
+            LOW,
+            # few tokens by design, and yet they move entropy
+            {**LOW, "entropy/authority": 0.002, "entropy/predicted_dh": 0.01, "entropy/predicted_dh_free": -0.01},
+        ],
+    ),
+    ("authority", "0.02 % of tokens", {**SAFE, "entropy/authority": 0.0002}, [{**LOW, "entropy/authority": 0.002}]),
+    (
+        "spent",
+        "upper bound (0.5), with entropy off target, in 45 of 60 iterations, and the error persisted (34 % under",
+        {**LOW, "entropy/saturated": after(15, 1.0)},
+        [
+            {**LOW, "entropy/saturated": lambda i: float(i < 30)},
+            {**SAFE, "entropy/saturated": 1.0},
+            {**LOW, "entropy/saturated": 0.0},
+        ],
+    ),
+    (
+        "spent",
+        "lower bound (0.01)",
+        {**SAFE, "entropy/exact": 1.5, "entropy/knob": 0.01, "entropy/saturated": 1.0},
+        [],
+    ),
+    ("saturated", "in 1 of 60", {**LOW, "entropy/saturated": lambda i: float(i == 5)}, [LOW]),
+    (
+        "spent_environments",
+        "spent in b (30 % rms off)",
+        {"error/a": 0.02, "saturated/a": 1.0, "error/b": 0.3, "saturated/b": 1.0},
+        [{"error/b": 0.3, "saturated/b": 0.0}, {"error/b": 0.02, "saturated/b": 1.0}],
+    ),
+    (
+        "step_size",
+        "1.5 times on positive advantages, 0.67 times on negative",
+        {"advantage/scale_positive": math.log(1.5), "advantage/scale_negative": -math.log(1.5)},
+        [{"advantage/scale_positive": 0.05, "advantage/scale_negative": -0.05}],
+    ),
+    ("released", "at iteration 40", {**SAFE, "entropy/released": after(40, 1.0)}, [{**SAFE, "entropy/released": 0.0}]),
+    ("reward", "rose from 0.02 to 0.95", {"reward/mean": lambda i: i / N}, [SAFE]),
+    (
+        "gamed",
+        "From iteration 30 to 59 the reward stood up to 0.3 above its start while the environment's own verdict had changed by "
+        "\N{MINUS SIGN}0.02 and held-out pass@1 by \N{MINUS SIGN}0.1",
+        GAMED,
+        [SAFE, GAMED | {"drift/hacking": lambda i: float(i % 5 > 0)}, GAMED | {"drift/hacking": after(56, 1.0)}],
+    ),
+    (
+        "gamed",
+        "changed by +0.01: the reward may be gamed",
+        GAMED | {"drift/held_out": math.nan, "drift/check": 0.01},
+        [],
+    ),
+    (
+        "longer",
+        "Replies were 80 % longer than at the start by iteration 59 while the reward rose",
+        {"drift/longer": after(20, 1.0), "drift/length": 0.8},
+        [SAFE, {"drift/longer": after(56, 1.0), "drift/length": 0.8}],
+    ),
+    ("longer", "60 % shorter", {"drift/longer": 1.0, "drift/length": -0.6}, []),
+    (
+        "coverage_lost",
+        "pass@1 rose from 0.30 to 0.50, pass@16 fell from 0.90 to 0.70: the policy sharpened",
+        EVALS,
+        [{**EVALS, "eval/a/pass@16": lambda i: 0.9 - 0.02 * i / N}, {**EVALS, "eval/a/pass@16": 0.9}, {}],
+    ),
+    ("coverage", "pass@16 stayed at 0.90.", {**EVALS, "eval/a/pass@16": 0.9}, [EVALS, {"eval/a/pass@1": 0.5}]),
+    (
+        "distinct",
+        "evaluation, fell from 4.0 to 2.0; distinct correct replies a prompt, in training, stayed at 3.0",
+        {"eval/a/distinct_correct": lambda i: 4.0 if i < 30 else 2.0, "replies/distinct_correct": 3.0},
+        [{"eval/a/distinct_correct": 4.0}],
+    ),
+    ("no_signal", "75 % of groups", {"groups/no_signal": 12.0}, [{"groups/no_signal": 4.0}, {}]),
+    (
+        "some_signal",
+        "25 % of groups",
+        {"groups/no_signal": 16.0, "dynamic/generated": 64.0},
+        [{"groups/no_signal": 48.0, "dynamic/generated": 64.0}],
+    ),
+    ("some_signal", "25 % of groups", {"groups/no_signal": 4.0}, [{"groups/no_signal": 12.0}]),
+    (
+        "phantom_clipping",
+        "for 2 % of tokens. Such tokens",
+        {"gap/outside": 0.02},
+        [{"gap/outside": 0.004}, {"gap/outside_rare": 0.01}, {"gap/q99.9": 0.1}, {"gap/q50": 0.3}],
+    ),
+    ("phantom_clipping", "4 % of rare tokens", {"gap/outside": 0.004, "gap/outside_rare": 0.04}, []),
+    ("phantom_clipping", "99.9 % of log-probs differ by less than 0.3 nats", {"gap/q50": 0.0, "gap/q99.9": 0.3}, []),
+    ("phantom_clipping", "Trainer and engine run in bf16", {"gap/outside": 0.02}, []),
+    ("engines_agree", "for 0.4 % of tokens", {"gap/outside": 0.004}, [{"gap/outside": 0.02}, {}]),
+    ("low_ess", "of 30 % of the tokens", {"ratio/ess": 0.3}, [{"ratio/ess": 0.9}, {}]),
+    ("ess", "10 % at the lowest", {"ratio/ess": lambda i: 0.9 if i else 0.1}, [{"ratio/ess": 0.3}]),
+    ("limited", "8 % of tokens", {"importance/limited": 0.08}, [{"importance/limited": 0.01}]),
+    ("somewhat_limited", "1 % of tokens", {"importance/limited": 0.01}, [{"importance/limited": 0.0}]),
+    ("skipped", "60 optimiser steps", {"steps/skipped": 1.0}, [{"steps/skipped": 0.0}]),
+    ("not_finite", "once: loss.", {"loss": lambda i: math.inf if i == 7 else 0.1}, [{"loss": 0.1}]),
+]
+CONFIG = adapo(batch={"prompts": 16}, precision={"mode": "bf16"})
+
+
+@pytest.mark.parametrize(("topic", "words", "true", "false"), CASES, ids=[f"{c[0]}-{c[1][:12]}" for c in CASES])
+def test_what_is_so_is_said_and_what_is_not_is_not(
+    topic: str, words: str, true: dict[str, Column], false: list[dict[str, Column]]
+) -> None:
+    found = said(true, CONFIG)
+    assert topic in found, found
+    assert words in found[topic].text.replace("\N{NO-BREAK SPACE}", " "), found[topic].text
+    for columns in false:
+        assert topic not in said(columns, CONFIG)
+
+
+WARNINGS = (
+    "off_target no_authority spent spent_environments step_size gamed longer coverage_lost no_signal phantom_clipping low_ess "
+    "limited not_finite"
+)
+
+
+def test_only_what_asks_for_action_is_a_warning() -> None:
+    found = {f for _, _, true, _ in CASES for f in said(true, CONFIG).values()}
+    assert {f.topic for f in found if f.severity == "warning"} == set(WARNINGS.split())
+
+
+@pytest.mark.parametrize(
+    ("r", "word"),
+    [
+        (0.95, "strong"),
+        (0.6, "moderate"),
+        (0.35, "weak"),
+        (0.2, "none"),
+        (0.0, "none"),
+        (-0.2, "none"),
+        (-0.9, "reversed"),
+    ],
+)
+def test_the_prediction_is_trusted_as_far_as_it_correlates(r: float, word: str) -> None:
+    columns = predicted(r)
+    assert trust_in_prediction(made(columns)).word == word
+    text = said(columns)["cause"].text
+    assert ("do not say why" in text) == (word in ("none", "reversed"))
+    assert ("so this is a lead" in text) == (word == "weak")
+    assert ("prediction_none" if word in ("none", "reversed") else f"prediction_{word}") in said(columns)
+
+
+def test_few_steps_prove_nothing() -> None:
+    columns = predicted(0.99) | {"entropy/exact": lambda i: 1.0 - i / 10}
+    assert "too few" in said(columns, n=6)["cause"].text
+    assert not [topic for topic in said(columns, n=6) if topic.startswith("prediction")]
+
+
+def test_a_correlation_that_many_steps_prove_may_still_explain_nothing() -> None:
+    assert trust_in_prediction(made(predicted(0.05), n=5000)).word == "none"
+    assert trust_in_prediction(made(predicted(0.2), n=5000)).word == "weak"
+
+
+def test_the_size_of_the_prediction_is_read_only_where_its_slope_is_near_one() -> None:
+    assert "sizes agree too" in said(predicted(0.99))["prediction_strong"].text
+    assert "not its size in nats" in said(predicted(0.99, slope=500.0))["prediction_strong"].text
+
+
+def test_the_cause_is_named_by_share_and_only_when_the_sum_points_the_same_way() -> None:
+    shares = {"entropy/predicted_dh_positive": -0.002, "entropy/predicted_dh_negative": -0.008}
+    text = said(predicted(0.99) | shares)["cause"].text.replace("\N{NO-BREAK SPACE}", " ")
+    assert text.startswith("Entropy fell because, to first order,")
+    assert "of the predicted fall came from negative advantages" in text
+    against = {"entropy/predicted_dh_positive": 0.002, "entropy/predicted_dh_negative": -0.012}
+    assert "negative advantages outweighed" in said(predicted(0.99) | against)["cause"].text
+    assert "the predicted changes sum to +" in said(predicted(0.99, mean=0.02) | shares)["cause"].text
+    assert "as predicted" in said(predicted(0.99))["cause"].text
+    assert "cause" not in said(predicted(0.99) | {"entropy/exact": 1.0})  # nothing to explain
+
+
+@pytest.mark.parametrize("kind", ["none", "clip_higher"])
+def test_a_run_that_nothing_steers_is_not_off_target(kind: str) -> None:
+    config = {"entropy": {"method": {"kind": kind}, "controller": {"kind": "fixed"}}}
+    found = said(LOW | {"entropy/authority": 0.0}, config)
+    assert not {"off_target", "no_authority"} & set(found)
+    assert "No controller" in found["course"].text
+    assert ("authority" in found) == (kind != "none")
+
+
+@pytest.mark.parametrize("kind", ["trajectory", "turn"])
+def test_groups_without_signal_are_none_of_credit_by_the_turn(kind: str) -> None:
+    """The metric looks at verdicts: where they are all equal, what turns earned may still differ."""
+    topics = set(said({"groups/no_signal": 12.0}, {**CONFIG, "objective": {"credit": {"kind": kind}}}))
+    topics |= set(said({"groups/no_signal": 4.0}, {**CONFIG, "objective": {"credit": {"kind": kind}}}))
+    assert topics & {"no_signal", "some_signal"} == (set() if kind == "turn" else {"no_signal", "some_signal"})
+
+
+def test_methods_have_their_names() -> None:
+    config = {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "doubling"}}}
+    assert said(LOW | {"entropy/saturated": 1.0}, config)["spent"].text.startswith("REPO-D is spent")
+    assert said(LOW | {"entropy/authority": 0.0}, config)["no_authority"].text.startswith("REPO-D had no")
+    assert said(LOW | {"entropy/saturated": 1.0}, {"entropy": "?"})["spent"].text.startswith("The control is spent")
+
+
+def test_the_findings_are_in_reading_order_and_a_run_without_numbers_has_none() -> None:
+    every: dict[str, Column] = {}
+    for _, _, true, _ in CASES:
+        every |= true
+    order = [f.chapter for f in diagnose(made(every))]
+    chapters = ["entropy", "why", "control", "cost", "trust"]
+    assert order == sorted(order, key=chapters.index)
+    assert set(order) == set(chapters)
+    assert said({}) == {}
+    assert said({"unheard of": 1.0}, {}) == {}
+
+
+def test_in_brief_are_the_cause_and_the_warnings() -> None:
+    found = diagnose(made(predicted(0.0) | {"gap/outside": 0.5, "reward/mean": 0.1}))
+    assert [f.topic for f in in_brief(found)] == ["cause", "phantom_clipping"]

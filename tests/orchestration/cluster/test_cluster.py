@@ -1,0 +1,79 @@
+"""The cluster's own bookkeeping, on actors that only note what they are asked. Placed for real in tests/integration."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from support.builders import config_data
+
+from actors.pool import MemberDied, VerifierPool
+from actors.remote import RemoteVerifier
+from orchestration.cluster.cluster import Cluster
+from orchestration.config.run_config import validate
+from orchestration.errors import ConfigError
+
+
+class Call:
+    """A method of an actor: `remote` notes that it is asked and gives, or raises, what it was made with."""
+
+    def __init__(self, events: list[str], name: str, result: Any) -> None:
+        self._events, self._name, self._result = events, name, result
+
+    async def remote(self) -> Any:
+        self._events.append(self._name)
+        if isinstance(self._result, Exception):
+            raise self._result
+        return self._result
+
+
+class VerifierActor:
+    """fault: what keeps it from building its environments."""
+
+    def __init__(self, events: list[str], name: str, fault: str | None = None, dead: bool = False) -> None:
+        self.ready = Call(events, f"{name}: ready", MemberDied(name, "killed by a test") if dead else True)
+        self.prepare = Call(events, f"{name}: prepare", fault)
+
+
+def replaced(monkeypatch: pytest.MonkeyPatch, fault: str | None = None) -> tuple[list[str], list[str], str]:
+    """A cluster whose only verifier died. (what happened in order, who is in the pool then, what was raised)."""
+    events: list[str] = []
+    cluster = Cluster(validate(config_data()), events.append)
+    old = VerifierActor(events, "verifier 0", dead=True)
+    cluster.verifiers = VerifierPool([RemoteVerifier("verifier 0", old, 60.0)], events.append)
+    cluster._seats._taken["verifier 0"] = (0, old)
+
+    def make(slot: int) -> RemoteVerifier:
+        events.append(f"verifier 1 is made for slot {slot}")
+        return RemoteVerifier("verifier 1", VerifierActor(events, "verifier 1", fault), 60.0)
+
+    monkeypatch.setattr("ray.kill", lambda actor: events.append("killed the dead one" if actor is old else "?"))
+    raised = ""
+    try:
+        asyncio.run(cluster._replace_in(cluster.verifiers, make))
+    except ConfigError as error:
+        raised = str(error)
+    return events, [member.name for member in cluster.verifiers.members], raised
+
+
+def test_a_replaced_verifier_builds_its_environments_before_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    events, members, raised = replaced(monkeypatch)
+    assert (members, raised) == (["verifier 1"], "")
+    assert "killed the dead one" in events
+    assert events[-4:] == [
+        "verifier 1 is made for slot 0",
+        "verifier 1: ready",
+        "verifier 1: prepare",
+        "verifier 0 was replaced by verifier 1",
+    ]
+
+
+def test_a_replaced_verifier_that_cannot_build_them_ends_the_run_and_judges_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, members, raised = replaced(monkeypatch, fault="on 10.0.0.7: no module 'mine'")
+    assert members == []
+    assert raised.startswith(
+        "verifier 1 cannot build the environments, on 10.0.0.7: no module 'mine'; files of your own"
+    )

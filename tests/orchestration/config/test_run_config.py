@@ -1,0 +1,432 @@
+"""The configuration: every mistake is one sentence with the numbers in it, and nothing is lost on the way to disk."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.builders import config_data
+
+from learner.entropy import build
+from orchestration.config.loader import parse_overrides
+from orchestration.config.run_config import (
+    RECIPES,
+    RunConfig,
+    find_recipe,
+    load_config,
+    recipe_names,
+    validate,
+)
+from orchestration.errors import ConfigError, IsentropeError, NumericsError, PlacementError, Stopped
+
+
+def message(**sections: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        validate(config_data(**sections))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def written(folder: Path, data: Any) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(data if isinstance(data, str) else yaml.safe_dump(data), "utf-8", newline="")
+    return str(path)
+
+
+# --- recipes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_survives_the_disk(name: str) -> None:
+    config = load_config(name)
+    assert validate(yaml.safe_load(config.to_yaml())) == config
+    assert (RECIPES / f"{name}.yaml").read_text().startswith("#"), "a recipe begins with what it is for"
+
+
+def test_the_nearest_recipe_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("orchestration.config.run_config.RECIPES", tmp_path)
+    for name in ("countdown-repo", "smoke"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config_data()))
+    assert find_recipe("smoke") == tmp_path / "smoke.yaml"
+    with pytest.raises(
+        ConfigError, match=r"'countdown_repo'.*did you mean 'countdown-repo'\? shipped: countdown-repo, smoke"
+    ):
+        find_recipe("countdown_repo")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, ("repo_d", "isentropic", 0.7)),
+        ({"target": {"fraction": 0.9}}, ("repo_d", "isentropic", 0.9)),
+        ({"target": {"nats": 0.3}}, ("repo_d", "isentropic", None)),
+        ({"controller": {"kind": "fixed"}}, ("repo_d", "fixed", 0.7)),
+        ({"method": {"kind": "none"}}, ("none", "fixed", None)),
+        ({"method": {"kind": "repo_r"}, "target": {"fraction": 0.5}}, ("repo_r", "fixed", 0.5)),
+    ],
+)
+def test_entropy_is_held_unless_a_recipe_names_another_method(given: Any, expected: tuple[Any, ...]) -> None:
+    entropy = validate(config_data(**({} if given is None else {"entropy": given}))).entropy
+    controller = entropy.controller.model_dump()["kind"]
+    assert (entropy.kind, controller, entropy.target.fraction) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a: [", "is not valid YAML"), ("- 1\n", "a mapping of sections, not list"), ("", "not NoneType")],
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected) as caught:
+        load_config(written(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+# --- sentences ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_smallest_configuration_is_valid_and_fills_in_the_rest() -> None:
+    config = validate(config_data())
+    assert (config.entropy.kind, config.objective.advantage, config.verifiers.count) == ("repo_d", "grpo", 1)
+    assert config.folder == Path("runs/demo")
+    assert validate(config_data(learner={"updates": 4, "epochs": 2})).total_steps == 3 * 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"lerner": {"lr": 1.0}}, "unknown key lerner: did you mean 'learner'?"),
+        ({"learner": {"learning_rat": 1.0, "zero_stge": 1}}, "unknown key learner."),
+        ({"learner": {"zero_stge": 1}}, "unknown key learner.zero_stge: did you mean 'zero_stage'?"),
+        ({"entropy": {"metod": {"kind": "none"}}}, "unknown key entropy.metod: did you mean 'method'?"),
+        ({"entropy": {"target": {"fracton": 0.7}}}, "unknown key entropy.target.fracton: did you mean 'fraction'?"),
+        (
+            {"entropy": {"method": {"kind": "repo_r", "centered": True}}},
+            "unknown key entropy.method.centered: did you mean 'centred'?",
+        ),
+        (
+            {"entropy": {"method": {"kind": "repo_r"}, "controller": {"kind": "doubling", "hi": 1.0}}},
+            "unknown key entropy.controller.hi: did you mean 'high'?",
+        ),
+        (
+            {"entropy": {"method": {"kind": "repor"}}},
+            "entropy.method: unknown entropy method 'repor': did you mean 'repo_r'?",
+        ),
+        (
+            {"entropy": {"method": {"kind": "repo_r"}, "controller": {"kind": "doublng"}}},
+            "entropy.controller: unknown entropy controller 'doublng': did you mean 'doubling'?",
+        ),
+    ],
+)
+def test_an_unknown_key_names_its_nearest_neighbour_at_every_level(change: dict[str, Any], expected: str) -> None:
+    assert expected in message(**change)
+
+
+def test_an_unknown_key_in_a_list_says_where() -> None:
+    data = config_data()
+    data["environments"][1]["wieght"] = 2
+    with pytest.raises(ConfigError, match=r"unknown key environments\.1\.wieght: did you mean 'weight'\?"):
+        validate(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"batch": {"prompts": "many"}}, "batch.prompts is 'many': input should be a valid integer"),
+        ({"batch": {"prompts": 4.0}}, "batch.prompts is 4.0: input should be a valid integer"),
+        ({"sampling": {"max_total_tokens": 1}}, "sampling.max_total_tokens (1) is for all replies of a trajectory"),
+        ({"sampling": {"max_seconds": 0}}, "sampling.max_seconds is 0: input should be greater than 0"),
+        ({"learner": {"lr": 0}}, "learner.lr is 0: input should be greater than 0"),
+        ({"learner": {"lr": float("inf")}}, "learner.lr is inf: input should be a finite number"),
+        ({"learner": {"packing": 1}}, "learner.packing is 1: input should be a valid boolean"),
+        ({"learner": {"precision": "fp8"}}, "learner.precision is 'fp8': input should be 'fp32', 'bf16' or 'fp16'"),
+        ({"learner": {"betas": [0.9]}}, "learner.betas.1"),
+        ({"run": {"name": "a b"}}, "run.name is 'a b'"),
+        ({"run": {"sinks": ["jsonl", "stdout"]}}, "run.sinks.1 is 'stdout'"),
+        ({"sampling": {"temperature": 0.0}}, "sampling.temperature is 0.0: input should be greater than 0"),
+        ({"entropy": {"target": {"nats": -1.0}}}, "entropy.target.nats is -1.0: input should be greater than 0"),
+        ({"entropy": {"method": "repo_r"}}, "the entropy method needs a kind, one of: none"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected: str) -> None:
+    assert expected in message(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (
+            {"learner": {"updates": 3}},
+            ["4 prompts x 4 replies = 16 trajectories", "learner.updates = 3"],
+        ),
+        ({"learner": {"updates": 16, "ranks": 2}}, ["an update of 1 trajectories", "learner.ranks = 2"]),
+        ({"learner": {"ranks": 3}}, ["16 trajectories", "divided evenly over learner.ranks = 3", "batch.prompts (4)"]),
+        ({"batch": {"replies": 1}}, ["batch.replies is 1, give 2 or more"]),
+        ({"sampling": {"max_tokens": 64}}, ["sampling.max_tokens (64)", "generators.max_model_len (64)"]),
+        (
+            {"objective": {"advantage": "loop", "surrogate": "policy_gradient"}},
+            ["use surrogate ppo, or advantage rloo"],
+        ),
+        (
+            {"objective": {"surrogate": "policy_gradient"}, "entropy": {"method": {"kind": "adapo"}}},
+            [
+                "entropy.method adapo acts on the clip range",
+                "surrogate policy_gradient does not have",
+                "use surrogate cispo, gspo, ppo",
+            ],
+        ),
+        (
+            {"objective": {"surrogate": "policy_gradient"}, "entropy": {"method": {"kind": "clip_higher"}}},
+            ["entropy.method clip_higher"],
+        ),
+        (
+            {"learner": {"precision": "bf16"}},
+            ["learner.precision is bf16 where precision fp32 means fp32", "precision.allow_mixed=true"],
+        ),
+        (
+            {"generators": {"dtype": "float16"}, "precision": {"mode": "bf16-fp32head"}},
+            ["generators.dtype is float16 where precision bf16-fp32head means bfloat16", "leave generators.dtype out"],
+        ),
+        ({"evaluation": {"ks": [1, 64]}}, ["pass@64 needs at least 64 samples and evaluation.samples is 16"]),
+        (
+            {"entropy": {"method": {"kind": "none"}, "controller": {"kind": "doubling"}}},
+            ["entropy.method is none, which has no knob to steer"],
+        ),
+        ({"entropy": {"target": {"nats": 1.0, "fraction": 0.5}}}, ["nats (1) and fraction (0.5) both set the target"]),
+        (
+            {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "doubling", "start": 1.0}}},
+            ["the knob starts at 1, outside its bounds [0.0001, 0.05]"],
+        ),
+        (
+            {"entropy": {"method": {"kind": "adapo"}, "controller": {"kind": "isentropic"}}},
+            ["isentropic controller needs a method whose effect is linear in its knob"],
+        ),
+        (
+            {"entropy": {"method": {"kind": "kl_cov"}}},
+            ["kl_cov", "learner.updates x epochs = 1", "take several updates a batch"],
+        ),
+        (
+            {"objective": {"surrogate": "policy_gradient"}, "learner": {"updates": 2, "epochs": 2}},
+            ["policy_gradient is on-policy", "updates x epochs = 4"],
+        ),
+        ({"objective": {"surrogate": "gspo"}}, ["gspo clips a reply as a whole", "use aggregation sequence"]),
+        ({"objective": {"importance": {"kind": "truncated", "floor": 0.5}}}, ["floor (0.5) belongs to kind masked"]),
+        ({"objective": {"importance": {"kind": "masked", "floor": 3.0}}}, ["floor (3) has to be under cap (2)"]),
+        (
+            {"entropy": {"method": {"kind": "none"}, "environments": {"a": {"nats": 1.0}}}},
+            ["method is none", "leave entropy.environments out"],
+        ),
+        (
+            {"entropy": {"method": {"kind": "clip_cov"}, "environments": {"a": {"nats": 1.0}}}},
+            ["1 targets of their own", "clip_cov takes its statistics over the whole batch"],
+        ),
+        (
+            {"entropy": {"method": {"kind": "clip_cov", "low": 9.0}}},
+            ["clip_cov: low (9) is above high (5): give low <= high"],
+        ),
+        ({"generators": {"gpus": 2}, "learner": {"gpus": 1}}, ["generators.gpus is 2"]),
+        ({"generators": {"gpus": 1}, "learner": {"gpus": 2}}, ["learner.gpus is 2"]),
+        ({"generators": {"gpus": 0}, "learner": {"gpus": 1}}, ["generators.gpus is 0", "learner.gpus 1"]),
+        (
+            {"generators": {"gpus": 0.5}, "learner": {"gpus": 0.5, "ranks": 2}},
+            ["learner.gpus is 0.5", "learner.ranks is 2"],
+        ),
+        (
+            {"generators": {"gpus": 0.5, "tensor_parallel": 2}, "learner": {"gpus": 0.5}},
+            ["generators.gpus is 0.5", "generators.tensor_parallel is 2"],
+        ),
+        (
+            {"generators": {"gpus": 0.3, "gpu_memory_utilization": 0.4}, "learner": {"gpus": 0.5}},
+            ["generators.gpu_memory_utilization is 0.4", "0.3 of its GPU"],
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_with_the_numbers(change: dict[str, Any], parts: list[str]) -> None:
+    text = message(**change)
+    assert all(part in text for part in parts), text
+
+
+@pytest.mark.parametrize(
+    ("generators", "learner", "shared"),
+    [(0, 0, False), (1, 1, False), (0.5, 0.5, True), (0.5, 1, True), (1, 0.4, True)],
+)
+def test_a_share_of_a_gpu_is_taken_for_a_neighbour_on_it(generators: float, learner: float, shared: bool) -> None:
+    config = validate(config_data(generators={"gpus": generators}, learner={"gpus": learner}))
+    assert config.shares_gpus == shared
+
+
+def test_several_mistakes_are_counted() -> None:
+    assert message(learner={"lr": -1.0, "ranks": 0}, batch={"prompts": 0}).endswith("(and 2 more)")
+
+
+def test_a_missing_section_and_a_missing_key_are_named() -> None:
+    data = config_data()
+    del data["learner"]["lr"], data["model"]
+    with pytest.raises(ConfigError, match=r"model is missing.*\(and 1 more\)"):
+        validate(data)
+    data["model"] = {"path": "someone/some-model"}
+    with pytest.raises(ConfigError, match=r"learner\.lr is missing: give it in the recipe or as learner\.lr=VALUE"):
+        validate(data)
+
+
+# --- overrides ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [["learner.lr=1e-4"], ["--learner.lr=1e-4"], ["--learner.lr", "1e-4"], ["--learner.lr", "1.0E-4"]]
+)
+def test_the_three_forms_of_an_override(tmp_path: Path, words: list[str]) -> None:
+    assert load_config(written(tmp_path, config_data()), words).learner.lr == 1e-4
+
+
+def test_overrides_reach_lists_sections_and_what_the_recipe_left_out(tmp_path: Path) -> None:
+    words = [
+        "environments.1.weight=3",
+        "environments.0.params.numbers=3",
+        "--entropy.method.kind",
+        "repo_r",
+        "entropy.controller={kind: doubling, high: 0.5}",
+        "evaluation.temperatures=[1, 0.3]",
+        "run.sinks=[jsonl]",
+        "cluster.address=null",
+        "--learner.packing=true",
+        "learner.betas=[0.8, 0.9]",
+    ]
+    config = load_config(written(tmp_path, config_data()), words)
+    assert config.environments[1].weight == 3
+    assert config.environments[0].params == {"numbers": 3}
+    assert config.entropy.kind == "repo_r"
+    assert config.entropy.controller.model_dump()["high"] == 0.5
+    assert config.evaluation.temperatures == [1, 0.3]
+    assert (config.run.sinks, config.cluster.address, config.learner.packing) == (["jsonl"], None, True)
+    assert config.learner.betas == (0.8, 0.9)
+
+
+def test_the_last_override_counts(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, config_data()), ["run.seed=1", "--run.seed", "2"]).run.seed == 2
+
+
+@given(st.floats(1e-12, 1e12), st.sampled_from(["{:e}", "{:.3E}", "{!r}", "{:g}"]))
+def test_numbers_are_read_however_they_are_written(value: float, form: str) -> None:
+    text = form.format(value)
+    ((key, found),) = parse_overrides([f"learner.lr={text}"])
+    assert (key, found) == ("learner.lr", float(text))
+    assert isinstance(found, int | float)
+
+
+def test_text_that_looks_like_little_stays_text() -> None:
+    words = ["a=nan", "b=inf", "c=e5", "d=1e", "e=x=y", "f=", "g=v1e3", "h='1e3'"]
+    assert parse_overrides(words) == [
+        ("a", "nan"), ("b", "inf"), ("c", "e5"), ("d", "1e"), ("e", "x=y"), ("f", None), ("g", "v1e3"), ("h", "1e3"),
+    ]  # fmt: skip
+
+
+def test_a_file_may_write_1e_minus_4(tmp_path: Path) -> None:
+    text = yaml.safe_dump(config_data()).replace("lr: 0.001", "lr: 1e-4")
+    assert "lr: 1e-4" in text
+    assert load_config(written(tmp_path, text)).learner.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["learner.lr"], r"'learner\.lr' is not an override: write learner\.lr=VALUE or --learner\.lr VALUE"),
+        (["--learner.lr"], r"'--learner\.lr' is not an override"),
+        (["environments.2.name=x"], r"override environments\.2\.name: '2' is not an index into a list of 2"),
+        (["environments.first.name=x"], "'first' is not an index into a list of 2"),
+        (["learner.lr.x=1"], r"override learner\.lr\.x: learner\.lr is a value, not a section"),
+        (["lerner.lr=1"], r"unknown key lerner: did you mean 'learner'"),
+        (["learner.lrr=1"], r"unknown key learner\.lrr: did you mean 'lr'"),
+    ],
+)
+def test_an_override_that_cannot_be_is_one_sentence(tmp_path: Path, words: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_config(written(tmp_path, config_data()), words)
+
+
+# --- to disk and back ---------------------------------------------------------------------------------------------------
+
+METHODS: list[dict[str, Any]] = [
+    {"kind": "none"},
+    {"kind": "bonus"},
+    {"kind": "repo_r", "centred": False},
+    {"kind": "repo_d"},
+    {"kind": "clip_higher"},
+    {"kind": "adapo"},
+    {"kind": "clip_cov", "low": 0.5},
+    {"kind": "kl_cov", "share": 0.004},
+]
+CONTROLLERS: list[dict[str, Any]] = [
+    {"kind": "fixed", "value": 0.025},
+    {"kind": "doubling", "low": 0.0125, "high": 0.05, "start": 0.02, "allow_negative": False},
+    {"kind": "proportional", "gain": 0.3, "start": 0.03, "low": 0.02},
+    {"kind": "additive", "step": 0.002, "gated": True, "dead_band": 0.05},
+    {"kind": "pi", "integral": 0.5, "max_change": 0.01},
+    {"kind": "isentropic", "gain": 0.5},
+]
+
+
+def test_every_kind_is_written_and_read_here() -> None:
+    assert [m["kind"] for m in METHODS] == list(build.METHODS)
+    assert [c["kind"] for c in CONTROLLERS] == list(build.CONTROLLERS)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m["kind"])
+@pytest.mark.parametrize("controller", CONTROLLERS, ids=lambda c: c["kind"])
+def test_a_configuration_survives_yaml(method: dict[str, Any], controller: dict[str, Any]) -> None:
+    if method["kind"] == "none" and controller["kind"] != "fixed":
+        assert "no knob to steer" in message(entropy={"method": method, "controller": controller})
+        return
+    schedule = [[1, 1.0], [50, 0.25]]
+    target = {"fraction": 0.7, "average_over": 2, "over": "successful", "schedule": schedule, "release_at": 80}
+    entropy = {"method": method, "controller": controller, "target": target}
+    learner = {"lr": 1e-5, "betas": [0.9, 0.99], "updates": 2}
+    if controller["kind"] == "isentropic" and method["kind"] not in ("bonus", "repo_r", "repo_d"):
+        assert "linear in its knob" in message(entropy=entropy, learner=learner)
+        return
+    config = validate(config_data(entropy=entropy, learner=learner))
+    again = validate(yaml.safe_load(config.to_yaml()))
+    assert again == config
+    assert again.entropy.method.model_dump().items() >= method.items()
+    assert again.entropy.controller.model_dump().items() >= controller.items()
+    assert again.to_yaml() == config.to_yaml()
+
+
+@settings(max_examples=20)
+@given(st.floats(1e-12, 1.0), st.text("\x85\u2028\n\t :#'\"{é1e-", max_size=6))
+def test_values_and_any_text_survive_the_disk(tmp_path_factory: pytest.TempPathFactory, lr: float, text: str) -> None:
+    data = config_data(learner={"lr": lr}, run={"name": "1e3"})
+    data["environments"][0]["params"] = {"system": text, text: ["1e3", 1e3, "1e-05"]}
+    config = validate(data)
+    assert load_config(written(tmp_path_factory.mktemp("run"), config.to_yaml())) == config
+
+
+def test_validation_does_not_change_what_it_is_given() -> None:
+    data = config_data(entropy={"method": {"kind": "repo_r"}})
+    before = copy.deepcopy(data)
+    validate(data)
+    assert data == before
+
+
+# --- exit codes ---------------------------------------------------------------------------------------------------------
+
+
+def test_errors_carry_their_exit_code_across_processes() -> None:
+    import pickle
+
+    errors = [IsentropeError("x"), ConfigError("x"), PlacementError("x"), NumericsError("x"), Stopped(2), Stopped(15)]
+    codes = [pickle.loads(pickle.dumps(error)).exit_code for error in errors]
+    assert codes == [1, 2, 3, 4, 130, 143]
+    assert str(pickle.loads(pickle.dumps(errors[-1]))) == "stopped by signal 15"
+
+
+def test_settings_are_frozen() -> None:
+    config: Any = validate(config_data())
+    assert isinstance(config, RunConfig)
+    with pytest.raises(ValueError, match="frozen"):
+        config.learner.lr = 1.0

@@ -1,0 +1,204 @@
+"""The report: a page that stands alone, survives missing data and untrusted text, and shows every part of a run."""
+
+import html.parser
+import re
+from pathlib import Path
+
+import pytest
+from support.builders import LEDGER, run_folder
+
+from orchestration.analysis.run_data import summarise
+from orchestration.report.run_report import write_report
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, addresses and texts of a page; complains about a tag closed out of order."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.pieces: list[str] = []  # the text of each element, in order
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        self.pieces.append(data)
+
+    def places(self, *pieces: str) -> list[int]:
+        return [self.pieces.index(piece) for piece in pieces]
+
+
+def report(out: Path, *runs: Path) -> Page:
+    page = Page(write_report(list(runs), out / "report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    return page
+
+
+def test_the_page_stands_alone_and_replies_cannot_act(tmp_path: Path) -> None:
+    page = report(tmp_path, run_folder(tmp_path / "<b>run</b>", target=0.5, envs=("a", "b")))
+    assert page.tags.count("script") == 1
+    assert not {"img", "link", "iframe"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name in ("src", "href", "onerror") or name.startswith("on")]
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert "<img" not in text
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)" in text
+    assert "<b>run" not in text
+    assert not re.search("[\x1b\u202e]", text)
+    assert "script-src 'sha256-" in text
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+def test_every_section_is_there(tmp_path: Path) -> None:
+    one, two = run_folder(tmp_path / "grpo"), run_folder(tmp_path / "repo", target=0.9, end=0.9, envs=("a", "b"))
+    page = report(tmp_path, one, two)
+    for shown in (
+        "grpo · repo",
+        "Exact entropy fell 47",
+        "repo, target",
+        "Reward",
+        "pass@k by temperature",
+        "repo, T = 0.3",
+        "Quality against coverage",
+        "Entropy knob",
+        "slope 2, r = 1.00",
+        "Time of an iteration, grpo",
+        "Environment: b",
+        "Distinct correct solutions",
+        "Configuration of repo",
+        "method: {kind: repo}",
+    ):
+        assert shown in page.text, shown
+    for numbers in (value for name, value in page.attributes if name in ("d", "cx", "cy", "x1", "points")):
+        assert "nan" not in (numbers or "")
+    assert page.tags.count("circle") > 80
+
+
+def test_a_single_run_is_a_story_in_chapters(tmp_path: Path) -> None:
+    page = report(tmp_path, run_folder(tmp_path / "run", target=0.9, end=0.4, envs=("a", "b"), more=LEDGER))
+    # Each chapter with its charts, in reading order, and what stands behind the story after it.
+    order = (
+        *("The story of the run", "1. What entropy did", "Exact entropy", "Entropy of correct and failed replies"),
+        *("2. Why", "Predicted change of entropy, summed", "Change of entropy, predicted and realised"),
+        *("3. What control did", "Predicted change, with and without control", "Entropy knob"),
+        *("4. What it cost, what it kept", "Reward", "pass@k over training", "Distinct correct solutions a prompt"),
+        *("Distinct replies a prompt, in training", "5. Can the numbers be trusted", "Quantiles of the log-prob gap"),
+        *("Effective sample size", "The entropy ledger", "Tokens the knob touches", "Withheld by clipping, summed"),
+        *("Covariance of advantage and log-prob", "Entropy by place in the reply", "Entropy by environment"),
+        *("Trainer and engine", "Quantiles of the ratio of new to old probability"),
+    )
+    assert page.places(*order) == sorted(page.places(*order))
+    # Environments have charts of their own, with equal titles.
+    common = page.pieces[: page.pieces.index("Environment: a")]
+    assert [common.count(heading) for heading in order] == [1] * len(order)
+    assert "REPO had no authority: 0.2\xa0%" in page.text
+    assert page.pieces.count("Warning.") >= 3  # off target, no authority, phantom clipping
+
+
+def test_several_runs_have_a_diagnosis_each(tmp_path: Path) -> None:
+    one = run_folder(tmp_path / "one", target=0.9, end=0.4, more=LEDGER)
+    page = report(tmp_path, one, run_folder(tmp_path / "two", target=0.5))
+    assert "The story of the run" not in page.text
+    story = page.pieces[page.pieces.index("The diagnosis") :]
+    first, second = story.index("one"), story.index("two")
+    assert first < second
+    said = "".join(story[first:second])
+    assert "REPO had no authority" in said
+    assert "phantom clipping" in said
+    assert "Mean reward" not in said
+    assert "authority" not in "".join(story[second : story.index("Exact entropy")])
+
+
+def test_names_in_the_diagnosis_are_escaped(tmp_path: Path) -> None:
+    names = {"entropy/<u>": 0.2, "entropy/b": 0.9}
+    page = report(tmp_path, run_folder(tmp_path / "run", more=names))
+    assert "from 0.20 nats per token in <u> to 0.90 in b." in page.text
+    assert "u" not in page.tags
+
+
+def test_charts_of_the_wider_ledger_name_what_they_show(tmp_path: Path) -> None:
+    one = run_folder(tmp_path / "one", more=LEDGER | {"entropy/controlled": 0.7})
+    single, several = report(tmp_path, one), report(tmp_path, one, run_folder(tmp_path / "two"))
+    for shown in ("under control", "correct replies", "first token", "clipped from above", "50 %", "99.9 %", "0.1 %"):
+        assert shown in single.pieces, shown
+    for shown in ("one, under control", "one, correct replies", "one, clipped from below", "one, 99.9 %"):
+        assert shown in several.pieces, shown
+    assert "one, 50 %" not in several.pieces  # side by side only the tails
+    same = run_folder(tmp_path / "same", more=LEDGER | {"entropy/controlled": 1.0, "entropy/exact": 1.0})
+    assert "under control" not in report(tmp_path, same).pieces
+
+
+def test_the_terms_of_a_reward_are_shown_together_and_a_gamed_one_is_a_warning(tmp_path: Path) -> None:
+    gamed = {"drift/hacking": 1.0, "drift/reward": 0.4, "drift/check": -0.1}
+    one = run_folder(tmp_path / "one", more={"term/verdict": 0.2, "term/judge": 0.9, "term/judge/a": 0.9} | gamed)
+    page = report(tmp_path, one)
+    assert page.pieces.count("Terms of the reward") == 1
+    shown = page.pieces[page.pieces.index("Terms of the reward") :]
+    assert {"verdict", "judge"} <= set(shown)
+    assert "judge/a" not in shown
+    assert "the reward may be gamed" in page.text
+    several = report(tmp_path, one, run_folder(tmp_path / "two"))
+    assert "Terms of the reward" not in several.pieces  # a colour is a run there
+    assert "the reward may be gamed" in several.text
+
+
+def test_a_run_without_a_ledger_has_only_the_chapters_it_has_numbers_for(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    rows = [f'{{"iteration": {i}, "reward/mean": 0.5}}' for i in range(9)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    page = report(tmp_path, tmp_path / "run")
+    assert [piece for piece in page.pieces if re.match(r"\d\. ", piece)] == ["4. What it cost, what it kept"]
+
+
+def test_environments_are_shown_one_by_one_where_there_are_several(tmp_path: Path) -> None:
+    families = ("reasoning_gym/gcd", "reasoning_gym/chain_sum")
+    one, two = run_folder(tmp_path / "one", envs=families), run_folder(tmp_path / "two", envs=families[:1])
+    single = report(tmp_path, one)
+    several = report(tmp_path, one, two)
+    for shown in (*families, "0.110 → 0.290", "Environment: reasoning_gym/gcd"):
+        assert shown in single.text, shown
+    assert "reasoning_gym/gcd two" in several.text
+    assert "reasoning_gym/chain_sum two" not in several.text
+    assert "Environment:" not in report(tmp_path, two).text
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    page = report(tmp_path, run_folder(tmp_path / "x" / "run"), run_folder(tmp_path / "y" / "run"))
+    assert "run (1) · run (2)" in page.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"iteration": 0}',
+        '{"iteration": 1, "entropy/exact": null, "reward/mean": null, "loss": null}',
+        '{"iteration": 1, "entropy/exact": 1.0, "entropy/target": 0.0, "entropy/knob": 0.0}',
+        '{"iteration": 0, "eval/a/pass@1/T=1": 0.5}',
+        '{"iteration": 1, "entropy/exact": 0.0, "reward/mean": -1e300, "foreign key": 3, "note": "text"}',
+    ],
+)
+def test_a_run_of_one_row_with_almost_nothing_in_it(tmp_path: Path, line: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text(line + "\n")
+    page = report(tmp_path, tmp_path / "run")
+    assert "Isentrope report" in page.text
+    summarise(tmp_path / "run")

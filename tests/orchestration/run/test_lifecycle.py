@@ -1,0 +1,104 @@
+"""What a resumed run knows of its past, up to the loop that goes on with it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import yaml
+from support.builders import config_data, stopped_run
+
+from orchestration.config.run_config import RunConfig, validate
+from orchestration.run import lifecycle as train
+from orchestration.run import loop
+from orchestration.sampling.codec import Codecs
+from orchestration.telemetry.alarms import Alarms
+from orchestration.telemetry.reward_drift import Drift
+from orchestration.telemetry.sinks import FanOut
+
+FORM, HALF_AS_MUCH = {"format": {"weight": 0.5}}, {"format": {"weight": 0.25}}
+
+
+def demo(folder: Path, rewards: dict[str, Any]) -> RunConfig:
+    return validate(config_data(run={"name": "demo", "iterations": 9, "dir": str(folder)}, rewards=rewards))
+
+
+def seen() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The states of a drift and of alarms that have had their say."""
+    drift, alarms = Drift(), Alarms("none")
+    for i in range(30):
+        row = {"reward/mean": i / 30, "correct/mean": 0.5, "reply/length_mean": 9.0}
+        alarms.look(row | drift.look(row))
+    assert alarms.state_dict() != Alarms("none").state_dict()
+    return drift.state_dict(), alarms.state_dict()
+
+
+def resumed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> loop.Run:
+    """The run as it is when its loop begins, on actors that do nothing."""
+    runs: list[loop.Run] = []
+
+    async def begin(*_: Any) -> None: ...
+
+    async def note(run: loop.Run) -> None:
+        runs.append(run)
+
+    def unasked(*_: Any) -> None:
+        raise AssertionError("nothing is generated or judged here")
+
+    monkeypatch.setattr(loop.Run, "train", note)
+    asked = SimpleNamespace(judge=unasked, generate=unasked)
+    cluster = cast("Any", SimpleNamespace(begin=begin, generators=asked, verifiers=asked, reward_models=asked))
+    job = train.prepare(config, resume=True)
+    asyncio.run(train._train(job, cluster, FanOut([]), Codecs(cast("Any", None), None), loop.StopSignal()))
+    return runs[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "kept"),
+    [
+        ({}, {}, True),
+        (FORM, FORM, True),
+        ({}, FORM, False),
+        (FORM, {}, False),
+        (FORM, HALF_AS_MUCH, False),
+        ({}, {"verdict": 2.0}, False),
+    ],
+)
+def test_another_reward_has_a_start_of_its_own_and_alarms_speak_once_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, Any], now: dict[str, Any], kept: bool
+) -> None:
+    old, new = demo(tmp_path, before), demo(tmp_path, now)
+    drift, alarms = seen()
+    rest = {
+        "policy_version": 1,
+        "owes_evaluation": False,
+        "learner": {},
+        "rewards": old.rewards.model_dump(mode="json"),
+    }
+    stopped_run(old, drift=drift, alarms=alarms, **rest)
+    for _ in range(
+        2
+    ):  # the second time, the first has left its configuration, was killed, and the checkpoint is the same
+        run = resumed(new, monkeypatch)
+        assert run.drift.state_dict() == (drift if kept else Drift().state_dict())
+        assert run.alarms.state_dict() == alarms
+        (new.folder / "config.yaml").write_text(new.to_yaml())
+
+
+@pytest.mark.parametrize(("now", "kept"), [({}, True), (FORM, False)])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_checkpoint_that_does_not_say_the_reward_has_that_of_its_run(
+    tmp_path: Path, now: dict[str, Any], kept: bool, named: bool
+) -> None:
+    """Or, in a run from before there were terms, the environment's own."""
+    old = demo(tmp_path, {})
+    stopped_run(old, drift=seen()[0])
+    if not named:
+        data = yaml.safe_load(old.to_yaml())
+        del data["rewards"]
+        (old.folder / "config.yaml").write_text(yaml.safe_dump(data))
+    state = train.prepare(demo(tmp_path, now), resume=True).state
+    assert state is not None and ("drift" in state) == kept

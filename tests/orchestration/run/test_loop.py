@@ -1,0 +1,226 @@
+"""The loop at the boundaries of its stages: what happens in which order, and that a run stopped there misses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from support.builders import stages_data
+from support.fakes import FakeRun
+
+from envs import catalog
+from envs.types import Prompt
+from learner.checkpoint import Checkpoints, read_state
+from orchestration.config.run_config import RunConfig, validate
+from orchestration.errors import Stopped
+from orchestration.run.loop import Run, StopSignal
+from orchestration.sampling.curriculum import Curriculum, stages_of
+
+
+def config_of(batch: dict[str, Any] | None = None, objective: dict[str, Any] | None = None, **second: Any) -> RunConfig:
+    data = stages_data(overrides={"sampling.temperature": 0.5}, **second)
+    data["batch"] |= batch or {}
+    data["objective"] = objective or {}
+    data["stages"][0]["iterations"] = 2
+    data["stages"][1]["iterations"] = 2
+    data["evaluation"] = {"prompts": 2, "samples": 2, "ks": [1, 2]}
+    return validate(data)
+
+
+def run_of(
+    config: RunConfig, fake: FakeRun, folder: Path, stop: StopSignal, state: dict[str, Any] | None = None
+) -> Run:
+    environments = [catalog.load(e.name, e.params, seed=0) for e in config.all_environments]
+    curriculum = Curriculum(environments, stages_of(config), 0, config.batch.adaptive)
+    iteration, owes = 0, True
+    if state is not None:
+        curriculum.load_state_dict(state["curriculum"])
+        iteration, owes = state["iteration"], state["owes_evaluation"]
+        fake.version = state["policy_version"]
+    anything = cast("Any", fake)
+    return Run(config, anything, anything, curriculum, Checkpoints(folder, 9), anything, stop, iteration, owes)
+
+
+def go(
+    config: RunConfig,
+    folder: Path,
+    stop_at: str = "",
+    state: dict[str, Any] | None = None,
+    reward: Callable[[Prompt, int], float] | None = None,
+    turns: int = 1,
+) -> FakeRun:
+    """Until the end, or until the pass named `stop_at` begins (its n-th, after a #)."""
+    fake, stop = FakeRun(), StopSignal()
+    fake.reward, fake.turns = reward or fake.reward, turns
+    name, _, nth = stop_at.partition("#")
+    seen = 0
+
+    def look(stamp: str) -> None:
+        nonlocal seen
+        seen += bool(name) and stamp.startswith(name)
+        if name and seen == int(nth or 1):
+            stop.set(2)
+
+    fake.before_collect = look
+
+    async def main() -> None:
+        await run_of(config, fake, folder, stop, state).train()
+
+    if stop_at:
+        with pytest.raises(Stopped):
+            asyncio.run(main())
+    else:
+        asyncio.run(main())
+    return fake
+
+
+def brief(fake: FakeRun) -> list[str]:
+    return [" ".join(str(x) for x in event if not isinstance(x, tuple)) for event in fake.events]
+
+
+def test_a_boundary_evaluates_then_reports_then_saves_then_goes_over(tmp_path: Path) -> None:
+    fake = go(config_of(), tmp_path)
+    assert brief(fake) == [
+        "eval 1.0", "row 0.0",
+        "iteration 1 1.0", "train", "row 1.0",
+        "iteration 2 1.0", "train", "eval 1.0", "row 2.0", "save",
+        "begin_stage 1", "event stage 2 of 2 begins: two",
+        "iteration 3 0.5", "train", "row 3.0",
+        "iteration 4 0.5", "train", "eval 1.0", "row 4.0", "save",
+    ]  # fmt: skip
+    places = [(r["stage/index"], r["stage/iteration"]) for r in fake.rows]
+    assert places == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+def test_every_evaluation_asks_the_same_of_every_environment_of_every_stage(tmp_path: Path) -> None:
+    fake = go(config_of(), tmp_path)
+    evaluations = [event[1] for event in fake.events if event[0] == "eval"]
+    assert len(evaluations) == 3
+    assert set(evaluations) == {
+        ("0:countdown/eval/0", "0:countdown/eval/1", "1:arithmetic/eval/0", "1:arithmetic/eval/1")
+    }
+    for row in (fake.rows[0], fake.rows[2], fake.rows[4]):
+        assert {"eval/countdown/pass@1", "eval/arithmetic/pass@2"} <= row.keys()
+    assert "reward/arithmetic" not in fake.rows[2]
+    assert {"reward/arithmetic", "reply/length/arithmetic", "status/ok/countdown"} <= fake.rows[4].keys()
+
+
+def test_a_rule_ends_a_stage_and_the_run(tmp_path: Path) -> None:
+    data = stages_data(advance={"reward": 0.5, "window": 2})
+    data["stages"][0] |= {"advance": {"plateau": 0.0, "window": 1}}
+    fake = go(validate(data | {"evaluation": {"prompts": 0}}), tmp_path)
+    iterations = [e[0] for e in fake.events if e[0].startswith(("iteration", "save", "begin"))]
+    assert iterations == [
+        "iteration 1", "iteration 2", "save", "begin_stage", "iteration 3", "iteration 4", "save",
+    ]  # fmt: skip
+
+
+def every_third(prompt: Prompt, i: int) -> float:
+    """All right, all wrong and some of both, in turn."""
+    return [1.0, 0.0, float(i % 2)][prompt.index % 3]
+
+
+REFILL = {"dynamic": {"kind": "refill", "max_rounds": 3}}
+ADAPTIVE = {"adaptive": {"revisit": 0.7, "pool": 5}}
+STOPS = [
+    *(({}, stop) for stop in ("iteration 2", "eval#2", "iteration 3", "iteration 4")),
+    *((REFILL, stop) for stop in ("iteration 2#1", "iteration 2#3", "eval#2", "iteration 3#2", "iteration 4#3")),
+    *((REFILL | ADAPTIVE, stop) for stop in ("iteration 2#2", "eval#2", "iteration 4#2")),
+]
+
+
+@pytest.mark.parametrize(("batch", "stop_at"), STOPS)
+def test_stopped_and_resumed_asks_what_the_undisturbed_run_asks(
+    tmp_path: Path, batch: dict[str, Any], stop_at: str
+) -> None:
+    """eval#2 is the one at the boundary: the resumed run makes up for it before it goes over. iteration 2#3 is its third round:
+    what the first two gave is drawn again."""
+    config, reward = config_of(batch), every_third if batch else None
+    whole = go(config, tmp_path / "whole", reward=reward)
+    first = go(config, tmp_path / "stopped", stop_at, reward=reward)
+    latest = Checkpoints(tmp_path / "stopped", 9).latest()
+    assert latest is not None
+    second = go(config, tmp_path / "stopped", state=read_state(latest), reward=reward)
+
+    def asked(*fakes: FakeRun) -> list[tuple[Any, ...]]:
+        return [e for fake in fakes for e in fake.events if e[0].startswith(("iteration", "eval"))]
+
+    again = (
+        int(stop_at.rpartition("#")[2]) - 1 if batch and "iteration" in stop_at else 0
+    )  # rounds of the one abandoned
+    before = asked(first)[: len(asked(first)) - again]
+    assert before + asked(second) == asked(whole)
+    merged: dict[float, dict[str, float]] = {}
+    for row in first.rows + second.rows:
+        merged.setdefault(row["iteration"], {}).update(row)
+    for row in whole.rows:
+        kept = {k: v for k, v in row.items() if not k.startswith(("time/", "tokens/per_second"))}
+        assert {k: merged[row["iteration"]].get(k) for k in kept} == kept
+
+
+def test_a_checkpoint_says_what_replies_were_paid(tmp_path: Path) -> None:
+    """A resumed run may pay otherwise, and by then its folder's configuration can be a later one."""
+    config = validate(stages_data() | {"evaluation": {"prompts": 0}, "rewards": {"verdict": 2.0}})
+    go(config, tmp_path)
+    latest = Checkpoints(tmp_path, 9).latest()
+    assert latest is not None
+    assert read_state(latest)["rewards"] == json.loads(config.model_dump_json())["rewards"]
+
+
+# --- dynamic sampling ---------------------------------------------------------------------------------------------------
+
+
+def trained_on(fake: FakeRun) -> list[tuple[int, int]]:
+    """(updates, replies that were measured alone) of every iteration."""
+    return [(len(b.updates), len({int(i) for m in b.measured for i in m.trajectory})) for b in fake.trained]
+
+
+@pytest.mark.parametrize("kind", ["none", "filter"])
+def test_filtered_groups_are_measured_and_reported_and_not_trained_on(tmp_path: Path, kind: str) -> None:
+    fake = go(config_of({"prompts": 6, "dynamic": {"kind": kind}}), tmp_path, reward=every_third)
+    rows = fake.rows[1:]
+    assert [r["groups/no_signal"] for r in rows[:2]] == [4.0, 4.0]
+    assert [r["reward/mean"] for r in rows[:2]] == [0.5, 0.5]  # of all of them, whatever is trained on
+    if kind == "none":
+        assert trained_on(fake)[:2] == [(1, 0)] * 2
+        assert not any(key.startswith("dynamic/") for r in rows for key in r)
+        return
+    assert trained_on(fake)[:2] == [(1, 16)] * 2
+    keys = ("rounds", "generated", "trained", "all_right", "all_wrong", "other", "skipped")
+    assert [rows[0][f"dynamic/{key}"] for key in keys] == [1, 6, 2, 2, 2, 0, 0]
+    assert rows[0]["tokens/generated"] == 6 * 4 * 2
+
+
+def test_an_iteration_without_signal_is_said_and_the_run_goes_on(tmp_path: Path) -> None:
+    def solved(prompt: Prompt, i: int) -> float:
+        return 1.0 if prompt.index < 16 else float(i % 2)
+
+    fake = go(config_of({"dynamic": {"kind": "refill", "max_rounds": 3}}), tmp_path, reward=solved)
+    assert trained_on(fake)[:2] == [
+        (0, 12 * 4),
+        (1, 4 * 4),
+    ]  # 12 prompts that are solved, then 4 more beside 4 that teach
+    assert [r["dynamic/skipped"] for r in fake.rows[1:3]] == [1.0, 0.0]
+    assert [r["policy_version"] for r in fake.rows] == [0, 1, 2, 3, 4]
+    said = [e[1] for e in fake.events if e[0] == "event" and "none of" in e[1]]
+    assert said == [
+        "iteration 1: none of 12 groups in 3 rounds has replies of different reward (12 all right, 0 all wrong, 0 other): "
+        "entropy was measured, the weights stay as they are"
+    ]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("trajectory", [-1.0, 1.0]), ("turn", [-0.5, 0.5])])
+def test_credit_is_what_the_objective_says(tmp_path: Path, kind: str, expected: list[float]) -> None:
+    """Two turns a reply and a verdict of 0 or 1 in turn: half of it reaches the first turn with a discount of 1/2."""
+    objective = {"advantage": "rloo", "credit": {"kind": kind, "discount": 0.5}}
+    fake = go(config_of(objective=objective), tmp_path, turns=2)
+    (micro,) = fake.trained[0].updates[0]
+    first = micro.advantages[micro.place == 0]
+    assert (
+        sorted(set((first * 1.5).round(5).tolist())) == expected
+    )  # 4 replies, half of them right: +-2/3 of leave-one-out
+    assert set((micro.advantages[micro.last] * 1.5).round(5).tolist()) == {-1.0, 1.0}

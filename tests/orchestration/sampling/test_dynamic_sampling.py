@@ -1,0 +1,90 @@
+"""Dynamic sampling: what is kept, what is asked for again, and that it ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.builders import config_data, make_group, make_prompt, make_trajectory
+
+from envs.types import Group, Prompt, Status
+from learner.batching import informative
+from orchestration.config.run_config import validate
+from orchestration.config.sections import BatchSection
+from orchestration.errors import ConfigError
+from orchestration.sampling.dynamic_sampling import Sampled, sample, verdict
+
+REWARDS = st.sampled_from([(1.0, 1.0), (0.0, 0.0), (0.0, 1.0), (0.5, 1.0)])
+
+
+def go(batch: BatchSection, rewards: list[tuple[float, ...]]) -> tuple[Sampled, list[int]]:
+    """The prompt with index k has the k-th rewards, again from the start when they are used up. Also: what each round asked for."""
+    drawn, asked = iter(range(10**6)), []
+
+    def draw(count: int) -> list[tuple[int, Prompt]]:
+        asked.append(count)
+        return [(k % 2, make_prompt(k)) for k in (next(drawn) for _ in range(count))]
+
+    async def collect(prompts: list[tuple[int, Prompt]]) -> tuple[list[Group], dict[str, float]]:
+        return [make_group(rewards[p.index % len(rewards)], index=p.index) for _, p in prompts], {"generate": 1.5}
+
+    return asyncio.run(sample(batch, draw, collect)), asked
+
+
+@given(
+    st.sampled_from(["none", "filter", "refill"]), st.integers(1, 6), st.integers(1, 5), st.lists(REWARDS, min_size=1)
+)
+def test_rounds_are_bounded_and_nothing_that_teaches_is_thrown_away(
+    kind: str, prompts: int, most: int, rewards: list[tuple[float, ...]]
+) -> None:
+    batch = BatchSection.model_validate(
+        {"prompts": prompts, "replies": 2, "dynamic": {"kind": kind, "max_rounds": most}}
+    )
+    found, asked = go(batch, rewards)
+    assert [g.prompt.index for g in found.groups] == list(range(sum(asked)))
+    assert found.environments == [k % 2 for k in range(sum(asked))]
+    assert found.rounds == len(asked) <= (most if kind == "refill" else 1)
+    assert found.seconds == {"generate": 1.5 * found.rounds}
+    teaching = [g for g in found.groups if informative(g)]
+    assert found.trained == (found.groups if kind == "none" else teaching)
+    assert len(found.trained) <= prompts
+    assert len(found.measured) == 2 * (len(found.groups) - len(found.trained))
+    if (
+        kind == "refill"
+    ):  # each round asks for what the ones before it left missing; it ends when nothing is, or at the bound
+        at = 0
+        for count in asked:
+            assert count == prompts - sum(informative(g) for g in found.groups[:at]) > 0
+            at += count
+        assert len(teaching) == prompts or found.rounds == most
+    m = found.metrics()
+    dropped = m["dynamic/all_right"] + m["dynamic/all_wrong"] + m["dynamic/other"]
+    assert m["dynamic/generated"] == m["dynamic/trained"] + dropped
+    assert m["dynamic/skipped"] == (not found.trained)
+
+
+def test_dropped_groups_are_told_apart() -> None:
+    def group(*members: tuple[float, Status]) -> Group:
+        made = [make_trajectory(reward=r, status=s, seed=i) for i, (r, s) in enumerate(members)]
+        return Group(made[0].prompt, tuple(made))
+
+    right, wrong, lost = (1.0, Status.OK), (0.0, Status.OK), (0.0, Status.ERROR)
+    assert verdict(group(right, right, lost)) == "all right"
+    assert verdict(group(wrong, wrong, lost)) == "all wrong"
+    assert verdict(group(wrong, (0.0, Status.TURNS))) == "all wrong"
+    assert verdict(group(right, lost, lost)) == "other"
+    assert verdict(group(lost, lost)) == "other"
+
+
+def test_a_baseline_over_the_batch_learns_from_what_would_be_dropped() -> None:
+    data = config_data(objective={"advantage": "reinforce_pp"}, batch={"dynamic": {"kind": "filter"}})
+    with pytest.raises(
+        ConfigError, match=r"batch\.dynamic filter drops groups of equal rewards, and objective\.advantage"
+    ):
+        validate(data)
+    data = config_data(objective={"credit": {"kind": "turn"}}, batch={"dynamic": {"kind": "refill"}})
+    with pytest.raises(ConfigError, match=r"drops groups of equal verdicts, and objective\.credit turn learns from"):
+        validate(data)
+    validate(config_data(objective={"advantage": "reinforce_pp_baseline"}, batch={"dynamic": {"kind": "refill"}}))

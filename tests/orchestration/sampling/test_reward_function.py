@@ -1,0 +1,350 @@
+"""`rewards` in a recipe: what is refused, what the terms become, and their place in the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.builders import config_data, make_group, stages_data
+
+from actors.inference import Completion
+from actors.rewards.composite import Composite, Ended
+from actors.rewards.endpoint import Endpoint
+from actors.verifier import JudgeRequest
+from envs import catalog
+from envs.types import Group, Message, Observation, Status, Verdict
+from orchestration.cluster import placement
+from orchestration.cluster.actor_settings import judge_engine, shape_of
+from orchestration.config.preflight import check_world
+from orchestration.config.run_config import RunConfig, validate
+from orchestration.errors import ConfigError
+from orchestration.sampling.reward_function import compose, make_judge
+from orchestration.telemetry.keys import lookup
+from orchestration.telemetry.rollout_metrics import describe
+
+URL = "http://localhost:8000/v1"
+
+
+def refused(**rewards: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        validate(config_data(rewards=rewards))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def judge(**values: Any) -> dict[str, Any]:
+    return {"judge": {"weight": 1.0, "url": URL, "model": "m", **values}}
+
+
+GENERATOR = {"path": "some/model", "max_model_len": 64}
+
+
+def own_judge(max_tokens: int = 16, **values: Any) -> dict[str, Any]:
+    return {"judge": {"weight": 1.0, "max_tokens": max_tokens, "generator": {**GENERATOR, **values}}}
+
+
+async def nobody(requests: object) -> list[Completion]:
+    raise AssertionError("nobody was to be asked")
+
+
+def model(**values: Any) -> dict[str, Any]:
+    return {"model": {"weight": 1.0, "path": "some/model", **values}}
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [
+        ({"verdict": 0}, "weights are 0 throughout (verdict)"),
+        ({"verdict": 0, "overlong": {"weight": 0, "buffer": 4}}, "0 throughout (verdict and overlong.weight)"),
+        ({"length": {}}, "rewards.length.weight is missing"),
+        ({"lenght": {"weight": 1}}, "unknown key rewards.lenght: did you mean 'length'?"),
+        ({"length": {"weight": 1, "freee": 1}}, "unknown key rewards.length.freee: did you mean 'free'?"),
+        ({"length": {"weight": 1, "free": 16}}, "rewards.length.free (16) has to be under sampling.max_tokens (16)"),
+        ({"length": {"weight": 1, "free": 9, "full": 9}}, "has to be under rewards.length.full (9)"),
+        ({"length": {"weight": 1, "correct": [0]}}, "rewards.length.correct"),
+        ({"format": {"weight": 1, "pattern": "(a"}}, "'(a' is no regular expression: missing )"),
+        ({"overlong": {"weight": 1, "buffer": 17}}, "rewards.overlong.buffer (17)"),
+        ({"overlong": {"weight": 1, "buffer": 17}}, "sampling.max_tokens is 16: make the buffer smaller"),
+        (model(clip=[1, 1]), "clip goes from 1 to 1: the first has to be the smaller"),
+        (model(scale=0), "scale is 0, so that every reply would have the same score"),
+        (model(gpus=2), "rewards.model.gpus is 2"),
+        ({"judge": {"weight": 1, "model": "m"}}, "rewards.judge: nobody answers: give url and model"),
+        (judge(generator=GENERATOR), "both are given (url, model and generator): leave one out"),
+        (own_judge(max_tokens=64), "rewards.judge.max_tokens (64) leaves no room for a question in"),
+        (own_judge(gpus=1), "rewards.judge.generator.gpus is 1 and generators.gpus 0"),
+        ({"judge": own_judge()["judge"] | {"retries": 9}}, "retries is an endpoint's, and the judge is generators"),
+        (own_judge(gpus=2), "rewards.judge.generator.gpus is 2"),
+        (judge(url="localhost:8000"), "it is no address of an endpoint: give the like of http://localhost:8000/v1"),
+        (judge(url="http://localhost:8a/v1"), "its port is no number from 0 to 65535"),
+        (judge(url="http://localhost:99999/v1"), "its port is no number from 0 to 65535"),
+        (judge(rubric="rate it"), "would never see what it judges: write {reply}"),
+        (judge(score="[0-9]+"), "'[0-9]+' has 0 groups: exactly one of them is the number"),
+        (judge(score="(a"), "'(a' is no regular expression"),
+        (judge(low=1, high=1), "low (1) has to be under high (1)"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(rewards: dict[str, Any], expected: str) -> None:
+    assert expected in refused(**rewards)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"api_key_env": "sk-very-secret-1"},
+        {"url": "https://user:sk-very-secret-1@host/v1"},
+        {"url": "https://host/v1?key=sk-very-secret-1"},
+        {"url": "sk-very-secret-1"},
+    ],
+)
+def test_a_key_in_the_wrong_place_is_refused_and_not_shown(values: dict[str, str]) -> None:
+    assert "sk-very-secret-1" not in refused(**judge(**values))
+
+
+def test_a_buffer_has_to_fit_every_stage() -> None:
+    data = stages_data(overrides={"sampling.max_tokens": 4}) | {"rewards": {"overlong": {"weight": 1, "buffer": 8}}}
+    with pytest.raises(ConfigError, match=r"stages\.1 .*rewards\.overlong\.buffer \(8\).*max_tokens is 4"):
+        validate(data)
+
+
+def world(**rewards: Any) -> None:
+    check_world(validate(config_data(rewards=rewards)))
+
+
+def test_what_only_the_machine_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world(format={"weight": 1})  # countdown and arithmetic have forms of their own
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with pytest.raises(ConfigError, match="names SOME_KEY, which is not set here"):
+        world(**judge(api_key_env="SOME_KEY"))
+    monkeypatch.setenv("SOME_KEY", "sk-1")
+    world(**judge(api_key_env="SOME_KEY"))
+    for wrong in (" \n", "sk-\u00e9", "sk-1\nsk-2"):
+        monkeypatch.setenv("SOME_KEY", wrong)
+        with pytest.raises(
+            ConfigError, match=r"the variable SOME_KEY, which .* holds no key that a header could carry"
+        ) as caught:
+            world(**judge(api_key_env="SOME_KEY"))
+        assert "sk-" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"the model folder \S+ does not exist"):
+        world(**model(path=str(tmp_path / "gone")))
+    with pytest.raises(
+        ConfigError,
+        match=r"the 'answer' of a prompt's task, and environments\.0 \(countdown\) has none: name another key",
+    ):
+        world(**judge(rubric="{reply} {reference}"))
+    data = config_data(rewards={"format": {"weight": 1}})
+    data["environments"] = [{"name": "toolbox"}]
+    with pytest.raises(ConfigError, match=r"environments\.0 \(toolbox\) has none: give rewards\.format\.pattern"):
+        check_world(validate(data))
+
+
+def test_the_key_is_in_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-very-secret-1")
+    config = validate(config_data(rewards=judge(api_key_env="SOME_KEY")))
+    made = make_judge(config, None, nobody)
+    assert made is not None and isinstance(made.speaker, Endpoint) and made.speaker._key == "sk-very-secret-1"
+    assert "sk-very-secret-1" not in config.to_yaml() + str(config.model_dump()) + repr(made.settings) + repr(
+        made.speaker.settings
+    )
+    assert "SOME_KEY" in config.to_yaml()
+    assert make_judge(validate(config_data()), None, nobody) is None
+
+
+def test_a_cache_file_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rewards\.judge\.cache_file \S+ cannot be used"):
+        make_judge(validate(config_data(rewards=judge(cache_file=str(tmp_path)))), None, nobody)
+
+
+def test_the_recipe_of_the_readme_is_one() -> None:
+    text = (Path(__file__).parents[3] / "README.md").read_text("utf-8").partition("## Rewards")[2]
+    data = config_data(sampling={"max_tokens": 1024}, generators={"max_model_len": 2048})
+    config = validate(data | yaml.safe_load(text.partition("```yaml")[2].partition("```")[0]))
+    assert list(config.rewards.terms) == ["length", "format", "overlong", "model", "judge"]
+
+
+def test_the_judge_of_the_readme_on_generators_is_one() -> None:
+    text = (Path(__file__).parents[3] / "README.md").read_text("utf-8").partition("## Rewards")[2]
+    block = text.split("```yaml")[2].partition("```")[0]
+    data = config_data(generators={"gpus": 1}, learner={"gpus": 1})
+    config = validate(data | yaml.safe_load(f"rewards:\n{block}"))
+    assert config.judge_generator is not None and config.judge_generator.count == 2
+    assert placement.totals(placement.plan(config))["GPU"] == 4
+
+
+def test_terms_survive_the_disk() -> None:
+    rewards = {
+        "verdict": 0.5,
+        "length": {"weight": 0.1, "shape": "cosine", "correct": [0, -1], "wrong": [-1, 0]},
+        "format": {"weight": 0.2, "pattern": "(?s)<think>.*</think>.+"},
+        "overlong": {"weight": 1, "buffer": 4},
+        **model(clip=[-1, 1]),
+        **judge(cache_file="runs/judge.jsonl"),
+    }
+    config = validate(config_data(rewards=rewards))
+    assert validate(yaml.safe_load(config.to_yaml())) == config
+    assert list(config.rewards.terms) == ["length", "format", "overlong", "model", "judge"]
+
+
+def test_reward_models_are_part_of_the_plan() -> None:
+    slots = placement.plan(validate(config_data(rewards=model(count=2, cpus=0.5, gpus=1))))
+    assert [(s.cpus, s.gpus) for s in slots if s.role.startswith("reward-model")] == [(0.5, 1), (0.5, 1)]
+    assert not any("reward" in s.role for s in placement.plan(validate(config_data())))
+    with pytest.raises(Exception, match="reward-models 2"):
+        placement.check(slots, {"CPU": 100, "GPU": 1}, [{"CPU": 100, "GPU": 1}])
+
+
+def test_generators_that_judge_are_part_of_the_plan_and_of_what_warm_actors_agree_in() -> None:
+    config = validate(config_data(rewards=own_judge(count=2, cpus=0.5)))
+    assert [s.cpus for s in placement.plan(config) if s.role.startswith("judge")] == [0.5, 0.5]
+    assert judge_engine(config, config.judge_generator)["dtype"] == config.engine_dtype  # type: ignore[arg-type]
+    other = validate(config_data(rewards=own_judge(count=2, cpus=0.5, path="another/model")))
+    weight = config_data(rewards=own_judge(count=2, cpus=0.5))
+    weight["rewards"]["judge"]["weight"] = 0.5
+    assert shape_of(config) != shape_of(other)
+    assert shape_of(config) == shape_of(validate(weight))
+
+
+# --- what terms become --------------------------------------------------------------------------------------------------
+
+
+class Asked:
+    """Everybody whom terms ask: remembers the requests, answers with one reward each."""
+
+    def __init__(self) -> None:
+        self.verify_requests: list[JudgeRequest] = []
+
+    async def verify(self, request: JudgeRequest) -> Observation | Verdict:
+        self.verify_requests.append(request)
+        return Verdict(0.5)
+
+    async def model(self, request: JudgeRequest) -> Observation | Verdict:
+        return Verdict(3.0)
+
+    async def judge(self, request: JudgeRequest) -> Observation | Verdict:
+        return Verdict(0.25)
+
+
+def composed(config: RunConfig, asked: Asked, events: list[str] | None = None) -> Composite | None:
+    environments = [catalog.load(e.name, e.params) for e in config.all_environments]
+    on_event = (events if events is not None else []).append
+    return compose(config, environments, verify=asked.verify, model=asked.model, judge=asked.judge, on_event=on_event)
+
+
+def ended(tokens: int = 12, environment: int = 0) -> Ended:
+    (trajectory,) = make_group([1.0]).trajectories
+    turn = replace(trajectory.turns[0], reply_ids=(1,) * tokens, logprobs=(0.0,) * tokens)
+    said = (Message("user", "a"), Message("assistant", "text"))
+    return Ended("it 1/0", environment, replace(trajectory, turns=(turn,)), said, 16)
+
+
+def test_without_terms_there_is_nothing_to_compose() -> None:
+    assert composed(validate(config_data()), Asked()) is None
+    assert composed(validate(config_data(rewards={"verdict": 0.5})), Asked()) is not None
+
+
+def test_every_term_of_a_recipe_comes_with_its_weight() -> None:
+    rewards = {
+        "verdict": 2.0,
+        "length": {"weight": 0.1, "free": 8},
+        "format": {"weight": 10.0},
+        "overlong": {"weight": 0.3, "buffer": 8},
+        **model(weight=-1.0),
+        **judge(weight=4.0),
+    }
+    asked = Asked()
+    made = composed(validate(config_data(rewards=rewards)), asked)
+    assert made is not None
+    found = asyncio.run(made(ended(tokens=12)))
+    assert found.terms == {
+        "verdict": 1.0,
+        "length": -0.5,
+        "format": 0.5,
+        "overlong": -0.5,
+        "model": 3.0,
+        "judge": 0.25,
+    }
+    assert found.reward == pytest.approx(2.0 - 0.05 + 5.0 - 0.15 - 3.0 + 1.0)
+    asyncio.run(made(ended(environment=1)))
+    # behind the run's two environments the verifiers have Form; the pattern is that of the reply's own environment
+    assert [r.environment for r in asked.verify_requests] == [2, 2]
+    countdown, arithmetic = (r.prompt.task["pattern"] for r in asked.verify_requests)
+    assert (countdown, arithmetic) == (catalog.load("countdown", {}).form, "-?[0-9]+")  # type: ignore[attr-defined]
+
+
+def test_a_pattern_of_the_recipe_goes_before_the_environments() -> None:
+    asked = Asked()
+    made = composed(validate(config_data(rewards={"format": {"weight": 1, "pattern": "x+"}})), asked)
+    assert made is not None
+    asyncio.run(made(ended()))
+    assert asked.verify_requests[0].prompt.task["pattern"] == "x+"
+
+
+def test_the_first_failure_of_a_term_is_said_once() -> None:
+    events: list[str] = []
+    asked = Asked()
+
+    async def broken(request: JudgeRequest) -> Observation | Verdict:
+        return Verdict(0.0, status=Status.ERROR, detail="no member is left")
+
+    asked.model = broken  # type: ignore[method-assign]
+    made = composed(validate(config_data(rewards=model())), asked, events)
+    assert made is not None
+    for _ in range(3):
+        assert asyncio.run(made(ended())).status is Status.ERROR
+    assert events == [
+        "rewards.model failed, and such replies are left out and counted in status/error: no member is left"
+    ]
+
+
+# --- metrics ------------------------------------------------------------------------------------------------------------
+
+
+def group_with(env: str, *terms: dict[str, float]) -> Group:
+    made = make_group([1.0] * len(terms))
+    prompt = replace(made.prompt, env=env)
+    trajectories = [
+        replace(t, prompt=prompt, verdict=replace(t.verdict, terms=x))
+        for t, x in zip(made.trajectories, terms, strict=True)
+    ]
+    return Group(prompt, tuple(trajectories))
+
+
+def test_every_terms_mean_is_in_the_metrics_over_the_replies_that_have_it() -> None:
+    one = group_with("a", {"verdict": 1.0, "judge": 0.5}, {"verdict": 0.0, "judge": 0.7})
+    other = group_with("gym/b", {"verdict": 0.0}, {"verdict": 0.0, "judge": 0.0})
+    row = describe([one, other], [*one.trajectories, *other.trajectories])
+    assert {k: v for k, v in row.items() if k.startswith("term/")} == pytest.approx(
+        {
+            "term/verdict": 0.25,
+            "term/judge": 0.4,  # the judge failed on one, which is no 0
+            "term/verdict/a": 0.5,
+            "term/judge/a": 0.6,
+            "term/verdict/gym/b": 0.0,
+            "term/judge/gym/b": 0.0,
+        }
+    )
+    assert lookup("term/judge") == ("term/{term}", {"term": "judge"})
+    assert lookup("term/judge/gym/b") == ("term/{term}/{env}", {"term": "judge", "env": "gym/b"})
+
+
+def test_without_terms_there_are_none() -> None:
+    group = make_group([1.0, 0.0])
+    assert not any(key.startswith("term/") for key in describe([group], group.trajectories))
+
+
+def test_what_could_not_be_judged_is_no_reward_of_0() -> None:
+    group = make_group([1.0, 0.5, 0.0])
+    lost = replace(group.trajectories[2], verdict=replace(group.trajectories[2].verdict, status=Status.ERROR))
+    trajectories = (*group.trajectories[:2], lost)
+    row = describe([Group(group.prompt, trajectories)], trajectories)
+    assert (row["reward/mean"], row["reward/std"], row[f"reward/{group.prompt.env}"]) == (0.75, 0.25, 0.75)
+    assert row["status/error"] == pytest.approx(1 / 3)
+    row = describe([Group(group.prompt, (lost,))], (lost,))
+    assert (row["reward/mean"], row["reward/std"]) == (0.0, 0.0)

@@ -1,0 +1,80 @@
+"""Alarms speak once, after enough iterations, and not without cause."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestration.telemetry.alarms import PATIENCE, Alarms
+
+
+def row(**values: float) -> dict[str, float]:
+    keys = {"error": 0.2, "saturated": 0.0, "authority": 1.0, "knob": 0.5}
+    return {f"entropy/{k}": v for k, v in {**keys, **values}.items()}
+
+
+def said(method: str, rows: list[dict[str, float]]) -> list[list[str]]:
+    alarms = Alarms(method)
+    return [alarms.look(r) for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("values", "method", "parts"),
+    [
+        ({"saturated": 1.0}, "repo_r", ["the knob of repo_r is spent", "bound 0.5", "20% under", "controller.high"]),
+        ({"saturated": 1.0, "error": -0.3, "knob": 0.04}, "repo_r", ["30% over", "0.04", "allow a negative knob"]),
+        ({"authority": 0.002}, "adapo", ["adapo has no authority", "0.20% of the tokens", "20% under its target"]),
+    ],
+)
+def test_an_alarm_is_one_sentence_said_once(values: dict[str, float], method: str, parts: list[str]) -> None:
+    found = said(method, [row(**values)] * 30)
+    assert [len(x) for x in found] == [0] * (PATIENCE - 1) + [1] + [0] * (30 - PATIENCE)
+    assert all(part in found[PATIENCE - 1][0] for part in parts), found[PATIENCE - 1][0]
+
+
+def test_a_spent_knob_is_not_told_of_again_after_a_better_time() -> None:
+    bad = [row(saturated=1.0)] * PATIENCE
+    assert sum(map(len, said("repo_r", [*bad, row(), *bad]))) == 1
+
+
+GAMED = {"drift/hacking": 1.0, "drift/reward": 0.31, "drift/check": -0.02}
+
+
+@pytest.mark.parametrize("method", ["none", "repo_r"])  # whether entropy is held or not
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        (GAMED, ["the reward may be gamed", "rose by 0.31 while", "verdict changed by -0.02, for 5 iterations"]),
+        (GAMED | {"drift/held_out": -0.1}, ["verdict changed by -0.02 and held-out pass@1 by -0.1"]),
+        ({"drift/longer": 1.0, "drift/length": 0.8, "drift/reward": 0.2}, ["80% longer", "rose by 0.2", "only longer"]),
+        ({"drift/longer": 1.0, "drift/length": -0.6, "drift/reward": 0.2}, ["60% shorter", "only shorter"]),
+    ],
+)
+def test_a_reward_that_is_gamed_is_said_once(values: dict[str, float], parts: list[str], method: str) -> None:
+    fine = dict.fromkeys(values, 0.0)
+    found = said(method, [fine] * 3 + [values] * 30)
+    assert [len(x) for x in found] == [0] * (PATIENCE + 2) + [1] + [0] * (30 - PATIENCE)
+    assert all(part in found[PATIENCE + 2][0] for part in parts), found[PATIENCE + 2][0]
+    assert not any(said(method, ([values] * (PATIENCE - 1) + [fine]) * 4))
+
+
+@pytest.mark.parametrize(
+    ("values", "method"),
+    [
+        ({}, "repo_r"),
+        ({"saturated": 1.0, "error": 0.03}, "repo_r"),  # near enough
+        ({"authority": 0.002, "error": 0.03}, "adapo"),
+        ({"authority": 0.002}, "kl_cov"),  # few tokens by design
+        ({"saturated": 1.0, "released": 1.0}, "repo_r"),
+        ({"saturated": 1.0, "error": float("nan")}, "repo_r"),
+        ({"authority": 0.0}, "none"),
+    ],
+)
+def test_without_cause_nothing_is_said(values: dict[str, float], method: str) -> None:
+    assert not any(said(method, [row(**values)] * 30))
+
+
+def test_one_good_iteration_starts_the_count_anew() -> None:
+    bad: list[Any] = [row(saturated=1.0)] * (PATIENCE - 1)
+    assert not any(said("repo_r", [*bad, row(), *bad]))

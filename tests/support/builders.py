@@ -1,0 +1,244 @@
+"""Small values of the wire types, strategies for random ones, and a run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from envs.types import Group, Message, Prompt, Status, Trajectory, Turn, Verdict
+from learner.checkpoint import Checkpoints
+from learner.types import LossData, TokenStats
+from orchestration.config.run_config import RunConfig
+
+VOCAB = 50
+
+
+def assert_close(
+    found: Tensor | None, expected: Tensor, rtol: float = 1e-6, atol: float = 1e-12, what: str = ""
+) -> None:
+    """torch.testing.assert_close without its seconds of imports; the types may differ."""
+    assert found is not None, what
+    arrays = (found.detach().double().numpy(), expected.detach().double().numpy())
+    np.testing.assert_allclose(*arrays, rtol=rtol, atol=atol, err_msg=what)
+
+
+def make_prompt(index: int = 0, env: str = "toy") -> Prompt:
+    return Prompt(env, "train", index, (Message("user", f"task {index}"),), {"answer": "1"})
+
+
+def make_trajectory(
+    turns: Sequence[tuple[int, int]] = ((3, 2),),
+    *,
+    reward: float = 0.0,
+    index: int = 0,
+    env: str = "toy",
+    seed: int = 0,
+    version: int = 0,
+    status: Status = Status.OK,
+) -> Trajectory:
+    """turns: (context tokens, reply tokens) of each turn. Token ids and log-probs follow from the seed."""
+    rng = random.Random(f"{seed}/{index}/{tuple(turns)}")
+    made = []
+    for context, reply in turns:
+        ids = [tuple(rng.randrange(1, VOCAB) for _ in range(n)) for n in (context, reply)]
+        logprobs = tuple(-rng.random() * 4 for _ in range(reply))
+        made.append(Turn(ids[0], ids[1], logprobs, "stop", version, version))
+    verdict = Verdict(reward, correct=reward > 0, status=status)
+    return Trajectory(make_prompt(index, env), tuple(made), tuple("text" for _ in made), verdict)
+
+
+def make_group(rewards: Sequence[float], *, index: int = 0, version: int = 0) -> Group:
+    replies = [make_trajectory(reward=r, index=index, seed=i, version=version) for i, r in enumerate(rewards)]
+    return Group(make_prompt(index), tuple(replies))
+
+
+@st.composite
+def trajectories(draw: st.DrawFn, min_size: int = 1, max_size: int = 12) -> list[Trajectory]:
+    """Trajectories of one to three turns, in up to three environments."""
+    count = draw(st.integers(min_size, max_size))
+    first = st.tuples(st.integers(1, 6), st.integers(1, 9))
+    later = st.tuples(st.integers(0, 4), st.integers(1, 5))
+    made = []
+    for i in range(count):
+        turns = [draw(first), *draw(st.lists(later, max_size=2))]
+        made.append(make_trajectory(turns, index=i, env=draw(st.sampled_from(["a", "b", "c"]))))
+    return made
+
+
+def make_stats(n: int, seed: int = 0, dtype: torch.dtype = torch.float64, envs: int = 1) -> TokenStats:
+    """Statistics of n tokens sampled from random distributions of their own: consistent with one another."""
+    generator = torch.Generator().manual_seed(seed)
+    log_p = (2 * torch.randn(n, 7, generator=generator, dtype=torch.float64)).log_softmax(-1)
+    p = log_p.exp()
+    action = torch.multinomial(p, 1, generator=generator) if n else torch.zeros(0, 1, dtype=torch.long)
+    entropy = -(p * log_p).sum(-1)
+    pull = p * (log_p + entropy[:, None])
+    logp = log_p.gather(-1, action)[:, 0]
+    old = logp + 0.2 * torch.randn(n, generator=generator, dtype=torch.float64)
+    advantages = torch.randn(n, generator=generator, dtype=torch.float64).round(decimals=1)
+    uniform = torch.rand(n, generator=generator, dtype=torch.float64)
+    return TokenStats(
+        logp=logp.to(dtype),
+        entropy=entropy.to(dtype),
+        kappa=(p * pull).sum(-1).to(dtype),
+        steepness=(pull * pull).sum(-1).to(dtype),
+        old_logp=old.to(dtype),
+        advantages=advantages.to(dtype),
+        uniform=uniform.to(dtype),
+        env=torch.arange(n) % envs,
+    )
+
+
+def loss_data(stats: TokenStats, weight: Tensor | None = None, **more: Tensor) -> LossData:
+    """The stats' own old log-probs and advantages; equal weights and a trajectory a token unless given."""
+    n = len(stats.logp)
+    even = torch.full((n,), 1 / max(1, n), dtype=stats.logp.dtype)
+    fields: dict[str, Tensor] = {"trajectory": torch.arange(n), **more}
+    return LossData(stats.old_logp, stats.advantages, even if weight is None else weight, **fields)
+
+
+def config_data(**sections: dict[str, Any]) -> dict[str, Any]:
+    """The smallest valid configuration, with keys of sections replaced."""
+    data: dict[str, Any] = {
+        "run": {"name": "demo", "iterations": 3},
+        "model": {"path": "someone/some-model"},
+        "environments": [{"name": "countdown"}, {"name": "arithmetic", "weight": 2}],
+        "batch": {"prompts": 4, "replies": 4},
+        "sampling": {"max_tokens": 16},
+        "generators": {"max_model_len": 64},
+        "learner": {"lr": 0.001},
+    }
+    for name, values in sections.items():
+        data[name] = {**data.get(name, {}), **values}
+    return data
+
+
+def stages_data(**second: Any) -> dict[str, Any]:
+    """The smallest configuration with two stages; keys of the second one replaced."""
+    data = config_data()
+    del data["environments"], data["run"]["iterations"]
+    mixture = [{"name": "countdown"}, {"name": "arithmetic", "weight": 3}]
+    data["stages"] = [
+        {"name": "one", "environments": [{"name": "countdown"}], "iterations": 3},
+        {"name": "two", "environments": mixture, "iterations": 5, **second},
+    ]
+    return data
+
+
+def stopped_run(config: RunConfig, **state: Any) -> Checkpoints:
+    """The folder of a run that can go on after its first iteration; more keys of its state."""
+    checkpoints = Checkpoints(config.folder / "checkpoints", 2)
+    with checkpoints.writing(1) as draft:
+        at = {"stage": 0, "iteration": 1, "rewards": [], "given": [[0, 0]]}
+        checkpoints.commit(draft, {"iteration": 1, "curriculum": at, **state})
+    (config.folder / "config.yaml").write_text(config.to_yaml())
+    return checkpoints
+
+
+CONFIG = "run: {name: demo, seed: 3}\nentropy:\n  method: {kind: repo}\nobjective: {advantage: grpo}\n"
+HOSTILE = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>\x1b[2J\u202e\ud800"
+
+
+LEDGER = {  # a row of the wider ledger
+    "entropy/predicted_dh": -0.012,
+    "entropy/predicted_dh_free": -0.0122,
+    "entropy/predicted_dh_positive": -0.01,
+    "entropy/predicted_dh_negative": -0.002,
+    "entropy/forgone_dh_high": 0.001,
+    "entropy/forgone_dh_low": -0.0002,
+    "entropy/covariance": 0.03,
+    "entropy/successful": 0.3,
+    "entropy/failed": 0.9,
+    "entropy/first": 1.2,
+    "entropy/last": 0.1,
+    "entropy/authority": 0.002,
+    "ratio/q0.1": 0.8,
+    "ratio/q99.9": 1.3,
+    "ratio/ess": 0.98,
+    "gap/outside": 0.02,
+    "gap/outside_rare": 0.05,
+    "gap/q50": 0.001,
+    "gap/q99.9": 0.3,
+    "importance/limited": 0.01,
+    "replies/distinct": 9.0,
+    "replies/distinct_correct": 3.0,
+    "groups/no_signal": 1.0,
+}
+
+
+def run_folder(
+    folder: Path,
+    n: int = 40,
+    *,
+    end: float = 0.5,
+    target: float | None = None,
+    envs: tuple[str, ...] = ("a",),
+    config: str = CONFIG,
+    more: Mapping[str, float] | Callable[[int], Mapping[str, float]] | None = None,
+) -> Path:
+    """A run whose entropy moves from 1 to `end` on a straight line, with an evaluation at both ends.
+
+    `more`: values that are added to every row or replace those in it, such as `LEDGER`; or what gives them for an iteration.
+    """
+    folder.mkdir(parents=True)
+    rows = []
+    for i in range(n + 1):
+        row: dict[str, float] = {"iteration": i, "time/iteration": 2.0, "tokens/generated": 100.0}
+        row |= {"entropy/exact": 1.0 + (end - 1.0) * i / n, "reward/mean": 0.2 + 0.4 * i / n, "time/generate": 1.0}
+        row |= {"entropy/predicted_dh": math.sin(i), "entropy/realised_dh": 2.0 * math.sin(i - 1)}
+        if target is not None:
+            row |= {"entropy/target": target, "entropy/knob": 0.1, "entropy/knob_low": 0.0, "entropy/knob_high": 1.0}
+        for place, env in enumerate(envs if i else ()):
+            row |= {f"reward/{env}": row["reward/mean"] / (place + 1), f"entropy/{env}": row["entropy/exact"]}
+        if i in (0, n):
+            for env in envs:
+                row |= {f"eval/{env}/pass@{k}{t}": 0.1 * k + i / 100 for k in (1, 4) for t in ("", "/T=1", "/T=0.3")}
+                row[f"eval/{env}/distinct_correct"] = 5.0 - i / 20
+        rows.append({**row, **((more(i) if callable(more) else more) or {})})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.yaml").write_text(config)
+    sample = {"env": HOSTILE, "prompt": [{"role": "user", "content": HOSTILE}], "reply": HOSTILE, "reward": 1.0}
+    lines = [json.dumps(sample | {"iteration": i, "status": HOSTILE}) for i in (0, n // 2, n)]
+    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+# Three stages of one environment each, two iterations a stage.
+#            b     a     b     c    (environment)
+BEFORE = {"a": 0.1, "b": 0.2, "c": 0.0}
+AFTER = [
+    {"a": 0.9, "b": 0.3, "c": 0.1},
+    {"a": 0.5, "b": 0.8, "c": 0.4},
+    {"a": 0.6, "b": 0.4, "c": 0.7},
+]
+
+
+def staged_row(
+    iteration: int, stage: int, rewards: dict[str, float], scores: dict[str, float] | None = None
+) -> dict[str, float]:
+    made = {"iteration": float(iteration), "stage/index": float(stage)}
+    made |= {f"reward/{e}": v for e, v in rewards.items()} | ({"reward/std": 0.1} if rewards else {})
+    if rewards:
+        made["reward/mean"] = sum(rewards.values()) / len(rewards)
+    for k, factor in ((1, 1.0), (4, 1.1)):
+        made |= {f"eval/{e}/pass@{k}": v * factor for e, v in (scores or {}).items()}
+        made |= {f"eval/{e}/pass@{k}/T=0.3": 0.0 for e in scores or {}}
+    return made
+
+
+def staged_rows() -> list[dict[str, float]]:
+    return [
+        staged_row(0, 0, {}, BEFORE),
+        staged_row(1, 0, {"a": 0.2}), staged_row(2, 0, {"a": 0.6}, AFTER[0]),
+        staged_row(3, 1, {"b": 0.4}), staged_row(4, 1, {"b": 0.8}, AFTER[1]),
+        staged_row(5, 2, {"c": 0.1}), staged_row(6, 2, {"c": 0.3}, AFTER[2]),
+    ]  # fmt: skip

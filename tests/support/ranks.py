@@ -1,0 +1,166 @@
+"""Learner ranks as threads of one process: the engine's surface with collectives over a barrier and plain gradient descent, and a
+policy of one table in float64. What DeepSpeed makes of it is tested in integration/."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from learner import learner as module
+from learner.deepspeed_engine import EngineSettings, Placement
+from learner.entropy import build
+from learner.entropy.target import TargetSettings
+from learner.learner import Learner, LearnerSettings
+from learner.objective import Objective
+from learner.types import RankBatch
+from support.builders import VOCAB
+
+
+class TablePolicy(nn.Module):
+    """The next token depends on the one before it alone: what is masked and not just before a sampled token has no say."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.table = nn.Parameter(torch.randn(VOCAB, VOCAB, generator=generator, dtype=torch.float64))
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, predict: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        log_p = (self.table[tokens.flatten()] / temperature).log_softmax(-1)[predict]
+        p = log_p.exp()
+        entropy = -(p * log_p).sum(-1)
+        pull = (p * (log_p + entropy[:, None])).detach()
+        logp = log_p.gather(-1, targets[:, None])[:, 0]
+        return logp, entropy, (p.detach() * pull).sum(-1), pull.square().sum(-1)
+
+    def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.named_parameters()
+
+
+@dataclass
+class Meeting:
+    """Where the ranks exchange what they bring."""
+
+    size: int
+    brought: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(self.size, timeout=60)
+
+    def exchange(self, rank: int, value: Tensor) -> list[Tensor]:
+        self.brought[rank] = value
+        self.barrier.wait()
+        found = [self.brought[r] for r in range(self.size)]
+        self.barrier.wait()  # nobody brings the next thing before all have taken this one
+        return found
+
+
+class FakeEngine:
+    """What `Learner` uses of DeepSpeedEngine. Gradients are averaged over ranks, so the loss is multiplied by their number."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, place: Placement, meeting: Meeting) -> None:
+        self.place, self.meeting = place, meeting
+        self.loss_scale = None
+        self.last = True
+        self.resets = 0
+
+    def attach(self, model: nn.Module) -> None:
+        self.model = model
+
+    def freeze(self, model: nn.Module) -> nn.Module:
+        return model.requires_grad_(False)
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.model(*inputs)
+
+    def boundary(self, last: bool) -> None:
+        self.last = last
+
+    def backward(self, loss: Tensor) -> None:
+        (loss * self.place.world_size).backward()
+
+    def step(self, lr: float) -> float:
+        assert self.last, "a step in the middle of an update"
+        square = 0.0
+        for p in self.model.parameters():
+            mine = torch.zeros_like(p) if p.grad is None else p.grad
+            gradient = torch.stack(self.all_gather(mine)).mean(0)
+            square += float(gradient.square().sum())
+            p.data -= lr * gradient
+            p.grad = None
+        return square**0.5
+
+    def reset_optimiser(self) -> None:
+        self.resets += 1  # gradient descent has no state to forget
+
+    def all_reduce(self, value: Tensor, op: str) -> Tensor:
+        parts = torch.stack(self.all_gather(value))
+        return parts.sum(0) if op == "sum" else parts.amax(0)
+
+    def all_gather(self, value: Tensor) -> list[Tensor]:
+        return self.meeting.exchange(self.place.rank, value)
+
+
+def learner_settings(objective: Objective, method: dict[str, Any], controller: dict[str, Any]) -> LearnerSettings:
+    """Steps so large that ratios leave the clip range in the first iteration."""
+    return LearnerSettings(
+        model="0",
+        attention="",
+        gradient_checkpointing=False,
+        threads=0,
+        engine=EngineSettings(0, "fp32", 40.0, (0.9, 0.95), 1e-8, 0.0, 0.0),
+        schedule="constant",
+        warmup=0,
+        total_steps=100,
+        floor=0.1,
+        objective=objective,
+        method=build.parse(build.METHODS, method, "method"),
+        controller=build.parse(build.CONTROLLERS, controller, "controller"),
+        target=TargetSettings(fraction=0.7),
+        environments={},
+        reference="1",
+        seed=5,
+        bucket_bytes=1 << 20,
+    )
+
+
+@contextmanager
+def simulated(meeting: Meeting) -> Iterator[None]:
+    """Within it a Learner is one on these engines and policies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "DeepSpeedEngine", lambda place, _: FakeEngine(place, meeting))
+        patch.setattr(module, "load_policy", lambda path, **_: TablePolicy(int(path)))
+        yield
+
+
+def train(settings: LearnerSettings, iterations: list[list[RankBatch]]) -> tuple[list[dict[str, float]], Tensor]:
+    """Every iteration's batches, one a rank -> (each iteration's metrics, the table at the end); all ranks have to agree."""
+    world = len(iterations[0])
+    meeting = Meeting(world)
+
+    def rank_main(rank: int) -> tuple[list[dict[str, float]], Tensor]:
+        try:
+            learner = Learner(settings, Placement(rank, world, "", 0, False, 60.0))
+            rows = [learner.train(batches[rank]) for batches in iterations]
+        except BaseException:
+            meeting.barrier.abort()  # the others wait for a rank that does not come
+            raise
+        return rows, dict(learner.policy.weights())["table"].detach()
+
+    with simulated(meeting), ThreadPoolExecutor(world) as pool:
+        found = list(pool.map(rank_main, range(world)))
+    for rows, table in found[1:]:
+        assert repr(rows) == repr(found[0][0]), "the ranks report different metrics"
+        assert torch.equal(table, found[0][1])
+    return found[0]
