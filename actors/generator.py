@@ -88,11 +88,11 @@ class Generator:
                 if isinstance(item, BaseException):
                     raise item
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probs at temperature 1 of tokens 1.. of each sequence; StaleGenerator without the current weights."""
         if self.stale:
             raise StaleGenerator(self.name, self._version, self.required)
-        return await asyncio.to_thread(self._engine.score, sequences)
+        return await asyncio.to_thread(self._engine.sequence_logprobs, sequences)
 
     async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
         """Join the weight group; WeightSyncError if its members are not all there after `timeout_s`."""

@@ -22,7 +22,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One reply to sample. `seed` fixes the sample whatever else is in the batch."""
+    """One response to sample. `seed` fixes the sample whatever else is in the batch."""
 
     id: str
     prompt_ids: tuple[int, ...]
@@ -32,10 +32,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished reply: ids and log-probs of the same length, the end token included when finish == "stop"."""
+    """A finished response: ids and log-probs of the same length, the end token included when finish == "stop"."""
 
     id: str
-    reply_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: Literal["stop", "length"]
     version_min: int
@@ -49,7 +49,7 @@ class InferenceEngine(Protocol):
         """Queue all requests before the next engine step, so that a batch submitted whole is scheduled the same way every time."""
         ...
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probs at temperature 1 of tokens 1.. of each sequence given those before (length len(sequence) - 1)."""
         ...
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from actors.inference import Completion, Request
-from actors.verifier import MAX_SESSIONS, JudgeRequest
+from actors.verifier import MAX_SESSIONS, ScoreRequest
 from envs.types import Observation, Status, Verdict
 
 
@@ -44,7 +44,7 @@ class GeneratorMember(Protocol):
 class VerifierMember(Protocol):
     name: str
 
-    async def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
         """One answer a request. Raises MemberDied."""
         ...
 
@@ -127,7 +127,7 @@ class GeneratorPool(_Pool[G], Generic[G]):
         self._asked: set[str] = set()  # ids under way
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """In the order of the requests. All of one call go to one member: the replies of a prompt share its prefix.
+        """In the order of the requests. All of one call go to one member: the responses of a prompt share its prefix.
 
         Raises ValueError for an id that is under way: its completion could not be told from the other's.
         """
@@ -166,7 +166,7 @@ class GeneratorPool(_Pool[G], Generic[G]):
                         future.set_result(completion)
             if futures:
                 raise RuntimeError(
-                    f"{seat.member.name} ended its stream without {len(futures)} of {len(batch)} replies"
+                    f"{seat.member.name} ended its stream without {len(futures)} of {len(batch)} responses"
                 )
         except MemberDied as error:
             self._bury(seat, error)
@@ -183,7 +183,7 @@ class GeneratorPool(_Pool[G], Generic[G]):
 
 
 class VerifierPool(_Pool[V], Generic[V]):
-    """`judge` is a rollout's JudgeFn. A session stays with its verifier while that lives; another would replay it.
+    """`judge` is a rollout's ScoreFn. A session stays with its verifier while that lives; another would replay it.
 
     gather_s: how long the first request to a member that is free waits for others to go with.
     """
@@ -193,7 +193,7 @@ class VerifierPool(_Pool[V], Generic[V]):
         self._home: dict[str, str] = {}  # open session -> member name
         self._gather_s = gather_s
 
-    async def judge(self, request: JudgeRequest) -> Observation | Verdict:
+    async def score(self, request: ScoreRequest) -> Observation | Verdict:
         """Never fails for want of a verifier: a trajectory nobody is left to judge has status ERROR, is counted, and is
         left out of its group's baseline; the dead are replaced at the next weight transfer."""
         future: asyncio.Future[Observation | Verdict] = asyncio.get_running_loop().create_future()
@@ -210,7 +210,7 @@ class VerifierPool(_Pool[V], Generic[V]):
         """Nobody will ask for it again: a rollout says so where its trajectory ended without a verdict of the environment's."""
         self._home.pop(session, None)
 
-    def _enqueue(self, waiting: list[tuple[JudgeRequest, asyncio.Future[Observation | Verdict]]]) -> None:
+    def _enqueue(self, waiting: list[tuple[ScoreRequest, asyncio.Future[Observation | Verdict]]]) -> None:
         for pair in waiting:
             home = self._home.get(pair[0].session)
             seat = self._seats[home] if home in self._seats else self._choose()
@@ -231,7 +231,7 @@ class VerifierPool(_Pool[V], Generic[V]):
         while seat.queue:
             batch, seat.queue = seat.queue, []
             try:
-                answers = await seat.member.judge([request for request, _ in batch])
+                answers = await seat.member.score([request for request, _ in batch])
             except MemberDied as error:
                 self._bury(seat, error)
                 # An answer that nobody waits for any more would give its session a home that nobody releases.

@@ -18,7 +18,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from actors.inference import Completion, Request
 from actors.pool import MemberDied
-from actors.verifier import EnvSpec, JudgeRequest, Verifier
+from actors.verifier import EnvSpec, ScoreRequest, Verifier
 from actors.vllm_engine import EngineDead
 from envs.isolation.killable import SandboxError
 from envs.types import Observation, Verdict
@@ -91,8 +91,8 @@ class VerifierActor:
             return f"on {ray.util.get_node_ip_address()}: {error}"
         return None
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
-        return self._verifier.judge(requests)
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
+        return self._verifier.score(requests)
 
     def configure(self, specs: Sequence[EnvSpec]) -> None:
         self._verifier.configure(specs)
@@ -111,8 +111,8 @@ class RewardModelActor:
     def ready(self) -> bool:
         return True
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
-        return self._model.judge(requests)
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
+        return self._model.score(requests)
 
     def close(self) -> None:
         self._model.close()
@@ -160,13 +160,13 @@ class RemoteGenerator:
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                raise MemberDied(self.name, f"a batch of replies took longer than {self.timeout_s:g} s") from None
+                raise MemberDied(self.name, f"a batch of responses took longer than {self.timeout_s:g} s") from None
             except RayActorError as error:
                 raise MemberDied(self.name, str(error).strip().splitlines()[-1]) from error
             yield await answer(self.name, reference, max(1.0, left))
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return await answer(self.name, self.actor.call.remote("score", sequences), self.timeout_s)
+    async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return await answer(self.name, self.actor.call.remote("sequence_logprobs", sequences), self.timeout_s)
 
     async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
         call = self.actor.call.remote("connect_weights", rendezvous, timeout_s)
@@ -186,11 +186,11 @@ class RemoteVerifier:
     def __init__(self, name: str, actor: Any, timeout_s: float) -> None:
         self.name, self.actor, self.timeout_s = name, actor, timeout_s
 
-    async def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
-        # Every reply has its own limit inside, and so has every joint call, which ends in a reply judged by itself if it runs
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
+        # Every response has its own limit inside, and so has every joint call, which ends in a response scored by itself if it runs
         # out of time; the whole has all of them and the start of the subprocess.
         limit = 600.0 + 2 * self.timeout_s * len(requests)
-        return await answer(self.name, self.actor.judge.remote(requests), limit)
+        return await answer(self.name, self.actor.score.remote(requests), limit)
 
 
 class RemoteRewardModel:
@@ -199,8 +199,8 @@ class RemoteRewardModel:
     def __init__(self, name: str, actor: Any, timeout_s: float) -> None:
         self.name, self.actor, self.timeout_s = name, actor, timeout_s
 
-    async def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
-        return await answer(self.name, self.actor.judge.remote(requests), self.timeout_s)
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
+        return await answer(self.name, self.actor.score.remote(requests), self.timeout_s)
 
 
 # A member's own time-out names the phase it was in; the caller waits a little longer to hear it.

@@ -1,6 +1,6 @@
 """Prompt -> Group, over two callables, or three where a reward has terms. Knows nothing of Ray, vLLM or where anything runs.
 
-Consumes a prompt; waits for `generate` (all replies of the group at once) and then, turn by turn, for `judge`; what it
+Consumes a prompt; waits for `generate` (all responses of the group at once) and then, turn by turn, for `judge`; what it
 returns unblocks the buffer. Token ids come from the engine and are kept: only an observation is rendered to new ids.
 """
 
@@ -14,25 +14,27 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from actors.inference import Completion, Request, SamplingParams
-from actors.rewards.composite import Ended, JudgeFn
-from actors.verifier import JudgeRequest
+from actors.rewards.composite import FinishedTrajectory, ScoreFn
+from actors.verifier import ScoreRequest
 from envs.types import Group, Message, Prompt, Status, Trajectory, Turn, Verdict
 
 GenerateFn = Callable[[Sequence[Request]], Awaitable[list[Completion]]]  # completions in the order of the requests
-RewardFn = Callable[[Ended], Awaitable[Verdict]]  # from the environment's verdict to the one that is trained on
+RewardFn = Callable[
+    [FinishedTrajectory], Awaitable[Verdict]
+]  # from the environment's verdict to the one that is trained on
 
 
 class Codec(Protocol):
     """Text to token ids and back, for one model."""
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """A conversation up to and including the header of the reply to come."""
+        """A conversation up to and including the header of the response to come."""
         ...
 
     def render_observation(
-        self, before: Sequence[Message], observation: Sequence[Message], reply_ids: Sequence[int]
+        self, before: Sequence[Message], observation: Sequence[Message], response_ids: Sequence[int]
     ) -> tuple[int, ...]:
-        """What to append after `reply_ids`; `before`: the conversation up to that reply, without it."""
+        """What to append after `response_ids`; `before`: the conversation up to that response, without it."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -41,29 +43,29 @@ class Codec(Protocol):
 @dataclass(frozen=True, slots=True)
 class RolloutSettings:
     sampling: SamplingParams
-    replies: int
+    responses: int
     max_turns: int
     max_model_len: int
-    seed: int  # of the run; each reply's own seed follows from it and from where the reply stands
-    max_total_tokens: int | None = None  # of all replies of a trajectory
+    seed: int  # of the run; each response's own seed follows from it and from where the response stands
+    max_total_tokens: int | None = None  # of all responses of a trajectory
     max_seconds: float | None = None  # of a trajectory, looked at between its turns
 
 
-def reply_seed(seed: int, *where: object) -> int:
+def response_seed(seed: int, *where: object) -> int:
     """The same for the same place in the run, whatever was sampled before: what makes a resumed run equal."""
     digest = hashlib.blake2b(repr((seed, *where)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2  # engines take signed 64-bit seeds
 
 
 class ContextFull(ValueError):
-    """A prompt that leaves no room for a reply. The message has the prompt and the numbers."""
+    """A prompt that leaves no room for a response. The message has the prompt and the numbers."""
 
 
 async def rollout_group(
     prompt: Prompt,
     environment: int,
     generate: GenerateFn,
-    judge: JudgeFn,
+    score: ScoreFn,
     codec: Codec,
     settings: RolloutSettings,
     stamp: str,
@@ -81,7 +83,7 @@ async def rollout_group(
     async def finish(session: str, done: Completion) -> Trajectory:
         try:
             ended = await _finish(
-                prompt, environment, session, context, done, generate, judge, codec, settings, lambda: clock() - began
+                prompt, environment, session, context, done, generate, score, codec, settings, lambda: clock() - began
             )
         finally:
             release(session)
@@ -91,23 +93,24 @@ async def rollout_group(
 
     context = codec.render(prompt.messages)
     name = f"{stamp}/{environment}:{prompt.key}"  # two environments of a mixture may share a name
-    first = [_request(f"{name}/{i}", 0, context, settings) for i in range(settings.replies)]
+    first = [_request(f"{name}/{i}", 0, context, settings) for i in range(settings.responses)]
     completions = await generate(first)
     tails = [finish(f"{name}/{i}", done) for i, done in enumerate(completions)]
     return Group(prompt, tuple(await asyncio.gather(*tails)))
 
 
 def _request(name: str, turn: int, ids: tuple[int, ...], settings: RolloutSettings, spent: int = 0) -> Request:
-    """`spent`: tokens of the trajectory's replies so far."""
+    """`spent`: tokens of the trajectory's responses so far."""
     room = settings.max_model_len - len(ids)
     if room < 1:
         raise ContextFull(
-            f"{name}: {len(ids)} tokens of context leave no room for a reply in generators.max_model_len = {settings.max_model_len}"
+            f"{name}: {len(ids)} tokens of context leave no room for a response in generators.max_model_len = "
+            f"{settings.max_model_len}"
         )
     if settings.max_total_tokens is not None:
         room = min(room, settings.max_total_tokens - spent)
     sampling = replace(settings.sampling, max_tokens=min(settings.sampling.max_tokens, room))
-    return Request(f"{name}/turn{turn}", ids, sampling, reply_seed(settings.seed, name, turn))
+    return Request(f"{name}/turn{turn}", ids, sampling, response_seed(settings.seed, name, turn))
 
 
 async def _finish(
@@ -117,29 +120,29 @@ async def _finish(
     context: tuple[int, ...],
     done: Completion,
     generate: GenerateFn,
-    judge: JudgeFn,
+    score: ScoreFn,
     codec: Codec,
     settings: RolloutSettings,
     elapsed: Callable[[], float],
-) -> Ended:
+) -> FinishedTrajectory:
     """One trajectory, from its first completion to its verdict."""
     turns: list[Turn] = []
     texts: list[str] = []
     ids = context
     before: list[Message] = list(prompt.messages)
     while True:
-        turns.append(Turn(context, done.reply_ids, done.logprobs, done.finish, done.version_min, done.version_max))
-        texts.append(codec.decode(done.reply_ids))
+        turns.append(Turn(context, done.response_ids, done.logprobs, done.finish, done.version_min, done.version_max))
+        texts.append(codec.decode(done.response_ids))
         said = (*before, Message("assistant", texts[-1]))
-        answer = await judge(JudgeRequest(name, environment, prompt, tuple(texts)))
+        answer = await score(ScoreRequest(name, environment, prompt, tuple(texts)))
         if isinstance(answer, Verdict):
             break
         turns[-1] = replace(turns[-1], reward=answer.reward)
-        ids = (*ids, *done.reply_ids)
-        context = codec.render_observation(before, answer.messages, done.reply_ids)
+        ids = (*ids, *done.response_ids)
+        context = codec.render_observation(before, answer.messages, done.response_ids)
         ids = (*ids, *context)
         before = [*said, *answer.messages]
-        spent = sum(len(turn.reply_ids) for turn in turns)
+        spent = sum(len(turn.response_ids) for turn in turns)
         limit = _limit_reached(settings, len(turns), spent, len(ids), elapsed())
         if limit is not None:
             answer = Verdict(0.0, status=limit[0], detail=f"{limit[1]} reached")
@@ -148,13 +151,13 @@ async def _finish(
     if turns[-1].finish == "length" and answer.status is Status.OK:
         answer = replace(answer, status=Status.TRUNCATED)
     trajectory = Trajectory(prompt, tuple(turns), tuple(texts), answer)
-    return Ended(name, environment, trajectory, said, settings.sampling.max_tokens)
+    return FinishedTrajectory(name, environment, trajectory, said, settings.sampling.max_tokens)
 
 
 def _limit_reached(
     settings: RolloutSettings, turns: int, spent: int, length: int, seconds: float
 ) -> tuple[Status, str] | None:
-    """The limit that forbids another turn, and the key it is set with. spent, length: tokens of replies, of everything."""
+    """The limit that forbids another turn, and the key it is set with. spent, length: tokens of responses, of everything."""
     if turns >= settings.max_turns:
         return Status.TURNS, "sampling.max_turns"
     if settings.max_total_tokens is not None and spent >= settings.max_total_tokens:

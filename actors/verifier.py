@@ -1,6 +1,6 @@
-"""A verifier: sessions of environments, judged in a killable subprocess with a time limit per reply.
+"""A verifier: sessions of environments, scored in a killable subprocess with a time limit per response.
 
-A request carries all replies of its trajectory so far. A session that the subprocess still has is given the last one; any
+A request carries all responses of its trajectory so far. A session that the subprocess still has is given the last one; any
 other (first turn, subprocess restarted, another verifier) is opened anew and replayed, which sessions promise is
 deterministic. An environment that raises or does not come back costs its own trajectory a Verdict with status ERROR or
 TIMEOUT; nothing is lost and the other sessions go on.
@@ -29,17 +29,17 @@ class EnvSpec:
     name: str
     params: Mapping[str, Any]
     seed: int
-    places: tuple[str, ...] = ()  # where modules of the user are, see catalog.places
+    module_path: tuple[str, ...] = ()  # where modules of the user are, see catalog.module_path
 
 
 @dataclass(frozen=True, slots=True)
-class JudgeRequest:
-    """`session` is unique to the trajectory; `replies` are all its replies so far, the last one not yet judged."""
+class ScoreRequest:
+    """`session` is unique to the trajectory; `responses` are all its responses so far, the last one not yet scored."""
 
     session: str
     environment: int  # index into the verifier's specs
     prompt: Prompt
-    replies: tuple[str, ...]
+    responses: tuple[str, ...]
 
 
 class Verifier:
@@ -50,18 +50,18 @@ class Verifier:
         self._timeout_s = timeout_s
         self._sandbox = Sandbox()
         self._configured: int | None = None  # process id of the subprocess that has the environments
-        self._together = MAX_TOGETHER  # replies judged in one call
+        self._together = MAX_TOGETHER  # responses scored in one call
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
         """One answer a request, in order. Never raises for what an environment does."""
         answers: list[Observation | Verdict] = []
         while len(answers) < len(requests):
             answers += self._judge_together(requests[len(answers) : len(answers) + self._together])
         return answers
 
-    def _judge_together(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
-        """Several replies in one call, as long as that takes no longer than one reply may: a call costs more than most
-        verdicts. Where it does take longer, or ends the subprocess, they are judged again, each by itself."""
+    def _judge_together(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
+        """Several responses in one call, as long as that takes no longer than one response may: a call costs more than most
+        verdicts. Where it does take longer, or ends the subprocess, they are scored again, each by itself."""
         if len(requests) > 1:
             try:
                 found = self._call("_answers", [[asdict(r) for r in requests]])
@@ -71,11 +71,11 @@ class Verifier:
                 self._together = min(MAX_TOGETHER, 2 * self._together)
                 return [_read(answer) for answer in found]
         answer = self._judge(requests[0])
-        if isinstance(answer, Observation) or answer.status.judged:
+        if isinstance(answer, Observation) or answer.status.scored:
             self._together = min(MAX_TOGETHER, 2 * self._together)
         return [answer]
 
-    def _judge(self, request: JudgeRequest) -> Observation | Verdict:
+    def _judge(self, request: ScoreRequest) -> Observation | Verdict:
         try:
             return _read(self._call("_answers", [[asdict(request)]])[0])
         except SandboxTimeout:
@@ -116,11 +116,11 @@ def _read(answer: dict[str, Any]) -> Observation | Verdict:
 # --- inside the subprocess ---------------------------------------------------------------------------------------------
 
 _environments: list[Environment] = []
-_sessions: dict[str, tuple[Session, int]] = {}  # session id -> (session, replies it has been given)
+_sessions: dict[str, tuple[Session, int]] = {}  # session id -> (session, responses it has been given)
 
 
 def _configure(specs: list[dict[str, Any]]) -> None:
-    for place in (place for spec in specs for place in spec["places"]):
+    for place in (place for spec in specs for place in spec["module_path"]):
         catalog.look_in(place)
     _environments[:] = [catalog.load(s["name"], s["params"], seed=s["seed"]) for s in specs]
     _sessions.clear()
@@ -139,12 +139,12 @@ def _answers(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     raw = request["prompt"]
     prompt = Prompt(**{**raw, "messages": tuple(Message(**m) for m in raw["messages"])})
-    replies = request["replies"]
+    responses = request["responses"]
     session, given = _sessions.pop(request["session"], (None, 0))
-    if session is None or given != len(replies) - 1:
+    if session is None or given != len(responses) - 1:
         session, given = _environments[request["environment"]].open(prompt), 0
     result: Observation | Verdict = Observation(())
-    for text in replies[given:]:
+    for text in responses[given:]:
         result = session.reply(text)
     if not isinstance(result, Observation | Verdict):
         raise TypeError(f"a session answered with {type(result).__name__}: it has to be an Observation or a Verdict")
@@ -154,5 +154,5 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"observation": None, "verdict": asdict(result)}
     if len(_sessions) >= MAX_SESSIONS:
         _sessions.pop(next(iter(_sessions)))
-    _sessions[request["session"]] = (session, len(replies))
+    _sessions[request["session"]] = (session, len(responses))
     return {"observation": [asdict(m) for m in result.messages], "reward": result.reward, "verdict": None}

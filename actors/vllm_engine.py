@@ -3,7 +3,7 @@
 Everything that touches vLLM happens on that thread. `submit`, `score` and the weight calls put work in its inbox; it
 empties the inbox between two engine steps, so a batch submitted whole is scheduled the same way every time and weights
 change between two tokens, never within one. The thread speaks to vLLM's engine core directly: the input and output
-processors around it (tokenizing, text, streaming) cost as much per reply as a small model's forward pass.
+processors around it (tokenizing, text, streaming) cost as much per response as a small model's forward pass.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class VLLMSettings:
 
     model                   a Hugging Face folder; its weights are policy version `version`
     fp32_head               the LM head's product in float32, as in the trainer
-    max_model_len           tokens, prompt and reply together
-    max_num_seqs            replies sampled at the same time
+    max_model_len           tokens, prompt and response together
+    max_num_seqs            responses sampled at the same time
     kv_cache_bytes          memory for the KV cache; None takes `gpu_memory_utilization` of the GPU instead
     max_num_batched_tokens  tokens in one step; None: 16,384 on CPU, vLLM's own choice on GPUs
     version                 policy version of the weights in `model`
-    There is no end-of-sequence id here: a reply ends at `SamplingParams.stop_token_ids` and nowhere else.
+    There is no end-of-sequence id here: a response ends at `SamplingParams.stop_token_ids` and nowhere else.
     """
 
     model: str
@@ -64,7 +64,7 @@ class VLLMSettings:
 
 
 @dataclass(slots=True)
-class _Reply:
+class _Response:
     """One request inside the engine."""
 
     request: Request
@@ -86,7 +86,7 @@ class VLLMEngine:
     """One vLLM engine. The constructor returns when it is ready to serve; EngineDead if it could not be built.
 
     Log-probs are those of the distribution sampled from: after temperature and, with top_p < 1, of the truncated and
-    renormalised distribution. Greedy replies (temperature 0) carry temperature-1 log-probs.
+    renormalised distribution. Greedy responses (temperature 0) carry temperature-1 log-probs.
     """
 
     def __init__(self, settings: VLLMSettings, start_timeout_s: float = 600.0) -> None:
@@ -98,10 +98,10 @@ class VLLMEngine:
         self._wake = threading.Condition()
         self._closing = False
         self._dead: BaseException | None = None
-        self._live: dict[str, _Reply | _Score] = {}
+        self._live: dict[str, _Response | _Score] = {}
         self._scoring = 0
         self._ids = itertools.count()
-        self._counts = {"steps": 0, "replies": 0, "reply_tokens": 0, "prompt_tokens": 0, "updates": 0}
+        self._counts = {"steps": 0, "responses": 0, "response_tokens": 0, "prompt_tokens": 0, "updates": 0}
         self._step_s = 0.0
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="vllm-engine", daemon=True)
@@ -137,13 +137,13 @@ class VLLMEngine:
         def add() -> None:
             for request, params in batch:
                 key = str(next(self._ids))
-                self._live[key] = _Reply(request, on_done, self.version)
+                self._live[key] = _Response(request, on_done, self.version)
                 self._add(key, list(request.prompt_ids), params)
                 self._counts["prompt_tokens"] += len(request.prompt_ids)
 
         self._post(add)
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `InferenceEngine.score`. Computed afresh (no cached prefix), under one policy version."""
         from vllm import SamplingParams
 
@@ -192,7 +192,7 @@ class VLLMEngine:
     def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
         """See `InferenceEngine.receive_weights`. `timeout_s` bounds each wait for the learner.
 
-        Replies in flight keep the tokens they have and go on under the new weights. If the transfer fails
+        Responses in flight keep the tokens they have and go on under the new weights. If the transfer fails
         (WeightSyncError) they end with that error: the model may hold a mixture of versions until one arrives whole.
         """
 
@@ -204,7 +204,7 @@ class VLLMEngine:
             if failed is None and len(set(answers)) > 1:
                 detail = f"the engine's workers received different bytes: {answers}"
                 failed = WeightSyncError("an engine", f"checksum of version {manifest.version}", detail)
-            # Also drops what was computed with a torn model, and makes running replies recompute their keys and values.
+            # Also drops what was computed with a torn model, and makes running responses recompute their keys and values.
             self._core.reset_prefix_cache(reset_running_requests=True)
             if failed is not None:
                 self._core.abort_requests(list(self._live))
@@ -213,7 +213,7 @@ class VLLMEngine:
             self.version = manifest.version
             self._counts["updates"] += 1
             for work in self._live.values():
-                if isinstance(work, _Reply) and not work.ids:
+                if isinstance(work, _Response) and not work.ids:
                     work.version_min = self.version
             return answers[0]
 
@@ -230,7 +230,7 @@ class VLLMEngine:
         }
 
     def close(self) -> None:
-        """End the thread and free the engine; replies in flight end with EngineDead. May be called twice."""
+        """End the thread and free the engine; responses in flight end with EngineDead. May be called twice."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -249,17 +249,17 @@ class VLLMEngine:
 
     def _validate(self, request: Request) -> None:
         self._validate_ids(f"the prompt of {request.id}", request.prompt_ids)
-        prompt, reply, limit = len(request.prompt_ids), request.sampling.max_tokens, self.settings.max_model_len
-        if prompt + reply > limit:
+        prompt, response, limit = len(request.prompt_ids), request.sampling.max_tokens, self.settings.max_model_len
+        if prompt + response > limit:
             raise ValueError(
-                f"request {request.id} needs {prompt} prompt + {reply} reply = {prompt + reply} tokens, "
+                f"request {request.id} needs {prompt} prompt + {response} response = {prompt + response} tokens, "
                 f"more than max_model_len {limit}"
             )
 
     def _validate_ids(self, what: str, ids: Sequence[int]) -> None:
         if not ids:
             raise ValueError(f"{what} is empty")
-        if min(ids) < 0 or max(ids) >= self._vocab_size:  # would crash the engine, and every reply with it
+        if min(ids) < 0 or max(ids) >= self._vocab_size:  # would crash the engine, and every response with it
             raise ValueError(
                 f"{what} has token ids {min(ids)}..{max(ids)}, outside the vocabulary 0..{self._vocab_size - 1}"
             )
@@ -340,11 +340,11 @@ class VLLMEngine:
                 del self._live[output.request_id]
                 work.on_done(self._completion(work, str(output.finish_reason)))
 
-    def _completion(self, work: _Reply, reason: str) -> Completion | BaseException:
+    def _completion(self, work: _Response, reason: str) -> Completion | BaseException:
         if reason not in ("stop", "length"):
             return RuntimeError(f"vLLM ended request {work.request.id} with {reason!r}")
-        self._counts["replies"] += 1
-        self._counts["reply_tokens"] += len(work.ids)
+        self._counts["responses"] += 1
+        self._counts["response_tokens"] += len(work.ids)
         finish: Literal["stop", "length"] = "stop" if reason == "stop" else "length"
         return Completion(
             work.request.id, tuple(work.ids), tuple(work.logprobs), finish, work.version_min, self.version

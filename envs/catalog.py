@@ -1,7 +1,7 @@
 """Environments by name: the built-in ones, and any class of the user as "package.module:Class".
 
 A user's module is found on the Python path, else in the current directory or beside the recipe (`look_in`). It is looked for
-last, so that a file named like a library hides none. `places` says where that was, for the processes that judge replies.
+last, so that a file named like a library hides none. `module_path` says where that was, for the processes that judge responses.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _folders: list[str] = []  # given to look_in
 
 
 def look_in(folder: Path | str) -> None:
-    """Users' modules are also looked for in this directory, in this process and where `places()` goes."""
+    """Users' modules are also looked for in this directory, in this process and where `module_path` goes."""
     path = str(Path(folder).resolve())
     if path not in _folders:
         _folders.append(path)
 
 
-def places() -> tuple[str, ...]:
+def module_path() -> tuple[str, ...]:
     """Directories for `look_in` in another process, perhaps on another machine.
 
     Those below the current directory are there relative to it as well: the working directory of a Ray job is copied to

@@ -1,4 +1,4 @@
-"""What tasks of one reply share: the session, the split and the random source."""
+"""What tasks of one response share: the session, the split and the random source."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dataclasses import dataclass
 
 from envs.types import Split, Verdict
 
-MAX_REPLY = 20_000  # characters; a longer reply is wrong without being read
+MAX_RESPONSE = 20_000  # characters; a longer response is wrong without being read
 EVAL_SHARE = 0.2  # of all tasks; see held_out
 
 
 @dataclass(frozen=True, slots=True)
 class OneReply:
-    """A session that ends with the first reply. `judge` must be pure and must give a verdict for any text.
+    """A session that ends with the first response. `judge` must be pure and must give a verdict for any text.
 
-    limit: the longest reply judged, in characters. A longer one earns 0.0: no reply costs more than a bounded time.
+    limit: the longest response scored, in characters. A longer one earns 0.0: no response costs more than a bounded time.
     """
 
     judge: Callable[[str], Verdict]
-    limit: int = MAX_REPLY
+    limit: int = MAX_RESPONSE
 
     def reply(self, text: str) -> Verdict:
         if len(text) > self.limit:
-            return Verdict(0.0, detail=f"the reply has {len(text)} characters, at most {self.limit} are judged")
+            return Verdict(0.0, detail=f"the response has {len(text)} characters, at most {self.limit} are scored")
         return self.judge(text)
 
 

@@ -1,7 +1,7 @@
 """Wire types: everything that crosses from an environment to a generator, a verifier and the buffer.
 
 All are frozen and hold plain Python values, so they pickle small and import without torch.
-Token ids come from the engine and are what is trained on: nothing re-tokenises a reply.
+Token ids come from the engine and are what is trained on: nothing re-tokenises a response.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Status(StrEnum):
     """
 
     OK = "ok"
-    TRUNCATED = "truncated"  # the last reply hit max_tokens before the model ended it, and was judged all the same
+    TRUNCATED = "truncated"  # the last response hit max_tokens before the model ended it, and was scored all the same
     TURNS = "turns"  # another turn was wanted beyond sampling.max_turns
     TOKENS = "tokens"  # another turn was wanted beyond sampling.max_total_tokens or generators.max_model_len
     SECONDS = "seconds"  # another turn was wanted beyond sampling.max_seconds
@@ -31,7 +31,7 @@ class Status(StrEnum):
     ERROR = "error"  # the environment raised, or a term of the reward failed; `Verdict.detail` has the reason
 
     @property
-    def judged(self) -> bool:
+    def scored(self) -> bool:
         """Whether the reward says something about the policy: a verifier that fails must not teach it."""
         return self not in (Status.TIMEOUT, Status.ERROR)
 
@@ -55,7 +55,9 @@ class Prompt:
     split: Split
     index: int
     messages: tuple[Message, ...]
-    task: Mapping[str, Any] = field(default_factory=dict)  # JSON values only: what the session needs to judge a reply
+    task: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # JSON values only: what the session needs to judge a response
 
     @property
     def key(self) -> str:
@@ -65,9 +67,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the environment says after a reply that does not end the trajectory. Example: Observation((Message("tool", "42"),))
+    """What the environment says after a response that does not end the trajectory. Example: Observation((Message("tool", "42"),))
 
-    reward    what that reply earned by itself, any finite float: for credit by the turn (objective.credit) and nothing else
+    reward    what that response earned by itself, any finite float: for credit by the turn (objective.credit) and nothing else
     """
 
     messages: tuple[Message, ...]
@@ -76,7 +78,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a trajectory was judged.
+    """How a trajectory was scored.
 
     reward    any finite float; the built-in tasks give 0.0 or 1.0. Where a run has terms (actors/rewards), their weighted sum
     correct   what pass@k counts: the environment's word alone, whatever the reward is made of
@@ -98,15 +100,15 @@ class Turn:
     """One exchange: the tokens put before the model, then the tokens it sampled.
 
     context_ids   tokens added since the last turn (the whole prompt in turn 0, an observation later): masked in training
-    reply_ids     sampled tokens, the end-of-turn token included when finish == "stop"
-    logprobs      engine log-prob of each reply token at the sampling temperature, same length as reply_ids
-    version_min / version_max  oldest and newest policy version that sampled a token of this reply
+    response_ids     sampled tokens, the end-of-turn token included when finish == "stop"
+    logprobs      engine log-prob of each response token at the sampling temperature, same length as response_ids
+    version_min / version_max  oldest and newest policy version that sampled a token of this response
     reward        of the observation that followed; the verdict's reward is not in it
     Example: Turn((5, 9, 1), (12, 2), (-0.7, -0.1), "stop", 3, 3)
     """
 
     context_ids: tuple[int, ...]
-    reply_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: Literal["stop", "length"]
     version_min: int
@@ -120,19 +122,19 @@ class Trajectory:
 
     prompt: Prompt
     turns: tuple[Turn, ...]
-    texts: tuple[str, ...]  # each turn's reply, decoded
+    texts: tuple[str, ...]  # each turn's response, decoded
     verdict: Verdict
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """All tokens in order, contexts and replies."""
-        return tuple(t for turn in self.turns for t in (*turn.context_ids, *turn.reply_ids))
+        """All tokens in order, contexts and responses."""
+        return tuple(t for turn in self.turns for t in (*turn.context_ids, *turn.response_ids))
 
     @property
     def action_mask(self) -> tuple[bool, ...]:
         """True where the policy sampled the token; same length as token_ids."""
         return tuple(
-            m for turn in self.turns for m in (*(False,) * len(turn.context_ids), *(True,) * len(turn.reply_ids))
+            m for turn in self.turns for m in (*(False,) * len(turn.context_ids), *(True,) * len(turn.response_ids))
         )
 
     @property
@@ -141,8 +143,8 @@ class Trajectory:
         return tuple(x for turn in self.turns for x in (*(0.0,) * len(turn.context_ids), *turn.logprobs))
 
     @property
-    def reply_tokens(self) -> int:
-        return sum(len(turn.reply_ids) for turn in self.turns)
+    def response_tokens(self) -> int:
+        return sum(len(turn.response_ids) for turn in self.turns)
 
 
 @dataclass(frozen=True, slots=True)

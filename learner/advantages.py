@@ -1,4 +1,4 @@
-"""Baselines: rewards [G] of one prompt's replies -> advantages [G]; some are then normalised over the global batch. Or, with
+"""Baselines: rewards [G] of one prompt's responses -> advantages [G]; some are then normalised over the global batch. Or, with
 credit by the turn, what each turn has yet to earn -> an advantage a turn. Pure numpy, float64.
 
 `ADVANTAGES` is the whole list; a new one is a line there and, if its baseline is new, one function.
@@ -38,7 +38,7 @@ def grpo(rewards: Rewards) -> Rewards:
 def leave_one_out(rewards: Rewards) -> Rewards:
     """r_i minus the mean of the others' rewards: unbiased, no scale. RLOO, arXiv 2402.14740. Needs G >= 2."""
     if len(rewards) < 2:
-        raise ValueError(f"a leave-one-out baseline needs at least 2 replies per prompt, not {len(rewards)}")
+        raise ValueError(f"a leave-one-out baseline needs at least 2 responses per prompt, not {len(rewards)}")
     return centred(rewards) * (len(rewards) / (len(rewards) - 1))
 
 
@@ -61,7 +61,7 @@ def by_turn(returns: Sequence[Rewards], baseline: Callable[[Rewards], Rewards]) 
 
     GRPO's process supervision (arXiv 2402.03300, sec. 4.1.3) gives a step the sum of the rewards from it on, less the group's
     mean; turn-level credit compares at the same turn (arXiv 2505.11821). A trajectory that ended has no turn k to compare with,
-    and a turn that none of the others has is left without an advantage, as the only reply of a group is.
+    and a turn that none of the others has is left without an advantage, as the only response of a group is.
     """
     found = [np.zeros(len(r)) for r in returns]
     for k in range(max(map(len, returns), default=0)):
@@ -93,6 +93,6 @@ ADVANTAGES: dict[str, Advantage] = {
     # hopeless; its other half is aggregation "constant".
     "dr_grpo": Advantage(centred),
     "reinforce_pp": Advantage(plain, whiten=True),
-    # REINFORCE++ with the group's mean as baseline: for several replies a prompt (the same paper).
+    # REINFORCE++ with the group's mean as baseline: for several responses a prompt (the same paper).
     "reinforce_pp_baseline": Advantage(centred, whiten=True),
 }

@@ -1,8 +1,8 @@
 """Trajectories -> micro-batches. Pure numpy; deterministic.
 
-An iteration's trajectories are cut into `updates` equal parts, in order; each part is dealt to the ranks by length and
+An iteration's trajectories are divided into `updates` equal parts, in order; each part is dealt to the ranks by length and
 filled into micro-batches of at most `micro_batch_tokens` token slots. Advantages and loss weights are set here, once, over the
-whole iteration, so that nothing downstream depends on how the batch was cut. Where dynamic sampling dropped groups there are
+whole iteration, so that nothing downstream depends on how the batch was divided. Where dynamic sampling dropped groups there are
 fewer parts, of the size that parts have otherwise.
 """
 
@@ -23,8 +23,8 @@ Advantages = NDArray[np.float64] | Sequence[NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """How a batch is cut. None of these changes the loss."""
+class BatchPlan:
+    """How a batch is divided. None of these changes the loss."""
 
     updates: int  # optimiser steps over the batch
     epochs: int  # passes over the batch; each pass is `updates` steps
@@ -36,13 +36,13 @@ class Cut:
 def trajectory_advantages(groups: Sequence[Group], advantage: Advantage) -> NDArray[np.float64]:
     """One advantage a trajectory, groups in order. [sum of group sizes]
 
-    A trajectory that could not be judged (ERROR, TIMEOUT) is left out of its group's baseline and has advantage 0: a
-    verifier that fails must not teach the policy. So has one that is the only one judged. A trajectory that a limit ended
+    A trajectory that could not be scored (ERROR, TIMEOUT) is left out of its group's baseline and has advantage 0: a
+    verifier that fails must not teach the policy. So has one that is the only one scored. A trajectory that a limit ended
     (TURNS, TOKENS, SECONDS) counts with its reward of 0.
     """
-    parts, judged = [], []
+    parts, scored = [], []
     for group in groups:
-        mine = np.array([t.verdict.status.judged for t in group.trajectories])
+        mine = np.array([t.verdict.status.scored for t in group.trajectories])
         rewards = np.array([t.verdict.reward for t in group.trajectories], np.float64)
         part = np.zeros(len(rewards))
         if mine.sum() > 1:
@@ -50,12 +50,12 @@ def trajectory_advantages(groups: Sequence[Group], advantage: Advantage) -> NDAr
         else:
             mine[:] = False
         parts.append(part)
-        judged.append(mine)
+        scored.append(mine)
     if not groups:
         return np.zeros(0)
-    values, counted = np.concatenate(parts), np.concatenate(judged)
+    values, counted = np.concatenate(parts), np.concatenate(scored)
     if advantage.whiten and counted.any():
-        lengths = np.array([t.reply_tokens for g in groups for t in g.trajectories], np.float64)
+        lengths = np.array([t.response_tokens for g in groups for t in g.trajectories], np.float64)
         values[counted] = whitened(values[counted], lengths[counted])
     return values
 
@@ -65,7 +65,7 @@ def turn_advantages(
 ) -> list[NDArray[np.float64]]:
     """One advantage a turn, trajectories in order. [turns] each. weight: of what the environment gives, as in the verdict.
 
-    A turn earns its observation's reward, the last one the verdict's as well. What could not be judged is left out of every
+    A turn earns its observation's reward, the last one the verdict's as well. What could not be scored is left out of every
     baseline and has advantage 0, as in `trajectory_advantages`: with one turn each the two are the same.
     """
     values: list[NDArray[np.float64]] = []
@@ -76,25 +76,25 @@ def turn_advantages(
             rewards = weight * np.array([turn.reward for turn in t.turns], np.float64)
             rewards[-1] += t.verdict.reward
             returns.append(to_go(rewards, discount))
-        judged = [r for r, t in zip(returns, group.trajectories, strict=True) if t.verdict.status.judged]
-        found = iter(by_turn(judged, advantage.baseline))
-        others = np.array([sum(len(r) > k for r in judged) > 1 for k in range(max(map(len, returns), default=0))])
+        scored = [r for r, t in zip(returns, group.trajectories, strict=True) if t.verdict.status.scored]
+        found = iter(by_turn(scored, advantage.baseline))
+        others = np.array([sum(len(r) > k for r in scored) > 1 for k in range(max(map(len, returns), default=0))])
         for r, t in zip(returns, group.trajectories, strict=True):
-            values.append(next(found) if t.verdict.status.judged else np.zeros(len(r)))
-            compared.append(others[: len(r)] & t.verdict.status.judged)
+            values.append(next(found) if t.verdict.status.scored else np.zeros(len(r)))
+            compared.append(others[: len(r)] & t.verdict.status.scored)
     if not values:
         return []
     flat, mask = np.concatenate(values), np.concatenate(compared)
     if advantage.whiten and mask.any():
         turns = (turn for g in groups for t in g.trajectories for turn in t.turns)
-        lengths = np.array([len(turn.reply_ids) for turn in turns], np.float64)
+        lengths = np.array([len(turn.response_ids) for turn in turns], np.float64)
         flat[mask] = whitened(flat[mask], lengths[mask])
     return np.split(flat, np.cumsum([len(v) for v in values])[:-1])
 
 
 def informative(group: Group) -> bool:
-    """Whether a group baseline leaves the group an advantage: not where all judged rewards are equal, or there is one."""
-    return len({t.verdict.reward for t in group.trajectories if t.verdict.status.judged}) > 1
+    """Whether a group baseline leaves the group an advantage: not where all scored rewards are equal, or there is one."""
+    return len({t.verdict.reward for t in group.trajectories if t.verdict.status.scored}) > 1
 
 
 def no_signal(groups: Sequence[Group]) -> int:
@@ -106,49 +106,49 @@ def build_batches(
     trajectories: Sequence[Trajectory],
     advantages: Advantages,
     *,
-    cut: Cut,
+    plan: BatchPlan,
     aggregation: Aggregation,
     temperature: float,
     length_scale: int = 0,
     measured: Sequence[Trajectory] = (),
     whole: int | None = None,
 ) -> list[RankBatch]:
-    """One RankBatch a rank. Raises ValueError where the numbers do not divide or a reply is empty.
+    """One RankBatch a rank. Raises ValueError where the numbers do not divide or a response is empty.
 
     advantages: one a trajectory, or for each an array with one a turn; a turn's tokens share it.
-    length_scale: tokens that aggregation "constant" divides every reply by; the others do not need it.
-    measured: replies that are not trained on and belong to the iteration's entropy all the same.
-    whole: how many trajectories `cut` is meant for, where there may be fewer. They are cut into as many updates of that cut's
+    length_scale: tokens that aggregation "constant" divides every response by; the others do not need it.
+    measured: responses that are not trained on and belong to the iteration's entropy all the same.
+    whole: how many trajectories `plan` is meant for, where there may be fewer. They are divided into as many updates of that plan's
     size as they fill, one at least, and what is left over is spread over these: an update is noisier only
     where less than one's worth is left.
     """
     count = len(trajectories)
     if count != len(advantages):
         raise ValueError(f"{count} trajectories but {len(advantages)} advantages")
-    if whole is None and count % cut.updates:
-        raise ValueError(f"{count} trajectories cannot be divided into {cut.updates} equal updates")
+    if whole is None and count % plan.updates:
+        raise ValueError(f"{count} trajectories cannot be divided into {plan.updates} equal updates")
     everything = [*trajectories, *measured]
     envs = tuple(sorted({t.prompt.env for t in everything}))
-    parts = cut.updates if whole is None else min(cut.updates, max(1, count * cut.updates // whole), count)
-    per_rank: list[list[tuple[MicroBatch, ...]]] = [[] for _ in range(cut.ranks)]
+    parts = plan.updates if whole is None else min(plan.updates, max(1, count * plan.updates // whole), count)
+    per_rank: list[list[tuple[MicroBatch, ...]]] = [[] for _ in range(plan.ranks)]
     for k in range(parts):
         members = list(range(k * count // parts, (k + 1) * count // parts))
         per_update = len(members)
         for i in members:
-            if trajectories[i].reply_tokens == 0:
+            if trajectories[i].response_tokens == 0:
                 raise ValueError(
                     f"trajectory {trajectories[i].prompt.key} has no sampled token: its weight would be lost"
                 )
-        tokens = sum(trajectories[i].reply_tokens for i in members)
+        tokens = sum(trajectories[i].response_tokens for i in members)
         scale = {"token": tokens, "constant": per_update * length_scale}
-        weight = {i: 1.0 / scale.get(aggregation, per_update * trajectories[i].reply_tokens) for i in members}
-        for rank, rows in enumerate(_shares(members, everything, advantages, weight, envs, cut)):
+        weight = {i: 1.0 / scale.get(aggregation, per_update * trajectories[i].response_tokens) for i in members}
+        for rank, rows in enumerate(_shares(members, everything, advantages, weight, envs, plan)):
             per_rank[rank].append(rows)
     rest = list(range(count, len(everything)))
     nothing, silent = dict.fromkeys(rest, 0.0), np.zeros(len(everything))
-    apart = _shares(rest, everything, silent, nothing, envs, cut)
+    apart = _shares(rest, everything, silent, nothing, envs, plan)
     return [
-        RankBatch(tuple(updates) * cut.epochs, envs, temperature, mine, cut.updates * cut.epochs)
+        RankBatch(tuple(updates) * plan.epochs, envs, temperature, mine, plan.updates * plan.epochs)
         for updates, mine in zip(per_rank, apart, strict=True)
     ]
 
@@ -159,14 +159,14 @@ def _shares(
     advantages: Advantages,
     weight: Mapping[int, float],
     envs: tuple[str, ...],
-    cut: Cut,
+    plan: BatchPlan,
 ) -> list[tuple[MicroBatch, ...]]:
     """Each rank's micro-batches of these members, the same number for all."""
     length = {i: len(trajectories[i].token_ids) for i in members}
     shares = []
-    for share in _deal(members, [length[i] for i in members], cut.ranks):
-        bins = _fill(share, {i: length[i] for i in share}, cut)
-        rows = [_micro_batch(b, trajectories, advantages, [weight[i] for i in b], envs, cut.packing) for b in bins]
+    for share in _deal(members, [length[i] for i in members], plan.ranks):
+        bins = _fill(share, {i: length[i] for i in share}, plan)
+        rows = [_micro_batch(b, trajectories, advantages, [weight[i] for i in b], envs, plan.packing) for b in bins]
         shares.append(rows)
     longest = max(len(rows) for rows in shares)
     # An object each: the learner measures every micro-batch once, told apart by identity, and its passes must pair up.
@@ -184,7 +184,7 @@ def _deal(members: Sequence[int], lengths: Sequence[int], ranks: int) -> list[li
     return shares
 
 
-def _fill(share: Sequence[int], length: dict[int, int], cut: Cut) -> list[list[int]]:
+def _fill(share: Sequence[int], length: dict[int, int], plan: BatchPlan) -> list[list[int]]:
     """Members (longest first) into bins of at most micro_batch_tokens slots; a longer trajectory has a bin to itself.
 
     A padded bin of n rows costs n times its longest row; a packed bin costs the sum of its rows.
@@ -192,10 +192,10 @@ def _fill(share: Sequence[int], length: dict[int, int], cut: Cut) -> list[list[i
     bins: list[list[int]] = []
     used = 0
     for i in share:
-        if cut.packing:
-            fits = bool(bins) and used + length[i] <= cut.micro_batch_tokens
+        if plan.packing:
+            fits = bool(bins) and used + length[i] <= plan.micro_batch_tokens
         else:  # sorted: the first row of a bin is its longest
-            fits = bool(bins) and (len(bins[-1]) + 1) * length[bins[-1][0]] <= cut.micro_batch_tokens
+            fits = bool(bins) and (len(bins[-1]) + 1) * length[bins[-1][0]] <= plan.micro_batch_tokens
         if fits:
             bins[-1].append(i)
             used += length[i]
@@ -240,7 +240,7 @@ def _micro_batch(
         columns["targets"].append(x[at])
         columns["engine"].append(np.array(trajectories[i].engine_logprobs, np.float32)[at])
         columns["place"].append(np.arange(len(at)))
-        lengths = [len(turn.reply_ids) for turn in trajectories[i].turns]
+        lengths = [len(turn.response_ids) for turn in trajectories[i].turns]
         columns["adv"].append(np.repeat(np.broadcast_to(advantages[i], len(lengths)), lengths))
         columns["last"].append(np.arange(len(at)) == len(at) - 1)
         for name, value in (

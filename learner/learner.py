@@ -1,7 +1,7 @@
 """One rank of the learner group: a plain class, driven by one call at a time.
 
 An iteration: measure the policy on the fresh batch (log-probs, exact entropy, ledger), let the entropy controller observe, take
-K optimiser steps with the loss that its knob shapes. Every public method is a collective: all ranks are called with the same
+K optimiser steps with the loss that its coefficient shapes. Every public method is a collective: all ranks are called with the same
 kind of input.
 """
 
@@ -177,8 +177,8 @@ class Learner:
         for i, micro in enumerate(update):
             self.engine.boundary(i == len(update) - 1)
             f = fresh[id(micro)]
-            logp, entropy, kappa, steepness = self._forward(micro, batch.temperature)
-            stats = self._stats(micro, f, logp.detach(), entropy.detach(), kappa, steepness)
+            logp, entropy, kappa, entropy_grad_sq = self._forward(micro, batch.temperature)
+            stats = self._stats(micro, f, logp.detach(), entropy.detach(), kappa, entropy_grad_sq)
             shaping = self.steering.shape(stats, batch.envs) if wide is None else wide[i]
             data = LossData(
                 old_logp=f.stats.logp,
@@ -221,7 +221,7 @@ class Learner:
     def _measure(self, micro: MicroBatch, batch: RankBatch) -> Fresh:
         """The policy at the start of the iteration, without gradient."""
         with torch.no_grad():
-            logp, entropy, kappa, steepness = self._forward(micro, batch.temperature)
+            logp, entropy, kappa, entropy_grad_sq = self._forward(micro, batch.temperature)
             reference = None
             if self.reference is not None and self.settings.objective.kl:
                 reference, *_ = self.frozen(*self._inputs(micro), batch.temperature)
@@ -237,7 +237,7 @@ class Learner:
                 logp=logp,
                 entropy=entropy,
                 kappa=kappa,
-                steepness=steepness,
+                entropy_grad_sq=entropy_grad_sq,
                 old_logp=logp,
                 advantages=advantages,
                 uniform=self._tensor(uniform),
@@ -254,11 +254,13 @@ class Learner:
         )
 
     def _stats(
-        self, micro: MicroBatch, fresh: Fresh, logp: Tensor, entropy: Tensor, kappa: Tensor, steepness: Tensor
+        self, micro: MicroBatch, fresh: Fresh, logp: Tensor, entropy: Tensor, kappa: Tensor, entropy_grad_sq: Tensor
     ) -> TokenStats:
         """The current policy on a micro-batch, beside what stays as it was at the start of the iteration."""
         uniform = self._tensor(token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.place))
-        return replace(fresh.stats, logp=logp, entropy=entropy, kappa=kappa, steepness=steepness, uniform=uniform)
+        return replace(
+            fresh.stats, logp=logp, entropy=entropy, kappa=kappa, entropy_grad_sq=entropy_grad_sq, uniform=uniform
+        )
 
     def _inputs(self, micro: MicroBatch) -> tuple[Tensor, ...]:
         arrays = (micro.tokens, micro.positions, micro.predict, micro.targets)
@@ -282,7 +284,7 @@ class Learner:
         tally.replace(self.engine.all_reduce(sums, "sum"), self.engine.all_reduce(peaks, "max"))
         tally.values = {key: self.engine.all_gather(torch.cat(parts)) for key, parts in sorted(tally.values.items())}
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probs at temperature 1 of tokens 1.. of each sequence, one sequence a forward: the engine's counterpart."""
         out = []
         for ids in sequences:

@@ -3,16 +3,15 @@
 Every figure is over the GLOBAL batch of an iteration: ranks add up `Tally`s, then one division. Predicted change of entropy,
 first order, unbiased from samples a ~ pi (tabular softmax, step eta on the logits; entropy notes of arXiv 2603.11682):
 
-    dH = sum over tokens of w * eta * [ -(i * A'_a + r_a) * (pi_a L_a - kappa) + bonus * steepness ]
-    kappa = sum_b pi_b^2 L_b,    steepness = sum_b pi_b^2 L_b^2,    L = log pi + H
+    dH = sum over tokens of w * eta * [ -(i * A'_a + r_a) * (pi_a L_a - kappa) + bonus * entropy_grad_sq ]
+    kappa = sum_b pi_b^2 L_b,    entropy_grad_sq = sum_b pi_b^2 L_b^2,    L = log pi + H
 
 with A' the advantage after shaping, i the importance weight, r the pull of the KL to a reference (objective.reference_pull), w the
 token's weight in the loss (1 / tokens for aggregation "token") and eta the sum of the learning rates of the iteration's updates.
 For a network it is a correlate, not a law: `entropy/regression_*` says how good a one.
 
-Entropy, and the gap to the engine, are over every fresh reply. Advantages, covariance and predicted changes are of the replies that
-are trained on: what dynamic sampling drops is measured and has no weight.
-"""
+Entropy, and the gap to the engine, are over every fresh response. Advantages, covariance and predicted changes are of the
+responses that are trained on: what dynamic sampling drops is measured and has no weight."""
 
 from __future__ import annotations
 
@@ -108,13 +107,13 @@ def _settled(numbers: dict[str, Tensor | float]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """The policy at the start of the iteration, on the iteration's own replies, and what came with them. All tensors [N]."""
+    """The policy at the start of the iteration, on the iteration's own responses, and what came with them. All tensors [N]."""
 
     stats: TokenStats
     weight: Tensor  # in the loss; 0: measured and not trained on
     engine_logp: Tensor
     correct: Tensor  # bool: the trajectory's verdict
-    first: Tensor  # bool: the reply's first token
+    first: Tensor  # bool: the response's first token
     last: Tensor  # bool: and its last
     reference_logp: Tensor | None = None
     importance: Tensor | None = None  # what the surrogate is multiplied by; None: 1
@@ -138,13 +137,14 @@ def predicted_dh(stats: TokenStats, shaping: Shaping) -> Tensor:
     dh = -shaped * (stats.logp.exp() * stats.centred - stats.kappa)
     if shaping.weight is not None:
         dh = dh * shaping.weight
-    return dh if shaping.bonus is None else dh + shaping.bonus * stats.steepness
+    return dh if shaping.bonus is None else dh + shaping.bonus * stats.entropy_grad_sq
 
 
 def tally_policy(
     tally: Tally, fresh: Fresh, probe: tuple[Shaping, float | Tensor] | None, envs: tuple[str, ...]
 ) -> None:
-    """What the controllers and the ledger see before the updates. probe: a shaping and the knob that made it (Steering.probe)."""
+    """What the controllers and the ledger see before the updates. probe: a shaping and the coefficient that made it
+    (Steering.probe)."""
     s, w = fresh.stats, fresh.weight
     free = planned_dh(fresh, Shaping())
     slope = torch.full_like(free, math.nan) if probe is None else (planned_dh(fresh, probe[0]) - free) / probe[1]
@@ -192,7 +192,7 @@ def tally_policy(
 
 
 def tally_shaping(tally: Tally, fresh: Fresh, shaping: Shaping) -> None:
-    """What the updates should do, with the knob they will have."""
+    """What the updates should do, with the coefficient they will have."""
     s = fresh.stats
     dh = fresh.weight * planned_dh(fresh, shaping)
     shaped = s.advantages if shaping.advantages is None else shaping.advantages
@@ -212,7 +212,7 @@ def tally_update(
     for key, value in (
         ("loss", loss.detach()),
         ("trained", count),
-        # The share touched by the knob is measured where it acts.
+        # The share touched by the coefficient is measured where it acts.
         ("touched", count if shaping.touched is None else shaping.touched.double()),
         ("ratio", tokens["ratio"]),
         ("ratio_square", tokens["ratio"].double() ** 2),
@@ -235,7 +235,7 @@ class Part:
 
     tokens: float
     entropy: float
-    ok_tokens: float  # of correct replies
+    ok_tokens: float  # of correct responses
     ok_entropy: float
     free: float  # weighted: see Observed.free
     slope: float
@@ -255,7 +255,7 @@ class LedgerRow:
     metrics: StepMetrics
 
     def observed(self, envs: Sequence[str], over: str) -> Observed:
-        """What a controller of these environments sees; over: "all" or "successful" replies."""
+        """What a controller of these environments sees; over: "all" or "successful" responses."""
         if not envs:
             return Observed(math.nan)
         p = self.parts[envs[0]]
@@ -309,7 +309,7 @@ def update_metrics(tally: Tally, updates: int, corrected: bool) -> StepMetrics:
         "kl/old": tally.mean("kl", "trained"),
         "entropy/forgone_dh_high": tally.sums["forgone_high"],
         "entropy/forgone_dh_low": tally.sums["forgone_low"],
-        "entropy/authority": tally.mean("touched", "trained"),
+        "entropy/affected": tally.mean("touched", "trained"),
         "tokens/trained": trained,
     }
     if corrected:

@@ -5,7 +5,7 @@ For logits z = cap(h W^T) / temperature of one position, with p = softmax(z), H 
     logp = log p_a            d logp / dz = onehot(a) - p
     H                         d H / dz    = -p * L
     kappa     = sum_b p_b^2 L_b      (no gradient: these two are statistics of the ledger)
-    steepness = sum_b p_b^2 L_b^2    = |dH/dz|^2
+    entropy_grad_sq = sum_b p_b^2 L_b^2    = |dH/dz|^2
 
 The [N, V] logits never exist at once, forward or backward: `chunk` rows do, and backward recomputes them.
 The product h W^T is taken in the weights' own precision, as the engine does, or in float32 with `fp32_head`, as the engine then
@@ -58,20 +58,20 @@ class _TokenLogProbs(torch.autograd.Function):
             p = log_p.exp()
             entropy = -(p * log_p).sum(-1)
             pull = p * (log_p + entropy[:, None])  # -dH/dz at temperature 1
-            kappa, steepness = (p * pull).sum(-1), (pull * pull).sum(-1)
+            kappa, entropy_grad_sq = (p * pull).sum(-1), (pull * pull).sum(-1)
             logp = log_p.gather(-1, targets[start : start + chunk, None])[:, 0]
-            parts.append((logp, entropy, kappa, steepness))
+            parts.append((logp, entropy, kappa, entropy_grad_sq))
         if parts:
-            logp, entropy, kappa, steepness = (torch.cat(x) for x in zip(*parts, strict=True))
+            logp, entropy, kappa, entropy_grad_sq = (torch.cat(x) for x in zip(*parts, strict=True))
         else:  # four tensors: marking two of them below would take the gradient from the others as well
-            logp, entropy, kappa, steepness = (hidden.new_zeros(0, dtype=torch.float32) for _ in range(4))
+            logp, entropy, kappa, entropy_grad_sq = (hidden.new_zeros(0, dtype=torch.float32) for _ in range(4))
         # The parameters are kept by reference, not through save_for_backward: under ZeRO-3 their storage is released after
         # forward and gathered again, into the same object, before backward.
         ctx.weight, ctx.bias = weight, bias
         ctx.save_for_backward(hidden, targets)
         ctx.temperature, ctx.softcap, ctx.chunk, ctx.fp32_head = temperature, softcap, chunk, fp32_head
-        ctx.mark_non_differentiable(kappa, steepness)
-        return logp, entropy, kappa, steepness
+        ctx.mark_non_differentiable(kappa, entropy_grad_sq)
+        return logp, entropy, kappa, entropy_grad_sq
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -117,7 +117,7 @@ def token_logprobs(
     chunk: int = DEFAULT_CHUNK,
     fp32_head: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """hidden [N, D], weight [V, D], targets [N] -> (logp, entropy, kappa, steepness), each float32 [N], in nats.
+    """hidden [N, D], weight [V, D], targets [N] -> (logp, entropy, kappa, entropy_grad_sq), each float32 [N], in nats.
 
     Differentiable in hidden, weight and bias through logp and entropy. N may be 0. fp32_head: the head's product in float32,
     whatever the types of hidden and weight; it costs a float32 copy of the weight while the chunks run.

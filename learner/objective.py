@@ -106,8 +106,8 @@ def cispo(logp: Tensor, log_ratio: Tensor, advantages: Tensor, clip: ClipRange) 
 
 
 def gspo(logp: Tensor, log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
-    """PPO's loss of the sequence ratio s = exp(mean over the reply of log r), the same for all its tokens; its gradient is
-    spread over them. GSPO-token, arXiv 2507.18071, eq. 13: with aggregation "sequence" and one advantage a reply it is
+    """PPO's loss of the sequence ratio s = exp(mean over the response of log r), the same for all its tokens; its gradient is
+    spread over them. GSPO-token, arXiv 2507.18071, eq. 13: with aggregation "sequence" and one advantage a response it is
     GSPO, eq. 5. `token_loss` hands it log s. [N]"""
     return ppo(logp, log_ratio, advantages, clip)
 

@@ -36,7 +36,7 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool, fp32_h
 
 
 class Policy(nn.Module):
-    """forward(tokens, positions, predict, targets, temperature) -> (logp, entropy, kappa, steepness), float32 [N].
+    """forward(tokens, positions, predict, targets, temperature) -> (logp, entropy, kappa, entropy_grad_sq), float32 [N].
 
     The head is called as a module, with the targets, so that whatever hooks hang on it (ZeRO-3 gathers its weight there) run
     around the chunked log-probs; its plain forward, hidden -> logits, stays for everything else.

@@ -51,10 +51,10 @@ MAX_TURNS = 8  # of a held-out conversation: what sampling.max_turns is by defau
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What follows a prompt: one reply, or replies and observations in turn, token for token as a rollout has them.
+    """What follows a prompt: one response, or responses and observations in turn, token for token as a rollout has them.
 
-    ids     the replies with their end tokens, and what is rendered between them
-    taught  as ids where a reply is, PAD_ID where an observation is: the loss leaves those out
+    ids     the responses with their end tokens, and what is rendered between them
+    taught  as ids where a response is, PAD_ID where an observation is: the loss leaves those out
     """
 
     ids: tuple[int, ...]
@@ -70,7 +70,7 @@ class Lesson:
 
 
 class Teacher:
-    """Draws lessons, takes the steps, measures. K = replies_per_prompt; B, P, R = rows, prompt and reply columns."""
+    """Draws lessons, takes the steps, measures. K = responses_per_prompt; B, P, R = rows, prompt and response columns."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Teacher:
         self.rng = random.Random(settings.seed)
         self.lessons: list[Lesson] = []
         self.order: list[int] = []
-        self.longest_reply = 0  # tokens of any one reply taught, its end included
+        self.longest_response = 0  # tokens of any one response taught, its end included
 
     def run(self, report: Callable[..., None]) -> dict[str, Any]:
         """Train and evaluate; the record's loss, accuracy, pass_at_k and steps."""
@@ -127,7 +127,7 @@ class Teacher:
         environment = self.environments[size % len(self.environments)]
         prompt = environment.prompt("train", size // len(self.environments))
         # Four times what a step shows, so that later rounds still bring solutions the first did not show.
-        played = [demonstrate(environment, prompt, self.rng) for _ in range(4 * settings.replies_per_prompt)]
+        played = [demonstrate(environment, prompt, self.rng) for _ in range(4 * settings.responses_per_prompt)]
         # Drawn often, rendered once: templates are slow.
         rendered = {one: self._render(prompt, one) for one in set(played)}
         lesson = Lesson(render(self.tokenizer, prompt.messages), tuple(rendered[one] for one in played))
@@ -135,27 +135,27 @@ class Teacher:
         return lesson
 
     def _render(self, prompt: Prompt, played: Played) -> Demonstration:
-        """As actors/rollout.py builds a trajectory: replies are encoded, only observations are rendered."""
+        """As actors/rollout.py builds a trajectory: responses are encoded, only observations are rendered."""
         before: list[Message] = list(prompt.messages)
         ids: list[int] = []
         taught: list[int] = []
-        for turn, text in enumerate(played.replies):
+        for turn, text in enumerate(played.responses):
             encoded: Any = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            reply = (*encoded, END_ID)
-            self.longest_reply = max(self.longest_reply, len(reply))
-            ids += reply
-            taught += reply
+            response = (*encoded, END_ID)
+            self.longest_response = max(self.longest_response, len(response))
+            ids += response
+            taught += response
             if turn < len(played.observations):
                 seen = played.observations[turn].messages
-                context = render_observation(self.tokenizer, before, seen, reply)
+                context = render_observation(self.tokenizer, before, seen, response)
                 ids += context
                 taught += [PAD_ID] * len(context)
                 before += [Message("assistant", text), *seen]
         return Demonstration(tuple(ids), tuple(taught))
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor, int]:
-        """ids int64 [B, P + K*R], prompts padded on the left and replies on the right; taught [B, K*R]; prompt lengths [B]; P."""
-        count = self.settings.replies_per_prompt
+        """ids int64 [B, P + K*R], prompts padded on the left and responses on the right; taught [B, K*R]; prompt lengths [B]; P."""
+        count = self.settings.responses_per_prompt
         lessons = [self._lesson() for _ in range(self.settings.batch_size)]
         drawn = [self.rng.sample(lesson.demonstrations, count) for lesson in lessons]
         columns = max(len(lesson.prompt_ids) for lesson in lessons)
@@ -172,18 +172,18 @@ class Teacher:
         return torch.from_numpy(ids), torch.from_numpy(taught), lengths, columns
 
     def _loss(self, ids: Tensor, taught: Tensor, lengths: Tensor, columns: int) -> Tensor:
-        """Mean cross-entropy over the tokens of replies, ends included, in nats. What an environment said is not learned.
+        """Mean cross-entropy over the tokens of responses, ends included, in nats. What an environment said is not learned.
 
         The K demonstrations of a prompt follow it in one row, each seeing the prompt and itself only, at the positions
         it would have alone: the prompt is computed once instead of K times.
         """
-        total, count = ids.shape[1], self.settings.replies_per_prompt
+        total, count = ids.shape[1], self.settings.responses_per_prompt
         width = (total - columns) // count
         column = torch.arange(total)
-        reply = torch.where(column < columns, -1, (column - columns) // width)  # which reply a column belongs to
+        response = torch.where(column < columns, -1, (column - columns) // width)  # which response a column belongs to
         place = torch.where(column < columns, column, columns + (column - columns) % width)
         first = (columns - lengths)[:, None]
-        visible = (column[:, None] >= column) & ((reply == -1) | (reply[:, None] == reply))
+        visible = (column[:, None] >= column) & ((response == -1) | (response[:, None] == response))
         # Padding sees itself, because a row that sees nothing is NaN.
         mask = visible & (column >= first[:, :, None]) | torch.eye(total, dtype=torch.bool)
         hidden = self.model.get_decoder()(
@@ -192,7 +192,7 @@ class Teacher:
             attention_mask=mask[:, None],
             use_cache=False,
         ).last_hidden_state
-        # A reply's first token is predicted by the prompt's last column, the others by the column before them.
+        # A response's first token is predicted by the prompt's last column, the others by the column before them.
         source = column[columns:] - 1
         source[::width] = columns - 1
         logits = self.head(hidden[:, source])
@@ -206,25 +206,25 @@ class Teacher:
         open_: list[_Conversation] = []
         for environment, prompt in prompts:
             ids = render(self.tokenizer, prompt.messages)
-            open_ += [_Conversation(environment.open(prompt), prompt, ids) for _ in range(settings.holdout_replies)]
+            open_ += [_Conversation(environment.open(prompt), prompt, ids) for _ in range(settings.holdout_responses)]
         conversations = list(open_)
-        longest = self.longest_reply or 16  # nothing was taught: any short length shows that replies are noise
+        longest = self.longest_response or 16  # nothing was taught: any short length shows that responses are noise
         self.model.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # the same noise at every report: the curve shows the model, not the dice
             for _ in range(MAX_TURNS):
-                for conversation, reply in zip(open_, self._sample(open_, longest), strict=True):
-                    conversation.take(self.tokenizer, reply)
+                for conversation, response in zip(open_, self._sample(open_, longest), strict=True):
+                    conversation.take(self.tokenizer, response)
                 room = settings.max_position_embeddings - longest
                 open_ = [one for one in open_ if not one.over and len(one.ids) <= room]
                 if not open_:
                     break
         self.model.train()
-        solved = np.array([one.correct for one in conversations]).reshape(len(prompts), settings.holdout_replies)
+        solved = np.array([one.correct for one in conversations]).reshape(len(prompts), settings.holdout_responses)
         return float(solved.mean()), float(solved.any(axis=1).mean())
 
     def _sample(self, conversations: Sequence[_Conversation], longest: int) -> list[list[int]]:
-        """A reply to each, at most `longest` tokens, padded behind its end."""
+        """A response to each, at most `longest` tokens, padded behind its end."""
         columns = max(len(one.ids) for one in conversations)
         ids = torch.full((len(conversations), columns), PAD_ID)
         mask = torch.zeros_like(ids)
@@ -246,14 +246,14 @@ class _Conversation:
         self.over = self.correct = False
 
     def take(self, tokenizer: PreTrainedTokenizerFast, sampled: Sequence[int]) -> None:
-        """The next reply, padding behind it allowed."""
-        reply = tuple(sampled[: sampled.index(END_ID) + 1] if END_ID in sampled else sampled)
-        text = decode(tokenizer, reply)
+        """The next response, padding behind it allowed."""
+        response = tuple(sampled[: sampled.index(END_ID) + 1] if END_ID in sampled else sampled)
+        text = decode(tokenizer, response)
         answer = self.session.reply(text)
         if isinstance(answer, Verdict):
             self.over, self.correct = True, answer.correct
             return
-        self.ids += reply + render_observation(tokenizer, self.before, answer.messages, reply)
+        self.ids += response + render_observation(tokenizer, self.before, answer.messages, response)
         self.before += [Message("assistant", text), *answer.messages]
 
 

@@ -89,7 +89,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Token ids of the chat template over `messages` with the generation prompt: what goes before a sampled reply.
+    """Token ids of the chat template over `messages` with the generation prompt: what goes before a sampled response.
 
     Example: render(tokenizer, [Message("user", "1+1=")]) -> ids of <user> 1 + 1 = <end> <assistant>.
     Raises ValueError when the tokenizer has no chat template.
@@ -112,24 +112,24 @@ def render_observation(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     observation: Sequence[Message],
-    reply_ids: Sequence[int],
+    response_ids: Sequence[int],
 ) -> tuple[int, ...]:
-    """Token ids to append after a sampled reply so that the model can answer `observation`.
+    """Token ids to append after a sampled response so that the model can answer `observation`.
 
-    messages     what came before the reply, the reply itself left out (it stays the ids that were sampled)
+    messages     what came before the response, the response itself left out (it stays the ids that were sampled)
     observation  the messages the environment answered with, at least one
-    reply_ids    the sampled ids; only their last one is looked at: where it already is the token with which the
+    response_ids    the sampled ids; only their last one is looked at: where it already is the token with which the
                  template ends an assistant turn, that token is not repeated
-    The ids are what the template puts after a stand-in reply, tokenised on their own: nothing is re-tokenised and
-    ids(context) + reply_ids + the result is the sequence to generate from. Templates that rewrite earlier turns
+    The ids are what the template puts after a stand-in response, tokenised on their own: nothing is re-tokenised and
+    ids(context) + response_ids + the result is the sequence to generate from. Templates that rewrite earlier turns
     (dropping their reasoning, say) are thereby kept append-only.
     Raises ValueError for an empty observation, a tokenizer without a chat template, or a template that drops or repeats
-    a reply.
+    a response.
     """
     if not observation:
-        raise ValueError("the observation holds no message: there is nothing to render after the reply")
-    suffix = _ids(tokenizer(_after_reply(tokenizer, messages, observation), add_special_tokens=False))
-    if suffix and reply_ids and reply_ids[-1] == suffix[0]:
+        raise ValueError("the observation holds no message: there is nothing to render after the response")
+    suffix = _ids(tokenizer(_after_response(tokenizer, messages, observation), add_special_tokens=False))
+    if suffix and response_ids and response_ids[-1] == suffix[0]:
         return suffix[1:]
     return suffix
 
@@ -137,7 +137,7 @@ def render_observation(
 def stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None
 ) -> tuple[int, ...]:
-    """Ids that end a reply, ascending: the tokenizer's and the generation config's eos and the template's end of turn.
+    """Ids that end a response, ascending: the tokenizer's and the generation config's eos and the template's end of turn.
 
     The last matters for base models whose eos is <|endoftext|> while their template closes a turn with <|im_end|>. It
     counts only when it is a special token. Raises ValueError when none of the three names one.
@@ -149,18 +149,18 @@ def stop_token_ids(
         elif eos is not None:
             stops.update(int(token) for token in eos)
     if tokenizer.chat_template:
-        tail = _ids(tokenizer(_after_reply(tokenizer, [Message("user", "a")], []), add_special_tokens=False))
+        tail = _ids(tokenizer(_after_response(tokenizer, [Message("user", "a")], []), add_special_tokens=False))
         stops.update(token for token in tail[:1] if token in tokenizer.all_special_ids)
     if not stops:
-        raise ValueError("neither the tokenizer nor the generation config names an end token: replies could not end")
+        raise ValueError("neither the tokenizer nor the generation config names an end token: responses could not end")
     return tuple(sorted(stops))
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a reply, without trailing padding and the special token that ended it.
+    """The text of a response, without trailing padding and the special token that ended it.
 
-    A special token inside the reply becomes U+FFFD instead of vanishing: what the policy sampled must not be cleaned up
-    before it is judged, or noise tokens would be free entropy.
+    A special token inside the response becomes U+FFFD instead of vanishing: what the policy sampled must not be cleaned up
+    before it is scored, or noise tokens would be free entropy.
     """
     special = set(tokenizer.all_special_ids)
     kept = list(ids)
@@ -198,12 +198,12 @@ def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return text
 
 
-def _after_reply(
+def _after_response(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], observation: Sequence[Message]
 ) -> str:
-    """What the template writes after an assistant reply; with an observation, up to the next generation prompt."""
+    """What the template writes after an assistant response; with an observation, up to the next generation prompt."""
     _check_template(tokenizer)
-    stand_in = "STANDINREPLY"
+    stand_in = "STANDINRESPONSE"
     while any(stand_in in message.content for message in (*messages, *observation)):
         stand_in += "X"
     text = tokenizer.apply_chat_template(
@@ -213,7 +213,7 @@ def _after_reply(
     )
     found = str(text).count(stand_in)
     if found != 1:
-        raise ValueError(f"the chat template shows an assistant reply {found} times, not once: cannot append turns")
+        raise ValueError(f"the chat template shows an assistant response {found} times, not once: cannot append turns")
     return str(text).partition(stand_in)[2]
 
 

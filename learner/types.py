@@ -1,7 +1,7 @@
 """What crosses a function boundary in this room. The one shape legend:
 
     B rows of a micro-batch        T tokens of a row          N action tokens of a micro-batch, flattened
-    V vocabulary                   D hidden width             G replies of a group
+    V vocabulary                   D hidden width             G responses of a group
 
 An action token is a token the policy sampled. Everything per action token is a flat [N] array, so that the maths is the same
 for padded and for packed rows. Batches are numpy (they travel through Ray without a copy), TokenStats and Shaping are torch.
@@ -40,7 +40,7 @@ class MicroBatch:
     trajectory: NDArray[np.int32]  # [N] index into the iteration's trajectories
     place: NDArray[np.int32]  # [N] place among its trajectory's action tokens, from 0
     last: NDArray[np.bool_]  # [N] the last of them
-    correct: NDArray[np.bool_]  # [N] the trajectory was judged correct
+    correct: NDArray[np.bool_]  # [N] the trajectory was scored correct
     env: NDArray[np.int16]  # [N] index into IterationBatch.envs
 
     @property
@@ -58,8 +58,8 @@ class RankBatch:
 
     updates: tuple[tuple[MicroBatch, ...], ...]  # none where dynamic sampling left nothing to train on
     envs: tuple[str, ...]  # names behind MicroBatch.env, the same on every rank
-    temperature: float  # sampling temperature of the replies
-    # Replies of the iteration that are not trained on, of zero weight: entropy is measured on them as on the others.
+    temperature: float  # sampling temperature of the responses
+    # Responses of the iteration that are not trained on, of zero weight: entropy is measured on them as on the others.
     measured: tuple[MicroBatch, ...] = ()
     # By how many optimiser steps the learning rate's schedule goes on where fewer are taken: those of a whole batch.
     steps: int = 0
@@ -73,7 +73,9 @@ class TokenStats:
     logp: Tensor  # log pi(a|s) at the sampling temperature
     entropy: Tensor  # H(s), exact, nats
     kappa: Tensor  # sum_b pi_b^2 L_b, for the unbiased dH (entropy.md: "unbiased from samples")
-    steepness: Tensor  # sum_b pi_b^2 L_b^2 = |dH/dz|^2 for logits z: what a step along the entropy's own gradient gains
+    entropy_grad_sq: (
+        Tensor  # sum_b pi_b^2 L_b^2 = |dH/dz|^2 for logits z: what a step along the entropy's own gradient gains
+    )
     old_logp: Tensor  # log-prob under the policy at the start of the iteration
     advantages: Tensor  # A before any shaping
     uniform: (
@@ -99,7 +101,7 @@ class Shaping:
     weight: Tensor | None = None  # multiplies the token's loss weight
     bonus: Tensor | float | None = None  # coefficient of the differentiable exact entropy, added to the objective
     kl: Tensor | None = None  # coefficient of the differentiable KL to the policy at the start of the iteration
-    touched: Tensor | None = None  # bool: tokens the knob acts on; None: all of them
+    touched: Tensor | None = None  # bool: tokens the coefficient acts on; None: all of them
 
     def take(self, index: slice) -> Shaping:
         """The part of a batch-wide shaping that belongs to one micro-batch."""

@@ -54,14 +54,14 @@ class InitModelSettings(BaseModel):
     seed: int = Field(0, ge=0)
     steps: int = Field(700, ge=0, description="0: random weights")
     batch_size: int = Field(64, gt=0, description="prompts a step")
-    replies_per_prompt: int = Field(4, gt=0, description="demonstrations of each in a step; they share its forward")
+    responses_per_prompt: int = Field(4, gt=0, description="demonstrations of each in a step; they share its forward")
     train_prompts: int = Field(8192, gt=0, description="distinct prompts, shared by the environments")
     lr: float = Field(3e-3, gt=0, description="AdamW on embeddings and norms; linear to 0")
     matrix_lr: float = Field(0.05, ge=0, description="Muon on the weight matrices; 0: AdamW with lr on everything")
     warmup_steps: int = Field(20, ge=0)
     target_accuracy: float | None = Field(None, gt=0, le=1, description="stop early once sampled accuracy reaches it")
     holdout_prompts: int = Field(64, gt=0, description="prompts of the eval split")
-    holdout_replies: int = Field(16, gt=0, description="sampled for each, at temperature 1")
+    holdout_responses: int = Field(16, gt=0, description="sampled for each, at temperature 1")
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> InitModelSettings:
@@ -84,8 +84,8 @@ class InitModelSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class WarmStartProgress:
-    """Where the warm start is. loss: nats per reply token, mean since the last report (None before the first step);
-    accuracy, pass_at_k: shares of held-out replies and prompts solved at temperature 1, None unless just measured."""
+    """Where the warm start is. loss: nats per response token, mean since the last report (None before the first step);
+    accuracy, pass_at_k: shares of held-out responses and prompts solved at temperature 1, None unless just measured."""
 
     step: int
     steps: int
@@ -177,7 +177,7 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def _load(spec: EnvironmentSpec, seed: int) -> Any:
-    """An Environment that demonstrates: one reply, or whole conversations."""
+    """An Environment that demonstrates: one response, or whole conversations."""
     environment = catalog.load(spec.name, spec.params, seed)
     if not demonstrates(environment):
         raise ValueError(f"environment {spec.name!r} has no demonstrations and no alphabet to teach a model with")

@@ -142,8 +142,8 @@ def precision(
         str | None, typer.Option(help="Whose prompts to use; its parameters follow as name=value. Default: what fits.")
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 64,
-    replies: Annotated[int, typer.Option(min=1, help="Replies of each.")] = 8,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 32,
+    responses: Annotated[int, typer.Option("--responses", "--replies", min=1, help="Responses to each.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response, in tokens.")] = 32,
     modes: Annotated[str | None, typer.Option(help="fp32,bf16,fp16,bf16-fp32head, or some of them.")] = None,
     clip_low: Annotated[float, typer.Option(min=0, max=1, help="Clip range below 1.")] = 0.2,
     clip_high: Annotated[float, typer.Option(min=0, help="Clip range above 1.")] = 0.2,
@@ -155,7 +155,7 @@ def precision(
     from orchestration.commands.precision import run
     from orchestration.commands.precision_probe import Options
 
-    options = Options(env, ctx.args, prompts, replies, max_tokens, modes, clip_low, clip_high, seed, limit)
+    options = Options(env, ctx.args, prompts, responses, max_tokens, modes, clip_low, clip_high, seed, limit)
     run(model, options, out)
 
 

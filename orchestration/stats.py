@@ -2,9 +2,9 @@
 
 | name                | estimates                                                                   |
 |---------------------|-----------------------------------------------------------------------------|
-| `pass_at_k`         | chance that at least one of k replies to a prompt is correct, without bias  |
+| `pass_at_k`         | chance that at least one of k responses to a prompt is correct, without bias  |
 | `mean_pass_at_k`    | its mean over prompts                                                       |
-| `distinct_correct`  | number of different correct solutions among the replies to one prompt       |
+| `distinct_correct`  | number of different correct solutions among the responses to one prompt       |
 | `finite`            | the finite values, which the others below take                              |
 | `mean`, `rms`       | mean and root mean square                                                   |
 | `std`               | sample standard deviation                                                   |
@@ -17,18 +17,18 @@ from typing import NamedTuple
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased pass@k from `n` replies of which `c` are correct: 1 - C(n-c, k) / C(n, k).
+    """Unbiased pass@k from `n` responses of which `c` are correct: 1 - C(n-c, k) / C(n, k).
 
     Source: Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, section 2.1. The quotient
     of binomials is the product of (1 - c / i) over i = n-k+1 .. n, or, equally, of (1 - k / i) over i = n-c+1 .. n.
     The shorter of the two is taken: no large integer appears and nothing overflows.
 
-    Raises ValueError unless 0 <= c <= n and 1 <= k <= n: with fewer replies than k no unbiased estimate exists.
+    Raises ValueError unless 0 <= c <= n and 1 <= k <= n: with fewer responses than k no unbiased estimate exists.
     """
     if not 0 <= c <= n:
-        raise ValueError(f"pass@k needs 0 <= correct <= replies, got {c} correct of {n} replies.")
+        raise ValueError(f"pass@k needs 0 <= correct <= responses, got {c} correct of {n} responses.")
     if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} cannot be estimated from {n} replies: k must lie in 1..{n}.")
+        raise ValueError(f"pass@{k} cannot be estimated from {n} responses: k must lie in 1..{n}.")
     if n - c < k:
         return 1.0
     few, many = sorted((c, k))
@@ -36,23 +36,23 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def mean_pass_at_k(counts: Iterable[tuple[int, int]], k: int) -> float:
-    """Mean of `pass_at_k` over prompts, each given as (replies, correct); NaN without prompts."""
+    """Mean of `pass_at_k` over prompts, each given as (responses, correct); NaN without prompts."""
     return mean(pass_at_k(n, c, k) for n, c in counts)
 
 
-def one_spaced(reply: str) -> str:
-    """The reply with every run of white space made one blank: layout does not make a new solution."""
-    return " ".join(reply.split())
+def one_spaced(response: str) -> str:
+    """The response with every run of white space made one blank: layout does not make a new solution."""
+    return " ".join(response.split())
 
 
 def distinct_correct(
-    replies: Iterable[str], correct: Iterable[bool], key: Callable[[str], Hashable] = one_spaced
+    responses: Iterable[str], correct: Iterable[bool], key: Callable[[str], Hashable] = one_spaced
 ) -> int:
-    """Number of different correct solutions among the replies to ONE prompt.
+    """Number of different correct solutions among the responses to ONE prompt.
 
-    `key` says when two replies are the same solution. Raises ValueError when `replies` and `correct` differ in length.
+    `key` says when two responses are the same solution. Raises ValueError when `responses` and `correct` differ in length.
     """
-    return len({key(reply) for reply, right in zip(replies, correct, strict=True) if right})
+    return len({key(response) for response, right in zip(responses, correct, strict=True) if right})
 
 
 def finite(values: Iterable[float]) -> list[float]:

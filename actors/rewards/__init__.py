@@ -2,9 +2,9 @@
 
 | file | what |
 |---|---|
-| composite.py        | what a reply earns: the environment's verdict and other terms, each with its weight |
+| composite.py        | what a response earns: the environment's verdict and other terms, each with its weight |
 | endpoint.py         | who answers it: an OpenAI-compatible endpoint |
-| judge.py            | a language model that judges replies: the question, the score in the answer |
+| judge.py            | a language model that judges responses: the question, the score in the answer |
 | judge_generators.py | or generators of the run's own, with a model that is never trained |
-| reward_model.py     | a sequence classifier that judges replies |
+| reward_model.py     | a sequence classifier that judges responses |
 """

@@ -1,6 +1,6 @@
-"""What a reply earns: the environment's verdict and other terms, each with its weight. Knows nothing of Ray or HTTP.
+"""What a response earns: the environment's verdict and other terms, each with its weight. Knows nothing of Ray or HTTP.
 
-Whoever judges a text answers a `JudgeRequest` with a `Verdict`, as the environments' verifiers do: the form of a reply (the same
+Whoever judges a text answers a `ScoreRequest` with a `Verdict`, as the environments' verifiers do: the form of a response (the same
 verifiers), a reward model (a pool of its own), a language model as judge. Terms of the length are formulas of
 envs/reward_terms/length.py.
 `correct` is never touched: pass@k and the success rate stay the environment's word, which is what shows a reward being gamed.
@@ -13,27 +13,27 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from actors.verifier import JudgeRequest
+from actors.verifier import ScoreRequest
 from envs.reward_terms import length as shaping
 from envs.types import Message, Observation, Prompt, Status, Trajectory, Verdict
 
-JudgeFn = Callable[[JudgeRequest], Awaitable[Observation | Verdict]]
+ScoreFn = Callable[[ScoreRequest], Awaitable[Observation | Verdict]]
 VERDICT = "verdict"  # the name of the environment's own term
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class FinishedTrajectory:
     """A trajectory that its environment, or a limit, has ended."""
 
     name: str  # unique over the run
     environment: int  # index in the run's environments
     trajectory: Trajectory
-    said: tuple[Message, ...]  # the whole conversation, the last reply at its end
-    max_tokens: int  # sampling.max_tokens, whatever room was left for this reply
+    said: tuple[Message, ...]  # the whole conversation, the last response at its end
+    max_tokens: int  # sampling.max_tokens, whatever room was left for this response
 
 
 class TermFailed(RuntimeError):
-    """A term has no value for a reply; the message says why. The reply is left out, never given 0 for it."""
+    """A term has no value for a response; the message says why. The response is left out, never given 0 for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Term:
 
     name: str
     weight: float
-    value: Callable[[Ended], Awaitable[float]]
+    value: Callable[[FinishedTrajectory], Awaitable[float]]
 
 
-class Composite:
+class RewardFunction:
     """A rollout's RewardFn: weight x verdict + the sum of weight x term.
 
     What the environment could not judge stays as it is, and no term is asked. Where a term fails, the verdict has status ERROR
@@ -59,9 +59,9 @@ class Composite:
         self.verdict_weight, self.terms, self._on_event = verdict_weight, tuple(terms), on_event
         self._told: set[str] = set()
 
-    async def __call__(self, ended: Ended) -> Verdict:
+    async def __call__(self, ended: FinishedTrajectory) -> Verdict:
         own = ended.trajectory.verdict
-        if not own.status.judged:
+        if not own.status.scored:
             return own
         found = await asyncio.gather(*(_finite(term, ended) for term in self.terms))
         values = {VERDICT: own.reward}
@@ -79,11 +79,11 @@ class Composite:
             if name not in self._told:
                 self._told.add(name)
                 self._on_event(
-                    f"rewards.{name} failed, and such replies are left out and counted in status/error: {error}"
+                    f"rewards.{name} failed, and such responses are left out and counted in status/error: {error}"
                 )
 
 
-async def _finite(term: Term, ended: Ended) -> float | TermFailed:
+async def _finite(term: Term, ended: FinishedTrajectory) -> float | TermFailed:
     try:
         value = float(await term.value(ended))
     except TermFailed as error:
@@ -102,54 +102,54 @@ def length_term(
     correct: tuple[float, float],
     wrong: tuple[float, float],
 ) -> Term:
-    """By the tokens of all replies of a trajectory: the first value of `correct` or `wrong` up to `free`, the second from `full` on
-    (None: the most that one reply may have)."""
+    """By the tokens of all responses of a trajectory: the first value of `correct` or `wrong` up to `free`, the second from
+    `full` on (None: the most that one response may have)."""
 
-    async def value(ended: Ended) -> float:
+    async def value(ended: FinishedTrajectory) -> float:
         trajectory = ended.trajectory
-        share = shaping.progress(trajectory.reply_tokens, free, ended.max_tokens if full is None else full)
+        share = shaping.progress(trajectory.response_tokens, free, ended.max_tokens if full is None else full)
         return shaping.between(*(correct if trajectory.verdict.correct else wrong), share, shape)
 
     return Term("length", weight, value)
 
 
 def overlong_term(weight: float, buffer: int) -> Term:
-    """Of the longest reply of a trajectory, since the limit is one reply's."""
+    """Of the longest response of a trajectory, since the limit is one response's."""
 
-    async def value(ended: Ended) -> float:
-        longest = max(len(turn.reply_ids) for turn in ended.trajectory.turns)
+    async def value(ended: FinishedTrajectory) -> float:
+        longest = max(len(turn.response_ids) for turn in ended.trajectory.turns)
         return shaping.overlong(longest, ended.max_tokens, buffer)
 
     return Term("overlong", weight, value)
 
 
-def asked_term(name: str, weight: float, judge: JudgeFn, request: Callable[[Ended], JudgeRequest]) -> Term:
-    """The reward that somebody gives who can fail, but answers in any case: a verdict that is not judged is no value."""
+def asked_term(name: str, weight: float, score: ScoreFn, request: Callable[[FinishedTrajectory], ScoreRequest]) -> Term:
+    """The reward that somebody gives who can fail, but answers in any case: a verdict that is not scored is no value."""
 
-    async def value(ended: Ended) -> float:
-        answer = await judge(request(ended))
+    async def value(ended: FinishedTrajectory) -> float:
+        answer = await score(request(ended))
         if not isinstance(answer, Verdict):
             raise TermFailed("it answered with an observation where a verdict was asked for")
-        if not answer.status.judged:
+        if not answer.status.scored:
             raise TermFailed(answer.detail or str(answer.status))
         return answer.reward
 
     return Term(name, weight, value)
 
 
-def last_reply(ended: Ended) -> JudgeRequest:
-    """The last reply, to the whole conversation before it as the prompt: what judges of a text are asked about."""
+def last_response(ended: FinishedTrajectory) -> ScoreRequest:
+    """The last response, to the whole conversation before it as the prompt: what judges of a text are asked about."""
     prompt = replace(ended.trajectory.prompt, messages=ended.said[:-1])
-    return JudgeRequest(ended.name, ended.environment, prompt, (ended.said[-1].content,))
+    return ScoreRequest(ended.name, ended.environment, prompt, (ended.said[-1].content,))
 
 
-def form_request(forms: Sequence[str], index: int) -> Callable[[Ended], JudgeRequest]:
+def form_request(forms: Sequence[str], index: int) -> Callable[[FinishedTrajectory], ScoreRequest]:
     """Of envs/reward_terms/format_match.py, which verifiers have as environment `index`; forms: a pattern for each environment
     of the run."""
 
-    def request(ended: Ended) -> JudgeRequest:
+    def request(ended: FinishedTrajectory) -> ScoreRequest:
         texts, asked = ended.trajectory.texts, ended.trajectory.prompt
-        task = {"pattern": forms[ended.environment], "replies": len(texts)}
-        return JudgeRequest(f"{ended.name}/form", index, Prompt(asked.env, asked.split, asked.index, (), task), texts)
+        task = {"pattern": forms[ended.environment], "responses": len(texts)}
+        return ScoreRequest(f"{ended.name}/form", index, Prompt(asked.env, asked.split, asked.index, (), task), texts)
 
     return request

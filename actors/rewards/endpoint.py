@@ -30,7 +30,7 @@ class EndpointSettings:
 
 
 class Endpoint:
-    """A judge's Speaker. Belongs to one event loop."""
+    """A judge's JudgeBackend. Belongs to one event loop."""
 
     def __init__(self, settings: EndpointSettings, key: str | None = None) -> None:
         self.settings = settings

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from actors.inference import Request, SamplingParams
 from actors.rewards.judge import Answer, NoScore
-from actors.rollout import GenerateFn, reply_seed
+from actors.rollout import GenerateFn, response_seed
 from envs.types import Message
 
 
@@ -34,7 +34,7 @@ class JudgeCodec(Protocol):
 
 
 class Generators:
-    """A judge's Speaker over `generate`. The same question is the same request, at any temperature and in any order.
+    """A judge's JudgeBackend over `generate`. The same question is the same request, at any temperature and in any order.
 
     max_model_len: tokens, question and answer together.
     """
@@ -61,18 +61,18 @@ class Generators:
                 f"rewards.judge.generator.max_model_len = {self._max_model_len}"
             )
         sampling = SamplingParams(most, float(body["temperature"]), stop_token_ids=self._codec.stop_token_ids)
-        seed = reply_seed(0, json.dumps(body, sort_keys=True))
+        seed = response_seed(0, json.dumps(body, sort_keys=True))
         try:
             (done,) = await self._generate([Request(f"judge/{next(self._numbers)}", ids, sampling, seed)])
         except (ValueError, RuntimeError) as error:  # the engine refuses, or nobody is left (PoolEmpty)
             raise NoScore(str(error)) from error
-        return Answer(self._codec.decode(done.reply_ids), done.finish == "length")
+        return Answer(self._codec.decode(done.response_ids), done.finish == "length")
 
     def clean(self, text: str) -> str:
         return text
 
     def defuse(self, text: str) -> str:
-        """What is judged may say that its turn is over and the judge's has begun."""
+        """What is scored may say that its turn is over and the judge's has begun."""
         return self._codec.defuse(text)
 
     async def close(self) -> None: ...

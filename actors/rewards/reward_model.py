@@ -1,6 +1,6 @@
-"""A reward model: a Hugging Face sequence classifier that judges the last reply of a conversation.
+"""A reward model: a Hugging Face sequence classifier that judges the last response of a conversation.
 
-It answers `JudgeRequest`s like a verifier does, so that one kind of pool serves both. Requests of one call are scored together, by
+It answers `ScoreRequest`s like a verifier does, so that one kind of pool serves both. Requests of one call are scored together, by
 length, in batches of at most `max_batch_tokens` token slots. What else is in a batch can move a score's last digits, and which
 requests meet there is a matter of time: with max_batch_tokens=1 each is scored alone, and a resumed run has the same to the bit.
 """
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from actors.verifier import JudgeRequest
+from actors.verifier import ScoreRequest
 from envs.reward_terms import length as shaping
 from envs.types import Message, Observation, Status, Verdict
 from learner import tokenizer as chat
@@ -82,14 +82,14 @@ class RewardModel:
                 f"rewards.model.label is {settings.label} and {settings.path} has labels 0 to {labels - 1}"
             )
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
         """One verdict a request, in order; its reward is the normalised score. What cannot be scored has status ERROR."""
         verdicts: list[Observation | Verdict] = [Verdict(0.0) for _ in requests]
         ids: dict[int, list[int]] = {}
         for i, request in enumerate(requests):
             try:
-                ids[i] = self._ids((*request.prompt.messages, Message("assistant", request.replies[-1])))
-            except Exception as error:  # noqa: BLE001 - the model's own template; it costs its own reply alone
+                ids[i] = self._ids((*request.prompt.messages, Message("assistant", request.responses[-1])))
+            except Exception as error:  # noqa: BLE001 - the model's own template; it costs its own response alone
                 verdicts[i] = _failed(f"the conversation cannot be rendered: {type(error).__name__}: {error}")
         for batch in batches([(i, len(x)) for i, x in ids.items()], self.settings.max_batch_tokens):
             try:

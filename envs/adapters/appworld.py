@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.answers.extract import program
-from envs.tasks import MAX_REPLY, check_index, stable_hash
+from envs.tasks import MAX_RESPONSE, check_index, stable_hash
 from envs.types import Message, Observation, Prompt, Split, Status, Verdict
 
 REWARDS = ("success", "share")
@@ -40,7 +40,7 @@ I am {first_name} {last_name}, {email}, telephone {phone_number}. You do my ever
 
 Task: {instruction}
 
-You act through Python. Reply with one block
+You act through Python. Response with one block
 ```python
 print(apis.api_docs.show_app_descriptions())
 ```
@@ -52,13 +52,13 @@ I cannot be asked. When the task is done, call apis.supervisor.complete_task(), 
 
 
 class AppWorld:
-    """Tasks of AppWorld, over HTTP: write Python, see what it printed, be judged by the state of the apps.
+    """Tasks of AppWorld, over HTTP: write Python, see what it printed, be scored by the state of the apps.
 
     urls        of the servers: http://host:port, a list of them or one
     root        AppWorld's folder, for the lists of tasks: root/data/datasets/NAME.txt; by default $APPWORLD_ROOT
     train, eval a list's name (train, dev, test_normal, test_challenge), or the ids of tasks themselves
     reward      "success": 1.0 if every test of the task passes; "share": of the tests that pass. `correct` is always success
-    turns       replies after which the world is judged as it is; by default only when the task is said to be completed
+    turns       responses after which the world is scored as it is; by default only when the task is said to be completed
     template    of the prompt, with {instruction}, {first_name}, {last_name}, {email}, {phone_number}, {datetime}
     characters  the most of an output that the model is shown; the middle of a longer one is left out
     timeout_s   seconds for one call. A server's own limit for a piece of code is 100 s; verifiers.timeout_s has to exceed both
@@ -238,8 +238,8 @@ class AppWorldSession:
 
     def reply(self, text: str) -> Observation | Verdict:
         if self._verdict is None:
-            if len(text) > MAX_REPLY:
-                detail = f"the reply has {len(text)} characters, at most {MAX_REPLY} are judged"
+            if len(text) > MAX_RESPONSE:
+                detail = f"the response has {len(text)} characters, at most {MAX_RESPONSE} are scored"
                 self._verdict = Verdict(0.0, detail=detail)
                 return self._verdict
             try:

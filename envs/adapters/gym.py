@@ -25,7 +25,7 @@ from typing import Any
 
 from envs import catalog
 from envs.answers.extract import extract
-from envs.tasks import MAX_REPLY, check_index, in_split, stable_hash
+from envs.tasks import MAX_RESPONSE, check_index, in_split, stable_hash
 from envs.types import Message, Observation, Prompt, Role, Split, Status, Verdict
 
 DRAWS = 1_000
@@ -147,7 +147,7 @@ class GymSession:
     def __init__(self, owner: Gym, seed: int, first: str) -> None:
         self._owner, self._seed, self._first = owner, seed, first
         self._game: Game | None = None
-        self._replies: list[str] = []
+        self._responses: list[str] = []
         self._rewards: list[float] = []
         self._verdict: Verdict | None = None
 
@@ -172,12 +172,12 @@ class GymSession:
                 game.close()
 
     def _step(self, text: str) -> Observation | Verdict:
-        if len(text) > MAX_REPLY:
-            return Verdict(0.0, detail=f"the reply has {len(text)} characters, at most {MAX_REPLY} are judged")
+        if len(text) > MAX_RESPONSE:
+            return Verdict(0.0, detail=f"the response has {len(text)} characters, at most {MAX_RESPONSE} are scored")
         game = self._opened()
         self._owner.touch(self)
         observation, reward, done, detail = game.step(self._action(text))
-        self._replies.append(text)
+        self._responses.append(text)
         self._rewards.append(reward)
         if not done:
             # With `sum` the verdict has it: credit by the turn would count it twice.
@@ -190,7 +190,7 @@ class GymSession:
             raise ValueError(f"the reward is {total}: it has to be a finite number")
         if total < self._owner.success:
             return Verdict(total, detail=detail)
-        solution = " | ".join(" ".join(self._action(reply).split()) for reply in self._replies)
+        solution = " | ".join(" ".join(self._action(response).split()) for response in self._responses)
         return Verdict(total, True, self._owner.shown(solution), detail=detail)
 
     def _action(self, text: str) -> str:
@@ -204,8 +204,8 @@ class GymSession:
                     f"reset(seed={self._seed}) gave another observation than for the prompt: an environment has to be determined "
                     "by its seed, in every process"
                 )
-            for reply in self._replies:
-                game.step(self._action(reply))
+            for response in self._responses:
+                game.step(self._action(response))
         return self._game
 
 

@@ -2,6 +2,6 @@
 
 | file | what |
 |---|---|
-| extract.py | pure: the answer inside a reply, the program inside a reply |
+| extract.py | pure: the answer inside a response, the program inside a response |
 | grading.py | is that answer equal to the reference: exact -> numeric -> symbolic |
 """

@@ -1,4 +1,4 @@
-"""The answer inside a reply. Pure, linear in the length of the reply, never raises."""
+"""The answer inside a response. Pure, linear in the length of the response, never raises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MARKS = "*_` \t\r\n"  # what Markdown puts around an answer
 
 
 def extract(text: str) -> str:
-    """The final answer in a reply, stripped; the whole text when nothing marks one.
+    """The final answer in a response, stripped; the whole text when nothing marks one.
 
     The first of these that is there, and of several the last: <answer>..</answer>, \\boxed{..} with balanced braces,
     "#### ..", "answer is .." or "Answer: ..", the last line that is not blank. Text before a final "</think>" is
@@ -28,7 +28,7 @@ def extract(text: str) -> str:
 
 
 def program(text: str) -> str:
-    """The program in a reply: the last complete block between ``` lines, or the whole text when there is none.
+    """The program in a response: the last complete block between ``` lines, or the whole text when there is none.
 
     Thinking before a final "</think>" is not looked at, as in `extract`. The first line's indentation is taken away, from
     every line if all have it: no program can start with one.

@@ -7,5 +7,5 @@
 | guess.py        | higher or lower, hidden bits: games of several turns whose best play is known |
 | python_program/ | Write f(x) |
 | questions/      | Questions with one answer each, from a file or a data set |
-| toolbox/        | Small apps called by text over several turns, judged by the state they are left in |
+| toolbox/        | Small apps called by text over several turns, scored by the state they are left in |
 """

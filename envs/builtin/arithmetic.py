@@ -56,7 +56,7 @@ class Arithmetic:
         )
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
-        """The answer: the only correct reply."""
+        """The answer: the only correct response."""
         return prompt.task["answer"]
 
     def alphabet(self) -> Iterable[str]:

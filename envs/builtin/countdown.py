@@ -1,6 +1,6 @@
 """Countdown: reach the target with all the numbers, each used once, evaluated from left to right.
 
-    prompt  3 4 5 6=21        reply  4+5*3-6        because ((4+5)*3)-6 = 21
+    prompt  3 4 5 6=21        response  4+5*3-6        because ((4+5)*3)-6 = 21
 
 Every correct expression can be listed, counted and drawn uniformly, so diversity is measured rather than guessed. The
 counts come from dynamic programming over the numbers left:
@@ -24,10 +24,10 @@ Numbers = tuple[int, ...]  # sorted: a multiset
 
 MAX_NUMBERS = 6  # 6 numbers have up to 720 * 3^5 expressions
 MAX_HIGH = 99
-MAX_EXPRESSION = 256  # characters of a reply that is judged, spaces included
+MAX_EXPRESSION = 256  # characters of a response that is scored, spaces included
 DRAWS = 5_000  # of numbers, until the parameters are called impossible
 
-_EXPRESSION = re.compile(r"[0-9]{1,3}(?:[-+*][0-9]{1,3})*")  # three digits at most: no reply makes a huge number
+_EXPRESSION = re.compile(r"[0-9]{1,3}(?:[-+*][0-9]{1,3})*")  # three digits at most: no response makes a huge number
 _TOKEN = re.compile(r"[0-9]+|[-+*]")
 
 

@@ -1,7 +1,7 @@
 """Two games of several turns whose best play is known exactly: for tests of masking, of credit and of the warm start.
 
-guess   prompt  17-32     reply  24   observation  higher   reply  28   ...   the number
-bits    prompt  dgbf      reply  g    observation  1        reply  d    ...   reply  0110, the letters' bits in order
+guess   prompt  17-32     response  24   observation  higher   response  28   ...   the number
+bits    prompt  dgbf      response  g    observation  1        response  d    ...   response  0110, the letters' bits in order
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from envs.tasks import check_index, in_split, task_random
 from envs.types import Message, Observation, Prompt, Split, Verdict
 
 DRAWS = 1_000
-MAX_REPLY = 16  # characters that are read
+MAX_RESPONSE = 16  # characters that are read
 
 
 class _Game(ABC):
@@ -51,11 +51,11 @@ class _Game(ABC):
 
 
 class GameSession(ABC):
-    """A reply beyond the last turn loses."""
+    """A response beyond the last turn loses."""
 
     def __init__(self, turns: int, decay: float) -> None:
         self._turns, self._decay = turns, decay
-        self._replies: list[str] = []
+        self._responses: list[str] = []
         self._verdict: Verdict | None = None
 
     @abstractmethod
@@ -64,13 +64,15 @@ class GameSession(ABC):
 
     def reply(self, text: str) -> Observation | Verdict:
         if self._verdict is None:
-            text = text.strip() if len(text) <= MAX_REPLY else ""
+            text = text.strip() if len(text) <= MAX_RESPONSE else ""
             seen = self.respond(text)
-            self._replies.append("?" if seen == "?" else text)  # of what is no move nothing is kept: it may be anything
+            self._responses.append(
+                "?" if seen == "?" else text
+            )  # of what is no move nothing is kept: it may be anything
             if seen is True:
-                reward = self._decay ** (len(self._replies) - 1)
-                self._verdict = Verdict(reward, correct=True, solution=" ".join(self._replies))
-            elif seen is False or len(self._replies) >= self._turns:
+                reward = self._decay ** (len(self._responses) - 1)
+                self._verdict = Verdict(reward, correct=True, solution=" ".join(self._responses))
+            elif seen is False or len(self._responses) >= self._turns:
                 detail = "wrong" if seen is False else f"not found within {self._turns} turns"
                 self._verdict = Verdict(0.0, detail=detail)
             else:

@@ -1,6 +1,6 @@
 """A function call that can be killed: one subprocess, reused from call to call.
 
-What it is for: library code that may not come back on an odd reply (a symbolic simplification, `9**9**9`), which a
+What it is for: library code that may not come back on an odd response (a symbolic simplification, `9**9**9`), which a
 thread cannot be stopped from running. On a time-out the process group is killed; the next call starts a new one.
 
 What it is NOT: a sandbox for untrusted code. The subprocess has the rights of its parent: files, network, everything. A

@@ -2,6 +2,6 @@
 
 | file | what |
 |---|---|
-| format_match.py | whether replies have a form: a regular expression, judged like a task |
+| format_match.py | whether responses have a form: a regular expression, scored like a task |
 | length.py       | pure: what length adds to a reward, a raw score on another scale |
 """

@@ -1,6 +1,6 @@
-"""The form of replies, judged as if it were a task: whoever has verifiers has the form term of a reward.
+"""The form of responses, scored as if it were a task: whoever has verifiers has the form term of a reward.
 
-A regular expression can take for ever on a reply that was written for it. Here it runs where everything else that a reply can
+A regular expression can take for ever on a response that was written for it. Here it runs where everything else that a response can
 stall runs: in a verifier's killable subprocess, with its time limit.
 """
 
@@ -12,8 +12,8 @@ from envs.types import Observation, Prompt, Split, Verdict
 
 
 class Form:
-    """The task of a prompt is {"pattern": str, "replies": n}. The n-th reply is answered with a verdict whose reward is the share
-    of the replies that match as a whole, white space around them aside."""
+    """The task of a prompt is {"pattern": str, "responses": n}. The n-th response is answered with a verdict whose reward is
+    the share of the responses that match as a whole, white space around them aside."""
 
     def __init__(self, seed: int = 0) -> None:
         del seed  # there is nothing to draw
@@ -22,20 +22,20 @@ class Form:
         return 0
 
     def prompt(self, split: Split, index: int) -> Prompt:
-        raise ValueError("Form judges the replies to other environments' prompts and has none of its own")
+        raise ValueError("Form judges the responses to other environments' prompts and has none of its own")
 
     def open(self, prompt: Prompt) -> FormSession:
-        return FormSession(prompt.task["pattern"], int(prompt.task["replies"]))
+        return FormSession(prompt.task["pattern"], int(prompt.task["responses"]))
 
 
 class FormSession:
-    def __init__(self, pattern: str, replies: int) -> None:
-        self._pattern, self._replies = re.compile(pattern), replies
+    def __init__(self, pattern: str, responses: int) -> None:
+        self._pattern, self._responses = re.compile(pattern), responses
         self._matched: list[bool] = []
 
     def reply(self, text: str) -> Observation | Verdict:
         self._matched.append(self._pattern.fullmatch(text.strip()) is not None)
-        if len(self._matched) < self._replies:
+        if len(self._matched) < self._responses:
             return Observation(())
         share = sum(self._matched) / len(self._matched)
         return Verdict(share, correct=share == 1.0)

@@ -1,4 +1,4 @@
-"""Pure: what the length of a reply adds to its reward, and a raw score on another scale.
+"""Pure: what the length of a response adds to its reward, and a raw score on another scale.
 
 Tokens are whole numbers >= 0. Values are before the weight of their term; the sources are named where a formula has one.
 """

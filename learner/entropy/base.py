@@ -1,10 +1,9 @@
 """The interface of entropy control.
 
-A method says what its knob does to the loss; a controller moves the knob; a target says where entropy should be. A target
-with its controller is a `Loop`; a run has one, or one more for every environment that was given a target of its own. Every
-knob is oriented the same way: turning it up is meant to raise entropy. To add a method, write one file with a class that
-satisfies `Method` and name it in build.METHODS.
-"""
+A method says what its coefficient does to the loss; a controller moves the coefficient; a target says where entropy should be.
+A target with its controller is a `Loop`; a run has one, or one more for every environment that was given a target of its own.
+Every coefficient is oriented the same way: turning it up is meant to raise entropy. To add a method, write one file with a
+class that satisfies `Method` and name it in build.METHODS."""
 
 from __future__ import annotations
 
@@ -33,16 +32,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Knob(BaseModel):
+class CoefficientRange(BaseModel):
     """What a method asks of a controller: where it starts, how far it may go, whether a negative value means anything."""
 
     model_config = ConfigDict(frozen=True)
     start: float
     low: float  # smallest magnitude a controller moves to
     high: float  # largest magnitude
-    signed: bool  # a negative knob pushes entropy down
-    linear: bool = False  # the predicted change of entropy is linear in the knob, and a knob of 0 does nothing
-    # What one unit of the knob is comparable with: an advantage of 1, or a factor of 1.
+    signed: bool  # a negative coefficient pushes entropy down
+    linear: bool = (
+        False  # the predicted change of entropy is linear in the coefficient, and a coefficient of 0 does nothing
+    )
+    # What one unit of the coefficient is comparable with: an advantage of 1, or a factor of 1.
     unit: Literal["advantage", "factor"] = "factor"
 
 
@@ -50,44 +51,48 @@ class Method(Protocol):
     """One way to act on entropy. Pure: `shape` depends on its arguments alone."""
 
     Settings: ClassVar[type[Settings]]
-    knob: ClassVar[Knob]
-    # "token": `shape` treats every token by itself, may be called on any part of a batch, and takes a knob a token.
+    coefficient_range: ClassVar[CoefficientRange]
+    # "token": `shape` treats every token by itself, may be called on any part of a batch, and takes a coefficient a token.
     # "batch": `shape` takes statistics over tokens and is called once per update, on the whole global batch.
     scope: ClassVar[Literal["token", "batch"]]
     # Surrogates under which the method acts at all; None: all. A combination that does nothing is refused.
     surrogates: ClassVar[frozenset[str] | None]
 
-    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping: ...
+    def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a controller sees of an iteration, before the updates that its knob will shape. Global over all ranks."""
+    """What a controller sees of an iteration, before the updates that its coefficient will shape. Global over all ranks."""
 
-    entropy: float  # nats per token, over the replies that the target is about
-    free: float = math.nan  # predicted dH of a unit step on the logits with the knob at no effect: nats per token
-    slope: float = math.nan  # what one unit of the knob adds to that; nan where the method is not linear in its knob
+    entropy: float  # nats per token, over the responses that the target is about
+    free: float = (
+        math.nan
+    )  # predicted dH of a unit step on the logits with the coefficient at no effect: nats per token
+    slope: float = (
+        math.nan
+    )  # what one unit of the coefficient adds to that; nan where the method is not linear in its coefficient
     advantage: float = math.nan  # root mean square of the advantages
     trained: bool = (
-        True  # whether updates follow that the knob can act on: dynamic sampling may have dropped every group
+        True  # whether updates follow that the coefficient can act on: dynamic sampling may have dropped every group
     )
 
 
-# What a controller does where a run goes over to other environments: "keep" goes on as it is; "reset" starts knob, integral and
-# anchor anew; "reanchor" keeps knob and integral and measures the target's start again.
+# What a controller does where a run goes over to other environments: "keep" goes on as it is; "reset" starts coefficient,
+# integral and anchor anew; "reanchor" keeps coefficient and integral and measures the target's start again.
 AtBoundary = Literal["keep", "reset", "reanchor"]
 
 
 @dataclass
 class Loop:
-    """One knob on its way to one target."""
+    """One coefficient on its way to one target."""
 
     controller: Controller
     target: Target
 
     def observe(self, seen: Observed) -> None:
-        """Moves the knob for the updates that follow. An entropy that was not measured (no successful reply) moves nothing; nor
-        does one that no update follows, which would wind the knob up without an effect to be seen."""
+        """Moves the coefficient for the updates that follow. An entropy that was not measured (no successful response) moves
+        nothing; nor does one that no update follows, which would wind the coefficient up without an effect to be seen."""
         self.aim = self.target.observe(seen.entropy)
         self.seen = seen.entropy
         if math.isfinite(seen.entropy) and seen.trained and not self.target.released:
@@ -130,20 +135,22 @@ class Steering:
         return self.loops[COMMON].controller
 
     def shape(self, tokens: TokenStats, envs: tuple[str, ...]) -> Shaping:
-        """What the method does to these tokens at the present knobs. envs: the names behind tokens.env."""
+        """What the method does to these tokens at the present coefficients. envs: the names behind tokens.env."""
         if all(loop.target.released for loop in self.loops.values()):
             return untouched(tokens)
-        return self.method.shape(tokens, self._knob(tokens, envs))
+        return self.method.shape(tokens, self._coefficient(tokens, envs))
 
     def probe(self, tokens: TokenStats, envs: tuple[str, ...]) -> tuple[Shaping, float | Tensor] | None:
-        """The method at a knob that does something, and that knob: what `Observed.slope` is measured with. None for a method
-        that is not linear in its knob."""
-        if not self.method.knob.linear:
+        """The method at a coefficient that does something, and that coefficient: what `Observed.slope` is measured with. None
+        for a method that is not linear in its coefficient."""
+        if not self.method.coefficient_range.linear:
             return None
-        knob = self._knob(tokens, envs, at_least=self.method.knob.low or self.method.knob.start)
-        return self.method.shape(tokens, knob), knob
+        coefficient = self._coefficient(
+            tokens, envs, at_least=self.method.coefficient_range.low or self.method.coefficient_range.start
+        )
+        return self.method.shape(tokens, coefficient), coefficient
 
-    def _knob(self, tokens: TokenStats, envs: tuple[str, ...], at_least: float = 0.0) -> float | Tensor:
+    def _coefficient(self, tokens: TokenStats, envs: tuple[str, ...], at_least: float = 0.0) -> float | Tensor:
         """One number for all tokens, or, with several loops, a number a token. [N]"""
 
         def value(loop: Loop) -> float:
@@ -156,7 +163,7 @@ class Steering:
         return table[tokens.env]
 
     def observe(self, row: LedgerRow) -> dict[str, float]:
-        """Once per iteration, before its updates: the controllers move the knobs these are shaped with. Returns metrics."""
+        """Once per iteration, before its updates: the controllers move the coefficients these are shaped with. Returns metrics."""
         for name, loop in self.loops.items():
             mine = [env for env in row.parts if name == (env if env in self.loops else COMMON)]
             loop.observe(row.observed(mine, loop.target.settings.over))
@@ -165,16 +172,16 @@ class Steering:
             "entropy/controlled": common.seen,
             "entropy/target": common.aim,
             "entropy/error": common.error,
-            "entropy/knob": common.controller.effective,
-            "entropy/knob_low": common.controller.lowest,
-            "entropy/knob_high": common.controller.knob.high,
+            "entropy/coefficient": common.controller.effective,
+            "entropy/coefficient_low": common.controller.lowest,
+            "entropy/coefficient_high": common.controller.coefficient_range.high,
             "entropy/saturated": float(any(loop.saturated for loop in self.loops.values())),
             "entropy/released": float(common.target.released),
         }
         for name, loop in self.loops.items():
             if name != COMMON:
                 out |= {
-                    f"knob/{name}": loop.controller.effective,
+                    f"coefficient/{name}": loop.controller.effective,
                     f"target/{name}": loop.aim,
                     f"error/{name}": loop.error,
                     f"saturated/{name}": float(loop.saturated),

@@ -64,17 +64,17 @@ def build(
     if environments and made.scope == "batch":
         raise ValueError(
             f"entropy.environments gives {len(environments)} targets of their own, and {getattr(method, 'kind')} takes its "  # noqa: B009
-            "statistics over the whole batch, with one knob: leave them out or choose another method"
+            "statistics over the whole batch, with one coefficient: leave them out or choose another method"
         )
     released = {t.release_at for t in (target, *(environments or {}).values())}
-    if len(released) > 1 and not made.knob.linear:
+    if len(released) > 1 and not made.coefficient_range.linear:
         raise ValueError(
             f"entropy.environments let go at different iterations ({', '.join(map(str, sorted(released, key=str)))}), and "
-            f"{getattr(method, 'kind')} has no knob value that does nothing: give all the same release_at"  # noqa: B009
+            f"{getattr(method, 'kind')} has no coefficient value that does nothing: give all the same release_at"  # noqa: B009
         )
 
     def loop(settings: TargetSettings) -> base.Loop:
-        return base.Loop(CONTROLLERS[getattr(controller, "kind")](controller, made.knob), Target(settings))  # noqa: B009
+        return base.Loop(CONTROLLERS[getattr(controller, "kind")](controller, made.coefficient_range), Target(settings))  # noqa: B009
 
     return base.Steering(
         made, {base.COMMON: loop(target), **{name: loop(t) for name, t in (environments or {}).items()}}

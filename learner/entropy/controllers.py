@@ -1,5 +1,5 @@
-"""What moves a knob: pure, bounded, validated. Called once per iteration with the globally measured entropy, before the
-updates that the knob then shapes.
+"""What moves a coefficient: pure, bounded, validated. Called once per iteration with the globally measured entropy, before the
+updates that the coefficient then shapes.
 
 To add one: a class that satisfies `Controller` and a line in build.CONTROLLERS. Bounds and start default to the method's.
 """
@@ -15,13 +15,13 @@ from learner.entropy import base
 
 
 class Range(base.Settings):
-    """Bounds of the knob's magnitude, and how readily it moves; what is left out of the bounds comes from the method."""
+    """Bounds of the coefficient's magnitude, and how readily it moves; what is left out of the bounds comes from the method."""
 
     start: float | None = None
     low: float | None = Field(default=None, ge=0)
     high: float | None = Field(default=None, gt=0)
-    dead_band: float = Field(default=0.0, ge=0, lt=1)  # relative error within which the knob stays where it is
-    max_change: float | None = Field(default=None, gt=0)  # of the knob in one iteration
+    dead_band: float = Field(default=0.0, ge=0, lt=1)  # relative error within which the coefficient stays where it is
+    max_change: float | None = Field(default=None, gt=0)  # of the coefficient in one iteration
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -29,32 +29,35 @@ class Range(base.Settings):
             raise ValueError(f"low ({self.low:g}) is above high ({self.high:g}): give low <= high")
         return self
 
-    def over(self, knob: base.Knob) -> base.Knob:
-        """The method's knob with what was set here; a start outside the bounds is refused, not clamped."""
+    def over(self, bounds: base.CoefficientRange) -> base.CoefficientRange:
+        """The method's coefficient with what was set here; a start outside the bounds is refused, not clamped."""
         given = {k: v for k in ("start", "low", "high") if (v := getattr(self, k)) is not None}
-        made = knob.model_copy(update=given)
+        made = bounds.model_copy(update=given)
         if made.low > made.high:
-            raise ValueError(f"the knob's low ({made.low:g}) is above its high ({made.high:g}): give low <= high")
+            raise ValueError(
+                f"the coefficient's low ({made.low:g}) is above its high ({made.high:g}): give low <= high"
+            )
         if not made.low <= abs(made.start) <= made.high or (made.start < 0 and not made.signed):
             raise ValueError(
-                f"the knob starts at {made.start:g}, outside its bounds [{made.low:g}, {made.high:g}]: move start, low or high"
+                f"the coefficient starts at {made.start:g}, outside its bounds [{made.low:g}, {made.high:g}]: move start, low or "
+                "high"
             )
         return made
 
 
 class Controller(Protocol):
     Settings: ClassVar[type[base.Settings]]
-    knob: base.Knob
+    coefficient_range: base.CoefficientRange
     value: float
 
     @property
     def effective(self) -> float:
-        """The knob as the method is handed it."""
+        """The coefficient as the method is handed it."""
         ...
 
     @property
     def lowest(self) -> float:
-        """The smallest value the knob can take."""
+        """The smallest value the coefficient can take."""
         ...
 
     def update(self, seen: base.Observed, target: float) -> None:
@@ -62,7 +65,7 @@ class Controller(Protocol):
         ...
 
     def saturated(self, entropy: float, target: float) -> bool:
-        """The knob is at the bound that the error pushes it against."""
+        """The coefficient is at the bound that the error pushes it against."""
         ...
 
     def state_dict(self) -> dict[str, float]: ...
@@ -71,15 +74,15 @@ class Controller(Protocol):
 
 
 class _Base:
-    """The knob's value, its bounds, and the state every controller has. `STATE` names what is saved."""
+    """The coefficient's value, its bounds, and the state every controller has. `STATE` names what is saved."""
 
     STATE: ClassVar[tuple[str, ...]] = ("value",)
 
-    def __init__(self, knob: base.Knob, settings: Range | None = None) -> None:
-        self.knob = knob if settings is None else settings.over(knob)
+    def __init__(self, bounds: base.CoefficientRange, settings: Range | None = None) -> None:
+        self.coefficient_range = bounds if settings is None else settings.over(bounds)
         self.dead_band = settings.dead_band if settings else 0.0
         self.max_change = settings.max_change if settings else None
-        self.value = self.knob.start
+        self.value = self.coefficient_range.start
 
     @property
     def effective(self) -> float:
@@ -87,7 +90,7 @@ class _Base:
 
     @property
     def lowest(self) -> float:
-        return self.knob.low
+        return self.coefficient_range.low
 
     def idle(self, error: float) -> bool:
         """Within the dead band: nothing moves, integrators included."""
@@ -97,12 +100,12 @@ class _Base:
         """To `wanted`, as far as one iteration and the bounds allow."""
         if self.max_change is not None:
             wanted = min(max(wanted, self.value - self.max_change), self.value + self.max_change)
-        self.value = min(max(wanted, self.lowest), self.knob.high)
+        self.value = min(max(wanted, self.lowest), self.coefficient_range.high)
 
     def saturated(self, entropy: float, target: float) -> bool:
         if self.idle(relative_error(entropy, target)):
             return False
-        return self.value >= self.knob.high if entropy < target else self.value <= self.lowest
+        return self.value >= self.coefficient_range.high if entropy < target else self.value <= self.lowest
 
     def state_dict(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in self.STATE}
@@ -111,7 +114,7 @@ class _Base:
         for name in self.STATE:
             value = state[name]
             if not math.isfinite(value):
-                what = "knob" if name == "value" else f"controller's {name}"
+                what = "coefficient" if name == "value" else f"controller's {name}"
                 raise ValueError(f"the saved {what} is {value}: the checkpoint cannot be resumed")
             setattr(self, name, value)
 
@@ -121,18 +124,20 @@ def relative_error(entropy: float, target: float) -> float:
 
 
 class Fixed(_Base):
-    """The knob stays where it was put. A fixed knob is never "saturated": nothing steers it."""
+    """The coefficient stays where it was put. A fixed coefficient is never "saturated": nothing steers it."""
 
     class Settings(base.Settings):
         kind: Literal["fixed"] = "fixed"
         value: float | None = None  # None: the method's start
 
-    def __init__(self, settings: Settings, knob: base.Knob) -> None:
+    def __init__(self, settings: Settings, bounds: base.CoefficientRange) -> None:
         if settings.value is not None:
-            if settings.value < 0 and not knob.signed:
-                raise ValueError(f"a fixed knob of {settings.value:g} is negative and this method's knob cannot be")
-            knob = knob.model_copy(update={"start": settings.value, "low": settings.value, "high": settings.value})
-        super().__init__(knob)
+            if settings.value < 0 and not bounds.signed:
+                raise ValueError(
+                    f"a fixed coefficient of {settings.value:g} is negative and this method's coefficient cannot be"
+                )
+            bounds = bounds.model_copy(update={"start": settings.value, "low": settings.value, "high": settings.value})
+        super().__init__(bounds)
 
     def update(self, seen: base.Observed, target: float) -> None: ...
 
@@ -141,58 +146,58 @@ class Fixed(_Base):
 
 
 class Doubling(_Base):
-    """The published controller: entropy below target doubles the knob, above halves it (arXiv 2603.11682).
+    """The published controller: entropy below target doubles the coefficient, above halves it (arXiv 2603.11682).
 
-    At `low` it changes sign, if the method's knob can, so that it may push entropy down too. That flip undershoots early when
-    the target lies below the start; `allow_negative: false` stops at `low` instead.
-    """
+    At `low` it changes sign, if the method's coefficient can, so that it may push entropy down too. That flip undershoots early
+    when the target lies below the start; `allow_negative: false` stops at `low` instead."""
 
     class Settings(Range):
         kind: Literal["doubling"]
         allow_negative: bool = True
 
-    def __init__(self, settings: Settings, knob: base.Knob) -> None:
-        super().__init__(knob, settings)
-        if self.knob.low == 0:
+    def __init__(self, settings: Settings, bounds: base.CoefficientRange) -> None:
+        super().__init__(bounds, settings)
+        if self.coefficient_range.low == 0:
             raise ValueError("the doubling controller needs a low bound above 0: halving never reaches 0")
-        if self.knob.start == 0:
+        if self.coefficient_range.start == 0:
             raise ValueError("the doubling controller needs a start other than 0: doubling never leaves 0")
-        self.negative = settings.allow_negative and self.knob.signed
-        if self.knob.start < 0 and not self.negative:
+        self.negative = settings.allow_negative and self.coefficient_range.signed
+        if self.coefficient_range.start < 0 and not self.negative:
             raise ValueError(
-                f"the knob starts at {self.knob.start:g} and allow_negative is false: start at a positive value"
+                f"the coefficient starts at {self.coefficient_range.start:g} and allow_negative is false: start at a positive value"
             )
 
     @property
     def lowest(self) -> float:
-        return -self.knob.high if self.negative else self.knob.low
+        return -self.coefficient_range.high if self.negative else self.coefficient_range.low
 
     def update(self, seen: base.Observed, target: float) -> None:
         if self.idle(relative_error(seen.entropy, target)):
             return
-        # `up` is the direction of the knob's sign: a negative knob grows in magnitude when entropy is too high.
+        # `up` is the direction of the coefficient's sign: a negative coefficient grows in magnitude when entropy is too high.
         sign = 1.0 if self.value > 0 else -1.0
         grow = (seen.entropy < target) == (sign > 0)
         magnitude = abs(self.value) * (2.0 if grow else 0.5)
-        if magnitude < self.knob.low:
+        if magnitude < self.coefficient_range.low:
             sign = -sign if self.negative or sign < 0 else sign
-        self.move(sign * min(max(magnitude, self.knob.low), self.knob.high))
+        self.move(sign * min(max(magnitude, self.coefficient_range.low), self.coefficient_range.high))
 
 
 class Proportional(_Base):
-    """knob = gain * (target - H) / target, within +-high (signed knobs) or [low, high]. REPO-D's proportional form."""
+    """coefficient = gain * (target - H) / target, within +-high (signed coefficients) or [low, high]. REPO-D's proportional
+    form."""
 
     class Settings(Range):
         kind: Literal["proportional"]
         gain: float = Field(gt=0)
 
-    def __init__(self, settings: Settings, knob: base.Knob) -> None:
-        super().__init__(knob, settings)
+    def __init__(self, settings: Settings, bounds: base.CoefficientRange) -> None:
+        super().__init__(bounds, settings)
         self.gain = settings.gain
 
     @property
     def lowest(self) -> float:
-        return -self.knob.high if self.knob.signed else self.knob.low
+        return -self.coefficient_range.high if self.coefficient_range.signed else self.coefficient_range.low
 
     def update(self, seen: base.Observed, target: float) -> None:
         error = relative_error(seen.entropy, target)
@@ -201,11 +206,10 @@ class Proportional(_Base):
 
 
 class Additive(_Base):
-    """Entropy below target adds `step` to the knob, above takes it away; down to 0.
+    """Entropy below target adds `step` to the coefficient, above takes it away; down to 0.
 
-    With `gated: true` the knob acts only while entropy is at or below its target: the adaptive entropy control of Skywork-OR1
-    (arXiv 2505.22312, section 4), made for the bonus: target 0.2 nats, step 1e-4, high 5e-3.
-    """
+    With `gated: true` the coefficient acts only while entropy is at or below its target: the adaptive entropy control of
+    Skywork-OR1 (arXiv 2505.22312, section 4), made for the bonus: target 0.2 nats, step 1e-4, high 5e-3."""
 
     class Settings(Range):
         kind: Literal["additive"]
@@ -214,8 +218,8 @@ class Additive(_Base):
 
     STATE = ("value", "gate")
 
-    def __init__(self, settings: Settings, knob: base.Knob) -> None:
-        super().__init__(knob.model_copy(update={"low": 0.0}), settings)
+    def __init__(self, settings: Settings, bounds: base.CoefficientRange) -> None:
+        super().__init__(bounds.model_copy(update={"low": 0.0}), settings)
         self.step, self.gated = settings.step, settings.gated
         self.gate = 1.0
 
@@ -231,8 +235,9 @@ class Additive(_Base):
 
 
 class PI(_Base):
-    """log knob += gain * (e - e before) + integral * e,  e = (target - H) / target: proportional and integral action on the
-    logarithm of the knob, in velocity form, so that a knob at its bound winds nothing up. The knob stays positive."""
+    """log coefficient += gain * (e - e before) + integral * e,  e = (target - H) / target: proportional and integral action on
+    the logarithm of the coefficient, in velocity form, so that a coefficient at its bound winds nothing up. The coefficient
+    stays positive."""
 
     class Settings(Range):
         kind: Literal["pi"]
@@ -241,12 +246,12 @@ class PI(_Base):
 
     STATE = ("value", "before")
 
-    def __init__(self, settings: Settings, knob: base.Knob) -> None:
-        super().__init__(knob, settings)
-        if not self.knob.low > 0 or not self.knob.start > 0:
+    def __init__(self, settings: Settings, bounds: base.CoefficientRange) -> None:
+        super().__init__(bounds, settings)
+        low, start = self.coefficient_range.low, self.coefficient_range.start
+        if not low > 0 or not start > 0:
             raise ValueError(
-                f"the pi controller moves the logarithm of the knob: low ({self.knob.low:g}) and start ({self.knob.start:g}) "
-                "have to be above 0"
+                f"the pi controller moves the logarithm of the coefficient: low ({low:g}) and start ({start:g}) have to be above 0"
             )
         self.gain, self.integral = settings.gain, settings.integral
         self.before = 0.0
@@ -260,17 +265,16 @@ class PI(_Base):
 
 
 class Isentropic(_Base):
-    """The knob that makes the predicted change of entropy vanish, and feedback for what the prediction misses.
+    """The coefficient that makes the predicted change of entropy vanish, and feedback for what the prediction misses.
 
-        knob = M(-free) / M(slope) + unit * (gain * e + integral * sum(e within +-REACH)),    e = (target - H) / target
+        coefficient = M(-free) / M(slope) + unit * (gain * e + integral * sum(e within +-REACH)),    e = (target - H) / target
 
-    The predicted dH of a batch is free + knob * slope (learner/ledger.py), so the first term holds entropy where it is, to first
-    order; M is a running mean over iterations. `unit` is the root mean square of the advantages for knobs that are added to
-    advantages, 1 for knobs that multiply them: the gains need no tuning to the scale of rewards. There is no range to tune
-    either: the bounds are +-`high`, in the same unit. Nothing winds up on the way to a distant target: the sum takes no error
-    for larger than REACH and stops growing while the knob is at its bound.
-    Needs a method whose effect is linear in the knob: repo_r, repo_d, bonus.
-    """
+    The predicted dH of a batch is free + coefficient * slope (learner/ledger.py), so the first term holds entropy where it is,
+    to first order; M is a running mean over iterations. `unit` is the root mean square of the advantages for coefficients that
+    are added to advantages, 1 for coefficients that multiply them: the gains need no tuning to the scale of rewards. There is
+    no range to tune either: the bounds are +-`high`, in the same unit. Nothing winds up on the way to a distant target: the sum
+    takes no error for larger than REACH and stops growing while the coefficient is at its bound. Needs a method whose effect is
+    linear in the coefficient: repo_r, repo_d, bonus."""
 
     class Settings(base.Settings):
         kind: Literal["isentropic"]
@@ -283,26 +287,26 @@ class Isentropic(_Base):
     STATE = ("value", "free", "slope", "advantage", "weight", "sum")
     REACH = 0.1
 
-    def __init__(self, settings: Settings, knob: base.Knob) -> None:
-        if not knob.linear:
+    def __init__(self, settings: Settings, bounds: base.CoefficientRange) -> None:
+        if not bounds.linear:
             raise ValueError(
-                "the isentropic controller needs a method whose effect is linear in its knob: repo_r, repo_d or bonus"
+                "the isentropic controller needs a method whose effect is linear in its coefficient: repo_r, repo_d or bonus"
             )
-        super().__init__(knob.model_copy(update={"start": 0.0, "low": 0.0, "high": settings.high}))
+        super().__init__(bounds.model_copy(update={"start": 0.0, "low": 0.0, "high": settings.high}))
         self.settings = settings
         self.dead_band = settings.dead_band
         self.free = self.slope = self.advantage = self.weight = self.sum = 0.0
 
     @property
     def lowest(self) -> float:
-        return -self.knob.high
+        return -self.coefficient_range.high
 
     def _scale(self) -> float:
-        """The unit of the knob by now; the bounds follow it."""
+        """The unit of the coefficient by now; the bounds follow it."""
         unit = 1.0
-        if self.knob.unit == "advantage" and self.weight:
+        if self.coefficient_range.unit == "advantage" and self.weight:
             unit = max(math.sqrt(self.advantage / self.weight), 1e-6)
-        self.knob = self.knob.model_copy(update={"high": self.settings.high * unit})
+        self.coefficient_range = self.coefficient_range.model_copy(update={"high": self.settings.high * unit})
         return unit
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -324,6 +328,7 @@ class Isentropic(_Base):
         held = -self.free / self.slope if self.slope > 0 else 0.0
         step = min(max(error, -self.REACH), self.REACH)
         wanted = held + unit * (s.gain * error + s.integral * (self.sum + step))
-        if self.lowest < wanted < self.knob.high or wanted * error < 0:  # not pushed further into its bound
+        highest = self.coefficient_range.high
+        if self.lowest < wanted < highest or wanted * error < 0:  # not pushed further into its bound
             self.sum += step
         self.move(wanted)

@@ -2,15 +2,14 @@
 
     c_i = (A_i - mean A) * (log pi_i - mean log pi),  means over the GLOBAL batch of the update
 
-    clip_cov   a share `knob` of the tokens, drawn at random among those with low <= c <= high, drop out of the loss
+    clip_cov   a share `coefficient` of the tokens, drawn at random among those with low <= c <= high, drop out of the loss
     kl_cov     the share `share` of the tokens with the largest c get a KL penalty towards the policy at the start of the
-               iteration, with coefficient `knob`
+               iteration, with coefficient `coefficient`
 
 Source: "The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models", arXiv 2505.22617, eqs. 10-13; there
-knob = 2e-4, low = 1, high = 5 and share = 2e-3 (0.2 %: the reference implementation's k is in percent), coefficient 1. A small
-batch has few tokens: the count is rounded up, so that a positive share never means none. The draw is the token's own
-(`TokenStats.uniform`): ranks, packing and micro-batches do not change it.
-"""
+coefficient = 2e-4, low = 1, high = 5 and share = 2e-3 (0.2 %: the reference implementation's k is in percent), coefficient 1. A
+small batch has few tokens: the count is rounded up, so that a positive share never means none. The draw is the token's own
+(`TokenStats.uniform`): ranks, packing and micro-batches do not change it."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ class ClipCov:
         low: float = 1.0
         high: float = Field(default=5.0, gt=0)
 
-    knob = base.Knob(start=2e-4, low=1e-5, high=0.2, signed=False)
+    coefficient_range = base.CoefficientRange(start=2e-4, low=1e-5, high=0.2, signed=False)
     scope: ClassVar[Literal["token", "batch"]] = "batch"
     surrogates: ClassVar[frozenset[str] | None] = None
 
@@ -54,10 +53,10 @@ class ClipCov:
             raise ValueError(f"clip_cov: low ({settings.low:g}) is above high ({settings.high:g}): give low <= high")
         self.low, self.high = settings.low, settings.high
 
-    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping:
+    def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping:
         c = covariance(tokens)
         able = (c >= self.low) & (c <= self.high)
-        count = min(math.ceil(float(knob) * len(c)), int(able.sum()))
+        count = min(math.ceil(float(coefficient) * len(c)), int(able.sum()))
         # Those that may not be drawn come last.
         dropped = _first((tokens.uniform + (~able).to(tokens.uniform.dtype)).argsort(), count)
         return Shaping(weight=(~dropped).to(tokens.advantages.dtype), touched=dropped)
@@ -68,17 +67,17 @@ class KLCov:
         kind: Literal["kl_cov"]
         share: float = Field(default=2e-3, gt=0, le=1)
 
-    knob = base.Knob(start=1.0, low=0.01, high=100.0, signed=False)
+    coefficient_range = base.CoefficientRange(start=1.0, low=0.01, high=100.0, signed=False)
     scope: ClassVar[Literal["token", "batch"]] = "batch"
     surrogates: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, settings: Settings) -> None:
         self.share = settings.share
 
-    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping:
+    def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping:
         c = covariance(tokens)
         # Equal covariances are common at the top, where log pi is 0: the tokens' own draws tell them apart, not their order.
         drawn = tokens.uniform.argsort()
         order = drawn[c[drawn].argsort(descending=True, stable=True)]
         top = _first(order, math.ceil(self.share * len(c)))
-        return Shaping(kl=float(knob) * top.to(tokens.advantages.dtype), touched=top)
+        return Shaping(kl=float(coefficient) * top.to(tokens.advantages.dtype), touched=top)

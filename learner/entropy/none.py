@@ -15,11 +15,11 @@ class NoControl:
     class Settings(base.Settings):
         kind: Literal["none"] = "none"
 
-    knob = base.Knob(start=0.0, low=0.0, high=0.0, signed=False)
+    coefficient_range = base.CoefficientRange(start=0.0, low=0.0, high=0.0, signed=False)
     scope: ClassVar[Literal["token", "batch"]] = "token"
     surrogates: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, settings: Settings) -> None: ...
 
-    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping:
+    def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping:
         return base.untouched(tokens)

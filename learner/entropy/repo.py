@@ -2,16 +2,18 @@
 
     A' = A - beta * L,    L = log pi(a|s) + H(s), detached, of the current policy
 
-    REPO-D   beta = knob                adds +knob * sum pi^2 L^2 >= 0 to dH: for knob > 0 always towards more entropy
-    REPO-R   beta = knob * |A|          A' = A (1 - knob L) for A > 0, A (1 + knob L) for A < 0; the factor is clamped at 0 so
+With c the coefficient:
+
+    REPO-D   beta = c                   adds +c * sum pi^2 L^2 >= 0 to dH: for c > 0 always towards more entropy
+    REPO-R   beta = c * |A|             A' = A (1 - c L) for A > 0, A (1 + c L) for A < 0; the factor is clamped at 0 so
                                         that no advantage changes sign. Raises entropy in most cases, not all: not when all
                                         advantage is on a token a little likelier than average (0 < pi L < kappa)
-    part: positive   beta = knob * max(A, 0): only what worked is kept diverse (REPO-R's form for A > 0; A < 0 stays as it is)
+    part: positive   beta = c * max(A, 0): only what worked is kept diverse (REPO-R's form for A > 0; A < 0 stays as it is)
 
 `centred: false` uses log pi in place of L, the form of public implementations; log pi < 0, so every A > 0 grows and every
 A < 0 shrinks, a hidden change of step size (`advantage/scale_*` shows it); REPO-R then lowers entropy where only the likeliest
 token carries a positive advantage. Source: "Entropy-Preserving Reinforcement Learning", arXiv 2603.11682.
-Published range of the knob for large models: 1e-4 to 0.05, start 1e-3; a model of 0.1M parameters needs about 0.5.
+Published range of the coefficient for large models: 1e-4 to 0.05, start 1e-3; a model of 0.1M parameters needs about 0.5.
 """
 
 from __future__ import annotations
@@ -35,15 +37,17 @@ class RepoD:
         kind: Literal["repo_d"]
         centred: bool = True
 
-    knob = base.Knob(start=1e-3, low=1e-4, high=0.05, signed=True, linear=True, unit="advantage")
+    coefficient_range = base.CoefficientRange(
+        start=1e-3, low=1e-4, high=0.05, signed=True, linear=True, unit="advantage"
+    )
     scope: ClassVar[Literal["token", "batch"]] = "token"
     surrogates: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, settings: Settings) -> None:
         self.centred = settings.centred
 
-    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping:
-        return Shaping(advantages=tokens.advantages - knob * surprise(tokens, self.centred))
+    def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping:
+        return Shaping(advantages=tokens.advantages - coefficient * surprise(tokens, self.centred))
 
 
 class RepoR:
@@ -53,15 +57,15 @@ class RepoR:
         part: Literal["both", "positive"] = "both"
 
     # Linear until the clamp takes hold.
-    knob = base.Knob(start=1e-3, low=1e-4, high=0.05, signed=True, linear=True, unit="factor")
+    coefficient_range = base.CoefficientRange(start=1e-3, low=1e-4, high=0.05, signed=True, linear=True, unit="factor")
     scope: ClassVar[Literal["token", "batch"]] = "token"
     surrogates: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, settings: Settings) -> None:
         self.centred, self.part = settings.centred, settings.part
 
-    def shape(self, tokens: TokenStats, knob: float | Tensor) -> Shaping:
+    def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping:
         a = tokens.advantages
         sign = a.sign().clamp(min=0.0) if self.part == "positive" else a.sign()
-        factor = 1.0 - knob * sign * surprise(tokens, self.centred)
+        factor = 1.0 - coefficient * sign * surprise(tokens, self.centred)
         return Shaping(advantages=a * factor.clamp(min=0.0), touched=sign != 0)

@@ -1,4 +1,4 @@
-"""Where entropy should be: absolute, or a fraction of where the run started; over time; of which replies."""
+"""Where entropy should be: absolute, or a fraction of where the run started; over time; of which responses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TargetSettings(base.Settings):
     nats: float | None = Field(default=None, gt=0)
     fraction: float | None = Field(default=None, gt=0)
     average_over: int = Field(default=5, ge=1)  # iterations that define the start: a single small batch is noisy
-    # Entropy of which replies is held: of all, or of the correct ones (the diversity of solutions, not ignorance).
+    # Entropy of which responses is held: of all, or of the correct ones (the diversity of solutions, not ignorance).
     over: Literal["all", "successful"] = "all"
     # (iteration, factor) points; straight lines between them, flat before the first and after the last.
     schedule: tuple[tuple[int, float], ...] = ()

@@ -65,10 +65,10 @@ def forgone(run: RunData) -> Finding | None:
 
 def authority(run: RunData) -> Finding | None:
     kind = setting(run, "entropy.method.kind")
-    touched = mean(run.column("entropy/authority"))
+    touched = mean(run.column("entropy/affected"))
     if not math.isfinite(touched) or kind == "none":
         return None
-    acted = "clipped" if kind in CLIPPERS else "touched by its knob"
+    acted = "clipped" if kind in CLIPPERS else "touched by its coefficient"
     bias, off = late_error(run)
     # A method that picks few tokens on purpose may still move entropy: then the predicted effect speaks for it.
     idle = touched < NO_AUTHORITY and not _effect(run) >= NO_EFFECT
@@ -86,12 +86,14 @@ def saturation(run: RunData) -> Finding | None:
     if not at:
         return None
     errors = target_errors(run)
-    # Entropy too low pushes the knob up.
+    # Entropy too low pushes the coefficient up.
     sides = {"upper": sum(errors[i] < 0.0 for i in at), "lower": sum(errors[i] > 0.0 for i in at)}
     side = max(sides, key=sides.__getitem__)
-    bound = (run.column("entropy/knob_high") if side == "upper" else run.column("entropy/knob"))[at[-1]]
+    bound = (run.column("entropy/coefficient_high") if side == "upper" else run.column("entropy/coefficient"))[at[-1]]
     where = f"its {side} bound" + (f" ({plots.label(bound)})" if math.isfinite(bound) else "")
-    stood = f"the knob stood at {where}, with entropy off target, in {len(at)} of {len(finite(flags))} iterations"
+    stood = (
+        f"the coefficient stood at {where}, with entropy off target, in {len(at)} of {len(finite(flags))} iterations"
+    )
     bias, off = late_error(run)
     if late_mean(run, "entropy/saturated") > SPENT and off > OFF_TARGET:
         text = f"{capital(method_name(run))} is spent: {stood}, and the error persisted "
@@ -100,8 +102,8 @@ def saturation(run: RunData) -> Finding | None:
     return Finding("control", "saturated", capital(stood) + ".")
 
 
-def environment_knobs(run: RunData) -> Finding | None:
-    """Environments with targets of their own whose knob is spent."""
+def environment_coefficients(run: RunData) -> Finding | None:
+    """Environments with targets of their own whose coefficient is spent."""
     told = []
     for env in run.envs():
         errors = finite(run.column(f"error/{env}"))
@@ -110,7 +112,7 @@ def environment_knobs(run: RunData) -> Finding | None:
             told.append(f"{env} ({percent(off)} rms off)")
     if not told:
         return None
-    text = f"Control is spent in {', '.join(told)}: the knob stood at its bound there and the error persisted."
+    text = f"Control is spent in {', '.join(told)}: the coefficient stood at its bound there and the error persisted."
     return Finding("control", "spent_environments", text, "warning")
 
 
@@ -128,7 +130,7 @@ def release(run: RunData) -> Finding | None:
     when = released_at(run)
     if not math.isfinite(when):
         return None
-    return Finding("control", "released", f"The controller let go of the knob at iteration {when:g}.")
+    return Finding("control", "released", f"The controller let go of the coefficient at iteration {when:g}.")
 
 
 CHECKS: tuple[Check, ...] = (
@@ -136,7 +138,7 @@ CHECKS: tuple[Check, ...] = (
     forgone,
     authority,
     saturation,
-    environment_knobs,
+    environment_coefficients,
     step_size,
     release,
 )

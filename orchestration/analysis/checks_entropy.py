@@ -48,7 +48,7 @@ def course(run: RunData) -> Finding | None:
 
 
 def against_target(run: RunData) -> Finding | None:
-    """Off target is measured on what the controller observes, which may be the correct replies only."""
+    """Off target is measured on what the controller observes, which may be the correct responses only."""
     bias, off = late_error(run)
     if not steered(run) or not math.isfinite(off):
         return None
@@ -63,15 +63,17 @@ def against_target(run: RunData) -> Finding | None:
 
 
 def by_success(run: RunData) -> Finding | None:
-    """Ignorance or diversity: entropy among replies that work, against entropy among those that do not."""
+    """Ignorance or diversity: entropy among responses that work, against entropy among those that do not."""
     good, bad = (start_and_end(run, f"entropy/{which}")[1] for which in ("successful", "failed"))
     if not (good >= 0.0 and bad >= 0.0):
         return None
-    told = f"At the end correct replies have {good:.2f} nats per token and failed ones {bad:.2f}"
+    told = f"At the end correct responses have {good:.2f} nats per token and failed ones {bad:.2f}"
     if bad > UNEVEN * good:
         return Finding("entropy", "ignorance", f"{told}: what is left looks more like ignorance than like diversity.")
     if good > UNEVEN * bad:
-        return Finding("entropy", "diversity", f"{told}: what is left lies among the replies that work, as diversity.")
+        return Finding(
+            "entropy", "diversity", f"{told}: what is left lies among the responses that work, as diversity."
+        )
     return Finding("entropy", "even", f"{told}: about alike, so entropy does not tell ignorance from diversity here.")
 
 
@@ -79,7 +81,7 @@ def by_place(run: RunData) -> Finding | None:
     (first, first_end), (last, last_end) = (start_and_end(run, f"entropy/{where}") for where in ("first", "last"))
     if not (math.isfinite(first_end) and math.isfinite(last_end)):
         return None
-    text = f"At the first token of a reply entropy {moved(first, first_end)}, at the last token it {moved(last, last_end)}."
+    text = f"At the first token of a response entropy {moved(first, first_end)}, at the last token it {moved(last, last_end)}."
     return Finding("entropy", "place", text)
 
 

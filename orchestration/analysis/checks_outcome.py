@@ -58,7 +58,7 @@ def longer(run: RunData) -> Finding | None:
         return None
     change = run.rows[last]["drift/length"]
     way = "longer" if change > 0 else "shorter"
-    text = f"Replies were {percent(abs(change))} {way} than at the start by iteration {run.rows[last]['iteration']:g} while the "
+    text = f"Responses were {percent(abs(change))} {way} than at the start by iteration {run.rows[last]['iteration']:g} while the "
     return Finding("cost", "longer", f"{text}reward rose: they may be better, or only {way}.", "warning")
 
 
@@ -82,8 +82,8 @@ def distinct(run: RunData) -> Finding | None:
     if math.isfinite(s.distinct) and s.distinct != s.distinct_start:
         told.append(f"distinct correct solutions a prompt, in evaluation, {moved(s.distinct_start, s.distinct, '.1f')}")
     for key, what in (
-        ("replies/distinct_correct", "distinct correct replies"),
-        ("replies/distinct", "distinct replies"),
+        ("responses/distinct_correct", "distinct correct responses"),
+        ("responses/distinct", "distinct responses"),
     ):
         start, end = start_and_end(run, key)
         if math.isfinite(end):

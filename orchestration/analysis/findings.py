@@ -60,10 +60,10 @@ def method_name(run: RunData) -> str:
 
 
 def steered(run: RunData) -> bool:
-    """A controller moves the knob. Runs without one report a target too: there it is a line for reference, not an aim."""
+    """A controller moves the coefficient. Runs without one report a target too: there it is a line for reference, not an aim."""
     if setting(run, "entropy.method.kind") == "none" or setting(run, "entropy.controller.kind") == "fixed":
         return False
-    bounds = zip(run.column("entropy/knob_low"), run.column("entropy/knob_high"), strict=True)
+    bounds = zip(run.column("entropy/coefficient_low"), run.column("entropy/coefficient_high"), strict=True)
     return any(low < high for low, high in bounds)
 
 

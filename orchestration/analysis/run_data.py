@@ -185,7 +185,7 @@ def summary_of(run: RunData) -> RunSummary:
 def target_errors(run: RunData) -> list[float]:
     """(H - target) / target, one a row; H is the entropy the controller observes, in runs without that the exact one.
 
-    NaN where a row has no target, and once the controller has released the knob: what follows is not an error.
+    NaN where a row has no target, and once the controller has released the coefficient: what follows is not an error.
     """
     names = ("entropy/controlled", "entropy/exact", "entropy/target", "entropy/released")
     return [
@@ -195,7 +195,7 @@ def target_errors(run: RunData) -> list[float]:
 
 
 def released_at(run: RunData) -> float:
-    """The first iteration with the knob released; NaN if it never was."""
+    """The first iteration with the coefficient released; NaN if it never was."""
     return next(
         (row.get("iteration", math.nan) for row in run.rows if row.get("entropy/released", 0.0) > 0.0), math.nan
     )
@@ -268,7 +268,7 @@ def sentences(summary: RunSummary) -> str:
             said[-1] += f" ({s.target:.2f})"
     if s.saturated > 0.05:
         said.append(
-            f"The knob stood at its bound, with entropy off target, in {percent(s.saturated)} of the iterations"
+            f"The coefficient stood at its bound, with entropy off target, in {percent(s.saturated)} of the iterations"
         )
     moves = []
     if math.isfinite(s.reward_end):

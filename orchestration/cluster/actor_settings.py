@@ -34,7 +34,7 @@ class Start:
     )
 
 
-def shape_of(config: RunConfig) -> dict[str, Any]:
+def layout_key(config: RunConfig) -> dict[str, Any]:
     """What actors are built from: runs that agree in it can follow one another on the same actors."""
     c, model, judge = config.learner, config.rewards.model, config.judge_generator
     return {
@@ -93,8 +93,8 @@ def reward_model_settings(term: RewardModelTerm) -> dict[str, Any]:
 
 
 def environment_specs(config: RunConfig) -> list[EnvSpec]:
-    """The run's environments and, behind them, whoever judges the form of replies."""
-    places, seed = catalog.places(), config.run.seed
+    """The run's environments and, behind them, whoever judges the form of responses."""
+    places, seed = catalog.module_path(), config.run.seed
     environments = [EnvSpec(e.name, e.params, seed, places) for e in config.all_environments]
     return [*environments, EnvSpec("envs.reward_terms.format_match:Form", {}, 0)]
 

@@ -16,7 +16,7 @@ from orchestration.errors import PlacementError
 CLOSE_S = 20.0  # for actors to end by themselves
 
 
-class Seats:
+class ActorSlots:
     """One actor a slot. A slot's kind and number are its role ("generator 0"); an actor that takes a dead one's slot has a name
     of its own."""
 

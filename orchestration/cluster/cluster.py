@@ -31,7 +31,7 @@ from learner.deepspeed_engine import Placement
 from learner.weights import WeightManifest, WeightSyncError, make_rendezvous, verify_checksums
 from orchestration.cluster import actor_settings, placement
 from orchestration.cluster.actor_settings import Start, cpu_env, threads
-from orchestration.cluster.actor_slots import Seats
+from orchestration.cluster.actor_slots import ActorSlots
 from orchestration.config.run_config import RunConfig
 from orchestration.config.sections import GeneratorSection
 from orchestration.errors import ConfigError, NumericsError, PlacementError
@@ -67,7 +67,7 @@ class Cluster:
 
     def __init__(self, config: RunConfig, on_event: Callable[[str], None]) -> None:
         self.config, self.on_event = config, on_event
-        self._seats = Seats(placement.plan(config))
+        self._slots = ActorSlots(placement.plan(config))
         self._epoch = 0
         self.learner: RemoteLearner
         self.generators: GeneratorPool[RemoteGenerator]
@@ -87,9 +87,9 @@ class Cluster:
         self.on_event(text)
 
     async def begin(self, config: RunConfig, start: Start) -> None:
-        """Ready for a run: the actors are placed, or those of the run before, of the same `shape_of`, are made its own."""
+        """Ready for a run: the actors are placed, or those of the run before, of the same `layout_key`, are made its own."""
         self.config = config
-        await (self._renew(start) if self._seats.reserved else self._start(start))
+        await (self._renew(start) if self._slots.reserved else self._start(start))
 
     async def _renew(self, start: Start) -> None:
         """Nothing of the run before is left but processes: new learner, new environments, new weights on every engine."""
@@ -135,7 +135,7 @@ class Cluster:
     async def _start(self, start: Start) -> None:
         """Returns when every actor answers and the weight group is joined. PlacementError after cluster.start_timeout_s."""
         config, limit = self.config, self.config.cluster.start_timeout_s
-        await self._seats.reserve(limit)
+        await self._slots.reserve(limit)
         self._source, self.version = start, start.version
         judge = config.judge_generator
         verifiers = [self._verifier(i) for i in range(config.verifiers.count)]
@@ -179,7 +179,7 @@ class Cluster:
         number = config.learner.threads or threads(config.learner.cpus, config.learner.gpus)
         env = {} if self.cuda else {**cpu_env(number), "DS_ACCELERATOR": "cpu"}
         kind = "learner rank"
-        actors = [self._seats.place(self._seats.name(kind), kind, r, LearnerActor, env=env) for r in range(ranks)]
+        actors = [self._slots.place(self._slots.name(kind), kind, r, LearnerActor, env=env) for r in range(ranks)]
         host, port = await answer("learner rank 0", actors[0].address.remote(), limit)
         self._host = host
         settings = actor_settings.learner_settings(config, start)
@@ -203,28 +203,28 @@ class Cluster:
     def _engine(
         self, kind: str, i: int, g: GeneratorSection, settings: dict[str, Any], required: int | None
     ) -> RemoteGenerator:
-        number, name = threads(g.cpus, g.gpus), self._seats.name(kind)
+        number, name = threads(g.cpus, g.gpus), self._slots.name(kind)
         built = vllm_factory(settings, number), name, required
-        actor = self._seats.place(name, kind, i, GeneratorActor, *built, env=cpu_env(number), max_concurrency=1000)
+        actor = self._slots.place(name, kind, i, GeneratorActor, *built, env=cpu_env(number), max_concurrency=1000)
         return RemoteGenerator(name, actor, g.timeout_s)
 
     def _verifier(self, i: int) -> RemoteVerifier:
-        limit, name = self.config.verifiers.timeout_s, self._seats.name("verifier")
+        limit, name = self.config.verifiers.timeout_s, self._slots.name("verifier")
         specs = actor_settings.environment_specs(self.config)
         env = {"OMP_NUM_THREADS": "1"}
-        return RemoteVerifier(name, self._seats.place(name, "verifier", i, VerifierActor, specs, limit, env=env), limit)
+        return RemoteVerifier(name, self._slots.place(name, "verifier", i, VerifierActor, specs, limit, env=env), limit)
 
     def _reward_model(self, i: int) -> RemoteRewardModel:
         term, kind = self.config.rewards.model, "reward-model"
         if term is None:
             raise PlacementError("a reward model is placed where the reward has such a term")
-        settings, name = actor_settings.reward_model_settings(term), self._seats.name(kind)
+        settings, name = actor_settings.reward_model_settings(term), self._slots.name(kind)
         env = cpu_env(threads(term.cpus, term.gpus))
-        actor = self._seats.place(name, kind, i, RewardModelActor, settings, env=env)
+        actor = self._slots.place(name, kind, i, RewardModelActor, settings, env=env)
         return RemoteRewardModel(name, actor, term.timeout_s)
 
     async def close(self) -> None:
-        await self._seats.close()
+        await self._slots.close()
 
     async def begin_stage(self, index: int) -> None:
         """The learner goes over to the stage. Generators and verifiers have nothing to change: they know every environment."""
@@ -296,7 +296,7 @@ class Cluster:
         if not dead:
             return
         for name in dead:
-            fresh = self._generator(self._seats.vacate(name), self._source.base or self._source.model)
+            fresh = self._generator(self._slots.vacate(name), self._source.base or self._source.model)
             await self._admit(fresh)
             self.generators.add(fresh)
             self._say(f"{name} was replaced by {fresh.name}, which serves from version {version} on")
@@ -312,7 +312,7 @@ class Cluster:
         await self._bury_silent(pool)
         dead, pool.dead = pool.dead, []
         for name in dead:
-            fresh = make(self._seats.vacate(name))
+            fresh = make(self._slots.vacate(name))
             await self._admit(fresh)
             pool.add(fresh)
             self._say(f"{name} was replaced by {fresh.name}")
@@ -322,7 +322,7 @@ class Cluster:
         which bounds the largest gap in fp32 and the mean in bf16 and fp16."""
         members = self.generators.members
         trainer, *engines = await asyncio.gather(
-            self.learner.all("score", sequences), *(m.score(sequences) for m in members)
+            self.learner.all("sequence_logprobs", sequences), *(m.sequence_logprobs(sequences) for m in members)
         )
         worst, total, count = (0.0, ""), 0.0, 0
         for member, scores in zip(members, engines, strict=True):

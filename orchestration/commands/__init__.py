@@ -7,5 +7,5 @@
 | init_model.py      | `isentrope init-model` |
 | play.py            | `isentrope play`: one prompt by hand |
 | precision.py       | `isentrope precision`: engine against trainer in every precision |
-| precision_probe.py | its measurements: replies of an engine in each precision, scored by the trainer in each |
+| precision_probe.py | its measurements: responses of an engine in each precision, scored by the trainer in each |
 """

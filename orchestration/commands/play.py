@@ -20,7 +20,7 @@ from orchestration.errors import ConfigError
 
 
 def list_environments() -> None:
-    """Every built-in: what it is, its parameters, and an example with a correct reply where it can be made."""
+    """Every built-in: what it is, its parameters, and an example with a correct response where it can be made."""
     console = Console(soft_wrap=True)
     for name, summary, parameters in catalog.describe():
         console.print(f"[bold]{name}[/]  {escape(summary)}")
@@ -52,8 +52,8 @@ def example(environment: Environment) -> str:
     if demonstrates(environment):
         played = demonstrate(environment, prompt, random.Random(0))
         seen = [" | ".join(m.content for m in observation.messages) for observation in played.observations]
-        turns = [f"{reply} [{said}]" for reply, said in zip(played.replies, seen, strict=False)]
-        text += f"  ->  {'  '.join((*turns, played.replies[-1]))}"
+        turns = [f"{response} [{said}]" for response, said in zip(played.responses, seen, strict=False)]
+        text += f"  ->  {'  '.join((*turns, played.responses[-1]))}"
     return text.replace("\n", " ")
 
 
@@ -70,9 +70,9 @@ def play(name: str, overrides: Sequence[str], index: int, seed: int) -> Verdict:
     session = environment.open(prompt)
     while True:
         try:
-            text = input("reply > ")
+            text = input("response > ")
         except EOFError:
-            raise ConfigError("no reply: the input ended before the verdict") from None
+            raise ConfigError("no response: the input ended before the verdict") from None
         answer = session.reply(text)
         if isinstance(answer, Verdict):
             break

@@ -1,6 +1,6 @@
 """`isentrope precision MODEL`: how far engine and trainer are apart in every precision, before any training.
 
-For each mode an engine in that mode, in a process of its own, writes replies at temperature 1; the trainer's forward in that mode
+For each mode an engine in that mode, in a process of its own, writes responses at temperature 1; the trainer's forward in that mode
 scores the same tokens twice, padded and packed, and the float32 trainer once. All ratios should be 1: see learner/phantom.py.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from envs import catalog
-from orchestration.commands.precision_probe import Options, Row, Tasks, engine_replies, trainer_rows
+from orchestration.commands.precision_probe import Options, Row, Tasks, engine_responses, trainer_rows
 from orchestration.config.loader import parse_overrides
 from orchestration.config.preflight import check_model
 from orchestration.config.sections import BODY, Mode
@@ -37,8 +37,8 @@ def run(model: str, options: Options, out: Path | None) -> list[Row]:
     tasks = make_tasks(model, options)
     progress = Console(stderr=True)
     rows: dict[Mode, Row] = {mode: Row(mode) for mode in modes}
-    replies = engine_replies(model, tasks, options, rows, progress)
-    trainer_rows(model, replies, options, rows, progress)
+    responses = engine_responses(model, tasks, options, rows, progress)
+    trainer_rows(model, responses, options, rows, progress)
     show(list(rows.values()), tasks, options)
     if out is not None:
         out.write_text(json.dumps(as_json(model, tasks, options, rows), indent=2) + "\n", "utf-8")
@@ -142,7 +142,7 @@ def show(rows: Sequence[Row], tasks: Tasks, options: Options) -> None:
     )
     for heading in (
         "precision", "tokens", "engine\nsigma", "\nq99.9", "\noutside\n[0.9, 1.1]", "\nclipped", "\nclipped\nrare",
-        "other cut\nsigma", "\noutside", "fp32\nsigma", "\noutside", "\nclipped\nrare",
+        "packed\nsigma", "\noutside", "fp32\nsigma", "\noutside", "\nclipped\nrare",
     ):  # fmt: skip
         table.add_column(heading, justify="left" if heading == "precision" else "right", no_wrap=True)
     for row in rows:
@@ -155,7 +155,7 @@ def show(rows: Sequence[Row], tasks: Tasks, options: Options) -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    e, c, f = row.engine, row.cut, row.fp32
+    e, c, f = row.engine, row.packed, row.fp32
     cells = ["-"] * 5 if e is None else [
         f"{e.sigma:.1e}", f"{e.quantiles['q99.9']:.1e}", _percent(e.all.outside), _percent(e.all.clipped),
         _percent(e.rare.clipped),

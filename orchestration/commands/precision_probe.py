@@ -1,4 +1,4 @@
-"""The measurements behind `isentrope precision`: replies of an engine in each precision, scored by the trainer in each.
+"""The measurements behind `isentrope precision`: responses of an engine in each precision, scored by the trainer in each.
 
 Engines run in a process of their own, one after the other, and are gone before the trainer's models are loaded into this one.
 """
@@ -25,7 +25,7 @@ MICRO_BATCH_TOKENS = 2048  # a packed row's attention is quadratic in it, and em
 
 
 class EngineFailed(RuntimeError):
-    """The engine of a mode gave no replies; the message says why."""
+    """The engine of a mode gave no responses; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +33,18 @@ class Options:
     env: str | None = None
     params: Sequence[str] = ()  # name=value of the environment
     prompts: int = 64
-    replies: int = 8
+    responses: int = 8
     max_tokens: int = 32
     modes: str | None = None  # names with commas between; None: all
     clip_low: float = 0.2
     clip_high: float = 0.2
     seed: int = 0
-    limit_s: float = 600.0  # of one engine, from its start to its last reply
+    limit_s: float = 600.0  # of one engine, from its start to its last response
 
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """What is asked: prompts as token ids, the ids that end a reply, and where they come from in words."""
+    """What is asked: prompts as token ids, the ids that end a response, and where they come from in words."""
 
     prompts: tuple[tuple[int, ...], ...]
     stop_token_ids: tuple[int, ...]
@@ -58,7 +58,7 @@ class Row:
     mode: Mode
     tokens: int = 0
     engine: Phantom | None = None  # trainer against engine
-    cut: Phantom | None = None  # trainer packed against trainer padded
+    packed: Phantom | None = None  # trainer packed against trainer padded
     fp32: Phantom | None = None  # trainer against the float32 trainer
     notes: list[str] = field(default_factory=list)
 
@@ -66,10 +66,10 @@ class Row:
 # --- engines ------------------------------------------------------------------------------------------------------------
 
 
-def engine_replies(
+def engine_responses(
     model: str, tasks: Tasks, options: Options, rows: Mapping[Mode, Row], progress: Any
 ) -> dict[Mode, list[Trajectory]]:
-    """Replies of every mode whose engine runs here, with their log-probs; the others get a note."""
+    """Responses of every mode whose engine runs here, with their log-probs; the others get a note."""
     found: dict[Mode, list[Trajectory]] = {}
     for mode, row in rows.items():
         progress.print(f"{mode}: engine", highlight=False)
@@ -89,7 +89,7 @@ def _ask(model: str, mode: Mode, tasks: Tasks, options: Options) -> list[Traject
     theirs.close()
     try:
         if not mine.poll(options.limit_s):
-            raise EngineFailed(f"no replies within --limit {options.limit_s:g} s")
+            raise EngineFailed(f"no responses within --limit {options.limit_s:g} s")
         answer = mine.recv()
     except EOFError:
         child.join(30)
@@ -100,9 +100,9 @@ def _ask(model: str, mode: Mode, tasks: Tasks, options: Options) -> list[Traject
     if isinstance(answer, str):
         raise EngineFailed(answer)
     prompt = Prompt("probe", "train", 0, ())
-    asked = [ids for ids in tasks.prompts for _ in range(options.replies)]
+    asked = [ids for ids in tasks.prompts for _ in range(options.responses)]
     return [
-        Trajectory(prompt, (Turn(ids, r.reply_ids, r.logprobs, r.finish, 0, 0),), ("",), Verdict(0.0))
+        Trajectory(prompt, (Turn(ids, r.response_ids, r.logprobs, r.finish, 0, 0),), ("",), Verdict(0.0))
         for ids, r in zip(asked, answer, strict=True)
     ]
 
@@ -133,9 +133,9 @@ def _serve(pipe: Any, model: str, mode: Mode, tasks: Tasks, options: Options) ->
     )
     sampling = SamplingParams(options.max_tokens, stop_token_ids=tasks.stop_token_ids)
     requests = [
-        Request(f"{i}/{k}", ids, sampling, options.seed + i * options.replies + k)
+        Request(f"{i}/{k}", ids, sampling, options.seed + i * options.responses + k)
         for i, ids in enumerate(tasks.prompts)
-        for k in range(options.replies)
+        for k in range(options.responses)
     ]
     try:
         engine = VLLMEngine(settings, options.limit_s)
@@ -164,38 +164,38 @@ def _complete(engine: Any, requests: Sequence[Any]) -> list[Any]:
 
 def trainer_rows(
     model: str,
-    replies: Mapping[Mode, list[Trajectory]],
+    responses: Mapping[Mode, list[Trajectory]],
     options: Options,
     rows: Mapping[Mode, Row],
     progress: Any,
 ) -> None:
-    """Score every mode's replies in that mode and in float32, and fill in the rows."""
+    """Score every mode's responses in that mode and in float32, and fill in the rows."""
     import torch
 
     from learner.deepspeed_engine import untrainable
 
-    if not replies:
+    if not responses:
         return
-    spare = next(iter(replies))  # whose replies a mode without an engine is measured on
+    spare = next(iter(responses))  # whose responses a mode without an engine is measured on
     progress.print("trainer in float32", highlight=False)
     policy = _load(model, "fp32")
-    exact = {mode: _score(policy, trajectories, packing=False) for mode, trajectories in replies.items()}
+    exact = {mode: _score(policy, trajectories, packing=False) for mode, trajectories in responses.items()}
     for mode, row in rows.items():
         progress.print(f"{mode}: trainer", highlight=False)
-        source = mode if mode in replies else spare
+        source = mode if mode in responses else spare
         if source != mode:
-            row.notes.append(f"the trainer is measured on the replies of {source}")
+            row.notes.append(f"the trainer is measured on the responses of {source}")
         if reason := untrainable(BODY[mode], torch.cuda.is_available()):
             row.notes.append(f"forward only, no training: {reason}")
         try:
             policy = _load(model, mode)
-            padded, packed = (_score(policy, replies[source], packing=p) for p in (False, True))
+            padded, packed = (_score(policy, responses[source], packing=p) for p in (False, True))
         except RuntimeError as error:  # torch's: an operator this device does not have in this type
             row.notes.append(f"no trainer: {' '.join(str(error).split())}")
             continue
         row.tokens = len(padded)
-        engine = [x for t in replies[source] for x in t.turns[0].logprobs]
-        pairs = {"engine": (padded, engine), "cut": (packed, padded), "fp32": (padded, exact[source])}
+        engine = [x for t in responses[source] for x in t.turns[0].logprobs]
+        pairs = {"engine": (padded, engine), "packed": (packed, padded), "fp32": (padded, exact[source])}
         if source != mode:
             del pairs["engine"]
         if mode == "fp32":
@@ -230,10 +230,10 @@ def _score(policy: Policy, trajectories: Sequence[Trajectory], *, packing: bool)
     import numpy as np
     import torch
 
-    from learner.batching import Cut, build_batches
+    from learner.batching import BatchPlan, build_batches
 
-    cut = Cut(updates=1, epochs=1, ranks=1, micro_batch_tokens=MICRO_BATCH_TOKENS, packing=packing)
-    (batch,) = build_batches(trajectories, np.zeros(len(trajectories)), cut=cut, aggregation="token", temperature=1.0)
+    plan = BatchPlan(updates=1, epochs=1, ranks=1, micro_batch_tokens=MICRO_BATCH_TOKENS, packing=packing)
+    (batch,) = build_batches(trajectories, np.zeros(len(trajectories)), plan=plan, aggregation="token", temperature=1.0)
     device = next(policy.parameters()).device
     found, owner = [], []
     for micro in batch.updates[0]:

@@ -16,6 +16,12 @@ from learner.entropy import build as entropy
 from orchestration.errors import ConfigError
 
 SHORTHAND = {"precision": "mode"}  # sections that may be written as one value, and the key this value is
+# Keys that were called otherwise before: recipes, overrides and the configurations of older runs may go on saying so.
+RENAMED = {
+    "batch.replies": "batch.responses",
+    "weights.probe_replies": "weights.probe_responses",
+    "replies_per_prompt": "responses_per_prompt",  # of init-model
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -48,6 +54,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} has to be a mapping of sections, not {type(data).__name__}")
+    return with_present_names(data)
+
+
+def with_present_names(data: dict[str, Any]) -> dict[str, Any]:
+    """Renames, in place, the keys that `RENAMED` lists; returns `data`."""
+    for old, new in RENAMED.items():
+        section, _, key = old.partition(".")
+        at = data.get(section)
+        name = new.rpartition(".")[2]
+        if isinstance(at, dict) and key in at and name not in at:
+            at[name] = at.pop(key)
     return data
 
 
@@ -66,7 +83,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
             value = yaml.load(text, _Loader)
         except yaml.YAMLError:
             value = text
-        pairs.append((key, value))
+        pairs.append((RENAMED.get(key, key), value))
     return pairs
 
 
@@ -76,7 +93,7 @@ def put(data: dict[str, Any], key: str, value: Any) -> None:
     A section with a shorthand is one whichever way it is written: `precision=bf16` sets precision.mode and leaves the rest.
     """
     at: Any = data
-    parts = key.split(".")
+    parts = RENAMED.get(key, key).split(".")
     if inner := SHORTHAND.get(parts[0]):
         if isinstance(data.get(parts[0]), str):
             data[parts[0]] = {inner: data[parts[0]]}

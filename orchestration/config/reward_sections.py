@@ -11,11 +11,11 @@ from pydantic import Field, field_validator, model_validator
 from orchestration.config.sections import GeneratorSection, ModelPath, Section, TrainerPrecision
 
 RUBRIC = """\
-Judge the reply to the task below. What counts is whether it does what was asked, correctly and completely.
+Judge the response to the task below. What counts is whether it does what was asked, correctly and completely.
 
 {prompt}
 
-{reply}
+{response}
 
 Explain in a sentence or two, then end with one line: SCORE: n, where n is from 0 (useless) to 10 (perfect)."""
 SCORE = r"SCORE:\s*([0-9]+(?:\.[0-9]+)?)"
@@ -26,18 +26,18 @@ class _Term(Section):
 
 
 class LengthTerm(_Term):
-    """By the tokens of all of a trajectory's replies: from the first value at `free` tokens to the second at `full`."""
+    """By the tokens of all of a trajectory's responses: from the first value at `free` tokens to the second at `full`."""
 
     shape: Literal["linear", "cosine"] = "linear"
     free: int = Field(default=0, ge=0)
     full: int | None = Field(default=None, ge=1)  # None: sampling.max_tokens
-    # Of replies that the environment calls correct, and of the others.
+    # Of responses that the environment calls correct, and of the others.
     correct: list[float] = Field(default=[0.0, -1.0], min_length=2, max_length=2)
     wrong: list[float] = Field(default=[0.0, -1.0], min_length=2, max_length=2)
 
 
 class FormatTerm(_Term):
-    """The share of a trajectory's replies that match as a whole. None: the environment's own form."""
+    """The share of a trajectory's responses that match as a whole. None: the environment's own form."""
 
     pattern: str | None = None
 
@@ -48,7 +48,7 @@ class FormatTerm(_Term):
 
 
 class OverlongTerm(_Term):
-    """DAPO's soft punishment: from 0 at sampling.max_tokens - buffer to -1 at sampling.max_tokens, of the longest reply."""
+    """DAPO's soft punishment: from 0 at sampling.max_tokens - buffer to -1 at sampling.max_tokens, of the longest response."""
 
     buffer: int = Field(ge=1)  # tokens
 
@@ -65,7 +65,7 @@ class RewardModelTerm(_Term):
     # None: the tokenizer's own where it has one; false: the messages' text is joined as it is
     chat_template: bool | None = None
     max_batch_tokens: int = Field(default=8192, ge=1)  # of one forward pass, padding included; 1: each alone
-    gather_ms: float = Field(default=5.0, ge=0)  # how long the first reply of a batch waits for others
+    gather_ms: float = Field(default=5.0, ge=0)  # how long the first response of a batch waits for others
     scale: float = 1.0
     shift: float = 0.0
     clip: list[float] | None = Field(default=None, min_length=2, max_length=2)
@@ -77,7 +77,7 @@ class RewardModelTerm(_Term):
             raise ValueError(f"clip goes from {self.clip[0]:g} to {self.clip[1]:g}: the first has to be the smaller")
         if self.scale == 0:
             raise ValueError(
-                "scale is 0, so that every reply would have the same score: leave it out or leave the term out"
+                "scale is 0, so that every response would have the same score: leave it out or leave the term out"
             )
         return self
 
@@ -97,7 +97,7 @@ class JudgeTerm(_Term):
     model: str | None = Field(default=None, min_length=1)
     api_key_env: str | None = None  # the NAME of an environment variable
     generator: JudgeGeneratorSection | None = None
-    rubric: str = RUBRIC  # {prompt}, {reply} and {reference} are replaced, each within delimiters of its own
+    rubric: str = RUBRIC  # {prompt}, {response} and {reference} are replaced, each within delimiters of its own
     reference: str = "answer"  # the key of a prompt's task that {reference} is
     score: str = SCORE  # a regular expression with one group; of several matches the last
     low: float = 0.0
@@ -148,9 +148,10 @@ class JudgeTerm(_Term):
 
     @field_validator("rubric")
     @classmethod
-    def _shows_the_reply(cls, value: str) -> str:
-        if "{reply}" not in value:
-            raise ValueError("the judge would never see what it judges: write {reply} where it should stand")
+    def _shows_the_response(cls, value: str) -> str:
+        value = value.replace("{reply}", "{response}")  # as it was called before
+        if "{response}" not in value:
+            raise ValueError("the judge would never see what it judges: write {response} where it should stand")
         return value
 
     @model_validator(mode="after")
@@ -177,7 +178,8 @@ class JudgeTerm(_Term):
 
 
 class RewardsSection(Section):
-    """What a reply earns: verdict * the environment's reward + the sum of weight * term. Without terms, the environment's alone."""
+    """What a response earns: verdict * the environment's reward + the sum of weight * term. Without terms, the environment's
+    alone."""
 
     verdict: float = 1.0
     length: LengthTerm | None = None
@@ -201,7 +203,7 @@ class RewardsSection(Section):
         if not self.verdict and not any(term.weight for term in self.terms.values()):
             named = " and ".join(["verdict", *(f"{name}.weight" for name in self.terms)])
             raise ValueError(
-                f"weights are 0 throughout ({named}), so that every reply would earn the same: give one a weight"
+                f"weights are 0 throughout ({named}), so that every response would earn the same: give one a weight"
             )
         return self
 

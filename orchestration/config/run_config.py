@@ -89,26 +89,26 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        replies = self.batch.prompts * self.batch.replies
-        if replies % self.learner.updates:
+        responses = self.batch.prompts * self.batch.responses
+        if responses % self.learner.updates:
             raise ValueError(
-                f"a batch of {self.batch.prompts} prompts x {self.batch.replies} replies = {replies} trajectories cannot be "
+                f"a batch of {self.batch.prompts} prompts x {self.batch.responses} responses = {responses} trajectories cannot be "
                 f"divided into learner.updates = {self.learner.updates} equal updates: change one of the three"
             )
-        if replies // self.learner.updates < self.learner.ranks:
+        if responses // self.learner.updates < self.learner.ranks:
             raise ValueError(
-                f"an update of {replies // self.learner.updates} trajectories cannot be divided over learner.ranks = "
+                f"an update of {responses // self.learner.updates} trajectories cannot be divided over learner.ranks = "
                 f"{self.learner.ranks}: make the batch larger, or the updates or ranks fewer"
             )
-        if (replies // self.learner.updates) % self.learner.ranks:
+        if (responses // self.learner.updates) % self.learner.ranks:
             raise ValueError(
-                f"an update of {replies // self.learner.updates} trajectories cannot be divided evenly over learner.ranks = "
-                f"{self.learner.ranks}: change batch.prompts ({self.batch.prompts}), batch.replies ({self.batch.replies}), "
+                f"an update of {responses // self.learner.updates} trajectories cannot be divided evenly over learner.ranks = "
+                f"{self.learner.ranks}: change batch.prompts ({self.batch.prompts}), batch.responses ({self.batch.responses}), "
                 f"learner.updates ({self.learner.updates}) or learner.ranks"
             )
-        if self.batch.replies < 2:
+        if self.batch.responses < 2:
             raise ValueError(
-                f"a group baseline compares replies of one prompt: batch.replies is {self.batch.replies}, give 2 or more"
+                f"a group baseline compares responses of one prompt: batch.responses is {self.batch.responses}, give 2 or more"
             )
         if self.sampling.max_tokens >= self.generators.max_model_len:
             raise ValueError(
@@ -117,7 +117,7 @@ class RunConfig(Section):
             )
         if self.sampling.max_total_tokens is not None and self.sampling.max_total_tokens < self.sampling.max_tokens:
             raise ValueError(
-                f"sampling.max_total_tokens ({self.sampling.max_total_tokens}) is for all replies of a trajectory and "
+                f"sampling.max_total_tokens ({self.sampling.max_total_tokens}) is for all responses of a trajectory and "
                 f"sampling.max_tokens ({self.sampling.max_tokens}) for one of them: give the first at least the second"
             )
         return self
@@ -146,8 +146,8 @@ class RunConfig(Section):
             )
         if o.surrogate == "gspo" and o.aggregation != "sequence":
             raise ValueError(
-                f"objective.surrogate gspo clips a reply as a whole and aggregation is {o.aggregation}, which weighs replies by "
-                "their length: use aggregation sequence"
+                f"objective.surrogate gspo clips a response as a whole and aggregation is {o.aggregation}, which weighs responses "
+                "by their length: use aggregation sequence"
             )
         needs = entropy.METHODS[self.entropy.kind].surrogates
         if needs is not None and o.surrogate not in needs:
@@ -203,7 +203,7 @@ class RunConfig(Section):
         limit, length, overlong = self.sampling.max_tokens, self.rewards.length, self.rewards.overlong
         if overlong is not None and overlong.buffer > limit:
             raise ValueError(
-                f"rewards.overlong.buffer ({overlong.buffer}) is the end of what a reply may have and sampling.max_tokens is "
+                f"rewards.overlong.buffer ({overlong.buffer}) is the end of what a response may have and sampling.max_tokens is "
                 f"{limit}: make the buffer smaller"
             )
         if length is not None and length.free >= (limit if length.full is None else length.full):

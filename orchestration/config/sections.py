@@ -35,7 +35,7 @@ class RunSection(Section):
     # Needed unless there are stages: then it caps the run, and left out it is the sum of theirs.
     iterations: int | None = Field(default=None, ge=1)
     sinks: list[Literal["jsonl", "console", "tensorboard"]] = ["jsonl", "console"]
-    samples_per_iteration: int = Field(default=4, ge=0)  # replies kept in samples.jsonl
+    samples_per_iteration: int = Field(default=4, ge=0)  # responses kept in samples.jsonl
 
 
 ModelPath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser()) if path.startswith("~") else path)]
@@ -87,10 +87,10 @@ class AdvanceSection(Section):
 class StageSection(Section):
     """Environments that are trained one after the other's, and what is otherwise from the stage's first iteration on.
 
-    Overrides are of the run's own settings, not of the stage's before. controller: "keep" lets knob, integral and the target's
-    anchor go on; "reset" starts all of it anew; "reanchor" keeps the knob and measures the target's start again, which is then
-    the new environments' own. With the latter two, a target's schedule and release count from the stage's start.
-    """
+    Overrides are of the run's own settings, not of the stage's before. controller: "keep" lets coefficient, integral and the
+    target's anchor go on; "reset" starts all of it anew; "reanchor" keeps the coefficient and measures the target's start
+    again, which is then the new environments' own. With the latter two, a target's schedule and release count from the stage's
+    start."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     environments: list[EnvironmentSection] = Field(min_length=1)
@@ -121,19 +121,19 @@ class StageSection(Section):
 
 
 class DynamicSection(Section):
-    """Dynamic sampling (DAPO, arXiv 2503.14476, sec. 3.2): what is done with groups whose judged replies all have one reward.
+    """Dynamic sampling (DAPO, arXiv 2503.14476, sec. 3.2): what is done with groups whose scored responses all have one reward.
 
     none    they are in the update: without advantages, but in what a loss is divided by, and in what REPO-D, a bonus or a KL do
     filter  they are not; the update's size and statistics are those of the others. Fewer groups are fewer updates, not smaller
             ones, but where less than one update's worth is left
     refill  nor are they, and others are generated until batch.prompts groups are informative or max_rounds is reached
 
-    What filtering does to entropy: groups that are all right are mostly those the policy is sure of. Entropy measured without them
-    would lie above the policy's own and move with the share that was dropped, and a controller would take that for news. So
-    entropy, target and controller are of EVERY reply generated, as are rewards; only what control does to the loss is done on the
-    groups trained on, to which predicted changes belong. An iteration that drops all groups is measured and changes no weight; the
-    controller's knob waits for an update it can act on. In a mixture the environments' weights are of prompts generated.
-    """
+    What filtering does to entropy: groups that are all right are mostly those the policy is sure of. Entropy measured without
+    them would lie above the policy's own and move with the share that was dropped, and a controller would take that for news.
+    So entropy, target and controller are of EVERY response generated, as are rewards; only what control does to the loss is
+    done on the groups trained on, to which predicted changes belong. An iteration that drops all groups is measured and changes
+    no weight; the controller's coefficient waits for an update it can act on. In a mixture the environments' weights are of
+    prompts generated."""
 
     kind: Literal["none", "filter", "refill"] = "none"
     max_rounds: int = Field(
@@ -157,7 +157,7 @@ class AdaptiveSection(Section):
 
 class BatchSection(Section):
     prompts: int = Field(ge=1)  # per iteration
-    replies: int = Field(ge=1)  # per prompt: the group
+    responses: int = Field(ge=1)  # per prompt: the group
     dynamic: DynamicSection = DynamicSection()
     adaptive: AdaptiveSection | None = None  # None: every prompt is a new one, or the next of a finite split
 
@@ -165,10 +165,10 @@ class BatchSection(Section):
 class SamplingSection(Section):
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    max_tokens: int = Field(ge=1)  # of one reply
+    max_tokens: int = Field(ge=1)  # of one response
     max_turns: int = Field(default=8, ge=1)
-    max_total_tokens: int | None = Field(default=None, ge=1)  # of all replies of a trajectory; None: no such limit
-    # Of a trajectory, waiting included; looked at between its turns, so a reply under way is finished. What ends there
+    max_total_tokens: int | None = Field(default=None, ge=1)  # of all responses of a trajectory; None: no such limit
+    # Of a trajectory, waiting included; looked at between its turns, so a response under way is finished. What ends there
     # depends on the machine: a resumed run no longer equals one that was never stopped.
     max_seconds: float | None = Field(default=None, gt=0)
 
@@ -187,7 +187,7 @@ class GeneratorSection(Section):
     prefix_caching: bool = True
     cpus: float = Field(default=1, gt=0)
     gpus: float = Field(default=0, ge=0)  # 1, 0, or a share of a GPU that others have the rest of
-    timeout_s: float = Field(default=600, gt=0)  # of one batch of replies
+    timeout_s: float = Field(default=600, gt=0)  # of one batch of responses
 
 
 class VerifierSection(Section):
@@ -306,7 +306,9 @@ class EntropySection(Section):
             self.environments or not isinstance(self.controller, entropy.CONTROLLERS["fixed"].Settings)
         ):
             what = "entropy.environments" if self.environments else "entropy.controller"
-            raise ValueError(f"entropy.method is none, which has no knob to steer: leave {what} out or choose a method")
+            raise ValueError(
+                f"entropy.method is none, which has no coefficient to steer: leave {what} out or choose a method"
+            )
         entropy.build(self.method, self.controller, self.target, self.environments)
         return self
 
@@ -321,7 +323,7 @@ class WeightsSection(Section):
     # Nats, engine against trainer on the probe. fp32: of any token, 1e-3 unless set. bf16 and fp16: of the mean over tokens,
     # 0.05 unless set, since rounding alone moves single tokens by more than any limit that would find other weights.
     max_logprob_gap: float | None = Field(default=None, gt=0)
-    probe_replies: int = Field(default=4, ge=1)
+    probe_responses: int = Field(default=4, ge=1)
 
 
 class EvaluationSection(Section):

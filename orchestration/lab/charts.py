@@ -87,13 +87,13 @@ def reward_tracks(arms: Sequence[Tracks]) -> str:
     return pictures("Reward", arms, curves, note=note, y_label="mean reward")
 
 
-def knob_tracks(arms: Sequence[Tracks]) -> str:
-    """The knobs that are moved; their coefficients mean different things, so that every small picture has its scale."""
-    moved = [arm for arm in arms if arm.steered and arm.has("entropy/knob")]
+def coefficient_tracks(arms: Sequence[Tracks]) -> str:
+    """The coefficients that are moved; their coefficients mean different things, so that every small picture has its scale."""
+    moved = [arm for arm in arms if arm.steered and arm.has("entropy/coefficient")]
     curves = {}
     for arm in moved:
-        curves[arm.place] = _over_seeds(arm, lambda run: run.column("entropy/knob"))
-        for bound in ("entropy/knob_low", "entropy/knob_high"):
+        curves[arm.place] = _over_seeds(arm, lambda run: run.column("entropy/coefficient"))
+        for bound in ("entropy/coefficient_low", "entropy/coefficient_high"):
             limits = _over_seeds(arm, lambda run, bound=bound: run.column(bound), band=False)
             curves[arm.place] += [replace(s, name="", style="dotted", legend=False) for s in limits]
     values = [v for drawn in curves.values() for s in drawn for v in finite(s.y)]
@@ -101,7 +101,7 @@ def knob_tracks(arms: Sequence[Tracks]) -> str:
     if log:  # a band that reaches below zero has no place on a logarithmic scale
         curves = {place: [replace(s, low=(), high=()) for s in drawn] for place, drawn in curves.items()}
     note = "Mean over seeds. Dotted: its bounds."
-    return pictures("Entropy knob", moved, curves, note=note, y_label="coefficient", log_y=log, shared=False)
+    return pictures("Entropy coefficient", moved, curves, note=note, y_label="coefficient", log_y=log, shared=False)
 
 
 def relative(run: RunData, key: str) -> list[float]:

@@ -6,7 +6,7 @@
 | `target`                                          | nats per token, the last one                                   |
 | `rms_last_third`, `rms_last_two_thirds`           | root mean square of (H - target) / target over that part       |
 | `max_last_two_thirds`                             | largest \\|H - target\\| / target there                          |
-| `saturated`, `authority`                          | share of iterations; mean share of tokens the knob touches     |
+| `saturated`, `authority`                          | share of iterations; mean share of tokens the coefficient touches     |
 | `reward_start`, `reward_end`                      | means of the first 3 and the last 5 iterations                 |
 | `distinct_start`, `distinct_end`                  | correct solutions a prompt, first and last evaluation          |
 | `pass@K/start`, `pass@K/end`                      | at the first temperature, first and last evaluation            |
@@ -38,7 +38,7 @@ def figures(run: RunData) -> dict[str, float]:
         "rms_last_two_thirds": rms(two_thirds),
         "max_last_two_thirds": max(map(abs, two_thirds), default=math.nan),
         "saturated": s.saturated if steered(run) else math.nan,
-        "authority": mean(run.column("entropy/authority")),
+        "authority": mean(run.column("entropy/affected")),
         "reward_start": s.reward_start,
         "reward_end": s.reward_end,
         "distinct_start": s.distinct_start,
@@ -64,7 +64,7 @@ def temperatures(run: RunData) -> list[float]:
 
 
 def steered(run: RunData) -> bool:
-    """Whether a controller moves the knob. Under a fixed one the target is written down and nobody aims at it."""
+    """Whether a controller moves the coefficient. Under a fixed one the target is written down and nobody aims at it."""
     entropy = run.config.get("entropy")
     kinds = (
         [part.get("kind") for part in entropy.values() if isinstance(part, dict)] if isinstance(entropy, dict) else []
@@ -73,7 +73,7 @@ def steered(run: RunData) -> bool:
 
 
 def off_target(run: RunData) -> list[float]:
-    """(H - target) / target of every iteration in which a controller held the knob; H is the entropy it observes.
+    """(H - target) / target of every iteration in which a controller held the coefficient; H is the entropy it observes.
 
     A controller that has let go aims at nothing any more: those iterations are left out.
     """

@@ -114,7 +114,7 @@ def _sections(results: Mapping[str, Any], tracks: Sequence[Tracks]) -> list[tupl
         ]
     return [
         ("Quality against coverage", fronts),
-        ("Entropy", [lab_charts.entropy_tracks(tracks), lab_charts.knob_tracks(tracks)]),
+        ("Entropy", [lab_charts.entropy_tracks(tracks), lab_charts.coefficient_tracks(tracks)]),
         ("Reward and pass@k", [lab_charts.reward_tracks(tracks), lab_charts.pass_by_k(results)]),
     ]
 

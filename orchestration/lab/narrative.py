@@ -28,7 +28,7 @@ def story(results: Arm) -> list[tuple[str, str]]:
         told.append((f"Highest pass@{n} at {heat}", [_leader(arms, f"pass@{n}/end")]))
         told.append((f"Highest pass@{n} {own}", [_leader(arms, f"pass@{n}/best")]))
     told.append(("Most distinct correct solutions", [_leader(arms, "distinct_end", ".2f")]))
-    told += [("Against the start", [_against_start(results)]), ("How differences are judged", [_caution(arms)])]
+    told += [("Against the start", [_against_start(results)]), ("How differences are scored", [_caution(arms)])]
     return [(subject, " ".join(filter(None, said))) for subject, said in told if any(said)]
 
 
@@ -71,9 +71,9 @@ def _targets(arms: Sequence[Arm]) -> list[str]:
 
 
 def _spent(arm: Arm) -> str:
-    """Why a target was missed, where the knob says it: a controller at its bound cannot do more."""
+    """Why a target was missed, where the coefficient says it: a controller at its bound cannot do more."""
     share = stat(arm, "saturated").mean
-    return f", its knob at a bound in {percent(share)} of the iterations" if share > 0.05 else ""
+    return f", its coefficient at a bound in {percent(share)} of the iterations" if share > 0.05 else ""
 
 
 def _front(results: Arm, x: str, y: str) -> list[str]:
@@ -129,5 +129,5 @@ def _caution(arms: Sequence[Arm]) -> str:
     return (
         "Paired by seed, against the 95\N{NO-BREAK SPACE}% interval of Student's t. "
         "Of comparisons between arms that do not differ, one in twenty comes out clear, and many are made here. "
-        "Best temperatures are chosen on the prompts they are judged by: those figures are optimistic."
+        "Best temperatures are chosen on the prompts they are scored by: those figures are optimistic."
     )

@@ -46,7 +46,7 @@ def collect(arms: Sequence[ArmRuns]) -> dict[str, Any]:
 
     `best` is, for pass@1 and every other k, the temperature whose mean over seeds is highest after training (of equals
     the first), with that mean and its spread; each seed has its value there as `pass@K/best`. The temperature is
-    chosen on the very prompts it is then judged by, so the value is optimistic, the more so the more temperatures
+    chosen on the very prompts it is then scored by, so the value is optimistic, the more so the more temperatures
     there are and the noisier they are.
     `start` is the policy before training as an arm of its own, under the names of the figures after training: each
     seed's first evaluation, averaged over the arms.

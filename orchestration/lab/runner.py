@@ -107,7 +107,7 @@ def describe(grid: Grid, all_cells: list[Cell]) -> str:
             asked = totals(plan(cell.config))
             c = cell.config
             lines.append(
-                f"  {cell.name}: {c.iterations} iterations of {c.batch.prompts} x {c.batch.replies}, "
+                f"  {cell.name}: {c.iterations} iterations of {c.batch.prompts} x {c.batch.responses}, "
                 f"{asked['CPU']:g} CPU {asked['GPU']:g} GPU"
             )
     return "\n".join(lines)
@@ -166,7 +166,7 @@ async def _lanes(todo: list[tuple[Cell, Job]], lanes: int, progress: Progress) -
 
 async def _lane(queue: list[tuple[Cell, Job]], progress: Progress, stop: StopSignal) -> None:
     """Runs off the common queue until it is empty or a stop is asked for."""
-    from orchestration.cluster.actor_settings import shape_of
+    from orchestration.cluster.actor_settings import layout_key
     from orchestration.cluster.cluster import Cluster
     from orchestration.sampling.codec import load_codecs
 
@@ -174,7 +174,7 @@ async def _lane(queue: list[tuple[Cell, Job]], progress: Progress, stop: StopSig
     try:
         while queue and stop.number is None:
             cell, job = queue.pop()
-            if cluster is not None and shape_of(cluster.config) != shape_of(job.config):
+            if cluster is not None and layout_key(cluster.config) != layout_key(job.config):
                 await cluster.close()
                 cluster = None
             cluster = cluster or Cluster(job.config, progress.say)

@@ -60,9 +60,9 @@ def _pictures(runs: Sequence[RunData], envs: Sequence[str], k: int, chapter: Cha
         case "why":
             return [charts.ledger_chart(runs), charts.dh_chart(runs)]
         case "control":
-            return [charts.control_chart(runs), charts.knob_chart(runs)]
+            return [charts.control_chart(runs), charts.coefficient_chart(runs)]
         case "cost":
-            seen = [charts.distinct_chart(runs), charts.replies_chart(runs)]
+            seen = [charts.distinct_chart(runs), charts.responses_chart(runs)]
             earned = [charts.reward_chart(runs, envs), charts.terms_chart(runs)]
             return [*earned, charts.pass_over_time(runs, k), *seen]
         case "trust":
@@ -88,17 +88,17 @@ def sections(runs: Sequence[RunData], envs: Sequence[str], k: int) -> list[tuple
                 charts.pass_by_k(runs),
                 charts.front_chart(runs, k),
                 charts.distinct_chart(runs),
-                charts.replies_chart(runs),
+                charts.responses_chart(runs),
             ],
         ),
         (
             "The entropy ledger",
             [
-                charts.knob_chart(runs),
+                charts.coefficient_chart(runs),
                 charts.dh_chart(runs),
                 charts.ledger_chart(runs),
                 charts.control_chart(runs),
-                charts.key_chart(runs, "entropy/authority", "Tokens the knob touches", **SHARE),
+                charts.key_chart(runs, "entropy/affected", "Tokens the coefficient touches", **SHARE),
                 charts.forgone_chart(runs),
                 charts.key_chart(runs, "entropy/covariance", "Covariance of advantage and log-prob", y_label="nats"),
                 charts.success_chart(runs),
@@ -123,7 +123,7 @@ def sections(runs: Sequence[RunData], envs: Sequence[str], k: int) -> list[tuple
                 charts.quantile_chart(runs, "ratio", "Quantiles of the ratio of new to old probability", log_y=True),
                 charts.ess_chart(runs),
                 charts.key_chart(runs, "grad_norm", "Gradient norm", zero=True),
-                charts.key_chart(runs, "reply/length_mean", "Reply length", y_label="tokens", zero=True),
+                charts.key_chart(runs, "response/length_mean", "Response length", y_label="tokens", zero=True),
                 charts.key_chart(runs, "groups/no_signal", "Groups without signal", y_label="groups", zero=True),
             ],
         ),
@@ -138,7 +138,7 @@ def sections(runs: Sequence[RunData], envs: Sequence[str], k: int) -> list[tuple
     for env in envs if len(envs) > 1 else []:
         pictures = [
             charts.key_chart(runs, f"reward/{env}", "Reward"),
-            charts.key_chart(runs, f"reply/length/{env}", "Reply length", y_label="tokens", zero=True),
+            charts.key_chart(runs, f"response/length/{env}", "Response length", y_label="tokens", zero=True),
             charts.key_chart(runs, f"entropy/{env}", "Exact entropy", zero=True),
             charts.pass_by_k(runs, env),
             charts.distinct_chart(runs, env),

@@ -82,19 +82,19 @@ def terms_chart(runs: Sequence[RunData]) -> str:
     return plots.line_chart("Terms of the reward", series, y_label="mean value", note=note)
 
 
-def knob_chart(runs: Sequence[RunData]) -> str:
+def coefficient_chart(runs: Sequence[RunData]) -> str:
     series = []
     for colour, run in enumerate(runs):
-        x, knob = run.column("iteration"), run.column("entropy/knob")
-        if len(set(finite(knob))) == 0:
+        x, coefficient = run.column("iteration"), run.column("entropy/coefficient")
+        if len(set(finite(coefficient))) == 0:
             continue
-        series.append(Series(run.name, x, knob, colour))
-        for bound in ("entropy/knob_low", "entropy/knob_high"):
+        series.append(Series(run.name, x, coefficient, colour))
+        for bound in ("entropy/coefficient_low", "entropy/coefficient_high"):
             series.append(Series("", x, run.column(bound), colour, "dotted", legend=False))
     positive = all(v > 0.0 for s in series for v in finite(s.y))
     values = [v for s in series for v in finite(s.y)]
     log = positive and bool(values) and max(values) / min(values) > 50
-    return plots.line_chart("Entropy knob", series, y_label="coefficient", log_y=log, note="Dotted: its bounds.")
+    return plots.line_chart("Entropy coefficient", series, y_label="coefficient", log_y=log, note="Dotted: its bounds.")
 
 
 def dh_chart(runs: Sequence[RunData]) -> str:
@@ -160,13 +160,13 @@ def forgone_chart(runs: Sequence[RunData]) -> str:
 
 
 def success_chart(runs: Sequence[RunData]) -> str:
-    parts = [("entropy/successful", "correct replies"), ("entropy/failed", "failed replies")]
-    return _pair(runs, parts, "Entropy of correct and failed replies", y_label="nats per token", zero=True)
+    parts = [("entropy/successful", "correct responses"), ("entropy/failed", "failed responses")]
+    return _pair(runs, parts, "Entropy of correct and failed responses", y_label="nats per token", zero=True)
 
 
 def place_chart(runs: Sequence[RunData]) -> str:
     parts = [("entropy/first", "first token"), ("entropy/last", "last token")]
-    return _pair(runs, parts, "Entropy by place in the reply", y_label="nats per token", zero=True)
+    return _pair(runs, parts, "Entropy by place in the response", y_label="nats per token", zero=True)
 
 
 def env_entropy_chart(runs: Sequence[RunData], envs: Sequence[str]) -> str:
@@ -177,9 +177,9 @@ def env_entropy_chart(runs: Sequence[RunData], envs: Sequence[str]) -> str:
     return plots.line_chart("Entropy by environment", series, y_label="nats per token", zero=True)
 
 
-def replies_chart(runs: Sequence[RunData]) -> str:
-    parts = [("replies/distinct", "all"), ("replies/distinct_correct", "correct")]
-    return _pair(runs, parts, "Distinct replies a prompt, in training", y_label="replies", zero=True)
+def responses_chart(runs: Sequence[RunData]) -> str:
+    parts = [("responses/distinct", "all"), ("responses/distinct_correct", "correct")]
+    return _pair(runs, parts, "Distinct responses a prompt, in training", y_label="responses", zero=True)
 
 
 def quantile_chart(runs: Sequence[RunData], family: str, title: str, **options: Any) -> str:

@@ -1,6 +1,6 @@
 """One self-contained report.html from a run folder, or from several side by side.
 
-The page needs no network: charts are inline SVG (`charts.py`, `plots.py`). Replies are untrusted text: everything is
+The page needs no network: charts are inline SVG (`charts.py`, `plots.py`). Responses are untrusted text: everything is
 escaped, and the Content-Security-Policy admits only the one script whose hash it names, so that nothing else could run
 even if an escape were forgotten below.
 """
@@ -29,8 +29,8 @@ from orchestration.report import retention_section as retention_page
 from orchestration.report import svg as plots
 from orchestration.report.chapters import grid, sections, story, table
 
-SAMPLES_SHOWN = 6  # replies of the first and of the last iteration
-REPLY_LIMIT = 4000  # characters of one prompt or reply
+SAMPLES_SHOWN = 6  # responses of the first and of the last iteration
+RESPONSE_LIMIT = 4000  # characters of one prompt or response
 ENV_COLUMNS = ("entropy start", "end", "change", "reward", "pass@1", "pass@K", "distinct")  # of `COLUMNS`
 
 
@@ -118,15 +118,15 @@ def _env_table(runs: Sequence[RunData], k: int) -> str:
     return table("summary", f"<tr><th>environment</th>{heads}</tr>", body)
 
 
-# Terminal escapes, and the marks that reorder text: a reply must not redraw the cell next to it.
+# Terminal escapes, and the marks that reorder text: a response must not redraw the cell next to it.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _untrusted(value: Any) -> str:
     """Text from a model or an environment, made safe to show: escaped, visible, and of bounded length."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    if len(text) > REPLY_LIMIT:
-        text = f"{text[:REPLY_LIMIT]} … ({len(text) - REPLY_LIMIT:,} more characters)"
+    if len(text) > RESPONSE_LIMIT:
+        text = f"{text[:RESPONSE_LIMIT]} … ({len(text) - RESPONSE_LIMIT:,} more characters)"
     return visible(text)
 
 
@@ -140,7 +140,7 @@ def clean(text: str) -> str:
 
 
 def _samples(run: RunData) -> str:
-    """Replies of the first and of the last iteration that has any."""
+    """Responses of the first and of the last iteration that has any."""
     when = [s.get("iteration", 0) for s in run.samples]
     if not when:
         return ""
@@ -155,10 +155,10 @@ def _samples(run: RunData) -> str:
             rows.append(
                 f"<tr><td>{_untrusted(iteration)}</td><td>{_untrusted(s.get('env', ''))}</td>"
                 f"<td><pre>{_untrusted(s.get('prompt', ''))}</pre></td>"
-                f"<td><pre>{_untrusted(s.get('reply', ''))}</pre></td>"
+                f"<td><pre>{_untrusted(s.get('response', ''))}</pre></td>"
                 f'<td><span class="{verdict}">{shown}</span>{aside}</td></tr>'
             )
-    head = "<tr><th>iteration</th><th>env</th><th>prompt</th><th>reply</th><th>reward</th></tr>"
+    head = "<tr><th>iteration</th><th>env</th><th>prompt</th><th>response</th><th>reward</th></tr>"
     return f"<h3>{escape(run.name)}</h3>" + table("samples", head, "".join(rows))
 
 
@@ -189,9 +189,9 @@ def render(runs: Sequence[RunData]) -> str:
         if kept := retention_page.retention_section(run, k):
             whose = f", {escape(run.name)}" if len(runs) > 1 else ""
             parts.append(f"<h2>What was retained{whose}</h2>{kept}")
-    replies = "".join(_samples(run) for run in runs)
-    if replies:
-        parts.append(f"<h2>Replies, first and last iteration</h2>{replies}")
+    responses = "".join(_samples(run) for run in runs)
+    if responses:
+        parts.append(f"<h2>Responses, first and last iteration</h2>{responses}")
     for run in runs:
         if run.config_text:
             summary = f"<summary>Configuration of {escape(run.name)}</summary>"

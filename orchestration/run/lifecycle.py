@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from learner.checkpoint import CheckpointError, Checkpoints, read_state, write_whole
 from orchestration.cluster import placement
 from orchestration.config import preflight as world
-from orchestration.config.loader import local
+from orchestration.config.loader import local, with_present_names
 from orchestration.config.reward_sections import RewardsSection
 from orchestration.config.run_config import RunConfig
 from orchestration.config.sections import BODY
@@ -44,7 +44,7 @@ FIXED_ON_RESUME = (
     "learner.precision",
     "run.seed",
     "batch.prompts",
-    "batch.replies",
+    "batch.responses",
     "batch.adaptive",
     "learner.betas",
     "learner.eps",
@@ -100,7 +100,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
 
 
 def in_turn(jobs: Sequence[Job], announce: Callable[[Job], None] = lambda job: None) -> None:
-    """Runs of one `shape_of`, one after the other on the same actors. Raises IsentropeError at the first that fails."""
+    """Runs of one `layout_key`, one after the other on the same actors. Raises IsentropeError at the first that fails."""
     from orchestration.sampling.codec import load_codecs
 
     first = jobs[0].config
@@ -219,9 +219,9 @@ async def _train(job: Job, cluster: Cluster, sink: FanOut, codecs: Codecs, stop:
         composite = rewards.compose(
             config,
             environments,
-            verify=cluster.verifiers.judge,
-            model=cluster.reward_models.judge,
-            judge=None if judge is None else judge.judge,
+            verify=cluster.verifiers.score,
+            model=cluster.reward_models.score,
+            judge=None if judge is None else judge.score,
             on_event=sink.event,
         )
         rollouts = Rollouts(config, cluster.generators, cluster.verifiers, codecs.policy, sink.stage, composite)
@@ -275,7 +275,7 @@ def _resume_state(config: RunConfig, checkpoints: Checkpoints) -> tuple[dict[str
             f"the run had {given} environments and now has {now_given}: a resumed run cannot change their number"
         )
     try:
-        before = yaml.safe_load((config.folder / "config.yaml").read_text("utf-8"))
+        before = with_present_names(yaml.safe_load((config.folder / "config.yaml").read_text("utf-8")))
     except OSError as error:
         raise ConfigError(f"the run's own configuration cannot be read, so it cannot be resumed: {error}") from None
     now = json.loads(config.model_dump_json())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from envs.types import Group, Trajectory
 from learner.advantages import ADVANTAGES
-from learner.batching import Cut, build_batches, trajectory_advantages, turn_advantages
+from learner.batching import BatchPlan, build_batches, trajectory_advantages, turn_advantages
 from learner.checkpoint import Checkpoints
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import Stopped
@@ -24,7 +24,7 @@ from orchestration.sampling.dynamic_sampling import sample
 from orchestration.sampling.evaluation import evaluate
 from orchestration.sampling.rollouts import Rollouts
 from orchestration.telemetry.alarms import Alarms
-from orchestration.telemetry.reward_drift import Drift
+from orchestration.telemetry.reward_drift import RewardHackingMonitor
 from orchestration.telemetry.rollout_metrics import describe, samples
 from orchestration.telemetry.sinks import FanOut
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class StopSignal:
-    """Set by a signal handler. The loop looks at it between stages and while it waits for replies."""
+    """Set by a signal handler. The loop looks at it between stages and while it waits for responses."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -71,7 +71,7 @@ class Run:
     stop: StopSignal
     iteration: int = 0
     owes_evaluation: bool = False
-    drift: Drift = field(default_factory=Drift)
+    drift: RewardHackingMonitor = field(default_factory=RewardHackingMonitor)
     alarms: Alarms = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class Run:
             collect = partial(
                 self.rollouts.collect,
                 sampling=stage.sampling,
-                replies=config.batch.replies,
+                responses=config.batch.responses,
                 temperature=stage.sampling.temperature,
                 stamp=f"iteration {iteration}",
             )
@@ -118,11 +118,11 @@ class Run:
             trajectories = [t for g in sampled.groups for t in g.trajectories]
             row, seconds["train"] = await timed(self._update(stage, groups, sampled.measured))
             manifest, seconds["sync"] = await timed(self._sync())
-            gap = await self.cluster.probe([t.token_ids for t in trajectories[: config.weights.probe_replies]])
+            gap = await self.cluster.probe([t.token_ids for t in trajectories[: config.weights.probe_responses]])
             self.iteration = iteration
             total = time.perf_counter() - began
 
-            tokens = sum(t.reply_tokens for t in trajectories)
+            tokens = sum(t.response_tokens for t in trajectories)
             row |= describe(sampled.groups, trajectories) | gap | {f"time/{k}": v for k, v in seconds.items()}
             if config.batch.dynamic.kind != "none":
                 row |= sampled.metrics()
@@ -170,7 +170,7 @@ class Run:
     async def _update(
         self, config: RunConfig, groups: Sequence[Group], measured: Sequence[Trajectory]
     ) -> dict[str, float]:
-        """Batch, then all optimiser steps of the iteration, on every rank. config: in the present stage; measured: replies that
+        """Batch, then all optimiser steps of the iteration, on every rank. config: in the present stage; measured: responses that
         are not trained on."""
         self.sink.stage("train", 0, 1)
         kind, credit = ADVANTAGES[config.objective.advantage], config.objective.credit
@@ -183,7 +183,7 @@ class Run:
         batches = build_batches(
             [t for g in groups for t in g.trajectories],
             advantages,
-            cut=Cut(
+            plan=BatchPlan(
                 updates=config.learner.updates,
                 epochs=config.learner.epochs,
                 ranks=config.learner.ranks,
@@ -194,7 +194,7 @@ class Run:
             temperature=config.sampling.temperature,
             length_scale=config.sampling.max_tokens,
             measured=measured,
-            whole=config.batch.prompts * config.batch.replies,
+            whole=config.batch.prompts * config.batch.responses,
         )
         metrics = await self.cluster.learner.each("train", [(b,) for b in batches])
         self.sink.stage("train", 1, 1)

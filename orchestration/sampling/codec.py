@@ -45,10 +45,10 @@ class HFCodec:
         return tuple(self.tokenizer("\n".join(m.content for m in messages)).input_ids)
 
     def render_observation(
-        self, before: Sequence[Message], observation: Sequence[Message], reply_ids: Sequence[int]
+        self, before: Sequence[Message], observation: Sequence[Message], response_ids: Sequence[int]
     ) -> tuple[int, ...]:
         if self._chat:
-            return self._impl.render_observation(self.tokenizer, before, observation, reply_ids)
+            return self._impl.render_observation(self.tokenizer, before, observation, response_ids)
         text = "\n" + "\n".join(m.content for m in observation) + "\n"
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 

@@ -117,8 +117,8 @@ class Curriculum:
         teaching: dict[bool, list[bool]] = {False: [], True: []}  # by whether the prompt came again
         for i, group in groups:
             task, verdicts = self._task(i, group.prompt.index), [t.verdict for t in group.trajectories]
-            right = sum(v.status.judged and v.correct for v in verdicts)
-            self.tried[i].learn(task, right, sum(v.status.judged for v in verdicts) - right)
+            right = sum(v.status.scored and v.correct for v in verdicts)
+            self.tried[i].learn(task, right, sum(v.status.scored for v in verdicts) - right)
             teaching[self._drawn.get((i, group.prompt.index), False)].append(informative(group))
         again, everything = teaching[True], teaching[True] + teaching[False]
         metrics = {"adaptive/known": float(sum(len(self.tried[i].known) for i in self._mine))}

@@ -1,6 +1,6 @@
 """Dynamic sampling: which of an iteration's groups are trained on, and whether more are generated. Pure but for the awaiting.
 
-DAPO, arXiv 2503.14476, sec. 3.2: a group whose replies all have the same reward has no advantage, and a batch with many of
+DAPO, arXiv 2503.14476, sec. 3.2: a group whose responses all have the same reward has no advantage, and a batch with many of
 them has a small and noisy gradient. `filter` leaves them out of the update; `refill` also generates others in their place. In
 rounds, each of as many prompts as informative groups are missing: none that teaches is thrown away, and the number of rounds is
 bounded. Which prompts come follows from the curriculum's position and from what was sampled before, hence from the run's seed.
@@ -37,7 +37,7 @@ class Sampled:
 
     @property
     def measured(self) -> list[Trajectory]:
-        """Replies that are not trained on."""
+        """Responses that are not trained on."""
         return [t for g, keep in zip(self.groups, self.kept, strict=True) if not keep for t in g.trajectories]
 
     def metrics(self) -> dict[str, float]:
@@ -56,18 +56,18 @@ class Sampled:
         """A sentence for an iteration that trains on nothing."""
         m = self.metrics()
         return (
-            f"none of {len(self.groups)} groups in {self.rounds} rounds has replies of different reward ("
+            f"none of {len(self.groups)} groups in {self.rounds} rounds has responses of different reward ("
             f"{m['dynamic/all_right']:g} all right, {m['dynamic/all_wrong']:g} all wrong, {m['dynamic/other']:g} other): entropy "
             "was measured, the weights stay as they are"
         )
 
 
 def verdict(group: Group) -> str:
-    """What a group without advantages is: "all right", "all wrong", or "other": too few judged, or of one reward by chance."""
-    judged = {t.verdict.correct for t in group.trajectories if t.verdict.status.judged}
-    if sum(t.verdict.status.judged for t in group.trajectories) < 2 or len(judged) != 1:
+    """What a group without advantages is: "all right", "all wrong", or "other": too few scored, or of one reward by chance."""
+    scored = {t.verdict.correct for t in group.trajectories if t.verdict.status.scored}
+    if sum(t.verdict.status.scored for t in group.trajectories) < 2 or len(scored) != 1:
         return "other"
-    return "all right" if judged == {True} else "all wrong"
+    return "all right" if scored == {True} else "all wrong"
 
 
 async def sample(batch: BatchSection, draw: DrawFn, collect: CollectFn) -> Sampled:

@@ -27,12 +27,12 @@ async def evaluate(
     total = len(settings.temperatures)
     for i, temperature in enumerate(settings.temperatures):
         stage("eval", i, total)
-        # Greedy replies of one prompt are all the same: one of them says it all.
+        # Greedy responses of one prompt are all the same: one of them says it all.
         samples = settings.samples if temperature > 0 else 1
         groups, _ = await rollouts.collect(
             prompts,
             sampling,
-            replies=samples,
+            responses=samples,
             temperature=temperature,
             stamp=f"eval/T={temperature:g}",
             bars=False,
@@ -66,6 +66,6 @@ def scores(env: str, groups: Sequence[Group], ks: Sequence[int], temperature: fl
 
 
 def distinct(group: Group) -> int:
-    """Different correct solutions among a prompt's replies, by the environment's canonical form where it gives one."""
+    """Different correct solutions among a prompt's responses, by the environment's canonical form where it gives one."""
     answers = [t.verdict.solution if t.verdict.solution is not None else t.texts[-1] for t in group.trajectories]
     return distinct_correct(answers, [t.verdict.correct for t in group.trajectories])

@@ -1,7 +1,7 @@
 """Adaptive difficulty: which prompts come again. One environment's prompts that were tried, and how often they are solved. Pure.
 
 The probability p of solving a prompt is estimated by the mean of a Beta distribution: (right + 1) / (right + wrong + 2), over its
-replies so far. Counts decay by the iteration, since the policy they were of is gone: what was solved or hopeless long ago drifts
+responses so far. Counts decay by the iteration, since the policy they were of is gone: what was solved or hopeless long ago drifts
 back to 1/2 and is tried again. A prompt comes again in proportion to p(1 - p) + floor: p(1 - p) is the variance of its reward and
 the mean square of its centred advantages ("learnability", arXiv 2408.15099 and 2502.12272).
 """
@@ -15,14 +15,14 @@ from orchestration.config.sections import AdaptiveSection
 
 
 class Tried:
-    """`known`: task -> [right, wrong], decayed counts of its judged replies, in the order they were first tried."""
+    """`known`: task -> [right, wrong], decayed counts of its scored responses, in the order they were first tried."""
 
     def __init__(self, settings: AdaptiveSection) -> None:
         self.settings = settings
         self.known: dict[int, list[float]] = {}
 
     def solved(self, task: int) -> float:
-        """The estimated probability that a reply is right."""
+        """The estimated probability that a response is right."""
         right, wrong = self.known[task]
         return (right + 1.0) / (right + wrong + 2.0)
 
@@ -44,7 +44,7 @@ class Tried:
             counts[:] = [self.settings.decay * n for n in counts]
 
     def learn(self, task: int, right: int, wrong: int) -> None:
-        """Replies were judged. Beyond the size of the pool what is least likely to come again is forgotten, of several the
+        """Responses were scored. Beyond the size of the pool what is least likely to come again is forgotten, of several the
         oldest."""
         if not right + wrong:
             return

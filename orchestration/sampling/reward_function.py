@@ -1,4 +1,4 @@
-"""From the recipe's `rewards` to the callable that gives replies their reward."""
+"""From the recipe's `rewards` to the callable that gives responses their reward."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from actors.rewards.composite import (
-    Composite,
-    JudgeFn,
+    RewardFunction,
+    ScoreFn,
     Term,
     asked_term,
     form_request,
-    last_reply,
+    last_response,
     length_term,
     overlong_term,
 )
 from actors.rewards.endpoint import Endpoint, EndpointSettings
-from actors.rewards.judge import Judge, JudgeSettings, Speaker
+from actors.rewards.judge import Judge, JudgeBackend, JudgeSettings
 from actors.rewards.judge_generators import Generators
 from actors.rollout import GenerateFn
 from envs.base import Environment
@@ -45,7 +45,7 @@ def make_judge(config: RunConfig, codec: HFCodec | None, generate: GenerateFn) -
         raise ConfigError(f"rewards.judge.cache_file {cache} cannot be used: {error}") from None
 
 
-def _speaker(term: JudgeTerm, codec: HFCodec | None, generate: GenerateFn) -> Speaker:
+def _speaker(term: JudgeTerm, codec: HFCodec | None, generate: GenerateFn) -> JudgeBackend:
     if (g := term.generator) is not None and codec is not None:
         return Generators(g.path, generate, codec, g.max_model_len)
     if term.url is None or term.model is None:
@@ -58,11 +58,11 @@ def compose(
     config: RunConfig,
     environments: Sequence[Environment],
     *,
-    verify: JudgeFn,
-    model: JudgeFn,
-    judge: JudgeFn | None,
+    verify: ScoreFn,
+    model: ScoreFn,
+    judge: ScoreFn | None,
     on_event: Callable[[str], None],
-) -> Composite | None:
+) -> RewardFunction | None:
     """None where the reward is the environment's own and nothing is measured beside it.
 
     verify: of the verifiers, which have Form behind the run's environments; model: of the reward models; judge: the language model.
@@ -80,7 +80,7 @@ def compose(
     if (t := rewards.overlong) is not None:
         terms.append(overlong_term(t.weight, t.buffer))
     if (t := rewards.model) is not None:
-        terms.append(asked_term("model", t.weight, model, last_reply))
+        terms.append(asked_term("model", t.weight, model, last_response))
     if (t := rewards.judge) is not None and judge is not None:
-        terms.append(asked_term("judge", t.weight, judge, last_reply))
-    return Composite(rewards.verdict, terms, on_event)
+        terms.append(asked_term("judge", t.weight, judge, last_response))
+    return RewardFunction(rewards.verdict, terms, on_event)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from actors.inference import Completion, Request, SamplingParams
 from actors.pool import GeneratorPool, VerifierPool
-from actors.rewards.composite import Composite, Ended
+from actors.rewards.composite import FinishedTrajectory, RewardFunction
 from actors.rollout import RolloutSettings, rollout_group
-from actors.verifier import JudgeRequest
+from actors.verifier import ScoreRequest
 from envs.types import Group, Observation, Prompt, Verdict
 from orchestration.config.run_config import RunConfig
 from orchestration.config.sections import SamplingSection
@@ -51,7 +51,7 @@ class Rollouts:
         verifiers: VerifierPool,
         codec: HFCodec,
         stage: Callable[[str, float, float], None],
-        composite: Composite | None = None,
+        composite: RewardFunction | None = None,
     ) -> None:
         self._composite = composite
         self._config, self._codec, self._stage = config, codec, stage
@@ -70,7 +70,7 @@ class Rollouts:
         prompts: Sequence[tuple[int, Prompt]],
         sampling: SamplingSection,
         *,
-        replies: int,
+        responses: int,
         temperature: float,
         stamp: str,
         bars: bool = True,
@@ -85,14 +85,14 @@ class Rollouts:
                 top_p=sampling.top_p,
                 stop_token_ids=self._codec.stop_token_ids,
             ),
-            replies=replies,
+            responses=responses,
             max_turns=sampling.max_turns,
             max_model_len=self._config.generators.max_model_len,
             seed=self._config.run.seed,
             max_total_tokens=sampling.max_total_tokens,
             max_seconds=sampling.max_seconds,
         )
-        total = len(prompts) * replies
+        total = len(prompts) * responses
         clocks = {"generate": BusyClock(), "verify": BusyClock()}
         done = {"generate": 0, "verify": 0}
 
@@ -107,15 +107,15 @@ class Rollouts:
             advance("generate", len(requests))
             return completions
 
-        async def judge(request: JudgeRequest) -> Observation | Verdict:
+        async def score(request: ScoreRequest) -> Observation | Verdict:
             with clocks["verify"]:
-                result = await self._verifiers.judge(request)
+                result = await self._verifiers.score(request)
             advance("verify", int(isinstance(result, Verdict)))
             return result
 
         composite = self._composite if composed else None
 
-        async def reward(ended: Ended) -> Verdict:
+        async def reward(ended: FinishedTrajectory) -> Verdict:
             with clocks["verify"]:
                 return ended.trajectory.verdict if composite is None else await composite(ended)
 
@@ -123,7 +123,7 @@ class Rollouts:
         rollout = partial(
             rollout_group,
             generate=generate,
-            judge=judge,
+            score=score,
             codec=self._codec,
             settings=settings,
             stamp=stamp,

@@ -6,6 +6,6 @@
 | keys.py            | the table of metric names |
 | live.py            | the dashboard in the terminal |
 | reward_drift.py    | pure: does the reward rise without what it stands for |
-| rollout_metrics.py | what an iteration's replies say: metrics and samples |
+| rollout_metrics.py | what an iteration's responses say: metrics and samples |
 | sinks.py           | where a run's numbers go |
 """

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 PATIENCE = 5  # iterations in a row: one noisy batch is no news
-OFF_TARGET = 0.05  # relative error that a spent knob is told of
-NO_AUTHORITY = 0.01  # share of tokens: under it a knob has nothing to act on
+OFF_TARGET = 0.05  # relative error that a spent coefficient is told of
+NO_AUTHORITY = 0.01  # share of tokens: under it a coefficient has nothing to act on
 SAID = -(10**9)  # never again
 
 
@@ -34,7 +34,7 @@ class Alarms:
         if self.method == "none" or row.get("entropy/released", 0.0) or "entropy/error" not in row:
             return now
         off = math.isfinite(row["entropy/error"]) and abs(row["entropy/error"]) > OFF_TARGET
-        few = row.get("entropy/authority", 1.0) < NO_AUTHORITY and self.method not in (
+        few = row.get("entropy/affected", 1.0) < NO_AUTHORITY and self.method not in (
             "clip_cov",
             "kl_cov",
         )  # by design
@@ -52,26 +52,26 @@ class Alarms:
         if name == "longer":
             way = "longer" if row["drift/length"] > 0 else "shorter"
             return (
-                f"replies are {abs(row['drift/length']):.0%} {way} than at the start and the reward rose by "
+                f"responses are {abs(row['drift/length']):.0%} {way} than at the start and the reward rose by "
                 f"{row['drift/reward']:.3g}, for {PATIENCE} iterations: read in samples.jsonl whether they are better or only {way}"
             )
-        return self._of_the_knob(name, row["entropy/error"], row)
+        return self._of_the_coefficient(name, row["entropy/error"], row)
 
-    def _of_the_knob(self, name: str, error: float, row: Mapping[str, float]) -> str:
+    def _of_the_coefficient(self, name: str, error: float, row: Mapping[str, float]) -> str:
         side = "under" if error > 0 else "over"
         where = f"entropy has been {abs(error):.0%} {side} its target"
         if name == "spent":
             bound = (
                 "raise entropy.controller.high"
                 if error > 0
-                else "lower entropy.controller.low or allow a negative knob"
+                else "lower entropy.controller.low or allow a negative coefficient"
             )
             return (
-                f"the knob of {self.method} is spent: it stands at its bound {row['entropy/knob']:.3g} and {where} for "
-                f"{PATIENCE} iterations: {bound}"
+                f"the coefficient of {self.method} is saturated: it stands at its bound {row['entropy/coefficient']:.3g} and "
+                f"{where} for {PATIENCE} iterations: {bound}"
             )
         return (
-            f"{self.method} has no authority: it touches {row['entropy/authority']:.2%} of the tokens and {where} for {PATIENCE} "
+            f"{self.method} has no authority: it touches {row['entropy/affected']:.2%} of the tokens and {where} for {PATIENCE} "
             "iterations: take more updates or epochs a batch, or choose a method that acts on every token"
         )
 

@@ -18,75 +18,81 @@ KEYS: dict[str, tuple[str, str]] = {
     "stage/iteration": ("How many iterations the stage has had", ""),
     "time/unix": ("Wall clock at the end of the iteration, since 1970", "s"),
     # what was earned
-    "reward/mean": ("Mean reward of the replies", ""),
+    "reward/mean": ("Mean reward of the responses", ""),
     "reward/std": ("Standard deviation of the reward over the whole batch", ""),
     "reward/{env}": ("Mean reward in one environment", ""),
     "term/{term}": ("Mean of one term of the reward before its weight; 'verdict' is the environment's own", ""),
     "term/{term}/{env}": ("The same in one environment", ""),
-    "correct/mean": ("Share of replies judged correct", "share"),
-    "correct/{env}": ("Share of replies judged correct in one environment", "share"),
+    "correct/mean": ("Share of responses scored correct", "share"),
+    "correct/{env}": ("Share of responses scored correct in one environment", "share"),
     "groups/no_signal/{env}": ("Such groups in one environment", "groups"),
     # does the reward rise without what it stands for: the last 5 iterations of the stage against its first 5
     "drift/reward": ("Change of the mean reward since the start", ""),
     "drift/check": ("The same of the environment's own verdict", ""),
     "drift/held_out": ("The same of held-out pass@1, mean over the environments in training", "share"),
-    "drift/length": ("The same of the mean length of a reply, as a share of it", "relative"),
+    "drift/length": ("The same of the mean length of a response, as a share of it", "relative"),
     "drift/hacking": ("1 while the reward has risen and verdict or held-out pass@1 has not followed", "0/1"),
     "drift/longer": ("1 while the reward has risen and the mean length changed by more than half", "0/1"),
     "groups/no_signal": (
-        "Groups whose judged rewards are all equal: without credit by the turn they carry no gradient",
+        "Groups whose scored rewards are all equal: without credit by the turn they carry no gradient",
         "groups",
     ),
     # dynamic sampling, where it is on
     "dynamic/rounds": ("Rounds of generation in the iteration", "rounds"),
     "dynamic/generated": ("Groups generated in the iteration", "groups"),
     "dynamic/trained": ("Groups that were trained on", "groups"),
-    "dynamic/all_right": ("Groups that were dropped because every reply was correct", "groups"),
-    "dynamic/all_wrong": ("Groups that were dropped because no reply was correct", "groups"),
+    "dynamic/all_right": ("Groups that were dropped because every response was correct", "groups"),
+    "dynamic/all_wrong": ("Groups that were dropped because no response was correct", "groups"),
     "dynamic/other": (
-        "Groups that were dropped for another reason: fewer than two replies judged, or equal rewards",
+        "Groups that were dropped for another reason: fewer than two responses scored, or equal rewards",
         "groups",
     ),
     "dynamic/skipped": ("1 when no group was left and the weights stayed as they were", "0/1"),
     # adaptive difficulty, where it is on
     "adaptive/revisited": ("Share of the groups whose prompt had been tried before", "share"),
     "adaptive/known": ("Prompts whose difficulty is estimated, in the environments of the stage", "prompts"),
-    "adaptive/solved": ("Estimated probability that a reply is correct, mean over these prompts", "share"),
-    "adaptive/informative": ("Share of the groups whose judged rewards differ", "share"),
+    "adaptive/solved": ("Estimated probability that a response is correct, mean over these prompts", "share"),
+    "adaptive/informative": ("Share of the groups whose scored rewards differ", "share"),
     "adaptive/informative_again": ("The same among prompts that had been tried before", "share"),
     # the entropy ledger
     "entropy/exact": ("Entropy of the policy from the full distribution", "nats/token"),
     "entropy/sampled": ("Entropy estimated from the sampled tokens alone", "nats/token"),
-    "entropy/successful": ("Exact entropy over the tokens of correct replies", "nats/token"),
-    "entropy/failed": ("Exact entropy over the tokens of replies that are not correct", "nats/token"),
-    "entropy/first": ("Exact entropy at the first token of a reply", "nats/token"),
-    "entropy/last": ("Exact entropy at the last token of a reply", "nats/token"),
+    "entropy/successful": ("Exact entropy over the tokens of correct responses", "nats/token"),
+    "entropy/failed": ("Exact entropy over the tokens of responses that are not correct", "nats/token"),
+    "entropy/first": ("Exact entropy at the first token of a response", "nats/token"),
+    "entropy/last": ("Exact entropy at the last token of a response", "nats/token"),
     "entropy/{env}": ("Exact entropy in one environment", "nats/token"),
     "entropy/cumulative": ("Exact entropy, summed over the iterations so far", "nats/token"),
     "entropy/covariance": ("Covariance of advantage and log-prob over the tokens trained on", "nats"),
     "entropy/predicted_dh": ("Change of entropy predicted to first order for this iteration's updates", "nats/token"),
-    "entropy/predicted_dh_free": ("The same with the knob at no effect: what the advantages alone do", "nats/token"),
+    "entropy/predicted_dh_free": (
+        "The same with the coefficient at no effect: what the advantages alone do",
+        "nats/token",
+    ),
     "entropy/predicted_dh_positive": ("Predicted change due to positive advantages", "nats/token"),
     "entropy/predicted_dh_negative": ("Predicted change due to negative advantages", "nats/token"),
     "entropy/forgone_dh_high": ("Predicted change that tokens clipped from above would have made", "nats/token"),
     "entropy/forgone_dh_low": ("Predicted change that tokens clipped from below would have made", "nats/token"),
-    "entropy/realised_dh": ("Change of entropy since the iteration before, measured on fresh replies", "nats/token"),
+    "entropy/realised_dh": ("Change of entropy since the iteration before, measured on fresh responses", "nats/token"),
     "entropy/regression_slope": ("Slope of realised on predicted change, running", ""),
     "entropy/regression_r": ("Correlation of realised and predicted change, running", ""),
-    # the controller; with targets of their own, environments have knob/{env} and the like
-    "entropy/controlled": ("The entropy the controller observes: of all replies or of the correct ones", "nats/token"),
+    # the controller; with targets of their own, environments have coefficient/{env} and the like
+    "entropy/controlled": (
+        "The entropy the controller observes: of all responses or of the correct ones",
+        "nats/token",
+    ),
     "entropy/target": ("Entropy the controller aims at", "nats/token"),
     "entropy/error": ("(target - controlled) / target", "relative"),
-    "entropy/knob": ("Coefficient the controller moves, as used in this iteration's updates", ""),
-    "entropy/knob_low": ("Lower bound of the knob", ""),
-    "entropy/knob_high": ("Upper bound of the knob", ""),
-    "entropy/authority": ("Share of tokens the knob touches", "share"),
-    "entropy/saturated": ("1 when the knob is at its bound and entropy is still off target", "0/1"),
-    "entropy/released": ("1 once the controller has let go of the knob", "0/1"),
-    "knob/{env}": ("Coefficient of an environment with a target of its own", ""),
+    "entropy/coefficient": ("Coefficient the controller moves, as used in this iteration's updates", ""),
+    "entropy/coefficient_low": ("Lower bound of the coefficient", ""),
+    "entropy/coefficient_high": ("Upper bound of the coefficient", ""),
+    "entropy/affected": ("Share of tokens the coefficient touches", "share"),
+    "entropy/saturated": ("1 when the coefficient is at its bound and entropy is still off target", "0/1"),
+    "entropy/released": ("1 once the controller has let go of the coefficient", "0/1"),
+    "coefficient/{env}": ("Coefficient of an environment with a target of its own", ""),
     "target/{env}": ("That environment's target", "nats/token"),
     "error/{env}": ("(target - controlled) / target in that environment", "relative"),
-    "saturated/{env}": ("1 when that environment's knob is at its bound and its entropy off target", "0/1"),
+    "saturated/{env}": ("1 when that environment's coefficient is at its bound and its entropy off target", "0/1"),
     # the update
     "clip/high": ("Share of tokens clipped from above", "share"),
     "clip/low": ("Share of tokens clipped from below", "share"),
@@ -99,7 +105,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "steps/loss_scale": ("What the next fp16 loss is multiplied by before backward", ""),
     "grad_norm": ("Norm of the gradient before clipping", ""),
     "lr": ("Learning rate", ""),
-    "kl/old": ("KL from the policy that wrote the replies", "nats/token"),
+    "kl/old": ("KL from the policy that wrote the responses", "nats/token"),
     "kl/reference": ("KL from the policy to the reference policy, at the start of the iteration", "nats/token"),
     "advantage/std": ("Standard deviation of the advantages over the tokens trained on", ""),
     "advantage/scale_positive": ("log of mean |A'| over mean |A| where A > 0: a hidden change of step size", ""),
@@ -117,38 +123,52 @@ KEYS: dict[str, tuple[str, str]] = {
     "gap/outside_rare": ("The same among rare tokens, those with a log-prob under -2", "share"),
     # where the time went
     "time/iteration": ("Whole iteration", "s"),
-    "time/generate": ("Writing replies", "s"),
-    "time/verify": ("Judging replies", "s"),
+    "time/generate": ("Writing responses", "s"),
+    "time/verify": ("Judging responses", "s"),
     "time/train": ("Gradient steps", "s"),
     "time/sync": ("Sending weights to the generators", "s"),
     "time/eval": ("Evaluation", "s"),
     "tokens/generated": ("Tokens written by the policy", "tokens"),
     "tokens/trained": ("Tokens that entered the loss", "tokens"),
     "tokens/per_second": ("Generated tokens over the time of the iteration", "tokens/s"),
-    # the replies
-    "reply/length_mean": ("Mean length of a reply", "tokens"),
-    "reply/length/{env}": ("Mean length of a reply in one environment", "tokens"),
-    "reply/length_max": ("Longest reply", "tokens"),
-    "replies/distinct": ("Different replies to a prompt, mean over prompts", "replies"),
-    "replies/distinct_correct": ("Different correct solutions to a prompt, mean over prompts", "solutions"),
-    "status/ok": ("Share of replies that ended by themselves and were judged", "share"),
-    "status/truncated": ("Share of replies cut at the length limit", "share"),
+    # the responses
+    "response/length_mean": ("Mean length of a response", "tokens"),
+    "response/length/{env}": ("Mean length of a response in one environment", "tokens"),
+    "response/length_max": ("Longest response", "tokens"),
+    "responses/distinct": ("Different responses to a prompt, mean over prompts", "responses"),
+    "responses/distinct_correct": ("Different correct solutions to a prompt, mean over prompts", "solutions"),
+    "status/ok": ("Share of responses that ended by themselves and were scored", "share"),
+    "status/truncated": ("Share of responses cut at the length limit", "share"),
     "status/turns": ("Share of trajectories that were not done within sampling.max_turns", "share"),
     "status/tokens": ("Share of trajectories that were not done within their limits on tokens", "share"),
     "status/seconds": ("Share of trajectories that were not done within sampling.max_seconds", "share"),
-    "status/timeout": ("Share of replies whose judging ran out of time", "share"),
-    "status/error": ("Share of replies whose judging failed", "share"),
-    "status/ok/{env}": ("Share of one environment's replies that ended by themselves and were judged", "share"),
-    "status/truncated/{env}": ("Share of one environment's replies cut at the length limit", "share"),
+    "status/timeout": ("Share of responses whose judging ran out of time", "share"),
+    "status/error": ("Share of responses whose judging failed", "share"),
+    "status/ok/{env}": ("Share of one environment's responses that ended by themselves and were scored", "share"),
+    "status/truncated/{env}": ("Share of one environment's responses cut at the length limit", "share"),
     "status/turns/{env}": ("Share of one environment's trajectories not done within sampling.max_turns", "share"),
     "status/tokens/{env}": ("Share of one environment's trajectories not done within their limits on tokens", "share"),
     "status/seconds/{env}": ("Share of one environment's trajectories not done within sampling.max_seconds", "share"),
-    "status/timeout/{env}": ("Share of one environment's replies whose judging ran out of time", "share"),
-    "status/error/{env}": ("Share of one environment's replies whose judging failed", "share"),
+    "status/timeout/{env}": ("Share of one environment's responses whose judging ran out of time", "share"),
+    "status/error/{env}": ("Share of one environment's responses whose judging failed", "share"),
     # evaluation
     "eval/{env}/pass@{k}": ("Unbiased pass@k at the first temperature", "share"),
     "eval/{env}/pass@{k}/T={temperature}": ("Unbiased pass@k at one temperature", "share"),
     "eval/{env}/distinct_correct": ("Different correct solutions per prompt", "solutions"),
+}
+
+# Names that metrics had before; what reads a run gives every key by its present one.
+RENAMED = {
+    "entropy/knob": "entropy/coefficient",
+    "entropy/knob_low": "entropy/coefficient_low",
+    "entropy/knob_high": "entropy/coefficient_high",
+    "entropy/authority": "entropy/affected",
+    "knob/{env}": "coefficient/{env}",
+    "reply/length_mean": "response/length_mean",
+    "reply/length_max": "response/length_max",
+    "reply/length/{env}": "response/length/{env}",
+    "replies/distinct": "responses/distinct",
+    "replies/distinct_correct": "responses/distinct_correct",
 }
 
 _FIELDS = {
@@ -166,6 +186,18 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 _FAMILIES = {pattern: _compile(pattern) for pattern in KEYS if "{" in pattern}
+
+
+@lru_cache(maxsize=4096)
+def present_name(key: str) -> str:
+    """The key a metric goes by now: `present_name("knob/countdown")` is "coefficient/countdown"."""
+    if key in RENAMED:
+        return RENAMED[key]
+    for old, new in RENAMED.items():
+        stem = old.removesuffix("{env}")
+        if stem != old and key.startswith(stem):
+            return new.removesuffix("{env}") + key.removeprefix(stem)
+    return key
 
 
 @lru_cache(maxsize=4096)

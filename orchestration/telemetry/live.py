@@ -140,7 +140,7 @@ class LiveSink:
         reward, exact = (spark_text(list(self.history[key]), SPARK_WIDTH) for key in ("reward/mean", "entropy/exact"))
         table.add_row("reward", Text(reward, "green"), self._value("reward/mean", ".3f"))
         table.add_row("entropy", Text(exact, "cyan"), self._entropy())
-        table.add_row("knob", self._value("entropy/knob", ".4g"), self._knob())
+        table.add_row("coefficient", self._value("entropy/coefficient", ".4g"), self._coefficient())
         table.add_row("tokens/s", self._value("tokens/per_second", ",.0f"), "")
         return table
 
@@ -153,8 +153,8 @@ class LiveSink:
             text.append(f"  {off:+.1%}", "green" if abs(off) < 0.1 else "yellow")
         return text
 
-    def _knob(self) -> Text:
-        text, share = Text(), self.row.get("entropy/authority", math.nan)
+    def _coefficient(self) -> Text:
+        text, share = Text(), self.row.get("entropy/affected", math.nan)
         if math.isfinite(share):
             text.append(f"touches {share:.1%} of tokens", "dim")
         if self.row.get("entropy/saturated", 0.0) > 0.0:

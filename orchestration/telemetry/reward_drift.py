@@ -1,7 +1,7 @@
 """Does the reward rise without what it stands for? Pure.
 
 A stage's last iterations are compared with its first ones: the reward, the environment's own verdict as an independent check,
-held-out pass@1, which no term of a reward touches, and the mean length of replies. A policy that games its reward raises the
+held-out pass@1, which no term of a reward touches, and the mean length of responses. A policy that games its reward raises the
 first without the others, or by length alone.
 """
 
@@ -21,7 +21,7 @@ LONGER = 0.5  # relative change of the mean length, up or down
 SERIES = ("reward", "check", "length")
 
 
-class Drift:
+class RewardHackingMonitor:
     """Looks at every row of a run; its state goes to the checkpoint."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Drift:
         # With terms the environment's verdict is one of them; without, the reward is the verdict, and what counts is the check.
         check = row.get("term/verdict", row["correct/mean"])
         self._checked |= check > 0
-        for name, value in (("reward", row["reward/mean"]), ("check", check), ("length", row["reply/length_mean"])):
+        for name, value in (("reward", row["reward/mean"]), ("check", check), ("length", row["response/length_mean"])):
             self._series[name].add(value)
         return self._found([env for env in self._now if f"reward/{env}" in row])
 

@@ -10,8 +10,8 @@ The loop talks to ONE sink, a `FanOut`; it never asks which sinks are behind it.
 | `TensorboardSink` | event files in RUN/tensorboard                    | "tensorboard"                            |
 
 metrics.jsonl holds one JSON object an iteration; a value that is not finite is written as null, since JSON has no NaN,
-and `read_rows` gives it back as NaN. samples.jsonl holds one object a reply:
-{"iteration": 12, "env": "countdown", "prompt": "...", "reply": "...", "reward": 1.0, "correct": true, "status": "ok"}.
+and `read_rows` gives it back as NaN. samples.jsonl holds one object a response:
+{"iteration": 12, "env": "countdown", "prompt": "...", "response": "...", "reward": 1.0, "correct": true, "status": "ok"}.
 """
 
 import difflib
@@ -25,6 +25,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
+
+from orchestration.telemetry.keys import present_name
 
 Row = dict[str, float]
 Sample = dict[str, Any]
@@ -58,7 +60,7 @@ class Sink(Protocol):
     def iteration(self, row: Row) -> None: ...
     def sample(self, rows: Sequence[Sample]) -> None: ...
     def event(self, text: str) -> None:
-        """Something a person should read once: a generator replaced, the knob saturated, a stage begun."""
+        """Something a person should read once: a generator replaced, the coefficient saturated, a stage begun."""
         ...
 
     def close(self, status: str) -> None:
@@ -119,7 +121,7 @@ class JsonlSink:
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if name not in self._files:
-            # A reply may hold a lone surrogate, which UTF-8 cannot carry; written as \\udXXX it is valid JSON again.
+            # A response may hold a lone surrogate, which UTF-8 cannot carry; written as \\udXXX it is valid JSON again.
             self._files[name] = (self.run_dir / name).open(
                 "a", encoding="utf-8", errors="backslashreplace", newline="\n", buffering=1
             )
@@ -133,7 +135,7 @@ def _number(value: float) -> float | None:
 
 def _lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     """The lines of a JSONL file with their objects; a broken LAST line is left out, one before it is an error."""
-    # Split at \n only: splitlines() would also cut at U+2028, which replies may hold.
+    # Split at \n only: splitlines() would also cut at U+2028, which responses may hold.
     lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     for number, line in enumerate(lines, start=1):
         try:
@@ -157,15 +159,17 @@ def read_rows(run_dir: Path) -> list[Row]:
     merged: dict[float, Row] = {}
     for _, raw in _lines(path) if path.exists() else ():
         row = {key: math.nan if value is None else value for key, value in raw.items()}
-        row = {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
+        row = {present_name(key): float(value) for key, value in row.items() if isinstance(value, int | float)}
         merged.setdefault(row.get("iteration", float(len(merged))), {}).update(row)
     return [merged[iteration] for iteration in sorted(merged)]
 
 
 def read_samples(run_dir: Path) -> list[Sample]:
-    """The sample replies of a run folder in the order they were written; empty without a samples.jsonl."""
+    """The sample responses of a run folder in the order they were written; empty without a samples.jsonl."""
     path = run_dir / SAMPLES_FILE
-    return [row for _, row in _lines(path)] if path.exists() else []
+    rows = [row for _, row in _lines(path)] if path.exists() else []
+    # Older runs say reply.
+    return [{"response" if key == "reply" else key: value for key, value in row.items()} for row in rows]
 
 
 class PlainSink:
@@ -176,7 +180,7 @@ class PlainSink:
         ("reward", "reward/mean", ".3f"),
         ("H", "entropy/exact", ".3f"),
         ("target", "entropy/target", ".3f"),
-        ("knob", "entropy/knob", ".3g"),
+        ("coefficient", "entropy/coefficient", ".3g"),
         ("loss", "loss", ".3g"),
         ("grad", "grad_norm", ".2f"),
         ("tok/s", "tokens/per_second", ",.0f"),

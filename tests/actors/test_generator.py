@@ -7,7 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
-from support.fakes import FakeEngine, fake_reply
+from support.fakes import FakeEngine, fake_response
 
 from actors.generator import Generator, StaleGenerator
 from actors.inference import Completion, Request, SamplingParams
@@ -26,7 +26,7 @@ def test_a_new_generator_refuses_to_serve() -> None:
     with pytest.raises(StaleGenerator, match="generator 1 has weights nobody has called current, but version 0"):
         asyncio.run(collect(generator, REQUESTS))
     with pytest.raises(StaleGenerator):
-        asyncio.run(generator.score([[1, 2]]))
+        asyncio.run(generator.sequence_logprobs([[1, 2]]))
     assert engine.events == []
 
 
@@ -48,8 +48,8 @@ def test_a_replacement_serves_only_from_the_required_version_on() -> None:
     with pytest.raises(StaleGenerator, match="version 6, but version 7 is the current one"):
         asyncio.run(collect(generator, REQUESTS))
     asyncio.run(generator.receive_weights(WeightManifest(7, ()), 1.0))
-    replies = asyncio.run(collect(generator, REQUESTS))
-    assert {reply.version_min for reply in replies} == {7}
+    responses = asyncio.run(collect(generator, REQUESTS))
+    assert {response.version_min for response in responses} == {7}
     assert [event[0] for event in engine.events[:3]] == ["receive", "receive", "submit"]
 
 
@@ -84,7 +84,7 @@ def test_completions_stream_as_they_finish_and_coalesce() -> None:
         first: asyncio.Task[Any] = asyncio.ensure_future(anext(batches))
         await asyncio.wait_for(asyncio.to_thread(engine.submitted.wait, 5), 5)
         engine.release(5)
-        assert await asyncio.wait_for(first, 5) == [fake_reply(request, 0) for request in REQUESTS[:5]]
+        assert await asyncio.wait_for(first, 5) == [fake_response(request, 0) for request in REQUESTS[:5]]
         second: asyncio.Task[Any] = asyncio.ensure_future(anext(batches))
         await asyncio.to_thread(engine.release)  # from another thread, as a real engine does
         rest = await asyncio.wait_for(second, 5)

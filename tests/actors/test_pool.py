@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import make_prompt
-from support.fakes import FakeCodec, FakeGeneratorMember, FakeVerifierMember, fake_reply
+from support.fakes import FakeCodec, FakeGeneratorMember, FakeVerifierMember, fake_response
 
 from actors.inference import Completion, Request, SamplingParams
 from actors.pool import GeneratorPool, MemberDied, PoolEmpty, VerifierPool
 from actors.rollout import RolloutSettings, rollout_group
-from actors.verifier import JudgeRequest
+from actors.verifier import ScoreRequest
 from envs.types import Message, Observation, Status, Verdict
 
 
@@ -47,7 +47,7 @@ def test_completions_come_back_in_the_order_of_the_requests() -> None:
         pool, _ = generators(FakeGeneratorMember("g0"), FakeGeneratorMember("g1"))
         calls = [requests(f"p{i}", 3) for i in range(4)]
         for asked, found in zip(calls, await asyncio.gather(*map(pool.generate, calls)), strict=True):
-            assert found == [fake_reply(r, 0) for r in asked]
+            assert found == [fake_response(r, 0) for r in asked]
 
     run(work())
 
@@ -67,7 +67,7 @@ def test_calls_of_one_turn_travel_as_one_message_a_member_to_the_least_loaded() 
     assert run(work()) == expected
 
 
-def test_all_replies_of_a_prompt_go_to_one_member() -> None:
+def test_all_responses_of_a_prompt_go_to_one_member() -> None:
     async def work() -> None:
         members = [FakeGeneratorMember(f"g{i}") for i in range(2)]
         pool, _ = generators(*members)
@@ -133,7 +133,7 @@ def test_a_death_at_any_moment_loses_nothing_and_serves_nothing_twice(
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
         for asked, found in zip(calls, await asyncio.gather(*tasks), strict=True):
-            assert found == [fake_reply(r, 0) for r in asked]
+            assert found == [fake_response(r, 0) for r in asked]
         await settle()
         served = Counter(i for m in members for i in m.served)
         assert served == Counter(r.id for asked in calls for r in asked)
@@ -242,7 +242,7 @@ class Broken:
         self.error = error
 
     async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
-        yield [fake_reply(requests[0], 0)]
+        yield [fake_response(requests[0], 0)]
         if self.error is not None:
             raise self.error
 
@@ -251,7 +251,7 @@ class Broken:
     ("error", "kind", "text"),
     [
         (ValueError("bad token"), ValueError, "bad token"),
-        (None, RuntimeError, "g0 ended its stream without 2 of 3 replies"),
+        (None, RuntimeError, "g0 ended its stream without 2 of 3 responses"),
     ],
 )
 def test_a_fault_goes_to_whoever_asked_and_the_member_stays(
@@ -313,8 +313,8 @@ def test_a_drain_ends_when_its_member_dies_and_an_idle_member_leaves_at_once() -
 # --- verifiers ----------------------------------------------------------------------------------------------------------
 
 
-def ask(session: str, replies: int = 1) -> JudgeRequest:
-    return JudgeRequest(session, 0, make_prompt(), ("x",) * replies)
+def ask(session: str, responses: int = 1) -> ScoreRequest:
+    return ScoreRequest(session, 0, make_prompt(), ("x",) * responses)
 
 
 def verifiers(*members: FakeVerifierMember) -> tuple[VerifierPool, list[str]]:
@@ -325,12 +325,12 @@ def verifiers(*members: FakeVerifierMember) -> tuple[VerifierPool, list[str]]:
 def until(turns: int) -> Any:
     """Observations, then a verdict on the given turn."""
 
-    def judge(request: JudgeRequest) -> Observation | Verdict:
-        if len(request.replies) < turns:
-            return Observation((Message("tool", str(len(request.replies))),))
+    def score(request: ScoreRequest) -> Observation | Verdict:
+        if len(request.responses) < turns:
+            return Observation((Message("tool", str(len(request.responses))),))
         return Verdict(1.0)
 
-    return judge
+    return score
 
 
 def test_a_session_stays_with_its_verifier() -> None:
@@ -339,13 +339,13 @@ def test_a_session_stays_with_its_verifier() -> None:
         pool, _ = verifiers(*members)
         names = [f"s{i}" for i in range(7)]
         for turn in (1, 2, 3, 4):
-            answers = await asyncio.gather(*(pool.judge(ask(s, turn)) for s in (names if turn % 2 else names[::-1])))
+            answers = await asyncio.gather(*(pool.score(ask(s, turn)) for s in (names if turn % 2 else names[::-1])))
             assert all(isinstance(a, Verdict) == (turn == 4) for a in answers)
         homes = [{s for batch in m.batches for s in batch} for m in members]
         assert sorted(map(len, homes)) == [2, 2, 3]
         assert not homes[0] & homes[1]
         assert not (homes[0] | homes[1]) & homes[2]
-        assert pool._home == {}  # judged sessions are forgotten
+        assert pool._home == {}  # scored sessions are forgotten
 
     run(work())
 
@@ -355,7 +355,7 @@ def test_a_session_stays_with_its_verifier() -> None:
 )
 def test_a_pool_forgets_sessions_that_a_limit_ended(limit: dict[str, Any]) -> None:
     """Their environment never gave a verdict, which is what a pool forgets a session by."""
-    settings = replace(RolloutSettings(SamplingParams(5), replies=3, max_turns=9, max_model_len=500, seed=0), **limit)
+    settings = replace(RolloutSettings(SamplingParams(5), responses=3, max_turns=9, max_model_len=500, seed=0), **limit)
 
     async def work() -> None:
         pool, _ = verifiers(*(FakeVerifierMember(f"v{i}", until(100)) for i in range(2)))
@@ -365,7 +365,7 @@ def test_a_pool_forgets_sessions_that_a_limit_ended(limit: dict[str, Any]) -> No
             make_prompt(),
             0,
             generate,
-            pool.judge,
+            pool.score,
             FakeCodec(),
             settings,
             "s",
@@ -379,13 +379,13 @@ def test_a_pool_forgets_sessions_that_a_limit_ended(limit: dict[str, Any]) -> No
 
 
 def test_a_pool_forgets_sessions_whose_rollout_was_cancelled_though_their_verifier_dies_later() -> None:
-    settings = RolloutSettings(SamplingParams(5), replies=3, max_turns=9, max_model_len=500, seed=0)
+    settings = RolloutSettings(SamplingParams(5), responses=3, max_turns=9, max_model_len=500, seed=0)
 
     async def work() -> None:
         members = [FakeVerifierMember(f"v{i}", until(2), hold=i == 0) for i in range(2)]
         pool, _ = verifiers(*members)
         generate = generators(FakeGeneratorMember("g0"))[0].generate
-        parts = (generate, pool.judge, FakeCodec(), settings, "s")
+        parts = (generate, pool.score, FakeCodec(), settings, "s")
         rollout = asyncio.ensure_future(rollout_group(make_prompt(), 0, *parts, release=pool.release))
         while not members[0].batches:
             await asyncio.sleep(0)
@@ -395,7 +395,7 @@ def test_a_pool_forgets_sessions_whose_rollout_was_cancelled_though_their_verifi
         await settle()
         assert pool.dead == ["v0"]
         assert pool._home == {}
-        assert isinstance(await pool.judge(ask("other")), Observation)
+        assert isinstance(await pool.score(ask("other")), Observation)
 
     run(work())
 
@@ -406,9 +406,9 @@ def test_what_comes_while_a_verifier_works_makes_its_next_message() -> None:
         pool, _ = verifiers(member)
         tasks = []
         for name in "abc":
-            tasks.append(asyncio.ensure_future(pool.judge(ask(name))))
+            tasks.append(asyncio.ensure_future(pool.score(ask(name))))
             await settle()
-        tasks.append(asyncio.ensure_future(pool.judge(ask("d"))))
+        tasks.append(asyncio.ensure_future(pool.score(ask("d"))))
         member.release()
         await asyncio.gather(*tasks)
         assert member.batches == [["a"], ["b", "c", "d"]]
@@ -421,16 +421,16 @@ def test_a_verifiers_death_moves_its_sessions_and_later_turns_follow() -> None:
     async def work() -> None:
         members = [FakeVerifierMember(f"v{i}", until(2), hold=True) for i in range(2)]
         pool, events = verifiers(*members)
-        tasks = [asyncio.ensure_future(pool.judge(ask(s))) for s in "abcd"]
+        tasks = [asyncio.ensure_future(pool.score(ask(s))) for s in "abcd"]
         await settle()
-        tasks.append(asyncio.ensure_future(pool.judge(ask("e"))))  # queued behind v0's first message
+        tasks.append(asyncio.ensure_future(pool.score(ask("e"))))  # queued behind v0's first message
         await settle()
         members[0].die()
         members[1].release()
         assert all(isinstance(a, Observation) for a in await asyncio.gather(*tasks))
         assert Counter(s for b in members[1].batches for s in b) == Counter("abcde")
         assert len(events) == 1
-        answers = await asyncio.gather(*(pool.judge(ask(s, 2)) for s in "abcde"))
+        answers = await asyncio.gather(*(pool.score(ask(s, 2)) for s in "abcde"))
         assert answers == [Verdict(1.0)] * 5
 
     run(work())
@@ -440,10 +440,10 @@ def test_without_a_verifier_left_a_trajectory_is_an_error_and_not_lost() -> None
     async def work() -> None:
         member = FakeVerifierMember("v0", hold=True)
         pool, _ = verifiers(member)
-        tasks = [asyncio.ensure_future(pool.judge(ask(s))) for s in "ab"]
+        tasks = [asyncio.ensure_future(pool.score(ask(s))) for s in "ab"]
         await settle()
-        tasks.append(asyncio.ensure_future(pool.judge(ask("c"))))
-        gone = asyncio.ensure_future(pool.judge(ask("d")))
+        tasks.append(asyncio.ensure_future(pool.score(ask("c"))))
+        gone = asyncio.ensure_future(pool.score(ask("d")))
         await settle()
         gone.cancel()  # its answer is nobody's any more, and must not spoil the others'
         member.die()
@@ -451,12 +451,12 @@ def test_without_a_verifier_left_a_trajectory_is_an_error_and_not_lost() -> None
             assert isinstance(verdict, Verdict)
             assert (verdict.status, verdict.reward) == (Status.ERROR, 0.0)
             assert verdict.detail == "no member is left: v0"
-        late = await pool.judge(ask("e"))  # nobody to ask any more, until a replacement comes
+        late = await pool.score(ask("e"))  # nobody to ask any more, until a replacement comes
         assert isinstance(late, Verdict)
         assert late.status is Status.ERROR
         assert pool.dead == ["v0"]
         pool.add(FakeVerifierMember("v1"))
-        fresh = await pool.judge(ask("f"))
+        fresh = await pool.score(ask("f"))
         assert isinstance(fresh, Verdict)
         assert fresh.status is Status.OK
 
@@ -465,16 +465,16 @@ def test_without_a_verifier_left_a_trajectory_is_an_error_and_not_lost() -> None
 
 def test_a_fault_of_a_verifier_goes_to_whoever_asked_and_the_next_call_is_served() -> None:
     async def work() -> None:
-        def judge(request: JudgeRequest) -> Verdict:
+        def score(request: ScoreRequest) -> Verdict:
             if request.session == "bad":
-                raise ValueError("cannot be judged")
+                raise ValueError("cannot be scored")
             return Verdict(1.0)
 
-        member = FakeVerifierMember("v0", judge)
+        member = FakeVerifierMember("v0", score)
         pool, _ = verifiers(member)
-        with pytest.raises(ValueError, match="cannot be judged"):
-            await pool.judge(ask("bad"))
-        assert await pool.judge(ask("good")) == Verdict(1.0)
+        with pytest.raises(ValueError, match="cannot be scored"):
+            await pool.score(ask("bad"))
+        assert await pool.score(ask("good")) == Verdict(1.0)
         assert pool._seats["v0"].load == 0
 
     run(work())

@@ -9,58 +9,58 @@ from typing import Any
 
 import pytest
 from support.builders import make_prompt
-from support.fakes import FakeCodec, fake_reply
+from support.fakes import FakeCodec, fake_response
 
 from actors.inference import Completion, Request, SamplingParams
-from actors.rollout import RolloutSettings, reply_seed, rollout_group
-from actors.verifier import JudgeRequest
+from actors.rollout import RolloutSettings, response_seed, rollout_group
+from actors.verifier import ScoreRequest
 from envs.types import Group, Message, Observation, Prompt, Status, Verdict
 
-SETTINGS = RolloutSettings(SamplingParams(max_tokens=5), replies=3, max_turns=8, max_model_len=200, seed=1)
+SETTINGS = RolloutSettings(SamplingParams(max_tokens=5), responses=3, max_turns=8, max_model_len=200, seed=1)
 PROMPT = make_prompt(7)
 
 
 class Stage:
-    """Generates with fake_reply and judges with `turns` observations before a verdict; remembers what it was asked."""
+    """Generates with fake_response and judges with `turns` observations before a verdict; remembers what it was asked."""
 
     def __init__(self, turns: int = 1, *, finish: str | None = "stop") -> None:
         self.turns, self.finish = turns, finish
         self.requests: list[Request] = []
-        self.judged: list[JudgeRequest] = []
+        self.scored: list[ScoreRequest] = []
         self.now = 0.0  # seconds; a verdict takes one, whichever trajectory asked for it
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         self.requests += requests
         await asyncio.sleep(0)
-        replies = [fake_reply(r, version=4) for r in requests]
-        return [replace(c, finish=self.finish) if self.finish else c for c in replies]  # type: ignore[arg-type]
+        responses = [fake_response(r, version=4) for r in requests]
+        return [replace(c, finish=self.finish) if self.finish else c for c in responses]  # type: ignore[arg-type]
 
-    async def judge(self, request: JudgeRequest) -> Observation | Verdict:
-        self.judged.append(request)
+    async def score(self, request: ScoreRequest) -> Observation | Verdict:
+        self.scored.append(request)
         self.now += 1
         await asyncio.sleep(0)
-        if len(request.replies) < self.turns:
-            return Observation((Message("tool", f"seen {len(request.replies)}"),))
+        if len(request.responses) < self.turns:
+            return Observation((Message("tool", f"seen {len(request.responses)}"),))
         return Verdict(1.0, True, solution="s")
 
     def group(self, prompt: Prompt = PROMPT, stamp: str = "iteration 3", environment: int = 0, **changes: Any) -> Group:
         settings = replace(SETTINGS, **changes)
-        parts = (prompt, environment, self.generate, self.judge, FakeCodec(), settings, stamp)
+        parts = (prompt, environment, self.generate, self.score, FakeCodec(), settings, stamp)
         return asyncio.run(asyncio.wait_for(rollout_group(*parts, clock=lambda: self.now), 10))
 
 
-def test_one_turn_is_the_prompt_the_reply_and_the_verdict() -> None:
+def test_one_turn_is_the_prompt_the_response_and_the_verdict() -> None:
     stage = Stage()
     group = stage.group()
     assert (group.prompt, len(group.trajectories)) == (PROMPT, 3)
     for request, trajectory in zip(stage.requests, group.trajectories, strict=True):
         (turn,) = trajectory.turns
-        reply = fake_reply(request, 4)
+        response = fake_response(request, 4)
         assert turn.context_ids == FakeCodec().render(PROMPT.messages) == request.prompt_ids
-        assert (turn.reply_ids, turn.logprobs, turn.finish) == (reply.reply_ids, reply.logprobs, "stop")
+        assert (turn.response_ids, turn.logprobs, turn.finish) == (response.response_ids, response.logprobs, "stop")
         assert (turn.version_min, turn.version_max) == (4, 4)
         assert trajectory.verdict == Verdict(1.0, True, solution="s")
-        assert trajectory.texts == (f"reply {list(reply.reply_ids)}",)
+        assert trajectory.texts == (f"response {list(response.response_ids)}",)
 
 
 def test_several_turns_keep_the_sampled_ids_and_mask_what_the_environment_said() -> None:
@@ -76,17 +76,17 @@ def test_several_turns_keep_the_sampled_ids_and_mask_what_the_environment_said()
             seen += turn.context_ids
             # what goes to the engine is, id by id, what was sampled and rendered before: nothing is tokenised again
             assert request.prompt_ids == seen
-            assert turn.reply_ids == fake_reply(request, 4).reply_ids
+            assert turn.response_ids == fake_response(request, 4).response_ids
             if k:
                 assert turn.context_ids == FakeCodec().render([Message("tool", f"seen {k}")])
-            seen += turn.reply_ids
+            seen += turn.response_ids
         assert trajectory.token_ids == seen
-        mask = [m for t in trajectory.turns for m in [False] * len(t.context_ids) + [True] * len(t.reply_ids)]
+        mask = [m for t in trajectory.turns for m in [False] * len(t.context_ids) + [True] * len(t.response_ids)]
         assert list(trajectory.action_mask) == mask
         sampled = [x for x, m in zip(trajectory.token_ids, trajectory.action_mask, strict=True) if m]
-        assert sampled == [x for t in trajectory.turns for x in t.reply_ids]
-        assert [len(r.replies) for r in stage.judged if r.session == name] == [1, 2, 3]
-        assert [r.replies for r in stage.judged if r.session == name][-1] == trajectory.texts
+        assert sampled == [x for t in trajectory.turns for x in t.response_ids]
+        assert [len(r.responses) for r in stage.scored if r.session == name] == [1, 2, 3]
+        assert [r.responses for r in stage.scored if r.session == name][-1] == trajectory.texts
 
 
 def test_sessions_and_requests_have_names_of_their_own() -> None:
@@ -95,9 +95,9 @@ def test_sessions_and_requests_have_names_of_their_own() -> None:
     stage.group(environment=1)  # an environment of the same name and prompts
     stage.group(stamp="iteration 4")
     assert len({r.id for r in stage.requests}) == len(stage.requests)
-    assert len({(r.session, len(r.replies)) for r in stage.judged}) == len(stage.judged)
+    assert len({(r.session, len(r.responses)) for r in stage.scored}) == len(stage.scored)
     assert len({r.seed for r in stage.requests}) == len(stage.requests)
-    assert {r.environment for r in stage.judged} == {0, 1}
+    assert {r.environment for r in stage.scored} == {0, 1}
 
 
 def test_the_same_place_in_a_run_gives_the_same_group_whatever_else_was_sampled() -> None:
@@ -109,10 +109,10 @@ def test_the_same_place_in_a_run_gives_the_same_group_whatever_else_was_sampled(
 
 
 def test_seeds_fit_an_engine_and_depend_on_every_part() -> None:
-    seeds = [reply_seed(s, name, turn) for s in range(5) for name in ("a", "b") for turn in range(5)]
+    seeds = [response_seed(s, name, turn) for s in range(5) for name in ("a", "b") for turn in range(5)]
     assert len(set(seeds)) == 50
     assert all(0 <= s < 2**63 for s in seeds)
-    assert reply_seed(0, "iteration 1/toy/train/0/0", 0) == 3670455289759533832  # a resumed run samples as before
+    assert response_seed(0, "iteration 1/toy/train/0/0", 0) == 3670455289759533832  # a resumed run samples as before
 
 
 def test_a_trajectory_stops_at_max_turns_without_a_verdict_of_its_own() -> None:
@@ -130,32 +130,32 @@ def test_a_trajectory_stops_when_the_model_has_no_room_left() -> None:
     observation = len(FakeCodec().render([Message("tool", "seen 1")]))
     full = prompt + 5 + observation
     stage = Stage(turns=9)
-    (trajectory,) = stage.group(max_model_len=full, replies=1).trajectories
+    (trajectory,) = stage.group(max_model_len=full, responses=1).trajectories
     assert (len(trajectory.turns), trajectory.verdict.status) == (1, Status.TOKENS)
     assert trajectory.verdict.detail == "generators.max_model_len reached"
     stage = Stage(turns=9)
-    (trajectory,) = stage.group(max_model_len=full + 2, replies=1).trajectories
-    assert [r.sampling.max_tokens for r in stage.requests] == [5, 2]  # the last reply gets what is left
+    (trajectory,) = stage.group(max_model_len=full + 2, responses=1).trajectories
+    assert [r.sampling.max_tokens for r in stage.requests] == [5, 2]  # the last response gets what is left
     assert all(len(r.prompt_ids) + r.sampling.max_tokens <= full + 2 for r in stage.requests)
 
 
-def test_the_replies_of_a_trajectory_share_a_limit_on_tokens() -> None:
+def test_the_responses_of_a_trajectory_share_a_limit_on_tokens() -> None:
     stage = Stage(turns=9)
-    (trajectory,) = stage.group(max_total_tokens=12, replies=1).trajectories
-    assert [r.sampling.max_tokens for r in stage.requests] == [5, 5, 2]  # the last reply gets what is left
-    assert trajectory.reply_tokens == 12
+    (trajectory,) = stage.group(max_total_tokens=12, responses=1).trajectories
+    assert [r.sampling.max_tokens for r in stage.requests] == [5, 5, 2]  # the last response gets what is left
+    assert trajectory.response_tokens == 12
     assert trajectory.verdict == Verdict(0.0, status=Status.TOKENS, detail="sampling.max_total_tokens reached")
-    # a verdict on the reply that spends the last token stands
+    # a verdict on the response that spends the last token stands
     assert Stage(turns=3).group(max_total_tokens=15).trajectories[0].verdict.status is Status.OK
 
 
 def test_a_trajectory_stops_when_its_time_is_over() -> None:
     stage = Stage(turns=9)
-    (trajectory,) = stage.group(max_seconds=3.0, replies=1).trajectories
+    (trajectory,) = stage.group(max_seconds=3.0, responses=1).trajectories
     assert len(trajectory.turns) == 3
     assert trajectory.verdict == Verdict(0.0, status=Status.SECONDS, detail="sampling.max_seconds reached")
-    assert len(Stage(turns=9).group(max_seconds=3.5, replies=1).trajectories[0].turns) == 4
-    assert Stage(turns=3).group(max_seconds=3.0, replies=1).trajectories[0].verdict.status is Status.OK
+    assert len(Stage(turns=9).group(max_seconds=3.5, responses=1).trajectories[0].turns) == 4
+    assert Stage(turns=3).group(max_seconds=3.0, responses=1).trajectories[0].verdict.status is Status.OK
 
 
 def test_each_turn_keeps_the_policy_versions_that_sampled_it() -> None:
@@ -165,7 +165,7 @@ def test_each_turn_keeps_the_policy_versions_that_sampled_it() -> None:
             turn = len(self.requests) - 1
             return [replace(c, version_min=turn, version_max=turn + 1) for c in done]
 
-    (trajectory,) = Updated(turns=3).group(replies=1).trajectories
+    (trajectory,) = Updated(turns=3).group(responses=1).trajectories
     assert [(t.version_min, t.version_max) for t in trajectory.turns] == [(0, 1), (1, 2), (2, 3)]
 
 
@@ -177,22 +177,22 @@ def test_a_prompt_that_leaves_no_room_is_one_sentence() -> None:
         Stage().group(max_model_len=size)
 
 
-def test_a_reply_cut_at_max_tokens_keeps_its_reward_and_says_so() -> None:
+def test_a_response_cut_at_max_tokens_keeps_its_reward_and_says_so() -> None:
     for trajectory in Stage(finish="length").group().trajectories:
         assert trajectory.verdict == Verdict(1.0, True, solution="s", status=Status.TRUNCATED)
     assert all(t.verdict.status is Status.OK for t in Stage(finish="stop").group().trajectories)
 
 
-def test_an_error_of_the_environment_is_not_renamed_by_a_cut_reply() -> None:
+def test_an_error_of_the_environment_is_not_renamed_by_a_cut_response() -> None:
     class Failing(Stage):
-        async def judge(self, request: JudgeRequest) -> Verdict:
+        async def score(self, request: ScoreRequest) -> Verdict:
             return Verdict(0.0, status=Status.ERROR, detail="boom")
 
     verdicts = {t.verdict for t in Failing(finish="length").group().trajectories}
     assert verdicts == {Verdict(0.0, status=Status.ERROR, detail="boom")}
 
 
-def test_the_replies_of_a_group_are_asked_for_at_once() -> None:
+def test_the_responses_of_a_group_are_asked_for_at_once() -> None:
     calls: list[int] = []
 
     class Counting(Stage):
@@ -206,9 +206,9 @@ def test_the_replies_of_a_group_are_asked_for_at_once() -> None:
 
 def test_a_turn_keeps_what_its_observation_was_worth() -> None:
     class Paying(Stage):
-        async def judge(self, request: JudgeRequest) -> Observation | Verdict:
-            answer = await super().judge(request)
-            return replace(answer, reward=len(request.replies) / 4) if isinstance(answer, Observation) else answer
+        async def score(self, request: ScoreRequest) -> Observation | Verdict:
+            answer = await super().score(request)
+            return replace(answer, reward=len(request.responses) / 4) if isinstance(answer, Observation) else answer
 
     for trajectory in Paying(turns=3).group().trajectories:
         assert [turn.reward for turn in trajectory.turns] == [0.25, 0.5, 0.0]

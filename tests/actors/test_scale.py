@@ -14,12 +14,12 @@ from actors.generator import Generator
 from actors.inference import Completion, Request, SamplingParams
 from actors.pool import GeneratorPool, VerifierPool
 from actors.rollout import RolloutSettings, rollout_group
-from actors.verifier import JudgeRequest
+from actors.verifier import ScoreRequest
 from envs.base import Session
 from envs.builtin.toolbox.environment import Toolbox
 from envs.types import Group, Observation, Status, Verdict
 
-PROMPTS, REPLIES = 125, 8
+PROMPTS, RESPONSES = 125, 8
 PEAK_MB = 64  # of what Python allocates; a conversation holds its tokens and its session, some 20 kB
 
 
@@ -44,14 +44,14 @@ class SessionMember:
         self.sessions: dict[str, Session] = {}
         self._environment = environment
 
-    async def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
         await asyncio.sleep(0)
         return [self._judge(request) for request in requests]
 
-    def _judge(self, request: JudgeRequest) -> Observation | Verdict:
-        if len(request.replies) == 1:
+    def _judge(self, request: ScoreRequest) -> Observation | Verdict:
+        if len(request.responses) == 1:
             self.sessions[request.session] = self._environment.open(request.prompt)
-        answer = self.sessions[request.session].reply(request.replies[-1])
+        answer = self.sessions[request.session].reply(request.responses[-1])
         if isinstance(answer, Verdict):
             del self.sessions[request.session]
         return answer
@@ -59,7 +59,7 @@ class SessionMember:
 
 def test_a_thousand_conversations_at_once() -> None:
     tasks = Toolbox(level=1, max_calls=6)
-    settings = RolloutSettings(SamplingParams(12), replies=REPLIES, max_turns=8, max_model_len=2000, seed=0)
+    settings = RolloutSettings(SamplingParams(12), responses=RESPONSES, max_turns=8, max_model_len=2000, seed=0)
     members = [EngineMember(f"generator {i}") for i in range(2)]
     events: list[str] = []
     judges = [SessionMember(f"verifier {i}", tasks) for i in range(2)]
@@ -69,7 +69,7 @@ def test_a_thousand_conversations_at_once() -> None:
         return await asyncio.gather(
             *(
                 rollout_group(
-                    tasks.prompt("train", i), 0, generators.generate, verifiers.judge, FakeCodec(), settings, "s"
+                    tasks.prompt("train", i), 0, generators.generate, verifiers.score, FakeCodec(), settings, "s"
                 )
                 for i in range(PROMPTS)
             )
@@ -83,8 +83,8 @@ def test_a_thousand_conversations_at_once() -> None:
     tracemalloc.stop()
     trajectories = [t for group in groups for t in group.trajectories]
     assert [group.prompt.index for group in groups] == list(range(PROMPTS))
-    assert len(trajectories) == PROMPTS * REPLIES == 1000
-    # noise never finishes: every conversation uses all its calls, and its own verdict ends it, on a reply without an end
+    assert len(trajectories) == PROMPTS * RESPONSES == 1000
+    # noise never finishes: every conversation uses all its calls, and its own verdict ends it, on a response without an end
     assert {len(t.turns) for t in trajectories} == {6}
     verdicts = Counter((t.verdict.status, t.verdict.detail) for t in trajectories)
     assert verdicts == {(Status.TRUNCATED, "max_calls = 6 calls and no finish()"): 1000}

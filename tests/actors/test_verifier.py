@@ -11,7 +11,7 @@ import pytest
 from support.misbehaving import Misbehaving
 
 from actors import verifier as verifier_module
-from actors.verifier import EnvSpec, JudgeRequest, Verifier
+from actors.verifier import EnvSpec, ScoreRequest, Verifier
 from envs.isolation.killable import SandboxError
 from envs.types import Message, Observation, Prompt, Status, Verdict
 
@@ -26,9 +26,9 @@ def verifier() -> Iterator[Verifier]:
     made.close()
 
 
-def ask(session: str, *replies: str, environment: int = 0) -> JudgeRequest:
+def ask(session: str, *responses: str, environment: int = 0) -> ScoreRequest:
     prompt = Misbehaving(5 + environment).prompt("train", 3)
-    return JudgeRequest(session, environment, prompt, replies)
+    return ScoreRequest(session, environment, prompt, responses)
 
 
 def seen(opens: int, text: str) -> Observation:
@@ -36,13 +36,13 @@ def seen(opens: int, text: str) -> Observation:
 
 
 def test_verdicts_come_in_the_order_of_the_requests(verifier: Verifier) -> None:
-    answers = verifier.judge([ask("o1", "a"), ask("o2", "b"), ask("o3", "c")])
+    answers = verifier.score([ask("o1", "a"), ask("o2", "b"), ask("o3", "c")])
     assert answers == [Verdict(1, True, solution=f"[3, 5] {x}") for x in "abc"]
     assert all(isinstance(a, Verdict) and isinstance(a.status, Status) for a in answers)
 
 
 @pytest.mark.parametrize(
-    ("reply", "detail"),
+    ("response", "detail"),
     [
         ("raise", "RuntimeError: the task is broken"),
         ("nan", "the reward is nan: it has to be a finite number"),
@@ -54,8 +54,10 @@ def test_verdicts_come_in_the_order_of_the_requests(verifier: Verifier) -> None:
         ("die", "the subprocess died with exit code 7"),
     ],
 )
-def test_an_environment_that_misbehaves_costs_its_own_trajectory(verifier: Verifier, reply: str, detail: str) -> None:
-    bad, good = verifier.judge([ask(f"bad-{reply}", reply), ask(f"good-{reply}", "fine")])
+def test_an_environment_that_misbehaves_costs_its_own_trajectory(
+    verifier: Verifier, response: str, detail: str
+) -> None:
+    bad, good = verifier.score([ask(f"bad-{response}", response), ask(f"good-{response}", "fine")])
     assert isinstance(bad, Verdict)
     assert (bad.status, bad.reward, bad.correct) == (Status.ERROR, 0.0, False)
     assert detail in bad.detail
@@ -63,7 +65,7 @@ def test_an_environment_that_misbehaves_costs_its_own_trajectory(verifier: Verif
 
 
 def test_what_an_observation_is_worth_comes_with_it(verifier: Verifier) -> None:
-    assert verifier.judge([ask("w1", "half"), ask("w2", "fine")]) == [
+    assert verifier.score([ask("w1", "half"), ask("w2", "fine")]) == [
         Observation((), 0.5),
         Verdict(1, True, solution="[3, 5] fine"),
     ]
@@ -71,7 +73,7 @@ def test_what_an_observation_is_worth_comes_with_it(verifier: Verifier) -> None:
 
 def test_one_that_hangs_is_killed_in_time_and_the_others_go_on(verifier: Verifier) -> None:
     began = time.monotonic()
-    hung, good = verifier.judge([ask("h1", "hang"), ask("h2", "fine")])
+    hung, good = verifier.score([ask("h1", "hang"), ask("h2", "fine")])
     assert time.monotonic() - began < 20  # it would have slept for a minute
     assert hung == Verdict(0.0, status=Status.TIMEOUT, detail="no verdict within verifiers.timeout_s = 0.7 s")
     assert good == Verdict(1, True, solution="[3, 5] fine")
@@ -79,40 +81,40 @@ def test_one_that_hangs_is_killed_in_time_and_the_others_go_on(verifier: Verifie
 
 def test_a_session_goes_on_where_it_was_and_is_replayed_after_a_kill(verifier: Verifier) -> None:
     verifier.close()  # a fresh process: nothing was opened in it
-    assert verifier.judge([ask("m1", "a", environment=1)]) == [seen(1, "a")]
-    assert verifier.judge([ask("m1", "a", "b", environment=1)]) == [seen(1, "a,b")]  # not opened again
-    (hung,) = verifier.judge([ask("h3", "hang")])
+    assert verifier.score([ask("m1", "a", environment=1)]) == [seen(1, "a")]
+    assert verifier.score([ask("m1", "a", "b", environment=1)]) == [seen(1, "a,b")]  # not opened again
+    (hung,) = verifier.score([ask("h3", "hang")])
     assert isinstance(hung, Verdict)
     assert hung.status is Status.TIMEOUT
-    assert verifier.judge([ask("m2", "x", environment=1)]) == [seen(1, "x")]  # the kill took all sessions
+    assert verifier.score([ask("m2", "x", environment=1)]) == [seen(1, "x")]  # the kill took all sessions
     expected = [Verdict(3, True, solution="[3, 6] a,b,c")]
-    assert verifier.judge([ask("m1", "a", "b", "c", environment=1)]) == expected
-    assert verifier.judge([ask("m2", "x", "y", environment=1)]) == [seen(2, "x,y")]  # m2 lived on; m1 was opened anew
+    assert verifier.score([ask("m1", "a", "b", "c", environment=1)]) == expected
+    assert verifier.score([ask("m2", "x", "y", environment=1)]) == [seen(2, "x,y")]  # m2 lived on; m1 was opened anew
 
 
 def test_another_verifier_takes_a_session_over_by_replaying_it(verifier: Verifier) -> None:
     other = Verifier([ONE, MANY], timeout_s=5)
     try:
-        assert verifier.judge([ask("t", "a", environment=1)])[0] != Verdict(0.0)
-        assert other.judge([ask("t", "a", "b", environment=1)]) == [seen(1, "a,b")]
+        assert verifier.score([ask("t", "a", environment=1)])[0] != Verdict(0.0)
+        assert other.score([ask("t", "a", "b", environment=1)]) == [seen(1, "a,b")]
     finally:
         other.close()
 
 
 def test_a_turn_that_is_asked_for_again_is_replayed_rather_than_skipped(verifier: Verifier) -> None:
     """A pool asks twice when an answer was lost on its way."""
-    for replies in (("a",), ("a",), ("a", "b"), ("a", "b"), ("a",)):
-        (answer,) = verifier.judge([ask("again", *replies, environment=1)])
+    for responses in (("a",), ("a",), ("a", "b"), ("a", "b"), ("a",)):
+        (answer,) = verifier.score([ask("again", *responses, environment=1)])
         assert isinstance(answer, Observation)
-        assert answer.messages[0].content.endswith(f"seen={','.join(replies)}")
+        assert answer.messages[0].content.endswith(f"seen={','.join(responses)}")
 
 
 def test_a_session_that_raised_is_not_kept(verifier: Verifier) -> None:
-    verifier.judge([ask("r", "a", environment=1)])
-    (failed,) = verifier.judge([ask("r", "a", "raise", environment=1)])
+    verifier.score([ask("r", "a", environment=1)])
+    (failed,) = verifier.score([ask("r", "a", "raise", environment=1)])
     assert isinstance(failed, Verdict)
     assert failed.status is Status.ERROR
-    (again,) = verifier.judge([ask("r", "a", "b", environment=1)])
+    (again,) = verifier.score([ask("r", "a", "b", environment=1)])
     assert isinstance(again, Observation)
     assert again.messages[0].content.endswith("seen=a,b")
 
@@ -121,7 +123,7 @@ def test_an_environment_that_cannot_be_built_is_an_error_verdict_with_the_reason
     made = Verifier([replace(ONE, params={"turn": 2})], timeout_s=5)
     try:
         for _ in range(2):
-            (verdict,) = made.judge([ask("x", "a")])
+            (verdict,) = made.score([ask("x", "a")])
             assert isinstance(verdict, Verdict)
             assert verdict.status is Status.ERROR
             assert "no parameter 'turn', did you mean 'turns'" in verdict.detail
@@ -135,9 +137,9 @@ def test_the_oldest_session_makes_room_and_is_replayed_if_asked_for(monkeypatch:
     monkeypatch.setattr(verifier_module, "_environments", [])
     verifier_module._configure([asdict(MANY)])
 
-    def answer(session: str, *replies: str) -> str:
+    def answer(session: str, *responses: str) -> str:
         prompt = {"env": "e", "split": "train", "index": 0, "messages": [], "task": {"secret": 1}}
-        request = {"session": session, "environment": 0, "prompt": prompt, "replies": replies}
+        request = {"session": session, "environment": 0, "prompt": prompt, "responses": responses}
         return verifier_module._answer(request)["observation"][0]["content"]
 
     for name in "abc":
@@ -166,7 +168,7 @@ def test_a_users_module_is_found_where_the_spec_says(tmp_path: Path, monkeypatch
     for places in ((str(tmp_path / "games"),), ("games",)):
         made = Verifier([EnvSpec("users_own_game:Mine", {}, 0, places)], timeout_s=5)
         made.prepare()
-        assert made.judge([JudgeRequest("a", 0, prompt, ("x",))]) == [Verdict(0.25)]
+        assert made.score([ScoreRequest("a", 0, prompt, ("x",))]) == [Verdict(0.25)]
         made.close()
     lost = Verifier([EnvSpec("users_own_game:Mine", {}, 0)], timeout_s=5)
     with pytest.raises(SandboxError, match="there is no module 'users_own_game' on the Python path"):

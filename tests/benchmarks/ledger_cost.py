@@ -1,6 +1,6 @@
 """What the entropy ledger costs: the same training iteration with and without its tallies, one after the other in one process.
 
-    python tests/benchmarks/ledger_cost.py [--cuda] [--hidden 64 --layers 3 --vocab 48 --reply 8 --prompts 32 --replies 16 ...]
+    python tests/benchmarks/ledger_cost.py [--cuda] [--hidden 64 --layers 3 --vocab 48 --response 8 --prompts 32 --responses 16 ...]
 
 Prints the share of an iteration's training time that the ledger takes: medians over `repeats`, taken in turns so that a busy
 machine slows both. Without tallies: nothing is added up, reduced or predicted; forward passes, loss and steps are the same.
@@ -24,20 +24,20 @@ from integration import learner_cases as lc  # noqa: E402
 from envs.types import Group, Prompt, Trajectory, Turn, Verdict  # noqa: E402
 from learner import learner as module  # noqa: E402
 from learner.advantages import ADVANTAGES  # noqa: E402
-from learner.batching import Cut, build_batches, trajectory_advantages  # noqa: E402
+from learner.batching import BatchPlan, build_batches, trajectory_advantages  # noqa: E402
 from learner.deepspeed_engine import Placement  # noqa: E402
 
 TALLIES = ("tally_policy", "tally_shaping", "tally_update")
 
 
-def groups(prompts: int, replies: int, length: int, seed: int) -> list[Group]:
+def groups(prompts: int, responses: int, length: int, seed: int) -> list[Group]:
     rng = random.Random(seed)
     out = []
     for g in range(prompts):
         prompt = Prompt("toy", "train", g, ())
         context = tuple(rng.randrange(1, 48) for _ in range(14))
         members = []
-        for _ in range(replies):
+        for _ in range(responses):
             n = rng.randint(length - length // 8, length + length // 8)
             turn = Turn(context, tuple(rng.randrange(1, 48) for _ in range(n)), (-1.0,) * n, "stop", 0, 0)
             reward = float(rng.random() < 0.4)
@@ -96,9 +96,9 @@ def main() -> None:
         ("hidden", 64),
         ("layers", 3),
         ("vocab", 48),
-        ("reply", 8),
+        ("response", 8),
         ("prompts", 32),
-        ("replies", 16),
+        ("responses", 16),
         ("updates", 16),
         ("repeats", 7),
     ):
@@ -108,13 +108,13 @@ def main() -> None:
     model = make_model(tempfile.mkdtemp(), args.hidden, args.layers, args.vocab)
     place = Placement(0, 1, "127.0.0.1", lc.free_port(), args.cuda, 120.0)
     learner = module.Learner(lc.settings(model, {"stage": 0, "precision": "bf16" if args.cuda else "fp32"}), place)
-    cut = Cut(args.updates, 1, 1, 16384, False)
+    plan = BatchPlan(args.updates, 1, 1, 16384, False)
 
     def once(seed: int) -> float:
-        made = groups(args.prompts, args.replies, args.reply, seed)
+        made = groups(args.prompts, args.responses, args.response, seed)
         flat = [t for g in made for t in g.trajectories]
         advantages = trajectory_advantages(made, ADVANTAGES["grpo"])
-        (batch,) = build_batches(flat, advantages, cut=cut, aggregation="token", temperature=1.0)
+        (batch,) = build_batches(flat, advantages, plan=plan, aggregation="token", temperature=1.0)
         began = time.perf_counter()
         learner.train(batch)
         return time.perf_counter() - began

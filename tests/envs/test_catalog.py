@@ -131,7 +131,7 @@ def test_a_module_beside_the_recipe_is_found(folder: Path, monkeypatch: pytest.M
     with pytest.raises(catalog.UnknownEnvironment, match=r"module's name is without \.py"):
         catalog.load("users_game.py:Mine", {})
     monkeypatch.chdir(folder)
-    assert catalog.places() == (str(folder), str(folder / "beside"), ".", "beside")
+    assert catalog.module_path() == (str(folder), str(folder / "beside"), ".", "beside")
 
 
 def test_a_module_in_the_current_directory_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

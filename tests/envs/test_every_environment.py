@@ -1,4 +1,4 @@
-"""What every built-in environment owes, of one reply or of many turns: experts win, noise does not, nothing ever raises."""
+"""What every built-in environment owes, of one response or of many turns: experts win, noise does not, nothing ever raises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from envs.base import Environment, demonstrate, demonstrates, play
 from envs.types import Split, Verdict
 
 SPLITS: tuple[Split, ...] = ("train", "eval")
-FUZZED = 10_000  # replies to each
+FUZZED = 10_000  # responses to each
 QUESTIONS = "\n".join(json.dumps({"prompt": f"What is {i} + 1?", "answer": i + 1}) for i in range(60))
 
 # Not here: python_program, whose every verdict starts processes; gym and appworld, adapters to what others make, who have no
@@ -67,21 +67,21 @@ def test_an_expert_earns_full_reward(environment: Environment) -> None:
     for index in range(200):
         prompt = environment.prompt(SPLITS[index % 2], index)
         demonstration = demonstrate(environment, prompt, random.Random(index))
-        replies = iter(demonstration.replies)
-        played = play(environment.open(prompt), lambda _, replies=replies: next(replies))
-        assert played.replies == demonstration.replies and played.observations == demonstration.observations
+        responses = iter(demonstration.responses)
+        played = play(environment.open(prompt), lambda _, responses=responses: next(responses))
+        assert played.responses == demonstration.responses and played.observations == demonstration.observations
         verdict = played.verdict
         assert verdict is not None and (verdict.reward, verdict.correct) == (1.0, True), (prompt, played)
         assert verdict.solution
         said = (*prompt.messages, *(m for o in played.observations for m in o.messages))
-        assert alphabet.issuperset("".join((*played.replies, *(m.content for m in said))))
+        assert alphabet.issuperset("".join((*played.responses, *(m.content for m in said))))
 
 
-def test_replies_to_other_prompts_earn_next_to_nothing(environment: Environment) -> None:
+def test_responses_to_other_prompts_earn_next_to_nothing(environment: Environment) -> None:
     """Well-formed noise: what an expert said to another prompt of the same environment."""
     won = 0
     for index in range(100):
-        others = demonstrate(environment, environment.prompt("train", 1000 + index), random.Random(index)).replies
+        others = demonstrate(environment, environment.prompt("train", 1000 + index), random.Random(index)).responses
         rng = random.Random(index)
         played = play(environment.open(environment.prompt("train", index)), lambda _, o=others, r=rng: r.choice(o))
         won += played.verdict is not None and played.verdict.correct
@@ -108,11 +108,11 @@ def test_splits_share_no_task(environment: Environment) -> None:
     assert train and held and not train & held
 
 
-def test_no_reply_makes_an_environment_raise(environment: Environment) -> None:
+def test_no_response_makes_an_environment_raise(environment: Environment) -> None:
     rng = random.Random(7)
     for episode in range(FUZZED // 4):
         prompt = environment.prompt(SPLITS[episode % 2], episode % 40)
-        correct = demonstrate(environment, prompt, rng).replies
+        correct = demonstrate(environment, prompt, rng).responses
         session = environment.open(prompt)
         for _ in range(4):
             answer = session.reply(fuzzed(rng, correct))

@@ -1,4 +1,4 @@
-"""What every environment owes: oracle replies earn 1.0, any reply gets a verdict, prompts are reproducible JSON."""
+"""What every environment owes: oracle responses earn 1.0, any response gets a verdict, prompts are reproducible JSON."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def test_a_demonstration_earns_full_reward(environment: Environment) -> None:
     for split in SPLITS:
         for index in range(20):
             prompt = environment.prompt(split, index)
-            reply = environment.demonstration(prompt, random.Random(index))
-            verdict = environment.open(prompt).reply(reply)
+            response = environment.demonstration(prompt, random.Random(index))
+            verdict = environment.open(prompt).reply(response)
             assert isinstance(verdict, Verdict)
-            assert (verdict.reward, verdict.correct) == (1.0, True), (prompt, reply, verdict)
+            assert (verdict.reward, verdict.correct) == (1.0, True), (prompt, response, verdict)
             assert verdict.solution
-            assert alphabet.issuperset(reply.join(message.content for message in prompt.messages))
+            assert alphabet.issuperset(response.join(message.content for message in prompt.messages))
 
 
 def test_prompts_are_reproducible_json_and_pickle(environment: Environment) -> None:
@@ -82,16 +82,16 @@ NASTY = st.one_of(
 )
 
 
-@given(reply=NASTY, index=st.integers(0, 50), split=st.sampled_from(SPLITS))
-@example(reply="", index=0, split="train")
+@given(response=NASTY, index=st.integers(0, 50), split=st.sampled_from(SPLITS))
+@example(response="", index=0, split="train")
 @settings(
     max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-def test_any_reply_gets_a_verdict(environment: Environment, reply: str, index: int, split: Split) -> None:
-    verdict = environment.open(environment.prompt(split, index)).reply(reply)
+def test_any_response_gets_a_verdict(environment: Environment, response: str, index: int, split: Split) -> None:
+    verdict = environment.open(environment.prompt(split, index)).reply(response)
     assert isinstance(verdict, Verdict)
     assert verdict.reward == float(verdict.correct)
     assert (verdict.solution is not None) == verdict.correct
@@ -99,9 +99,9 @@ def test_any_reply_gets_a_verdict(environment: Environment, reply: str, index: i
     assert len(verdict.detail) < 1000
 
 
-def test_a_reply_beyond_the_limit_is_wrong_though_it_ends_correctly(environment: Environment) -> None:
+def test_a_response_beyond_the_limit_is_wrong_though_it_ends_correctly(environment: Environment) -> None:
     assert isinstance(environment, Demonstrates)
     prompt = environment.prompt("train", 0)
-    reply = environment.demonstration(prompt, random.Random(0))
-    verdicts = [environment.open(prompt).reply(" " * spaces + reply) for spaces in (10, 30_000)]
+    response = environment.demonstration(prompt, random.Random(0))
+    verdicts = [environment.open(prompt).reply(" " * spaces + response) for spaces in (10, 30_000)]
     assert [isinstance(verdict, Verdict) and verdict.correct for verdict in verdicts] == [True, False]

@@ -306,7 +306,7 @@ def run(say: Say) -> None:
 
 def ledger(say: Say) -> None:
     script = [sys.executable, str(ROOT / "tests/benchmarks/ledger_cost.py"), "--cuda"]
-    shape = "--hidden 1024 --layers 16 --vocab 50000 --reply 256 --prompts 16 --replies 8 --updates 4 --repeats 5"
+    shape = "--hidden 1024 --layers 16 --vocab 50000 --response 256 --prompts 16 --responses 8 --updates 4 --repeats 5"
     done = subprocess.run([*script, *shape.split()], capture_output=True, text=True, timeout=110, check=False)
     found = " / ".join(done.stdout.strip().splitlines()[-2:]) or done.stderr[-600:]
     say("the ledger's cost, 0.3 B parameters", found, done.returncode == 0)
@@ -332,7 +332,7 @@ def size(say: Say) -> None:
             shutil.copy(file, folder / "model" / file.name)
     wanted = (
         "precision=bf16 run.iterations=4 sampling.max_tokens=512 generators.max_model_len=640 generators.max_num_seqs=256 "
-        "generators.kv_cache_mb=16000 batch.prompts=32 batch.replies=8 learner.updates=2 learner.micro_batch_tokens=16384 "
+        "generators.kv_cache_mb=16000 batch.prompts=32 batch.responses=8 learner.updates=2 learner.micro_batch_tokens=16384 "
         "learner.lr=1.0e-6 weights.timeout_s=120 evaluation.prompts=0"
     )
     code, said, rows = train(folder, "size", 220, f"model.path={folder / 'model'}", *wanted.split())
@@ -341,7 +341,7 @@ def size(say: Say) -> None:
         return
     times = {k: middle(column(rows[1:], k)) for k in sorted(rows[-1]) if k.startswith("time/")}
     say(
-        "0.6 B parameters in bf16, 256 replies of up to 512 tokens",
+        "0.6 B parameters in bf16, 256 responses of up to 512 tokens",
         ", ".join(f"{k[5:]} {v:.2f} s" for k, v in times.items()),
         True,
     )

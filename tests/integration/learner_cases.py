@@ -71,20 +71,21 @@ def make_groups(iteration: int) -> list[Any]:
 
 def batches(iteration: int, ranks: int, tokens: int, packing: bool, aggregation: Any) -> list[Any]:
     from learner.advantages import ADVANTAGES
-    from learner.batching import Cut, build_batches, trajectory_advantages
+    from learner.batching import BatchPlan, build_batches, trajectory_advantages
 
     groups = make_groups(iteration)
     return build_batches(
         [t for g in groups for t in g.trajectories],
         trajectory_advantages(groups, ADVANTAGES["grpo"]),
-        cut=Cut(updates=UPDATES, epochs=1, ranks=ranks, micro_batch_tokens=tokens, packing=packing),
+        plan=BatchPlan(updates=UPDATES, epochs=1, ranks=ranks, micro_batch_tokens=tokens, packing=packing),
         aggregation=aggregation,
         temperature=0.9,
     )
 
 
 def settings(model: str, case: dict[str, Any]) -> Any:
-    """case: stage, and where they are not the usual: precision (a mode), method, knob (fixed), objective, loss_scale_power."""
+    """case: stage, and where they are not the usual: precision (a mode), method, coefficient (fixed), objective,
+    loss_scale_power."""
     from learner.deepspeed_engine import EngineSettings
     from learner.entropy.build import CONTROLLERS, METHODS, parse
     from learner.entropy.target import TargetSettings
@@ -95,8 +96,8 @@ def settings(model: str, case: dict[str, Any]) -> Any:
     precision: Any = case.get("precision", "fp32")
     body: Any = precision.removesuffix("-fp32head")
     power = case.get("loss_scale_power", 16)
-    fixed = method["kind"] == "none" or "knob" in case
-    controller = {"kind": "fixed", "value": case.get("knob")} if fixed else {"kind": "doubling", "start": 0.04}
+    fixed = method["kind"] == "none" or "coefficient" in case
+    controller = {"kind": "fixed", "value": case.get("coefficient")} if fixed else {"kind": "doubling", "start": 0.04}
     return LearnerSettings(
         model=model,
         attention="sdpa",
@@ -152,14 +153,14 @@ class Demeaned:
     """A method of scope "batch", for the test of that scope: A minus the mean of A * L over the whole global batch."""
 
     def __init__(self) -> None:
-        from learner.entropy.base import Knob
+        from learner.entropy.base import CoefficientRange
 
         self.seen: list[int] = []
-        self.knob = Knob(start=0.0, low=0.0, high=0.0, signed=False)
+        self.coefficient_range = CoefficientRange(start=0.0, low=0.0, high=0.0, signed=False)
 
     scope = "batch"
 
-    def shape(self, tokens: Any, knob: float) -> Any:
+    def shape(self, tokens: Any, coefficient: float) -> Any:
         from learner.types import Shaping
 
         self.seen.append(len(tokens.logp))
@@ -195,14 +196,14 @@ def rank_main(
             setattr(learner.steering, "method", wide)  # noqa: B010 - it has what the learner uses, not the whole protocol
         metrics = []
         for i in range(ITERATIONS):
-            cut = batches(i, world, case["tokens"], case["packing"], case.get("aggregation", "token"))
+            plan = batches(i, world, case["tokens"], case["packing"], case.get("aggregation", "token"))
             if case.get("explodes"):
                 try:
-                    learner.train(exploding(cut[rank]))
+                    learner.train(exploding(plan[rank]))
                 except NonFiniteError as error:
                     (Path(out) / f"{case['name']}.refused").write_text(str(error))
                 break
-            metrics.append(learner.train(cut[rank]))
+            metrics.append(learner.train(plan[rank]))
             if wide is not None:
                 metrics[-1]["batch_tokens"] = list(wide.seen)
             if i == 0 and case.get("resume"):  # through a checkpoint, into a learner that has seen nothing
@@ -259,7 +260,7 @@ def reference(model: str) -> tuple[dict[str, np.ndarray], list[float]]:
         chosen = ids[0, 1:][mask]
         return log_p.gather(-1, chosen[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
-    knob, entropies, start = 0.04, [], 0.0
+    coefficient, entropies, start = 0.04, [], 0.0
     for i in range(ITERATIONS):
         groups = make_groups(i)
         flat = [t for g in groups for t in g.trajectories]
@@ -272,18 +273,18 @@ def reference(model: str) -> tuple[dict[str, np.ndarray], list[float]]:
         entropy = float(torch.cat([h for _, h in before]).double().mean())
         entropies.append(entropy)
         start = entropy if i == 0 else (start * i + entropy) / (i + 1)
-        knob = min(knob * 2, 0.05) if entropy < 0.7 * start else knob / 2
+        coefficient = min(coefficient * 2, 0.05) if entropy < 0.7 * start else coefficient / 2
         half = len(flat) // UPDATES
         for k in range(UPDATES):
             members = range(k * half, (k + 1) * half)
-            total = sum(t.reply_tokens for t in (flat[j] for j in members))
+            total = sum(t.response_tokens for t in (flat[j] for j in members))
             loss = torch.zeros(())
             for j in members:
                 logp, h = tokens_of(flat[j])
                 a = float(advantages[j])
                 surprise = (logp + h).detach()
                 sign = (a > 0) - (a < 0)
-                shaped = a * torch.clamp(1 - knob * sign * surprise, min=0)
+                shaped = a * torch.clamp(1 - coefficient * sign * surprise, min=0)
                 ratio = torch.exp(logp - before[j][0])
                 loss = loss - torch.minimum(ratio * shaped, ratio.clamp(1 - CLIP, 1 + CLIP) * shaped).sum() / total
             optimizer.zero_grad()

@@ -44,7 +44,7 @@ RICH: list[dict[str, Any]] = [
         "packing": p,
         "aggregation": "sequence",
         "method": {"kind": "clip_cov", "low": -1.0},
-        "knob": 0.2,
+        "coefficient": 0.2,
         "objective": {
             "surrogate": "gspo",
             "importance": Importance("masked", cap=1e6, floor=1e-6, level="sequence"),
@@ -181,7 +181,7 @@ def test_statistics_beyond_the_token_are_global(results: Any, world: int, case: 
         assert mine.keys() == theirs.keys()
         for key, value in mine.items():
             assert theirs[key] == pytest.approx(value, rel=1e-3, abs=2e-5), key
-    assert 0.0 < metrics[0]["entropy/authority"] < 0.5
+    assert 0.0 < metrics[0]["entropy/affected"] < 0.5
     assert 0.0 < metrics[0]["importance/limited"] < 1.0
     assert metrics[1]["kl/reference"] > metrics[0]["kl/reference"] == pytest.approx(0, abs=1e-6)
 

@@ -40,7 +40,7 @@ def test_the_readmes_environment_is_taught_and_trains(tmp_path: Path) -> None:
     assert "eval/swaps/pass@1" in rows[0]
     for row in rows[1:]:
         assert 0 < row["reward/mean"] < 1
-        assert row["reply/length_max"] > 4  # sampling.max_tokens of one turn: there were several
+        assert row["response/length_max"] > 4  # sampling.max_tokens of one turn: there were several
         assert row.get("status/error", 0) == row.get("status/timeout", 0) == 0
     (tmp_path / "mine" / "swaps.py").rename(tmp_path / "mine" / "gone.py")
     gone = isentrope("train", str(recipe), "run.name=gone", cwd=elsewhere)

@@ -34,7 +34,7 @@ def precision(model: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_modes_are_measured_and_written(model: str, tmp_path: Path) -> None:
     out = tmp_path / "precision.json"
-    size = ("--prompts", "24", "--replies", "4", "--max-tokens", "24")
+    size = ("--prompts", "24", "--responses", "4", "--max-tokens", "24")
     done = precision(model, "--modes", "fp32,bf16-fp32head", *size, "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert "prompts of random tokens" in done.stdout  # the model has no tokenizer
@@ -48,7 +48,7 @@ def test_two_modes_are_measured_and_written(model: str, tmp_path: Path) -> None:
         assert 0 < row["engine"]["rare"]["tokens"] < row["tokens"]
     assert exact["fp32"] is None
     assert exact["engine"]["sigma"] < 1e-5
-    assert exact["cut"]["sigma"] < 1e-5
+    assert exact["packed"]["sigma"] < 1e-5
     assert exact["engine"]["all"]["outside"] == 0
     assert 1e-3 < half["engine"]["sigma"] < 0.3
     assert 1e-3 < half["fp32"]["sigma"] < 0.3
@@ -58,4 +58,4 @@ def test_two_modes_are_measured_and_written(model: str, tmp_path: Path) -> None:
 def test_a_mode_that_cannot_be_measured_is_a_line_and_not_a_failure(model: str) -> None:
     done = precision(model, "--modes", "bf16", "--prompts", "1", "--limit", "1")
     assert done.returncode == 0, done.stderr
-    assert "bf16: no engine: no replies within --limit 1 s" in done.stdout
+    assert "bf16: no engine: no responses within --limit 1 s" in done.stdout

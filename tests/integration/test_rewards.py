@@ -53,11 +53,11 @@ def chatterer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Gives one point a digit of the reply; refuses a reply with a 1 in it."""
+    """Gives one point a digit of the response; refuses a response with a 1 in it."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        found = re.search(r"<reply-\w+>\n(.*)\n</reply-\w+>", body["messages"][1]["content"], re.DOTALL)
+        found = re.search(r"<response-\w+>\n(.*)\n</response-\w+>", body["messages"][1]["content"], re.DOTALL)
         assert found is not None and self.headers["Authorization"] == f"Bearer {KEY}"
         digits = sum(c.isdigit() for c in found.group(1))
         message = {"content": None, "refusal": "no ones"} if "1" in found.group(1) else {"content": f"SCORE: {digits}"}
@@ -91,7 +91,7 @@ def test_a_run_with_every_term(model: Path, classifier: Path, endpoint: str, tmp
         isentrope(*smoke(model, "terms", *terms, *ENVS, "evaluation.prompts=4"), cwd=tmp_path, STUB_KEY=KEY)
     )
     assert code == 0, out
-    assert "rewards.judge failed, and such replies are left out" in out
+    assert "rewards.judge failed, and such responses are left out" in out
     assert "no ones" in out
     folder = tmp_path / "runs" / "terms"
     for name in ("config.yaml", "metrics.jsonl", "report.html", "samples.jsonl"):
@@ -103,13 +103,13 @@ def test_a_run_with_every_term(model: Path, classifier: Path, endpoint: str, tmp
         assert set(weights) == {k.split("/")[1] for k in row if k.startswith("term/") and k.count("/") == 1}
         assert all(row[f"term/{name}/arithmetic"] == row[f"term/{name}"] for name in weights)
         assert row["term/verdict"] == row["correct/mean"]
-        assert 0 < row["status/error"] < 1  # the replies with a one
+        assert 0 < row["status/error"] < 1  # the responses with a one
         assert row["reward/std"] > 0
         assert -1 <= row["term/model"] <= 1
         assert 0 <= row["term/judge"] <= 1
         assert 0 < row["term/format"] <= 1
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    assert all((s["status"] == "error") == ("1" in s["reply"]) for s in samples)
+    assert all((s["status"] == "error") == ("1" in s["response"]) for s in samples)
 
 
 def test_a_reward_model_that_dies_is_replaced(model: Path, classifier: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -127,7 +127,7 @@ def test_a_reward_model_that_dies_is_replaced(model: Path, classifier: Path, tmp
     found = rows(folder)
     assert [r["iteration"] for r in found] == list(range(1, 31))
     assert found[-1]["status/error"] == 0
-    # Replies it did not come to judge were left out, and are not zeros in the term's mean.
+    # Responses it did not come to judge were left out, and are not zeros in the term's mean.
     assert all("term/model" in r for r in found if r["status/error"] < 1)
 
 
@@ -168,13 +168,11 @@ def test_generators_that_judge_stay_what_they_are_and_are_replaced(
 ) -> None:
     """Its score of one question is the same at the end as it was at the start, on another engine, at temperature 1."""
     generator = f"{{path: {chatterer}, max_model_len: 640, max_num_seqs: 64, kv_cache_mb: 32, cpus: 0.3}}"
-    asked = (
-        "weight: 0.5, rubric: '{reply}', score: '([0-9])', high: 9, max_tokens: 64, cache_entries: 0, temperature: 1.0"
-    )
+    asked = "weight: 0.5, rubric: '{response}', score: '([0-9])', high: 9, max_tokens: 64, cache_entries: 0, temperature: 1.0"
     more = (f"rewards.judge={{{asked}, generator: {generator}}}", *ENVS)
     more += ("run.iterations=30", "run.samples_per_iteration=64")
-    process = isentrope(*smoke(model, "judged", *more), cwd=tmp_path)
-    folder = tmp_path / "runs" / "judged"
+    process = isentrope(*smoke(model, "scored", *more), cwd=tmp_path)
+    folder = tmp_path / "runs" / "scored"
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) >= 2, process)
     family = [(p, " ".join(p.cmdline())) for p in psutil.Process(process.pid).children(recursive=True)]
     actors = [p for p, line in family if "ray::GeneratorActor" in line]
@@ -193,7 +191,7 @@ def test_generators_that_judge_stay_what_they_are_and_are_replaced(
     for line in (folder / "samples.jsonl").read_text().splitlines():
         sample = json.loads(line)
         if "judge" in sample.get("terms", {}):
-            scores.setdefault(sample["reply"], []).append(sample["terms"]["judge"])
-    assert max(len(v) for v in scores.values()) > 10  # the question has the reply alone, and some came again
+            scores.setdefault(sample["response"], []).append(sample["terms"]["judge"])
+    assert max(len(v) for v in scores.values()) > 10  # the question has the response alone, and some came again
     assert len({v[0] for v in scores.values()}) > 3
     assert all(len(set(v)) == 1 for v in scores.values()), scores

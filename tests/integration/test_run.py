@@ -106,8 +106,8 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     assert [r["iteration"] for r in found] == list(range(7))
     assert [r["policy_version"] for r in found] == list(range(7))
     documented = (
-        "reward/mean entropy/exact entropy/sampled entropy/target entropy/knob sync/logprob_gap_max time/iteration "
-        "time/generate time/verify time/train time/sync tokens/generated entropy/predicted_dh entropy/authority"
+        "reward/mean entropy/exact entropy/sampled entropy/target entropy/coefficient sync/logprob_gap_max time/iteration "
+        "time/generate time/verify time/train time/sync tokens/generated entropy/predicted_dh entropy/affected"
     )
     for key in documented.split():
         assert all(isinstance(r[key], float) for r in found[1:]), key
@@ -127,11 +127,13 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     assert "<html" in (whole / "report.html").read_text()
 
 
-def test_the_knob_moves_towards_the_target(whole: Path) -> None:
+def test_the_coefficient_moves_towards_the_target(whole: Path) -> None:
     found = rows(whole)[1:]
     for before, after in itertools.pairwise(found):
-        below = after["entropy/exact"] < after["entropy/target"]  # seen before the updates that the knob shapes
-        assert (after["entropy/knob"] > before["entropy/knob"]) == below or abs(after["entropy/knob"]) >= 1.0
+        below = after["entropy/exact"] < after["entropy/target"]  # seen before the updates that the coefficient shapes
+        assert (after["entropy/coefficient"] > before["entropy/coefficient"]) == below or abs(
+            after["entropy/coefficient"]
+        ) >= 1.0
 
 
 def test_every_logged_key_is_documented(whole: Path) -> None:
@@ -143,7 +145,7 @@ def test_every_logged_key_is_documented(whole: Path) -> None:
 
 
 def test_the_number_of_generators_changes_nothing(model: Path, whole: Path, tmp_path: Path) -> None:
-    """Seeds belong to replies, not to engines: three give the same batch as one, hence the same weights."""
+    """Seeds belong to responses, not to engines: three give the same batch as one, hence the same weights."""
     more = ("generators.count=3", "generators.cpus=0.3", "run.iterations=2", "evaluation.prompts=0")
     code, out = finish(isentrope(*smoke(model, "many", *more), cwd=tmp_path))
     assert code == 0, out
@@ -265,7 +267,7 @@ engine = VLLMEngine(VLLMSettings(folder, dtype="float32", max_model_len=32, kv_c
 with torch.no_grad():
     expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
 expected = [float(expected[i, t]) for i, t in enumerate(ids[1:])]
-found = engine.score([ids])[0]
+found = engine.sequence_logprobs([ids])[0]
 assert max(abs(a - b) for a, b in zip(expected, found)) < 1e-5, (expected, found)
 engine.close()
 print("loads")
@@ -288,7 +290,7 @@ def test_the_checkpoint_loads_in_transformers_and_in_vllm(whole: Path) -> None:
 BAD = {
     "unknown key": (["learner.lrr=1"], 2, "did you mean 'lr'"),
     "wrong type": (["learner.updates=many"], 2, "learner.updates is 'many'"),
-    "indivisible": (["learner.updates=7"], 2, "8 prompts x 8 replies = 64"),
+    "indivisible": (["learner.updates=7"], 2, "8 prompts x 8 responses = 64"),
     "missing model": (["model.path=models/nowhere"], 2, "does not exist"),
     "unknown environment": (["environments.0.name=arithmetics"], 2, "did you mean 'arithmetic'"),
     "broken line": (["environments.0.name=questions", "environments.0.params={path: broken.jsonl}"], 2, "broken.jsonl"),

@@ -1,4 +1,4 @@
-"""Refill and adaptive difficulty on the real stack: what comes next follows from the replies, and a killed run draws the same."""
+"""Refill and adaptive difficulty on the real stack: what comes next follows from the responses, and a killed run draws the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KILLED_AFTER = 2
 
 
 def recipe(folder: Path, path: Path) -> str:
-    """The smoke recipe over two environments, with few replies a group: many have one reward."""
+    """The smoke recipe over two environments, with few responses a group: many have one reward."""
     data: dict[str, Any] = yaml.safe_load((RECIPES / "smoke.yaml").read_text())
     data["environments"] = [
         {"name": "arithmetic", "weight": 2},
@@ -28,7 +28,7 @@ def recipe(folder: Path, path: Path) -> str:
     data["model"] = {"path": str(path)}
     data["batch"] = {
         "prompts": 8,
-        "replies": 4,
+        "responses": 4,
         "dynamic": {"kind": "refill", "max_rounds": 3},
         "adaptive": {"revisit": 0.6, "pool": 16},
     }

@@ -84,37 +84,37 @@ class Bench:
 
     def worst_score(self, sequences: Sequence[Sequence[int]]) -> float:
         worst = 0.0
-        for tokens, scores in zip(sequences, self.engine.score(sequences), strict=True):
+        for tokens, scores in zip(sequences, self.engine.sequence_logprobs(sequences), strict=True):
             expected = self.logprobs(tokens).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
             worst = max(worst, float((torch.tensor(scores) - expected).abs().max()))
         return worst
 
-    def worst_sample(self, requests: Sequence[Request], replies: Sequence[Completion]) -> float:
+    def worst_sample(self, requests: Sequence[Request], responses: Sequence[Completion]) -> float:
         """Largest difference between sampled log-probs and the twin's, at each request's temperature and top_p."""
         worst = 0.0
-        for request, reply in zip(requests, replies, strict=True):
-            tokens = (*request.prompt_ids, *reply.reply_ids)
+        for request, response in zip(requests, responses, strict=True):
+            tokens = (*request.prompt_ids, *response.response_ids)
             table = self.logprobs(tokens)[len(request.prompt_ids) - 1 :]
             table = truncated(torch.log_softmax(table / request.sampling.temperature, dim=-1), request.sampling.top_p)
-            expected = table.gather(1, torch.tensor(reply.reply_ids)[:, None])[:, 0]
-            worst = max(worst, float((torch.tensor(reply.logprobs) - expected).abs().max()))
+            expected = table.gather(1, torch.tensor(response.response_ids)[:, None])[:, 0]
+            worst = max(worst, float((torch.tensor(response.logprobs) - expected).abs().max()))
         return worst
 
     def sample(self, requests: Sequence[Request]) -> list[Completion]:
         done: Future[None] = Future()
-        replies: dict[str, Completion] = {}
+        responses: dict[str, Completion] = {}
 
-        def on_done(reply: Completion | BaseException) -> None:
-            if isinstance(reply, BaseException):
-                done.set_exception(reply)
+        def on_done(response: Completion | BaseException) -> None:
+            if isinstance(response, BaseException):
+                done.set_exception(response)
                 return
-            replies[reply.id] = reply
-            if len(replies) == len(requests):
+            responses[response.id] = response
+            if len(responses) == len(requests):
                 done.set_result(None)
 
         self.engine.submit(requests, on_done)
         done.result(TIMEOUT)
-        return [replies[request.id] for request in requests]
+        return [responses[request.id] for request in requests]
 
 
 def truncated(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -194,10 +194,10 @@ def many_updates(folder: str, family: str, tied: bool, updates: int = 20) -> dic
             moved = max(moved, float((b.logprobs(sequences[-1]) - before).abs().max()))
             b.update()
             requests = requests_for(4, SamplingParams(8, temperature=0.7), seed=b.version)
-            replies = b.sample(requests)
-            assert {(r.version_min, r.version_max) for r in replies} == {(b.version, b.version)}
+            responses = b.sample(requests)
+            assert {(r.version_min, r.version_max) for r in responses} == {(b.version, b.version)}
             worst["score"] = max(worst["score"], b.worst_score(sequences))
-            worst["sample"] = max(worst["sample"], b.worst_sample(requests, replies))
+            worst["sample"] = max(worst["sample"], b.worst_sample(requests, responses))
             assert max(worst.values()) <= TOLERANCE, f"update {b.version}: {worst}"
         assert moved > 0.1, "the perturbation is too small to see a stale weight by"
         assert b.engine.stats()["updates"] == updates
@@ -221,7 +221,7 @@ def updates_in_precision(folder: str, family: str, tied: bool, mode: str, update
                 cast(silence_layers(b.model), torch.bfloat16)
             b.update()
             twin = cast(copy.deepcopy(b.model), torch.bfloat16)
-            scores = [x for row in b.engine.score(sequences) for x in row]
+            scores = [x for row in b.engine.sequence_logprobs(sequences) for x in row]
             for name, fp32_head in (("same", head), ("other head", not head)):
                 expected = trainer_scores(Policy(copy.deepcopy(twin), fp32_head=fp32_head), sequences)
                 gaps[name] += [a - e for a, e in zip(scores, expected, strict=True)]
@@ -266,39 +266,39 @@ def sampling_rules(folder: str) -> dict[str, float]:
             SamplingParams(16, 1.0, 0.7),
         ):
             requests = requests_for(32, sampling)
-            replies = b.sample(requests)
-            assert all(r.finish == "length" and len(r.reply_ids) == len(r.logprobs) == 16 for r in replies)
-            worst[f"T={sampling.temperature} p={sampling.top_p}"] = b.worst_sample(requests, replies)
+            responses = b.sample(requests)
+            assert all(r.finish == "length" and len(r.response_ids) == len(r.logprobs) == 16 for r in responses)
+            worst[f"T={sampling.temperature} p={sampling.top_p}"] = b.worst_sample(requests, responses)
             # The same requests, other company: half as many, in another order, and one by one.
             again = b.sample(requests[::-2])
-            assert [r.reply_ids for r in again] == [r.reply_ids for r in replies[::-2]]
-            assert b.sample(requests[3:4])[0].reply_ids == replies[3].reply_ids
+            assert [r.response_ids for r in again] == [r.response_ids for r in responses[::-2]]
+            assert b.sample(requests[3:4])[0].response_ids == responses[3].response_ids
         assert max(worst.values()) <= TOLERANCE, worst
         same = [Request(f"s{i}", prompts(1, 9)[0], SamplingParams(16), seed=i) for i in range(8)]
-        assert len({r.reply_ids for r in b.sample(same)}) == 8, "different seeds give different replies"
+        assert len({r.response_ids for r in b.sample(same)}) == 8, "different seeds give different responses"
 
         greedy = requests_for(8, SamplingParams(6, temperature=0.0))
-        for request, reply in zip(greedy, b.sample(greedy), strict=True):
-            table = b.logprobs((*request.prompt_ids, *reply.reply_ids))[len(request.prompt_ids) - 1 :]
-            assert table.argmax(dim=-1).tolist() == list(reply.reply_ids)
+        for request, response in zip(greedy, b.sample(greedy), strict=True):
+            table = b.logprobs((*request.prompt_ids, *response.response_ids))[len(request.prompt_ids) - 1 :]
+            assert table.argmax(dim=-1).tolist() == list(response.response_ids)
 
-        # Token 1 is the model's own end of sequence: it ends a reply only where the request says so.
+        # Token 1 is the model's own end of sequence: it ends a response only where the request says so.
         stops = set(range(1, 20))
         stopping = requests_for(32, SamplingParams(30, stop_token_ids=tuple(stops)))
-        for reply in b.sample(stopping):
-            assert not stops.intersection(reply.reply_ids[:-1])
-            assert (reply.finish == "stop") == (reply.reply_ids[-1] in stops)
+        for response in b.sample(stopping):
+            assert not stops.intersection(response.response_ids[:-1])
+            assert (response.finish == "stop") == (response.response_ids[-1] in stops)
         free = b.sample(requests_for(32, SamplingParams(60)))
-        assert all(r.finish == "length" and len(r.reply_ids) == 60 for r in free)
-        assert any(1 in r.reply_ids for r in free), "no reply met the end token: the check is empty"
+        assert all(r.finish == "length" and len(r.response_ids) == 60 for r in free)
+        assert any(1 in r.response_ids for r in free), "no response met the end token: the check is empty"
 
         shared = prompts(1, 80)[0]  # longer than a cache block: sampled first, so that scoring could find it cached
         b.sample([Request("warm", shared, SamplingParams(8), 0)])
         assert b.worst_score([shared, (*shared, 5, 6, 7)]) <= TOLERANCE
-        assert b.engine.score([[5]]) == [[]]
+        assert b.engine.sequence_logprobs([[5]]) == [[]]
 
         refusals = {
-            "r0 needs 90 prompt + 8 reply = 98 tokens, more than max_model_len 96": Request(
+            "r0 needs 90 prompt + 8 response = 98 tokens, more than max_model_len 96": Request(
                 "r0", prompts(1, 90)[0], SamplingParams(8), 0
             ),
             "outside the vocabulary 0..63": Request("r0", (3, 64), SamplingParams(8), 0),
@@ -308,7 +308,7 @@ def sampling_rules(folder: str) -> dict[str, float]:
             message = error_of(ValueError, lambda request=request: b.engine.submit([request], print))
             assert sentence in message, message
         assert "97 tokens, more than max_model_len 96" in error_of(
-            ValueError, lambda: b.engine.score([prompts(1, 97)[0]])
+            ValueError, lambda: b.engine.sequence_logprobs([prompts(1, 97)[0]])
         )
     return worst
 
@@ -321,14 +321,14 @@ def update_in_flight(folder: str) -> int:
         short = Request("short", prompts(1, 9)[0], SamplingParams(12), 0)
         long = Request("long", prompts(1, 9)[0], SamplingParams(80), 1)
 
-        def on_done(reply: Completion | BaseException) -> None:
-            if isinstance(reply, Completion) and reply.id == "short":
+        def on_done(response: Completion | BaseException) -> None:
+            if isinstance(response, Completion) and response.id == "short":
                 b.perturb(0.2)  # on the engine's thread: it makes no token while the twin changes
                 changed.append(in_thread(b.update))
                 first_done.set()
                 started.wait(TIMEOUT)
             else:
-                long_done.set_result(reply)
+                long_done.set_result(response)
 
         changed: list[Future] = []
         started = threading.Event()
@@ -342,17 +342,17 @@ def update_in_flight(folder: str) -> int:
         b.engine.receive_weights = receive
         b.engine.submit([short, long], on_done)
         assert first_done.wait(TIMEOUT)
-        reply = long_done.result(TIMEOUT)
+        response = long_done.result(TIMEOUT)
         changed[0].result(TIMEOUT)
-        assert (reply.version_min, reply.version_max) == (0, 1)
-        tokens = (*long.prompt_ids, *reply.reply_ids)
+        assert (response.version_min, response.version_max) == (0, 1)
+        tokens = (*long.prompt_ids, *response.response_ids)
         wrong = []
         for model in (old, b.model):
             table = b.logprobs(tokens, model)[len(long.prompt_ids) - 1 :]
-            expected = table.gather(1, torch.tensor(reply.reply_ids)[:, None])[:, 0]
-            wrong.append((torch.tensor(reply.logprobs) - expected).abs() > TOLERANCE)
+            expected = table.gather(1, torch.tensor(response.response_ids)[:, None])[:, 0]
+            wrong.append((torch.tensor(response.logprobs) - expected).abs() > TOLERANCE)
         split = int(wrong[0].int().argmax())
-        assert 12 <= split < len(reply.reply_ids)
+        assert 12 <= split < len(response.response_ids)
         assert not wrong[0][:split].any()
         assert not wrong[1][split:].any()
         assert wrong[1][:split].any()
@@ -362,7 +362,7 @@ def update_in_flight(folder: str) -> int:
 
 
 def failures(folder: str) -> list[str]:
-    """A transfer that breaks ends the replies in flight with its error, and a later whole one heals the engine."""
+    """A transfer that breaks ends the responses in flight with its error, and a later whole one heals the engine."""
     messages = []
     with bench(folder, "qwen2", True) as b:
         b.perturb()
@@ -401,7 +401,7 @@ def failures(folder: str) -> list[str]:
         # An exception on the engine's thread reaches everyone who waits, and later callers.
         end: Future = Future()
 
-        def explode(reply: Completion | BaseException) -> None:
+        def explode(response: Completion | BaseException) -> None:
             raise KeyError("a callback's own bug")
 
         b.engine.submit(
@@ -414,7 +414,7 @@ def failures(folder: str) -> list[str]:
         except EngineDead:
             pass
         b.engine.close()
-        messages.append(error_of(EngineDead, lambda: b.engine.score([[1, 2]])))
+        messages.append(error_of(EngineDead, lambda: b.engine.sequence_logprobs([[1, 2]])))
         assert "a callback's own bug" in messages[-1], messages[-1]
     return messages
 

@@ -76,8 +76,8 @@ def test_leave_one_out_is_an_unbiased_policy_gradient(weights: list[int], reward
     assert found == pytest.approx(exact, abs=1e-12)
 
 
-def test_one_reply_has_no_others_to_be_compared_with() -> None:
-    with pytest.raises(ValueError, match="at least 2 replies per prompt, not 1"):
+def test_one_response_has_no_others_to_be_compared_with() -> None:
+    with pytest.raises(ValueError, match="at least 2 responses per prompt, not 1"):
         leave_one_out(np.array([1.0]))
 
 
@@ -115,14 +115,14 @@ def test_reinforce_pp_normalises_over_the_global_batch_and_not_within_a_group() 
     from envs.types import Group, Status
 
     def group(rewards: list[float], index: int, lengths: list[int], failed: int | None = None) -> Group:
-        replies = [
+        responses = [
             make_trajectory([(2, n)], reward=r, index=index, seed=i, status=Status.ERROR if i == failed else Status.OK)
             for i, (r, n) in enumerate(zip(rewards, lengths, strict=True))
         ]
-        return Group(replies[0].prompt, tuple(replies))
+        return Group(responses[0].prompt, tuple(responses))
 
     groups = [group([1, 1], 0, [3, 5]), group([0, 1, 9], 1, [2, 7, 4], failed=2)]
-    rewards, lengths = np.array([1, 1, 0, 1.0]), np.array([3, 5, 2, 7.0])  # the failed reply counts nowhere
+    rewards, lengths = np.array([1, 1, 0, 1.0]), np.array([3, 5, 2, 7.0])  # the failed response counts nowhere
     mean = (rewards * lengths).sum() / lengths.sum()
     std = np.sqrt((lengths * (rewards - mean) ** 2).sum() / lengths.sum())
     found = trajectory_advantages(groups, ADVANTAGES["reinforce_pp"])
@@ -144,7 +144,7 @@ def test_what_is_yet_to_be_earned() -> None:
 
 
 def episodes(rewards: list[list[float]], lost: int = -1) -> Group:
-    """A trajectory for each list: what its turns earn, the last one by the verdict. `lost` could not be judged."""
+    """A trajectory for each list: what its turns earn, the last one by the verdict. `lost` could not be scored."""
     made = []
     for i, mine in enumerate(rewards):
         whole = make_trajectory([(2, 1 + k) for k in range(len(mine))], reward=mine[-1], seed=i)
@@ -190,11 +190,11 @@ def test_whitening_by_turn_is_over_the_tokens_of_turns_that_are_compared(rewards
     found = iter(turn_advantages(groups, ADVANTAGES["reinforce_pp"], 1.0))
     tokens: list[float] = []
     for group in groups:
-        lengths = [len(t.turns) for t in group.trajectories[1:]]  # of the judged
+        lengths = [len(t.turns) for t in group.trajectories[1:]]  # of the scored
         for i, (t, mine) in enumerate(zip(group.trajectories, found, strict=False)):
             for k, turn in enumerate(t.turns):
                 if i > 0 and sum(n > k for n in lengths) > 1:
-                    tokens += [mine[k]] * len(turn.reply_ids)
+                    tokens += [mine[k]] * len(turn.response_ids)
                 else:
                     assert mine[k] == 0.0
     if any(tokens):

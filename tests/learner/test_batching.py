@@ -1,4 +1,4 @@
-"""The cut of a batch: nothing lost, nothing twice, everything aligned, the same number of collectives everywhere."""
+"""The plan of a batch: nothing lost, nothing twice, everything aligned, the same number of collectives everywhere."""
 
 from __future__ import annotations
 
@@ -13,40 +13,42 @@ from support.builders import make_trajectory, trajectories
 
 from envs.types import Group, Status, Trajectory
 from learner.advantages import Advantage, leave_one_out
-from learner.batching import Cut, build_batches, informative, trajectory_advantages
+from learner.batching import BatchPlan, build_batches, informative, trajectory_advantages
 from learner.types import Aggregation, RankBatch
 
 
-def build(replies: list[Trajectory], aggregation: Aggregation = "token", **cut: Any) -> list[RankBatch]:
+def build(responses: list[Trajectory], aggregation: Aggregation = "token", **plan: Any) -> list[RankBatch]:
     defaults: dict[str, Any] = {"updates": 1, "epochs": 1, "ranks": 1, "micro_batch_tokens": 30, "packing": False}
-    advantages = np.arange(len(replies), dtype=np.float64) - len(replies) / 2
-    return build_batches(replies, advantages, cut=Cut(**{**defaults, **cut}), aggregation=aggregation, temperature=0.7)
+    advantages = np.arange(len(responses), dtype=np.float64) - len(responses) / 2
+    return build_batches(
+        responses, advantages, plan=BatchPlan(**{**defaults, **plan}), aggregation=aggregation, temperature=0.7
+    )
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[list[Trajectory], dict[str, Any]]:
-    replies = draw(trajectories())
-    divisors = [k for k in range(1, len(replies) + 1) if len(replies) % k == 0]
-    cut = {
+    responses = draw(trajectories())
+    divisors = [k for k in range(1, len(responses) + 1) if len(responses) % k == 0]
+    plan = {
         "updates": draw(st.sampled_from(divisors)),
         "epochs": draw(st.integers(1, 2)),
         "ranks": draw(st.integers(1, 4)),
         "micro_batch_tokens": draw(st.integers(1, 60)),
         "packing": draw(st.booleans()),
     }
-    return replies, cut
+    return responses, plan
 
 
 @given(cases(), st.sampled_from(["token", "sequence"]))
 def test_every_action_token_is_trained_once_an_epoch_with_its_own_data(
     case: tuple[list[Trajectory], dict[str, Any]], aggregation: Aggregation
 ) -> None:
-    replies, cut = case
-    batches = build(replies, aggregation, **cut)
-    assert len(batches) == cut["ranks"]
-    per_update = len(replies) // cut["updates"]
-    for k in range(cut["updates"] * cut["epochs"]):
-        part = k % cut["updates"]
+    responses, plan = case
+    batches = build(responses, aggregation, **plan)
+    assert len(batches) == plan["ranks"]
+    per_update = len(responses) // plan["updates"]
+    for k in range(plan["updates"] * plan["epochs"]):
+        part = k % plan["updates"]
         found: list[tuple[Any, ...]] = []
         for batch in batches:
             for micro in batch.updates[k]:
@@ -56,15 +58,15 @@ def test_every_action_token_is_trained_once_an_epoch_with_its_own_data(
                     found.append((i, int(positions[at]) + 1, int(micro.targets[n])))
                     # what stands before the target, back to the start of its own trajectory, is what was sampled after
                     begin = at - int(positions[at])
-                    assert tuple(tokens[begin : at + 1]) == replies[i].token_ids[: positions[at] + 1]
+                    assert tuple(tokens[begin : at + 1]) == responses[i].token_ids[: positions[at] + 1]
                     assert list(positions[begin : at + 1]) == list(range(positions[at] + 1))
-                    assert micro.engine_logprobs[n] == np.float32(replies[i].engine_logprobs[positions[at] + 1])
-                    assert micro.advantages[n] == np.float32(i - len(replies) / 2)
-                    assert batch.envs[micro.env[n]] == replies[i].prompt.env
+                    assert micro.engine_logprobs[n] == np.float32(responses[i].engine_logprobs[positions[at] + 1])
+                    assert micro.advantages[n] == np.float32(i - len(responses) / 2)
+                    assert batch.envs[micro.env[n]] == responses[i].prompt.env
         expected = [
             (i, at, token)
             for i in range(part * per_update, (part + 1) * per_update)
-            for at, (token, sampled) in enumerate(zip(replies[i].token_ids, replies[i].action_mask, strict=True))
+            for at, (token, sampled) in enumerate(zip(responses[i].token_ids, responses[i].action_mask, strict=True))
             if sampled
         ]
         assert Counter(found) == Counter(expected)
@@ -74,16 +76,16 @@ def test_every_action_token_is_trained_once_an_epoch_with_its_own_data(
 def test_weights_sum_to_one_and_follow_the_aggregation(
     case: tuple[list[Trajectory], dict[str, Any]], aggregation: Aggregation
 ) -> None:
-    replies, cut = case
-    batches = build(replies, aggregation, **cut)
-    per_update = len(replies) // cut["updates"]
-    for k in range(cut["updates"]):
-        members = replies[k * per_update : (k + 1) * per_update]
-        total = sum(t.reply_tokens for t in members)
+    responses, plan = case
+    batches = build(responses, aggregation, **plan)
+    per_update = len(responses) // plan["updates"]
+    for k in range(plan["updates"]):
+        members = responses[k * per_update : (k + 1) * per_update]
+        total = sum(t.response_tokens for t in members)
         weights = [(w, i) for b in batches for m in b.updates[k] for w, i in zip(m.weight, m.trajectory, strict=True)]
         assert sum(float(w) for w, _ in weights) == pytest.approx(1, abs=1e-6)
         for w, i in weights:
-            share = 1 / total if aggregation == "token" else 1 / (per_update * replies[i].reply_tokens)
+            share = 1 / total if aggregation == "token" else 1 / (per_update * responses[i].response_tokens)
             assert w == np.float32(share)
 
 
@@ -91,17 +93,17 @@ def test_weights_sum_to_one_and_follow_the_aggregation(
 def test_ranks_have_equally_many_micro_batches_within_the_token_budget(
     case: tuple[list[Trajectory], dict[str, Any]],
 ) -> None:
-    replies, cut = case
-    batches = build(replies, **cut)
-    for k in range(cut["updates"] * cut["epochs"]):
+    responses, plan = case
+    batches = build(responses, **plan)
+    for k in range(plan["updates"] * plan["epochs"]):
         assert len({len(b.updates[k]) for b in batches}) == 1
         # told apart by identity, padding too: the learner's first pass goes over each micro-batch once, on every rank
         assert len({len({id(m) for m in b.updates[k]}) for b in batches}) == 1
         for micro in (m for b in batches for m in b.updates[k]):
             assert micro.tokens.shape == micro.positions.shape
             held = len(set(micro.trajectory.tolist()))
-            assert micro.tokens.size <= cut["micro_batch_tokens"] or held == 1
-            if cut["packing"]:
+            assert micro.tokens.size <= plan["micro_batch_tokens"] or held == 1
+            if plan["packing"]:
                 assert len(micro.tokens) == 1
             if micro.action_tokens == 0:  # a filler: one forward pass that counts for nothing
                 assert (micro.tokens.shape, micro.weight.shape) == ((1, 1), (0,))
@@ -110,9 +112,9 @@ def test_ranks_have_equally_many_micro_batches_within_the_token_budget(
 
 @given(cases())
 def test_epochs_repeat_the_very_same_micro_batches(case: tuple[list[Trajectory], dict[str, Any]]) -> None:
-    replies, cut = case
-    for batch in build(replies, **{**cut, "epochs": 3}):
-        once = cut["updates"]
+    responses, plan = case
+    for batch in build(responses, **{**plan, "epochs": 3}):
+        once = plan["updates"]
         assert len(batch.updates) == 3 * once
         assert all(
             a is b for k in range(2 * once) for a, b in zip(batch.updates[k], batch.updates[k + once], strict=True)
@@ -120,47 +122,47 @@ def test_epochs_repeat_the_very_same_micro_batches(case: tuple[list[Trajectory],
 
 
 def test_a_packed_row_restarts_its_positions_and_a_padded_one_does_not() -> None:
-    replies = [make_trajectory([(3, 2)], index=0), make_trajectory([(2, 1)], index=1)]
-    (packed,) = build(replies, packing=True)[0].updates[0]
+    responses = [make_trajectory([(3, 2)], index=0), make_trajectory([(2, 1)], index=1)]
+    (packed,) = build(responses, packing=True)[0].updates[0]
     assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
     assert packed.predict.tolist() == [2, 3, 6]
-    (padded,) = build(replies, packing=False)[0].updates[0]
+    (padded,) = build(responses, packing=False)[0].updates[0]
     assert padded.positions.tolist() == [[0, 1, 2, 3, 4]] * 2
     assert padded.tokens[1, 3:].tolist() == [0, 0]
     assert padded.predict.tolist() == [2, 3, 6]
 
 
 def test_observations_between_turns_are_context_and_not_trained() -> None:
-    reply = make_trajectory([(2, 2), (3, 1)])
-    (micro,) = build([reply])[0].updates[0]
+    response = make_trajectory([(2, 2), (3, 1)])
+    (micro,) = build([response])[0].updates[0]
     assert micro.predict.tolist() == [1, 2, 6]
-    assert micro.targets.tolist() == [*reply.turns[0].reply_ids, *reply.turns[1].reply_ids]
+    assert micro.targets.tolist() == [*response.turns[0].response_ids, *response.turns[1].response_ids]
 
 
-def test_long_replies_are_spread_over_the_ranks() -> None:
-    replies = [make_trajectory([(1, 40 if i < 2 else 4)], index=i) for i in range(6)]
-    loads = [sum(m.action_tokens for m in b.updates[0]) for b in build(replies, ranks=2, micro_batch_tokens=100)]
+def test_long_responses_are_spread_over_the_ranks() -> None:
+    responses = [make_trajectory([(1, 40 if i < 2 else 4)], index=i) for i in range(6)]
+    loads = [sum(m.action_tokens for m in b.updates[0]) for b in build(responses, ranks=2, micro_batch_tokens=100)]
     assert loads == [48, 48]
 
 
 @pytest.mark.parametrize(
-    ("replies", "cut", "message"),
+    ("responses", "plan", "message"),
     [
         (5, {"updates": 2}, "5 trajectories cannot be divided into 2 equal updates"),
         ([[(0, 2)]], {}, "trajectory toy/train/0 starts with a sampled token"),
         ([[(2, 2)], [(3, 0)]], {}, "trajectory toy/train/1 has no sampled token"),
     ],
 )
-def test_what_cannot_be_cut_is_one_sentence(replies: Any, cut: dict[str, Any], message: str) -> None:
-    shapes = [[(2, 2)]] * replies if isinstance(replies, int) else replies
+def test_what_cannot_be_cut_is_one_sentence(responses: Any, plan: dict[str, Any], message: str) -> None:
+    shapes = [[(2, 2)]] * responses if isinstance(responses, int) else responses
     with pytest.raises(ValueError, match=message):
-        build([make_trajectory(turns, index=i) for i, turns in enumerate(shapes)], **cut)
+        build([make_trajectory(turns, index=i) for i, turns in enumerate(shapes)], **plan)
 
 
 def test_advantages_must_be_as_many_as_trajectories() -> None:
-    cut = Cut(updates=1, epochs=1, ranks=1, micro_batch_tokens=9, packing=False)
+    plan = BatchPlan(updates=1, epochs=1, ranks=1, micro_batch_tokens=9, packing=False)
     with pytest.raises(ValueError, match="1 trajectories but 2 advantages"):
-        build_batches([make_trajectory()], np.zeros(2), cut=cut, aggregation="token", temperature=1.0)
+        build_batches([make_trajectory()], np.zeros(2), plan=plan, aggregation="token", temperature=1.0)
 
 
 def test_a_trajectory_that_a_limit_ended_counts_as_a_failure() -> None:
@@ -170,7 +172,7 @@ def test_a_trajectory_that_a_limit_ended_counts_as_a_failure() -> None:
         assert found.tolist() == [1.0, -1.0], status
 
 
-def test_replies_without_a_verdict_teach_nothing() -> None:
+def test_responses_without_a_verdict_teach_nothing() -> None:
     members = [make_trajectory(reward=r, seed=i) for i, r in enumerate((1.0, 0.0, 1.0))]
     lost = [make_trajectory(seed=9, status=s) for s in (Status.ERROR, Status.TIMEOUT)]
     group = Group(members[0].prompt, (*members, *lost))
@@ -194,18 +196,18 @@ def test_replies_without_a_verdict_teach_nothing() -> None:
     st.sampled_from(["token", "sequence"]),
 )
 def test_what_was_dropped_is_measured_and_the_rest_is_cut_into_updates_of_the_usual_size(
-    replies: list[Trajectory], kept: int, updates: int, ranks: int, tokens: int, aggregation: Aggregation
+    responses: list[Trajectory], kept: int, updates: int, ranks: int, tokens: int, aggregation: Aggregation
 ) -> None:
-    kept = min(kept, len(replies))
+    kept = min(kept, len(responses))
     advantages = np.arange(kept, dtype=np.float64)
     batches = build_batches(
-        replies[:kept],
+        responses[:kept],
         advantages,
-        cut=Cut(updates, 2, ranks, tokens, packing=False),
+        plan=BatchPlan(updates, 2, ranks, tokens, packing=False),
         aggregation=aggregation,
         temperature=1.0,
-        measured=replies[kept:],
-        whole=len(replies),
+        measured=responses[kept:],
+        whole=len(responses),
     )
     assert {b.steps for b in batches} == {2 * updates}
     assert len({b.envs for b in batches}) == 1
@@ -222,12 +224,12 @@ def test_what_was_dropped_is_measured_and_the_rest_is_cut_into_updates_of_the_us
     assert sorted(i for members in once for i in members) == list(range(kept))
     assert seen[count // 2 :] == once
     for members in once:  # never smaller than a part of the whole, unless nothing more is left
-        assert len(members) >= min(len(replies) // updates, kept)
-        assert len(members) <= 2 * (len(replies) / updates) + 1
+        assert len(members) >= min(len(responses) // updates, kept)
+        assert len(members) <= 2 * (len(responses) / updates) + 1
     measured = [m for b in batches for m in b.measured]
-    assert {int(i) for m in measured for i in m.trajectory} == set(range(kept, len(replies)))
+    assert {int(i) for m in measured for i in m.trajectory} == set(range(kept, len(responses)))
     assert not any(m.weight.any() or m.advantages.any() for m in measured)
-    assert sum(m.action_tokens for m in measured) == sum(t.reply_tokens for t in replies[kept:])
+    assert sum(m.action_tokens for m in measured) == sum(t.response_tokens for t in responses[kept:])
     assert len({len(b.measured) for b in batches}) == 1
 
 
@@ -244,13 +246,13 @@ def test_a_group_is_informative_where_a_group_baseline_leaves_it_an_advantage(
 
 
 @given(trajectories(), st.integers(1, 3), st.booleans())
-def test_the_tokens_of_a_turn_share_its_advantage(replies: list[Trajectory], ranks: int, packing: bool) -> None:
-    advantages = [np.array([10.0 * i + k for k in range(len(t.turns))]) for i, t in enumerate(replies)]
-    cut = Cut(1, 1, ranks, 30, packing)
-    batches = build_batches(replies, advantages, cut=cut, aggregation="token", temperature=1.0)
+def test_the_tokens_of_a_turn_share_its_advantage(responses: list[Trajectory], ranks: int, packing: bool) -> None:
+    advantages = [np.array([10.0 * i + k for k in range(len(t.turns))]) for i, t in enumerate(responses)]
+    plan = BatchPlan(1, 1, ranks, 30, packing)
+    batches = build_batches(responses, advantages, plan=plan, aggregation="token", temperature=1.0)
     found: dict[int, list[float]] = {}
     for micro in (m for b in batches for m in b.updates[0]):
         for i, value in zip(micro.trajectory.tolist(), micro.advantages.tolist(), strict=True):
             found.setdefault(i, []).append(value)
-    for i, t in enumerate(replies):
-        assert found[i] == [10.0 * i + k for k, turn in enumerate(t.turns) for _ in turn.reply_ids]
+    for i, t in enumerate(responses):
+        assert found[i] == [10.0 * i + k for k, turn in enumerate(t.turns) for _ in turn.response_ids]

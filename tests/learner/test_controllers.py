@@ -17,7 +17,7 @@ from learner.entropy import base, build
 from learner.entropy.target import Target, TargetSettings
 from learner.ledger import LedgerRow, Part
 
-KNOB = base.Knob(start=0.01, low=0.001, high=0.1, signed=True, linear=True)
+KNOB = base.CoefficientRange(start=0.01, low=0.001, high=0.1, signed=True, linear=True)
 UNSIGNED = KNOB.model_copy(update={"signed": False})
 SETTINGS: dict[str, dict[str, Any]] = {
     "fixed": {"kind": "fixed"},
@@ -30,8 +30,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 LOW, HIGH = 0.5, 1.5  # entropies around a target of 1
 
 
-def make(kind: str, knob: base.Knob = KNOB, **settings: Any) -> Any:
-    return build.CONTROLLERS[kind](build.parse(build.CONTROLLERS, {**SETTINGS[kind], **settings}, "controller"), knob)
+def make(kind: str, coefficient: base.CoefficientRange = KNOB, **settings: Any) -> Any:
+    return build.CONTROLLERS[kind](
+        build.parse(build.CONTROLLERS, {**SETTINGS[kind], **settings}, "controller"), coefficient
+    )
 
 
 def seen(entropy: float) -> base.Observed:
@@ -83,17 +85,17 @@ def test_without_allow_negative_it_stops_at_the_low_bound() -> None:
     st.lists(st.floats(0.01, 5), max_size=40),
     st.floats(0.05, 4),
 )
-def test_a_knob_never_leaves_its_bounds(kind: str, signed: bool, entropies: list[float], target: float) -> None:
-    knob = KNOB.model_copy(update={"signed": signed})
-    controller = make(kind, knob)
+def test_a_coefficient_never_leaves_its_bounds(kind: str, signed: bool, entropies: list[float], target: float) -> None:
+    coefficient = KNOB.model_copy(update={"signed": signed})
+    controller = make(kind, coefficient)
     for value in walk(controller, entropies, target):
-        assert abs(value) <= knob.high * (1 if kind != "isentropic" else 1.0000001)
-        assert signed or kind == "isentropic" or value >= (0.0 if kind == "additive" else knob.low)
-        assert kind != "doubling" or abs(value) >= knob.low
+        assert abs(value) <= coefficient.high * (1 if kind != "isentropic" else 1.0000001)
+        assert signed or kind == "isentropic" or value >= (0.0 if kind == "additive" else coefficient.low)
+        assert kind != "doubling" or abs(value) >= coefficient.low
 
 
 @given(st.lists(st.floats(0.01, 5), max_size=20), st.floats(0.05, 4))
-def test_the_doubling_knob_moves_the_way_that_was_asked(entropies: list[float], target: float) -> None:
+def test_the_doubling_coefficient_moves_the_way_that_was_asked(entropies: list[float], target: float) -> None:
     controller = make("doubling")
     for entropy in entropies:
         before = controller.value
@@ -133,7 +135,7 @@ def test_fixed_stays_where_it_was_put_and_is_never_saturated() -> None:
         assert walk(controller, [LOW, HIGH, LOW]) == [value] * 3
         assert not controller.saturated(LOW, 1.0)
         assert not controller.saturated(HIGH, 1.0)
-        assert controller.knob.low <= controller.value <= controller.knob.high
+        assert controller.coefficient_range.low <= controller.value <= controller.coefficient_range.high
 
 
 def test_proportional_is_the_gain_times_the_relative_error() -> None:
@@ -178,7 +180,7 @@ def test_pi_is_proportional_and_integral_on_the_logarithm() -> None:
     assert logs == pytest.approx(expected)
 
 
-def test_a_pi_knob_at_its_bound_comes_back_at_once() -> None:
+def test_a_pi_coefficient_at_its_bound_comes_back_at_once() -> None:
     controller = make("pi", gain=2.0, integral=0.5)
     assert walk(controller, [LOW] * 50)[-1] == 0.1
     assert walk(controller, [1.1])[0] < 0.1
@@ -188,13 +190,13 @@ def test_a_pi_knob_at_its_bound_comes_back_at_once() -> None:
 
 
 def isentropic(unit: Any, **settings: Any) -> Any:
-    knob = base.Knob(start=0.01, low=1e-4, high=0.05, signed=True, linear=True, unit=unit)
+    bounds = base.CoefficientRange(start=0.01, low=1e-4, high=0.05, signed=True, linear=True, unit=unit)
     parsed = build.parse(build.CONTROLLERS, {"kind": "isentropic", **settings}, "controller")
-    return build.CONTROLLERS["isentropic"](parsed, knob)
+    return build.CONTROLLERS["isentropic"](parsed, bounds)
 
 
 @pytest.mark.parametrize("unit", ["factor", "advantage"])
-def test_on_target_the_knob_is_where_the_predicted_change_vanishes(unit: str) -> None:
+def test_on_target_the_coefficient_is_where_the_predicted_change_vanishes(unit: str) -> None:
     controller = isentropic(unit)
     for free, slope in [(-0.02, 0.1), (-0.04, 0.1), (0.01, 0.3)]:
         controller.update(base.Observed(1.0, free, slope, 0.5), 1.0)
@@ -206,7 +208,7 @@ def test_on_target_the_knob_is_where_the_predicted_change_vanishes(unit: str) ->
 
 
 @pytest.mark.parametrize(("unit", "scale"), [("factor", 1.0), ("advantage", 0.5)])
-def test_feedback_is_in_the_knobs_own_unit(unit: str, scale: float) -> None:
+def test_feedback_is_in_the_coefficients_own_unit(unit: str, scale: float) -> None:
     controller = isentropic(unit, gain=0.3, integral=0.02)
     total = 0.0
     for entropy in (0.95, 0.8, 1.1):
@@ -226,7 +228,7 @@ def test_the_integral_does_not_wind_up_at_a_bound() -> None:
     assert controller.value < 0.3
 
 
-def test_scaling_rewards_scales_an_additive_knob_and_leaves_a_factor_alone() -> None:
+def test_scaling_rewards_scales_an_additive_coefficient_and_leaves_a_factor_alone() -> None:
     for unit, expected in (("advantage", 7.0), ("factor", 1.0)):
         values = []
         for scale in (1.0, 7.0):
@@ -238,8 +240,10 @@ def test_scaling_rewards_scales_an_additive_knob_and_leaves_a_factor_alone() -> 
         assert values[1] / values[0] == pytest.approx(expected)
 
 
-def test_isentropic_needs_a_method_that_is_linear_in_its_knob() -> None:
-    with pytest.raises(ValueError, match="needs a method whose effect is linear in its knob: repo_r, repo_d or bonus"):
+def test_isentropic_needs_a_method_that_is_linear_in_its_coefficient() -> None:
+    with pytest.raises(
+        ValueError, match="needs a method whose effect is linear in its coefficient: repo_r, repo_d or bonus"
+    ):
         make("isentropic", KNOB.model_copy(update={"linear": False}))
 
 
@@ -249,7 +253,7 @@ STEERED = sorted(set(SETTINGS) - {"fixed"})
 
 
 @pytest.mark.parametrize("kind", STEERED)
-def test_within_the_dead_band_the_knob_stays(kind: str) -> None:
+def test_within_the_dead_band_the_coefficient_stays(kind: str) -> None:
     controller = make(kind, dead_band=0.1)
     before = controller.value
     assert walk(controller, [0.95, 1.05, 0.91]) == [before] * 3
@@ -268,18 +272,18 @@ def test_a_rate_limit_bounds_what_one_iteration_can_do(kind: str, entropies: lis
 
 
 @pytest.mark.parametrize(
-    ("kind", "knob", "settings", "message"),
+    ("kind", "coefficient", "settings", "message"),
     [
         ("doubling", KNOB, {"low": 0.5, "high": 0.2}, r"low \(0\.5\) is above high \(0\.2\): give low <= high"),
-        ("doubling", KNOB, {"low": 0.5}, r"the knob's low \(0\.5\) is above its high \(0\.1\)"),
-        ("doubling", KNOB, {"start": 0.2}, r"the knob starts at 0\.2, outside its bounds \[0\.001, 0\.1\]"),
-        ("doubling", UNSIGNED, {"start": -0.01}, r"the knob starts at -0\.01, outside its bounds"),
+        ("doubling", KNOB, {"low": 0.5}, r"the coefficient's low \(0\.5\) is above its high \(0\.1\)"),
+        ("doubling", KNOB, {"start": 0.2}, r"the coefficient starts at 0\.2, outside its bounds \[0\.001, 0\.1\]"),
+        ("doubling", UNSIGNED, {"start": -0.01}, r"the coefficient starts at -0\.01, outside its bounds"),
         ("doubling", KNOB, {"low": 0.0}, "needs a low bound above 0: halving never reaches 0"),
         (
             "pi",
             KNOB,
             {"low": 0.0},
-            r"moves the logarithm of the knob: low \(0\) and start \(0\.01\) have to be above 0",
+            r"moves the logarithm of the coefficient: low \(0\) and start \(0\.01\) have to be above 0",
         ),
         ("additive", KNOB, {"step": 0.0}, "greater than 0"),
         ("isentropic", KNOB, {"memory": 1.0}, "less than 1"),
@@ -288,16 +292,21 @@ def test_a_rate_limit_bounds_what_one_iteration_can_do(kind: str, entropies: lis
         ("proportional", KNOB, {"gain": 0.0}, "greater than 0"),
         ("proportional", KNOB, {"gain": float("inf")}, "finite number"),
         ("proportional", KNOB, {"high": -1.0}, "greater than 0"),
-        ("fixed", UNSIGNED, {"value": -1.0}, "a fixed knob of -1 is negative and this method's knob cannot be"),
+        (
+            "fixed",
+            UNSIGNED,
+            {"value": -1.0},
+            "a fixed coefficient of -1 is negative and this method's coefficient cannot be",
+        ),
         ("fixed", KNOB, {"value": float("nan")}, "finite number"),
         ("fixed", KNOB, {"gain": 1.0}, "Extra inputs"),
     ],
 )
 def test_bad_settings_are_refused_with_the_numbers(
-    kind: str, knob: base.Knob, settings: dict[str, Any], message: str
+    kind: str, coefficient: base.CoefficientRange, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        make(kind, knob, **settings)
+        make(kind, coefficient, **settings)
 
 
 def test_steering_nothing_is_refused() -> None:
@@ -380,11 +389,11 @@ def test_a_steering_resumed_from_its_state_goes_on_bit_for_bit(kind: str, entrop
     assert second.controller.value == whole.controller.value
 
 
-def test_a_saved_knob_that_is_not_a_number_is_refused() -> None:
+def test_a_saved_coefficient_that_is_not_a_number_is_refused() -> None:
     made = steering("doubling")
     state = made.state_dict()
     state[base.COMMON]["controller"]["value"] = math.nan
-    with pytest.raises(ValueError, match="the saved knob is nan: the checkpoint cannot be resumed"):
+    with pytest.raises(ValueError, match="the saved coefficient is nan: the checkpoint cannot be resumed"):
         made.load_state_dict(state)
 
 
@@ -393,30 +402,30 @@ def test_a_checkpoint_of_other_targets_is_refused() -> None:
         steering("doubling").load_state_dict({**steering("doubling").state_dict(), "b": {}})
 
 
-def test_what_is_observed_moves_the_knob_of_the_updates_that_follow() -> None:
+def test_what_is_observed_moves_the_coefficient_of_the_updates_that_follow() -> None:
     made = steering("doubling")
     before = made.controller.value
     metrics = made.observe(row(1.0))  # the target is 0.7: entropy is too high
     assert metrics["entropy/target"] == pytest.approx(0.7)
     assert metrics["entropy/controlled"] == 1.0
     assert metrics["entropy/error"] == pytest.approx(-0.3 / 0.7)
-    assert metrics["entropy/knob"] == made.controller.value == before / 2
-    assert (metrics["entropy/knob_low"], metrics["entropy/knob_high"]) == (-0.05, 0.05)
+    assert metrics["entropy/coefficient"] == made.controller.value == before / 2
+    assert (metrics["entropy/coefficient_low"], metrics["entropy/coefficient_high"]) == (-0.05, 0.05)
     assert metrics["entropy/saturated"] == 0.0
     for _ in range(12):
         metrics = made.observe(row(1e-6))
-    assert (metrics["entropy/knob"], metrics["entropy/saturated"]) == (0.05, 1.0)
+    assert (metrics["entropy/coefficient"], metrics["entropy/saturated"]) == (0.05, 1.0)
 
 
-def test_entropy_over_successful_replies_is_held_where_that_was_asked_for() -> None:
+def test_entropy_over_successful_responses_is_held_where_that_was_asked_for() -> None:
     made = steering("doubling", over="successful", fraction=None, nats=0.5)
     metrics = made.observe(row(3.0, correct=0.4))
     assert metrics["entropy/controlled"] == 0.4
     assert metrics["entropy/error"] == pytest.approx(0.2)
-    knob = made.controller.value
+    coefficient = made.controller.value
     unmeasured = made.observe(row(3.0))  # nobody was right: nothing to steer by
     assert math.isnan(unmeasured["entropy/controlled"])
-    assert made.controller.value == knob
+    assert made.controller.value == coefficient
     assert unmeasured["entropy/saturated"] == 0.0
 
 
@@ -425,10 +434,10 @@ def test_from_the_release_on_nothing_is_touched_and_nothing_moves() -> None:
     stats = make_stats(5)
     made.observe(row(0.1))
     assert made.shape(stats, ("toy",)).advantages is not None
-    knob = made.controller.value
+    coefficient = made.controller.value
     metrics = made.observe(row(0.1))
     assert metrics["entropy/released"] == 1.0
-    assert made.controller.value == knob
+    assert made.controller.value == coefficient
     shaping = made.shape(stats, ("toy",))
     assert shaping.advantages is None
     assert shaping.touched is not None
@@ -438,7 +447,7 @@ def test_from_the_release_on_nothing_is_touched_and_nothing_moves() -> None:
 # --- targets of their own -----------------------------------------------------------------------------------------------
 
 
-def test_an_environment_with_a_target_of_its_own_has_a_knob_of_its_own() -> None:
+def test_an_environment_with_a_target_of_its_own_has_a_coefficient_of_its_own() -> None:
     method = build.parse(build.METHODS, {"kind": "repo_d"}, "method")
     controller = build.parse(build.CONTROLLERS, SETTINGS["doubling"], "controller")
     made = build.build(method, controller, TargetSettings(nats=1.0), {"b": TargetSettings(nats=0.2)})
@@ -446,14 +455,14 @@ def test_an_environment_with_a_target_of_its_own_has_a_knob_of_its_own() -> None
     metrics = made.observe(LedgerRow({"a": part, "b": part, "c": part}, 1, {}))
     assert metrics["entropy/error"] == 0.5  # a and c, below 1 nat
     assert metrics["error/b"] == pytest.approx(-1.5)  # b, above 0.2
-    assert (metrics["entropy/knob"], metrics["knob/b"]) == (2e-3, 5e-4)
+    assert (metrics["entropy/coefficient"], metrics["coefficient/b"]) == (2e-3, 5e-4)
     stats = make_stats(9, envs=3)
     shaped = made.shape(stats, ("a", "b", "c")).advantages
-    knobs = torch.tensor([2e-3, 5e-4, 2e-3] * 3, dtype=torch.float64)
-    assert_close(shaped, stats.advantages - knobs * stats.centred)
+    coefficients = torch.tensor([2e-3, 5e-4, 2e-3] * 3, dtype=torch.float64)
+    assert_close(shaped, stats.advantages - coefficients * stats.centred)
 
 
-def test_a_method_over_the_whole_batch_cannot_have_several_knobs() -> None:
+def test_a_method_over_the_whole_batch_cannot_have_several_coefficients() -> None:
     method = build.parse(build.METHODS, {"kind": "clip_cov"}, "method")
     fixed = build.parse(build.CONTROLLERS, {"kind": "fixed"}, "controller")
     with pytest.raises(

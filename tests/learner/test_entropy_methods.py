@@ -35,10 +35,10 @@ def table(logits: Tensor, advantages: Tensor) -> TokenStats:
     p = logp.exp()
     entropy = -(p * logp).sum()
     kappa = (p * p * (logp + entropy)).sum()
-    steepness = (p * (logp + entropy)).square().sum()
-    entropy, kappa, steepness = (x.expand_as(logp) for x in (entropy, kappa, steepness))
+    entropy_grad_sq = (p * (logp + entropy)).square().sum()
+    entropy, kappa, entropy_grad_sq = (x.expand_as(logp) for x in (entropy, kappa, entropy_grad_sq))
     uniform, env = torch.rand(len(logp)).double(), torch.zeros(len(logp)).long()
-    return TokenStats(logp, entropy, kappa, steepness, logp, advantages, uniform, env)
+    return TokenStats(logp, entropy, kappa, entropy_grad_sq, logp, advantages, uniform, env)
 
 
 def expected_dh(stats: TokenStats, shaped: Tensor | None = None) -> float:
@@ -98,16 +98,16 @@ def test_the_centred_log_prob_has_mean_zero_under_the_policy(case: tuple[list[fl
 
 @given(LOGITS, st.floats(1e-4, 10))
 def test_repo_d_always_raises_entropy_and_by_the_stated_amount(
-    case: tuple[list[float], list[float]], knob: float
+    case: tuple[list[float], list[float]], coefficient: float
 ) -> None:
     stats = table(*tensors(case))
-    shaping = make_method("repo_d").shape(stats, knob)
+    shaping = make_method("repo_d").shape(stats, coefficient)
     gain = expected_dh(stats, shaping.advantages) - expected_dh(stats)
     square = float((stats.logp.exp() ** 2 * stats.centred**2).sum())
-    assert gain == pytest.approx(knob * square, rel=1e-9, abs=1e-12)
+    assert gain == pytest.approx(coefficient * square, rel=1e-9, abs=1e-12)
     if square > 1e-9:
         assert gain > 0
-        down = make_method("repo_d").shape(stats, -knob)
+        down = make_method("repo_d").shape(stats, -coefficient)
         assert expected_dh(stats, down.advantages) < expected_dh(stats)
 
 
@@ -142,15 +142,15 @@ def test_repo_r_fails_where_it_is_known_to_fail() -> None:
 
 @given(LOGITS, st.floats(-50, 50), st.booleans())
 def test_repo_r_follows_its_formula_and_never_flips_an_advantage(
-    case: tuple[list[float], list[float]], knob: float, centred: bool
+    case: tuple[list[float], list[float]], coefficient: float, centred: bool
 ) -> None:
     stats = table(*tensors(case))
-    shaped = make_method("repo_r", centred=centred).shape(stats, knob).advantages
+    shaped = make_method("repo_r", centred=centred).shape(stats, coefficient).advantages
     assert shaped is not None
     assert (shaped * stats.advantages >= 0).all()
     surprise = stats.centred if centred else stats.logp
     for a, x, found in zip(stats.advantages.tolist(), surprise.tolist(), shaped.tolist(), strict=True):
-        factor = 1 - knob * x if a > 0 else 1 + knob * x
+        factor = 1 - coefficient * x if a > 0 else 1 + coefficient * x
         assert found == pytest.approx(a * max(0.0, factor), rel=1e-12, abs=1e-12)
 
 
@@ -178,7 +178,7 @@ def test_raw_log_probs_are_a_choice_and_change_the_step_size(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["repo_r", "repo_d"])
-def test_a_knob_of_zero_changes_no_advantage(kind: str) -> None:
+def test_a_coefficient_of_zero_changes_no_advantage(kind: str) -> None:
     stats = make_stats(20)
     assert torch.equal(make_method(kind).shape(stats, 0.0).advantages, stats.advantages)
 
@@ -188,16 +188,16 @@ def test_a_knob_of_zero_changes_no_advantage(kind: str) -> None:
 
 def test_the_bonus_adds_the_gradient_of_the_exact_entropy() -> None:
     logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(1)).double()
-    knob, weight = 0.3, torch.full((6,), 1 / 6)
+    coefficient, weight = 0.3, torch.full((6,), 1 / 6)
     z = logits.clone().requires_grad_()
     entropy = -(z.softmax(-1) * z.log_softmax(-1)).sum(-1)
-    (-knob * entropy).mean().backward()
+    (-coefficient * entropy).mean().backward()
 
     hidden = logits.float().requires_grad_()  # an identity head: the hidden states are the logits
     logp, exact, *_ = token_logprobs(hidden, torch.eye(9), torch.zeros(6, dtype=torch.long))
     zero = torch.zeros(6)
     stats = TokenStats(logp.detach(), exact.detach(), zero, zero, logp.detach(), zero, zero, zero.long())
-    shaping = make_method("bonus").shape(stats, knob)
+    shaping = make_method("bonus").shape(stats, coefficient)
     terms = token_loss(logp, exact, loss_data(stats, weight), shaping, Objective())
     terms.loss.backward()
     assert hidden.grad is not None
@@ -207,20 +207,22 @@ def test_the_bonus_adds_the_gradient_of_the_exact_entropy() -> None:
 
 
 @pytest.mark.parametrize("kind", ["clip_higher", "adapo"])
-@given(seed=st.integers(0, 200), knob=st.floats(0, 1))
-def test_clip_methods_widen_the_upper_range_and_count_the_tokens_at_it(kind: str, seed: int, knob: float) -> None:
+@given(seed=st.integers(0, 200), coefficient=st.floats(0, 1))
+def test_clip_methods_widen_the_upper_range_and_count_the_tokens_at_it(
+    kind: str, seed: int, coefficient: float
+) -> None:
     stats = make_stats(30, seed)
-    shaping = make_method(kind).shape(stats, knob)
-    assert shaping.clip_high == knob
+    shaping = make_method(kind).shape(stats, coefficient)
+    assert shaping.clip_high == coefficient
     assert shaping.touched is not None
     for i, touched in enumerate(shaping.touched.tolist()):
         ratio = float((stats.logp[i] - stats.old_logp[i]).exp())
-        if abs(ratio - 1 - knob) > 1e-12:
-            assert touched == (float(stats.advantages[i]) > 0 and ratio > 1 + knob)
+        if abs(ratio - 1 - coefficient) > 1e-12:
+            assert touched == (float(stats.advantages[i]) > 0 and ratio > 1 + coefficient)
     plain = (stats.logp, stats.entropy, loss_data(stats))
     terms = token_loss(*plain, shaping, Objective())
     assert terms.tokens["clipped_high"].tolist() == shaping.touched.tolist()
-    assert float(terms.loss) == float(token_loss(*plain, Shaping(), Objective(clip_high=knob)).loss)
+    assert float(terms.loss) == float(token_loss(*plain, Shaping(), Objective(clip_high=coefficient)).loss)
 
 
 def test_clip_methods_need_the_surrogate_that_clips() -> None:
@@ -232,7 +234,7 @@ def test_no_control_changes_nothing() -> None:
     shaping = make_method("none").shape(make_stats(3), 0.0)
     assert replace(shaping, touched=None) == Shaping()
     assert shaping.touched is not None
-    assert not shaping.touched.any()  # no knob, no authority
+    assert not shaping.touched.any()  # no coefficient, no authority
 
 
 # --- every entry --------------------------------------------------------------------------------------------------------
@@ -244,8 +246,8 @@ def test_every_method_is_built_steered_and_shapes(kind: str) -> None:
     steering = build.build(settings, build.parse(build.CONTROLLERS, {"kind": "fixed"}, "controller"), TargetSettings())
     method = steering.method
     assert method.scope in ("token", "batch")
-    assert method.knob.low <= abs(method.knob.start) <= method.knob.high
-    assert steering.controller.value == method.knob.start
+    assert method.coefficient_range.low <= abs(method.coefficient_range.start) <= method.coefficient_range.high
+    assert steering.controller.value == method.coefficient_range.start
     stats = make_stats(12)
     shaping = steering.shape(stats, ("toy",))
     for value in (shaping.advantages, shaping.weight, shaping.kl, shaping.touched):
@@ -260,8 +262,8 @@ def test_every_method_is_built_steered_and_shapes(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bonus", "repo_r", "repo_d", "clip_higher", "adapo"])
-def test_every_knob_is_oriented_towards_more_entropy(kind: str) -> None:
-    """A policy-gradient step on softmax logits with a higher knob leaves at least as much entropy."""
+def test_every_coefficient_is_oriented_towards_more_entropy(kind: str) -> None:
+    """A policy-gradient step on softmax logits with a higher coefficient leaves at least as much entropy."""
     generator = torch.Generator().manual_seed(3)
     method = make_method(kind)
     ends: list[list[float]] = []
@@ -270,13 +272,13 @@ def test_every_knob_is_oriented_towards_more_entropy(kind: str) -> None:
         old = (logits + 0.5 * torch.randn(6, generator=generator, dtype=torch.float64)).log_softmax(-1)
         advantages = (logits.softmax(-1) > 0.25).double() - 0.3  # the likely tokens are the good ones
         ends.append([])
-        for knob in (0.05, 0.5):
+        for coefficient in (0.05, 0.5):
             z = logits.clone().requires_grad_()
             logp = z.log_softmax(-1)
             entropy = -(logp.exp() * logp).sum().expand(6)
             stats = replace(table(logits, advantages), old_logp=old)
             data = LossData(old, advantages, old.exp(), torch.arange(6))
-            terms = token_loss(logp, entropy, data, method.shape(stats, knob), Objective())
+            terms = token_loss(logp, entropy, data, method.shape(stats, coefficient), Objective())
             terms.loss.backward()
             assert z.grad is not None
             after = (logits - 0.05 * z.grad).log_softmax(-1)
@@ -291,14 +293,14 @@ class Covariance:
     class Settings(base.Settings):
         kind: Literal["test_covariance"]
 
-    knob = base.Knob(start=0.5, low=0.1, high=1.0, signed=False)
+    coefficient_range = base.CoefficientRange(start=0.5, low=0.1, high=1.0, signed=False)
     scope: ClassVar[Literal["token", "batch"]] = "batch"
     surrogates: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, settings: Settings) -> None: ...
 
-    def shape(self, tokens: TokenStats, knob: float) -> Shaping:
-        high = tokens.advantages > tokens.advantages.quantile(1 - knob)
+    def shape(self, tokens: TokenStats, coefficient: float) -> Shaping:
+        high = tokens.advantages > tokens.advantages.quantile(1 - coefficient)
         return Shaping(weight=(~high).to(tokens.advantages.dtype), touched=high)
 
 

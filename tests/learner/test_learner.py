@@ -1,4 +1,4 @@
-"""The learner on simulated ranks: however a batch is cut, the metrics and the weights are the same, and what the policy did not
+"""The learner on simulated ranks: however a batch is plan, the metrics and the weights are the same, and what the policy did not
 sample does not count. For every method, in float64."""
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from support.builders import assert_close, make_trajectory
 from support.ranks import learner_settings, train
 
 from envs.types import Trajectory
-from learner.batching import Cut, build_batches
+from learner.batching import BatchPlan, build_batches
 from learner.entropy import build
 from learner.objective import Importance, Objective
 from learner.types import MicroBatch, RankBatch
 
-REPLIES = 12
+RESPONSES = 12
 CUTS = [(1, 14, False), (1, 25, True), (2, 10_000, False), (2, 20, True), (3, 16, False)]  # ranks, tokens, packing
 
 # Every method, and the parts of the objective that look beyond one token.
@@ -39,10 +39,10 @@ CASES: dict[str, tuple[Objective, dict[str, Any], str]] = {
 }
 
 
-def replies_of(iteration: int, observation: int = 3) -> list[Trajectory]:
+def responses_of(iteration: int, observation: int = 3) -> list[Trajectory]:
     """Half of them of two turns. observation: the seed of what the policy reads between its turns, and its length."""
     rng, made = random.Random(iteration), []
-    for i in range(REPLIES):
+    for i in range(RESPONSES):
         n, more = rng.randint(1, 6), rng.randint(1, 4)
         whole = make_trajectory([(3, n), (3, more)], reward=i % 2, index=i, env="ab"[i % 2], seed=iteration)
         if i % 3 == 0:
@@ -59,25 +59,27 @@ def replies_of(iteration: int, observation: int = 3) -> list[Trajectory]:
 def batches_of(
     iteration: int, aggregation: Any, ranks: int = 1, tokens: int = 10_000, packing: bool = False, observation: int = 3
 ) -> list[RankBatch]:
-    advantages = np.array([((7 * i + iteration) % 5 - 2) / 2 for i in range(REPLIES)])
+    advantages = np.array([((7 * i + iteration) % 5 - 2) / 2 for i in range(RESPONSES)])
     return build_batches(
-        replies_of(iteration, observation),
+        responses_of(iteration, observation),
         advantages,
-        cut=Cut(2, 2, ranks, tokens, packing),
+        plan=BatchPlan(2, 2, ranks, tokens, packing),
         aggregation=aggregation,
         temperature=0.8,
         length_scale=10,
     )
 
 
-def run(case: str, **cut: Any) -> tuple[list[dict[str, float]], Any]:
+def run(case: str, **plan: Any) -> tuple[list[dict[str, float]], Any]:
     objective, method, aggregation = CASES[case]
     controller: dict[str, Any] = {"kind": "fixed"}
     if method["kind"] in ("repo_r", "repo_d", "bonus"):
         controller = {"kind": "isentropic"}
     elif method["kind"] in ("adapo", "clip_cov"):
         controller = {"kind": "doubling"}
-    return train(learner_settings(objective, method, controller), [batches_of(i, aggregation, **cut) for i in range(2)])
+    return train(
+        learner_settings(objective, method, controller), [batches_of(i, aggregation, **plan) for i in range(2)]
+    )
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -164,29 +166,29 @@ def test_the_reference_is_in_the_advantage_with_k1_and_in_the_loss_with_the_othe
 # --- dynamic sampling -----------------------------------------------------------------------------------------------------
 
 
-def filtered(kept: int, iteration: int = 0, measure: bool = True, **cut: Any) -> list[RankBatch]:
-    """The first `kept` replies of the iteration to train on; the others, as dynamic sampling drops them, to measure or not."""
-    sizes = {"ranks": 1, "micro_batch_tokens": 10_000, "packing": False, **cut}
-    replies = replies_of(iteration)
+def filtered(kept: int, iteration: int = 0, measure: bool = True, **plan: Any) -> list[RankBatch]:
+    """The first `kept` responses of the iteration to train on; the others, as dynamic sampling drops them, to measure or not."""
+    sizes = {"ranks": 1, "micro_batch_tokens": 10_000, "packing": False, **plan}
+    responses = responses_of(iteration)
     return build_batches(
-        replies[:kept],
+        responses[:kept],
         np.array([((7 * i + iteration) % 5 - 2) / 2 for i in range(kept)]),
-        cut=Cut(2, 2, **sizes),
+        plan=BatchPlan(2, 2, **sizes),
         aggregation="token",
         temperature=0.8,
-        measured=replies[kept:] if measure else (),
-        whole=REPLIES,
+        measured=responses[kept:] if measure else (),
+        whole=RESPONSES,
     )
 
 
 @pytest.mark.parametrize("case", ["none", "repo_d", "repo_r", "clip_cov, wide", "kl_cov, wide", "reference"])
-def test_measured_replies_are_in_the_entropy_and_in_no_update(case: str) -> None:
+def test_measured_responses_are_in_the_entropy_and_in_no_update(case: str) -> None:
     objective, method, _ = CASES[case]
     settings = learner_settings(objective, method, {"kind": "fixed"})
     (mine,), table = train(settings, [filtered(9)])
     (alone,), expected = train(settings, [filtered(9, measure=False)])
     assert_close(table, expected, 1e-12, 1e-14)
-    (whole,), _ = train(settings, [filtered(REPLIES)])
+    (whole,), _ = train(settings, [filtered(RESPONSES)])
     of_all = ("entropy/exact", "entropy/successful", "entropy/a", "entropy/b", "entropy/sampled", "gap/engine_mean")
     for key in of_all:
         assert mine[key] == pytest.approx(whole[key], rel=1e-12), key
@@ -199,8 +201,8 @@ def test_measured_replies_are_in_the_entropy_and_in_no_update(case: str) -> None
 def test_ranks_and_micro_batches_change_nothing_where_groups_were_dropped() -> None:
     settings = learner_settings(Objective(), {"kind": "repo_d"}, {"kind": "isentropic"})
 
-    def iterations(**cut: Any) -> Any:
-        return train(settings, [filtered(kept, i, **cut) for i, kept in enumerate((1, 0, 7, 9))])
+    def iterations(**plan: Any) -> Any:
+        return train(settings, [filtered(kept, i, **plan) for i, kept in enumerate((1, 0, 7, 9))])
 
     whole = iterations()
     for ranks, tokens, packing in CUTS:
@@ -210,18 +212,18 @@ def test_ranks_and_micro_batches_change_nothing_where_groups_were_dropped() -> N
 
 def test_an_iteration_without_anything_to_train_on_is_measured_and_changes_no_weight() -> None:
     settings = learner_settings(Objective(), {"kind": "repo_d"}, {"kind": "doubling"})
-    rows, table = train(settings, [filtered(REPLIES), filtered(0, 1), filtered(0, 1), filtered(REPLIES, 2)])
-    _, expected = train(settings, [filtered(REPLIES)])
-    _, same = train(settings, [filtered(REPLIES), filtered(0, 1)])
+    rows, table = train(settings, [filtered(RESPONSES), filtered(0, 1), filtered(0, 1), filtered(RESPONSES, 2)])
+    _, expected = train(settings, [filtered(RESPONSES)])
+    _, same = train(settings, [filtered(RESPONSES), filtered(0, 1)])
     assert_close(same, expected, 0, 0)
     assert not torch.equal(table, expected)
     empty = rows[1]
     assert (empty["tokens/trained"], empty["entropy/predicted_dh"]) == (0.0, 0.0)
     assert empty["entropy/realised_dh"] == pytest.approx(empty["entropy/exact"] - rows[0]["entropy/exact"])
     assert not {"loss", "grad_norm", "lr", "advantage/std", "entropy/covariance"} & empty.keys()
-    # The controller sees the entropy, and its knob waits for an update that it can act on.
-    assert rows[0]["entropy/knob"] == rows[1]["entropy/knob"] == rows[2]["entropy/knob"]
-    assert rows[3]["entropy/knob"] in (2 * rows[0]["entropy/knob"], rows[0]["entropy/knob"] / 2)
+    # The controller sees the entropy, and its coefficient waits for an update that it can act on.
+    assert rows[0]["entropy/coefficient"] == rows[1]["entropy/coefficient"] == rows[2]["entropy/coefficient"]
+    assert rows[3]["entropy/coefficient"] in (2 * rows[0]["entropy/coefficient"], rows[0]["entropy/coefficient"] / 2)
     assert rows[1]["entropy/error"] == pytest.approx(1 - empty["entropy/exact"] / empty["entropy/target"])
     first, second = rows[0]["entropy/exact"], rows[1]["entropy/exact"]
     assert empty["entropy/target"] == pytest.approx(0.7 * (first + second) / 2)  # the start is measured on it as well
@@ -233,7 +235,7 @@ def test_the_learning_rate_goes_on_by_the_steps_of_a_whole_batch() -> None:
     )
     rates = [
         [row.get("lr") for row in train(settings, [filtered(k, i) for i, k in enumerate(kept)])[0]]
-        for kept in ((REPLIES, REPLIES, REPLIES), (1, 0, REPLIES))
+        for kept in ((RESPONSES, RESPONSES, RESPONSES), (1, 0, RESPONSES))
     ]
     first, second, third = (rate or 0.0 for rate in rates[0])
     assert rates[1][2] == third < second < first

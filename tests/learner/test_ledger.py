@@ -36,7 +36,7 @@ def fresh_of(n: int, seed: int) -> Fresh:
     generator = torch.Generator().manual_seed(seed + 1)
     engine = stats.logp + 0.2 * torch.randn(n, generator=generator, dtype=torch.float64)
     weight = torch.rand(n, generator=generator, dtype=torch.float64)
-    weight[3::4] = 0.0  # of replies that are measured and not trained on
+    weight[3::4] = 0.0  # of responses that are measured and not trained on
     correct, first, last = (torch.rand(n, generator=generator) < p for p in (0.4, 0.2, 0.3))
     importance, pull = torch.rand(n, generator=generator, dtype=torch.float64), stats.uniform - 0.6
     return Fresh(stats, weight, engine, correct, first, last, stats.logp - 0.3, importance, pull)
@@ -115,7 +115,7 @@ def test_the_row_is_what_its_names_say() -> None:
     close("entropy/last", s.entropy[fresh.last].mean())
     for i, name in enumerate(ENVS):
         close(f"entropy/{name}", s.entropy[s.env == i].mean())
-    learnt = w > 0  # entropy is of all replies; what advantages say, of those that are trained on
+    learnt = w > 0  # entropy is of all responses; what advantages say, of those that are trained on
     assert 0 < learnt.sum() < n
     close("entropy/covariance", np.cov(s.advantages[learnt].numpy(), s.logp[learnt].numpy(), bias=True)[0, 1])
     close("advantage/std", s.advantages[learnt].std(correction=0))
@@ -135,7 +135,7 @@ def test_the_row_is_what_its_names_say() -> None:
     i, kl = fresh.importance, fresh.pull
     assert i is not None
     assert kl is not None
-    dh = w * (-(i * a + kl) * pull + 0.2 * s.steepness)
+    dh = w * (-(i * a + kl) * pull + 0.2 * s.entropy_grad_sq)
     free = w * -(i * s.advantages + kl) * pull
     close("entropy/predicted_dh", eta / 2 * dh.sum())  # tokens of zero advantage are in it; two updates of unit weight
     assert (s.advantages == 0).any()
@@ -152,7 +152,7 @@ def test_the_row_is_what_its_names_say() -> None:
 
     r = (s.logp - s.old_logp).exp()
     close("loss", s.advantages.sum() / 2)
-    close("entropy/authority", (s.advantages > 0).double().mean())
+    close("entropy/affected", (s.advantages > 0).double().mean())
     close("ratio/max", r.max())
     close("ratio/ess", r.sum() ** 2 / (n * (r**2).sum()))
     close("ratio/q99.9", r.max())
@@ -174,12 +174,12 @@ def test_a_peak_is_the_largest_of_all_micro_batches_and_nan_is_not_lost() -> Non
     assert math.isnan(tally.peaks["ratio"])
 
 
-def test_without_a_touched_mask_the_knob_touches_every_token() -> None:
+def test_without_a_touched_mask_the_coefficient_touches_every_token() -> None:
     stats, tally = make_stats(9), Tally()
     zero = {k: torch.zeros(9, dtype=torch.bool) for k in ("clipped_high", "clipped_low", "limited")}
     tokens = {**zero, **{k: torch.ones(9) for k in ("ratio", "withheld", "kl", "importance")}}
     tally_update(tally, torch.zeros(()), tokens, stats, Shaping(), torch.ones(9))
-    assert update_metrics(tally, 1, False)["entropy/authority"] == 1.0
+    assert update_metrics(tally, 1, False)["entropy/affected"] == 1.0
     assert "importance/mean" not in update_metrics(tally, 1, False)
 
 
@@ -195,13 +195,13 @@ def test_a_controller_of_some_environments_sees_their_tokens_alone() -> None:
     assert math.isnan(row.observed([], "all").entropy)
 
 
-def test_no_correct_reply_is_not_an_entropy_of_zero() -> None:
+def test_no_correct_response_is_not_an_entropy_of_zero() -> None:
     fresh, tally = fresh_of(20, 1), Tally()
     tally_policy(tally, replace(fresh, correct=torch.zeros(20, dtype=torch.bool)), None, ENVS)
     row = Ledger().row(tally, 1, ENVS)
     assert "entropy/successful" not in row.metrics
     assert math.isnan(row.observed(ENVS, "successful").entropy)
-    assert math.isnan(row.observed(ENVS, "all").slope)  # no probe: the method is not linear in its knob
+    assert math.isnan(row.observed(ENVS, "all").slope)  # no probe: the method is not linear in its coefficient
 
 
 @pytest.mark.parametrize("ratio", [0.89, 0.91, 1.0, 1.09, 1.11])

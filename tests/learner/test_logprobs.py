@@ -27,8 +27,8 @@ def reference(
     p = (z / temperature).softmax(-1)
     entropy = -(p * p.log()).sum(-1)
     kappa = (p**2 * (p.log() + entropy[:, None])).sum(-1)
-    steepness = (p * (p.log() + entropy[:, None])).square().sum(-1)
-    return p[torch.arange(len(p)), targets].log(), entropy, kappa, steepness
+    entropy_grad_sq = (p * (p.log() + entropy[:, None])).square().sum(-1)
+    return p[torch.arange(len(p)), targets].log(), entropy, kappa, entropy_grad_sq
 
 
 def inputs(n: int, width: int, vocab: int, with_bias: bool, seed: int) -> tuple[list[Tensor | None], Tensor, Tensor]:
@@ -70,7 +70,7 @@ def test_values_and_gradients_are_those_of_the_full_logits(
     found = token_logprobs(
         ours[0], ours[1], targets, bias=ours[2], temperature=temperature, softcap=softcap, chunk=chunk
     )
-    for name, e, f in zip(("logp", "entropy", "kappa", "steepness"), expected, found, strict=True):
+    for name, e, f in zip(("logp", "entropy", "kappa", "entropy_grad_sq"), expected, found, strict=True):
         assert f.dtype == torch.float32
         assert_close(f, e, 2e-5, 2e-6, name)
     (cotangents[0] * expected[0] + cotangents[1] * expected[1]).sum().backward()
@@ -84,25 +84,25 @@ def test_values_and_gradients_are_those_of_the_full_logits(
 
 def test_an_empty_micro_batch_still_has_a_gradient_path_and_it_is_zero() -> None:
     hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    logp, entropy, kappa, steepness = token_logprobs(hidden, weight, torch.zeros(0, dtype=torch.long))
-    assert logp.shape == entropy.shape == kappa.shape == steepness.shape == (0,)
+    logp, entropy, kappa, entropy_grad_sq = token_logprobs(hidden, weight, torch.zeros(0, dtype=torch.long))
+    assert logp.shape == entropy.shape == kappa.shape == entropy_grad_sq.shape == (0,)
     (logp.sum() + entropy.sum()).backward()  # a rank without tokens takes part in the collectives of backward
     assert weight.grad is not None
     assert not weight.grad.any()
 
 
-def test_kappa_and_steepness_are_statistics_without_a_gradient() -> None:
+def test_kappa_and_entropy_grad_sq_are_statistics_without_a_gradient() -> None:
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     found = token_logprobs(hidden, weight, torch.zeros(3, dtype=torch.long))
     assert [x.requires_grad for x in found] == [True, True, False, False]
 
 
-def test_steepness_is_the_squared_gradient_of_entropy_in_the_logits() -> None:
+def test_entropy_grad_sq_is_the_squared_gradient_of_entropy_in_the_logits() -> None:
     logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
     entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
     (gradient,) = torch.autograd.grad(entropy.sum(), logits)
-    *_, steepness = token_logprobs(logits.detach().float(), torch.eye(9), torch.zeros(6, dtype=torch.long))
-    assert_close(steepness, gradient.square().sum(-1), 1e-4, 1e-6)
+    *_, entropy_grad_sq = token_logprobs(logits.detach().float(), torch.eye(9), torch.zeros(6, dtype=torch.long))
+    assert_close(entropy_grad_sq, gradient.square().sum(-1), 1e-4, 1e-6)
 
 
 @pytest.mark.parametrize(("n", "chunk", "blocks"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 100, [3])])
@@ -162,7 +162,7 @@ def test_with_an_fp32_head_the_product_loses_nothing(
     expected = reference(exact[0], exact[1], targets, exact[2], 0.8, softcap)
     settings: dict[str, Any] = {"bias": ours[2], "temperature": 0.8, "softcap": softcap, "chunk": 7}
     found = token_logprobs(ours[0], ours[1], targets, **settings, fp32_head=True)
-    for name, e, f in zip(("logp", "entropy", "kappa", "steepness"), expected, found, strict=True):
+    for name, e, f in zip(("logp", "entropy", "kappa", "entropy_grad_sq"), expected, found, strict=True):
         assert f.dtype == torch.float32
         assert_close(f, e, 2e-5, 2e-6, name)
     (cotangents[0] * expected[0] + cotangents[1] * expected[1]).sum().backward()

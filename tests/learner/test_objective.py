@@ -17,7 +17,7 @@ from support.builders import assert_close, loss_data, make_stats, make_trajector
 from torch import Tensor
 
 from envs.types import Trajectory
-from learner.batching import Cut, build_batches
+from learner.batching import BatchPlan, build_batches
 from learner.objective import SURROGATES, ClipRange, Objective, token_loss
 from learner.types import Aggregation, LossData, MicroBatch, Shaping
 
@@ -190,21 +190,21 @@ def micro_loss(micro: MicroBatch, shaping: Shaping | None = None) -> float:
 
 
 def update_losses(
-    replies: list[Trajectory], advantages: np.ndarray, aggregation: Aggregation, **cut: Any
+    responses: list[Trajectory], advantages: np.ndarray, aggregation: Aggregation, **plan: Any
 ) -> list[float]:
     """The loss of each update: the sum over all micro-batches of all ranks."""
     settings: dict[str, Any] = {"updates": 1, "epochs": 1, "ranks": 1, "micro_batch_tokens": 10_000, "packing": False}
-    made = Cut(**{**settings, **cut})
-    batches = build_batches(replies, advantages, cut=made, aggregation=aggregation, temperature=1.0)
+    made = BatchPlan(**{**settings, **plan})
+    batches = build_batches(responses, advantages, plan=made, aggregation=aggregation, temperature=1.0)
     return [sum(micro_loss(m) for b in batches for m in b.updates[k]) for k in range(made.updates)]
 
 
-def plain_loss(replies: list[Trajectory], advantages: np.ndarray, aggregation: Aggregation) -> float:
+def plain_loss(responses: list[Trajectory], advantages: np.ndarray, aggregation: Aggregation) -> float:
     """DAPO's token mean and GRPO's mean over trajectories of their token means, one token at a time."""
     means, total, count = [], 0.0, 0
-    for reply, advantage in zip(replies, advantages, strict=True):
-        ids, mine = reply.token_ids, []
-        for at in (i for i, sampled in enumerate(reply.action_mask) if sampled):
+    for response, advantage in zip(responses, advantages, strict=True):
+        ids, mine = response.token_ids, []
+        for at in (i for i, sampled in enumerate(response.action_mask) if sampled):
             logp, old, entropy = (
                 float(x) for x in fake_policy(*(np.array([v]) for v in (ids[at - 1], at - 1, ids[at])))
             )
@@ -223,40 +223,42 @@ def plain_loss(replies: list[Trajectory], advantages: np.ndarray, aggregation: A
     st.randoms(use_true_random=False),
 )
 def test_the_loss_does_not_depend_on_ranks_micro_batches_packing_or_order(
-    replies: list[Trajectory], ranks: int, budget: int, packing: bool, aggregation: Aggregation, rng: Any
+    responses: list[Trajectory], ranks: int, budget: int, packing: bool, aggregation: Aggregation, rng: Any
 ) -> None:
-    advantages = np.array([rng.randrange(-8, 9) / 4 for _ in replies])
-    (whole,) = update_losses(replies, advantages, aggregation)
-    assert whole == pytest.approx(plain_loss(replies, advantages, aggregation), rel=1e-6, abs=1e-6)  # float32 weights
-    (cut,) = update_losses(replies, advantages, aggregation, ranks=ranks, micro_batch_tokens=budget, packing=packing)
-    assert cut == pytest.approx(whole, rel=1e-9, abs=1e-9)
-    order = rng.sample(range(len(replies)), len(replies))
-    (moved,) = update_losses([replies[i] for i in order], advantages[order], aggregation, ranks=ranks, packing=packing)
+    advantages = np.array([rng.randrange(-8, 9) / 4 for _ in responses])
+    (whole,) = update_losses(responses, advantages, aggregation)
+    assert whole == pytest.approx(plain_loss(responses, advantages, aggregation), rel=1e-6, abs=1e-6)  # float32 weights
+    (plan,) = update_losses(responses, advantages, aggregation, ranks=ranks, micro_batch_tokens=budget, packing=packing)
+    assert plan == pytest.approx(whole, rel=1e-9, abs=1e-9)
+    order = rng.sample(range(len(responses)), len(responses))
+    (moved,) = update_losses(
+        [responses[i] for i in order], advantages[order], aggregation, ranks=ranks, packing=packing
+    )
     assert moved == pytest.approx(whole, rel=1e-9, abs=1e-9)
 
 
 @given(trajectories(min_size=4, max_size=4), st.integers(1, 3), st.integers(1, 40), st.booleans())
 def test_each_update_is_the_loss_of_its_own_trajectories(
-    replies: list[Trajectory], ranks: int, budget: int, packing: bool
+    responses: list[Trajectory], ranks: int, budget: int, packing: bool
 ) -> None:
     advantages = np.array([1.0, -0.5, 0.25, -2.0])
-    cut = {"ranks": ranks, "micro_batch_tokens": budget, "packing": packing}
-    found = update_losses(replies, advantages, "token", updates=2, **cut)
-    halves = [plain_loss(replies[s], advantages[s], "token") for s in (slice(0, 2), slice(2, 4))]
+    plan = {"ranks": ranks, "micro_batch_tokens": budget, "packing": packing}
+    found = update_losses(responses, advantages, "token", updates=2, **plan)
+    halves = [plain_loss(responses[s], advantages[s], "token") for s in (slice(0, 2), slice(2, 4))]
     assert found == pytest.approx(halves, rel=1e-6, abs=1e-6)
 
 
 def test_token_and_sequence_aggregation_differ_where_lengths_do() -> None:
-    replies = [make_trajectory([(1, n)], index=n) for n in (1, 9)]
+    responses = [make_trajectory([(1, n)], index=n) for n in (1, 9)]
     advantages = np.array([2.0, -1.0])
-    token, sequence = (update_losses(replies, advantages, a)[0] for a in ("token", "sequence"))
+    token, sequence = (update_losses(responses, advantages, a)[0] for a in ("token", "sequence"))
     assert abs(token - sequence) > 0.1
 
 
 def test_an_empty_micro_batch_adds_nothing() -> None:
-    replies = [make_trajectory()]
-    cut = Cut(updates=1, epochs=1, ranks=2, micro_batch_tokens=9, packing=False)
-    batches = build_batches(replies, np.ones(1), cut=cut, aggregation="token", temperature=1.0)
+    responses = [make_trajectory()]
+    plan = BatchPlan(updates=1, epochs=1, ranks=2, micro_batch_tokens=9, packing=False)
+    batches = build_batches(responses, np.ones(1), plan=plan, aggregation="token", temperature=1.0)
     (filler,) = batches[1].updates[0]
     assert micro_loss(filler) == 0.0
     assert micro_loss(replace(filler), Shaping(kl=torch.ones(0))) == 0.0

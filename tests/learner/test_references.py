@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import references
 from support.builders import make_stats, make_trajectory, trajectories
-from support.references import Reply, Rules
+from support.references import Response, Rules
 from support.tables import make_method
 
 from envs.types import Group, Trajectory
 from learner.advantages import ADVANTAGES
-from learner.batching import Cut, build_batches, trajectory_advantages
+from learner.batching import BatchPlan, build_batches, trajectory_advantages
 from learner.objective import CLIPPED, Importance, Objective, token_loss, with_reference
 from learner.types import LossData, Shaping, TokenStats
 
@@ -26,8 +26,8 @@ few = settings(max_examples=40)
 
 # --- advantages -----------------------------------------------------------------------------------------------------------
 
-REPLIES = st.tuples(st.integers(-4, 4).map(lambda x: x / 2), st.integers(1, 9))
-GROUPS = st.lists(st.lists(REPLIES, min_size=2, max_size=5), min_size=1, max_size=4)
+RESPONSES = st.tuples(st.integers(-4, 4).map(lambda x: x / 2), st.integers(1, 9))
+GROUPS = st.lists(st.lists(RESPONSES, min_size=2, max_size=5), min_size=1, max_size=4)
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
@@ -35,8 +35,8 @@ GROUPS = st.lists(st.lists(REPLIES, min_size=2, max_size=5), min_size=1, max_siz
 @given(groups=GROUPS)
 def test_every_advantage_is_that_of_its_paper(name: str, groups: list[list[tuple[float, int]]]) -> None:
     made = []
-    for g, replies in enumerate(groups):
-        members = [make_trajectory([(1, n)], reward=r, index=g, seed=i) for i, (r, n) in enumerate(replies)]
+    for g, responses in enumerate(groups):
+        members = [make_trajectory([(1, n)], reward=r, index=g, seed=i) for i, (r, n) in enumerate(responses)]
         made.append(Group(members[0].prompt, tuple(members)))
     rewards, lengths = [[r for r, _ in g] for g in groups], [[n for _, n in g] for g in groups]
     expected = references.batch_advantages(name, rewards, lengths)
@@ -46,21 +46,21 @@ def test_every_advantage_is_that_of_its_paper(name: str, groups: list[list[tuple
 # --- the loss ---------------------------------------------------------------------------------------------------------------
 
 
-def make_replies(given_ones: list[Trajectory], seed: int, spread: float) -> tuple[list[np.ndarray], list[Reply]]:
+def make_responses(given_ones: list[Trajectory], seed: int, spread: float) -> tuple[list[np.ndarray], list[Response]]:
     """(log-probs of the policy, the rest) of every trajectory, engine log-probs at random too."""
     rng, logps, made = np.random.default_rng(seed), [], []
     for trajectory in given_ones:
-        n = trajectory.reply_tokens
+        n = trajectory.response_tokens
         old = -rng.exponential(1.0, n) - 0.05
         logps.append(old + spread * rng.standard_normal(n))
         engine, reference = (old + 0.3 * rng.standard_normal(n) for _ in range(2))
         advantage = float(np.float32(rng.choice([-1.5, -0.5, 0.0, 0.5, 2.0])))
-        made.append(Reply(old, engine, reference, rng.uniform(0.1, 2, n), advantage))
+        made.append(Response(old, engine, reference, rng.uniform(0.1, 2, n), advantage))
     return logps, made
 
 
 def ours(
-    given_ones: list[Trajectory], logps: list[np.ndarray], replies: list[Reply], rules: Rules, cut: Cut
+    given_ones: list[Trajectory], logps: list[np.ndarray], responses: list[Response], rules: Rules, plan: BatchPlan
 ) -> tuple[float, list[np.ndarray]]:
     """The loss of the update over all micro-batches of all ranks, and its gradient in every log-prob."""
     objective = Objective(
@@ -72,15 +72,15 @@ def ours(
         rules.estimator,  # type: ignore[arg-type]
     )
     aggregation: Any = rules.aggregation
-    advantages = np.array([r.advantage for r in replies])
+    advantages = np.array([r.advantage for r in responses])
     batches = build_batches(
-        given_ones, advantages, cut=cut, aggregation=aggregation, temperature=1.0, length_scale=rules.max_tokens
+        given_ones, advantages, plan=plan, aggregation=aggregation, temperature=1.0, length_scale=rules.max_tokens
     )
     total, grads = 0.0, [np.full(len(x), np.nan) for x in logps]
     for micro in (m for b in batches for m in b.updates[0]):
         at = list(zip(micro.trajectory.tolist(), micro.place.tolist(), strict=True))
         old, engine, reference, entropy = (
-            torch.tensor([getattr(replies[i], name)[t] for i, t in at], dtype=torch.float64)
+            torch.tensor([getattr(responses[i], name)[t] for i, t in at], dtype=torch.float64)
             for name in ("old", "engine", "reference", "entropy")
         )
         x = torch.tensor([logps[i][t] for i, t in at], dtype=torch.float64, requires_grad=True)
@@ -96,31 +96,31 @@ def ours(
     return total, grads
 
 
-def near_a_bound(logps: list[np.ndarray], replies: list[Reply], rules: Rules) -> bool:
+def near_a_bound(logps: list[np.ndarray], responses: list[Response], rules: Rules) -> bool:
     """A finite difference across a kink is no derivative."""
     if rules.surrogate not in CLIPPED:
         return False
-    d = [x - r.old for x, r in zip(logps, replies, strict=True)]
+    d = [x - r.old for x, r in zip(logps, responses, strict=True)]
     ratios = np.exp([x.mean() for x in d] if rules.surrogate == "gspo" else np.concatenate(d))
     return any(np.abs(ratios - bound).min() < 1e-4 for bound in (1 - rules.low, 1 + rules.high))
 
 
 @st.composite
-def cuts(draw: st.DrawFn) -> Cut:
-    return Cut(1, 1, draw(st.integers(1, 3)), draw(st.sampled_from([1, 20, 1000])), draw(st.booleans()))
+def cuts(draw: st.DrawFn) -> BatchPlan:
+    return BatchPlan(1, 1, draw(st.integers(1, 3)), draw(st.sampled_from([1, 20, 1000])), draw(st.booleans()))
 
 
-def check(rules: Rules, replies: list[Trajectory], cut: Cut, seed: int) -> None:
-    logps, made = make_replies(replies, seed, 0.25)
+def check(rules: Rules, responses: list[Trajectory], plan: BatchPlan, seed: int) -> None:
+    logps, made = make_responses(responses, seed, 0.25)
     if near_a_bound(logps, made, rules):
         return
-    value, grads = ours(replies, logps, made, rules, cut)
+    value, grads = ours(responses, logps, made, rules, plan)
     assert value == pytest.approx(references.loss(logps, logps, made, rules), rel=1e-6, abs=1e-7)
     for found, expected in zip(grads, references.gradients(logps, made, rules), strict=True):
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
-CASE = {"replies": trajectories(min_size=2, max_size=4), "cut": cuts(), "seed": st.integers(0, 9999)}
+CASE = {"responses": trajectories(min_size=2, max_size=4), "plan": cuts(), "seed": st.integers(0, 9999)}
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
@@ -128,12 +128,12 @@ CASE = {"replies": trajectories(min_size=2, max_size=4), "cut": cuts(), "seed": 
 @settings(max_examples=12)
 @given(**CASE)
 def test_value_and_gradient_of_every_surrogate_are_those_of_its_paper(
-    surrogate: str, aggregation: str, replies: list[Trajectory], cut: Cut, seed: int
+    surrogate: str, aggregation: str, responses: list[Trajectory], plan: BatchPlan, seed: int
 ) -> None:
-    """However the batch is cut; observations between turns are in no formula."""
+    """However the batch is plan; observations between turns are in no formula."""
     if surrogate == "gspo":
-        aggregation = "sequence"  # GSPO is defined a reply
-    check(Rules(surrogate, 0.1, 0.3, aggregation, 7, bonus=0.2), replies, cut, seed)
+        aggregation = "sequence"  # GSPO is defined a response
+    check(Rules(surrogate, 0.1, 0.3, aggregation, 7, bonus=0.2), responses, plan, seed)
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
@@ -141,35 +141,35 @@ def test_value_and_gradient_of_every_surrogate_are_those_of_its_paper(
 @settings(max_examples=12)
 @given(**CASE)
 def test_the_correction_for_engine_log_probs_is_that_of_its_paper(
-    kind: str, floor: float, level: str, replies: list[Trajectory], cut: Cut, seed: int
+    kind: str, floor: float, level: str, responses: list[Trajectory], plan: BatchPlan, seed: int
 ) -> None:
     """It weighs the surrogate alone: not the bonus, not the penalty."""
     rules = Rules(importance=kind, level=level, cap=1.2, floor=floor, bonus=0.3, kl=0.4, estimator="k3")
-    check(rules, replies, cut, seed)
+    check(rules, responses, plan, seed)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @settings(max_examples=12)
 @given(**CASE)
 def test_the_penalty_to_the_reference_is_that_of_its_estimator(
-    estimator: str, replies: list[Trajectory], cut: Cut, seed: int
+    estimator: str, responses: list[Trajectory], plan: BatchPlan, seed: int
 ) -> None:
-    check(Rules(kl=0.7, estimator=estimator), replies, cut, seed)
+    check(Rules(kl=0.7, estimator=estimator), responses, plan, seed)
 
 
 @few
 @given(seed=st.integers(0, 9999))
-def test_gspo_is_the_clipped_objective_of_whole_replies(seed: int) -> None:
-    """Eq. 5 on two replies by hand: within the range, every token's gradient is s A / |y| over the number of replies."""
-    replies = [make_trajectory([(1, 3), (2, 2)], index=0), make_trajectory([(1, 4)], index=1)]
-    logps, made = make_replies(replies, seed, 0.3)
+def test_gspo_is_the_clipped_objective_of_whole_responses(seed: int) -> None:
+    """Eq. 5 on two responses by hand: within the range, every token's gradient is s A / |y| over the number of responses."""
+    responses = [make_trajectory([(1, 3), (2, 2)], index=0), make_trajectory([(1, 4)], index=1)]
+    logps, made = make_responses(responses, seed, 0.3)
     made = [replace(r, advantage=a) for r, a in zip(made, (1.5, -0.5), strict=True)]
     rules = Rules("gspo", 0.05, 0.05, "sequence")
-    _, grads = ours(replies, logps, made, rules, Cut(1, 1, 1, 100, False))
-    for logp, reply, found in zip(logps, made, grads, strict=True):
-        s = np.exp((logp - reply.old).mean())
-        stopped = s > 1.05 if reply.advantage > 0 else s < 0.95
-        expected = 0.0 if stopped else -s * reply.advantage / len(logp) / 2
+    _, grads = ours(responses, logps, made, rules, BatchPlan(1, 1, 1, 100, False))
+    for logp, response, found in zip(logps, made, grads, strict=True):
+        s = np.exp((logp - response.old).mean())
+        stopped = s > 1.05 if response.advantage > 0 else s < 0.95
+        expected = 0.0 if stopped else -s * response.advantage / len(logp) / 2
         assert found == pytest.approx(np.full(len(logp), expected), rel=1e-6, abs=1e-12)
 
 
@@ -188,13 +188,13 @@ def test_a_token_clipped_by_cispo_keeps_its_gradient_with_a_limited_weight() -> 
 
 @pytest.mark.parametrize("name", ["repo_r", "repo_r, raw", "repo_r, positive", "repo_d", "repo_d, raw"])
 @few
-@given(seed=st.integers(0, 999), knob=st.floats(-3, 3))
-def test_every_form_of_repo_is_a_minus_beta_l(name: str, seed: int, knob: float) -> None:
+@given(seed=st.integers(0, 999), coefficient=st.floats(-3, 3))
+def test_every_form_of_repo_is_a_minus_beta_l(name: str, seed: int, coefficient: float) -> None:
     stats, kind = make_stats(15, seed), name[:6]
     form = {"centred": "raw" not in name, "part": "positive" if "positive" in name else "both"}
     columns = (x.tolist() for x in (stats.advantages, stats.logp, stats.entropy))
-    expected = [references.repo(kind, a, x, h, knob, **form) for a, x, h in zip(*columns, strict=True)]
-    shaping = make_method(name).shape(stats, knob)
+    expected = [references.repo(kind, a, x, h, coefficient, **form) for a, x, h in zip(*columns, strict=True)]
+    shaping = make_method(name).shape(stats, coefficient)
     assert shaping.advantages.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
     touched = [kind == "repo_d" or (a > 0 if "positive" in name else a != 0) for a in stats.advantages.tolist()]
     assert shaping.touched is None if kind == "repo_d" else shaping.touched.tolist() == touched
@@ -213,13 +213,13 @@ def with_ties(seed: int, n: int) -> TokenStats:
 @few
 @given(BATCHES, st.floats(0, 1), st.floats(-1, 1), st.floats(0, 2))
 def test_clip_cov_drops_the_share_it_was_told_of_those_it_may(
-    batch: tuple[int, int], knob: float, low: float, width: float
+    batch: tuple[int, int], coefficient: float, low: float, width: float
 ) -> None:
     stats = make_stats(batch[1], batch[0])
     high = max(low + width, 1e-3)
     c = references.covariances(stats.advantages.tolist(), stats.logp.tolist())
-    expected = references.clip_cov(c, stats.uniform.tolist(), knob, low, high)
-    shaping = make_method("clip_cov", low=low, high=high).shape(stats, knob)
+    expected = references.clip_cov(c, stats.uniform.tolist(), coefficient, low, high)
+    shaping = make_method("clip_cov", low=low, high=high).shape(stats, coefficient)
     assert set(shaping.touched.nonzero().flatten().tolist()) == expected
     assert shaping.weight.tolist() == [float(i not in expected) for i in range(len(c))]
     assert (shaping.advantages, shaping.kl, shaping.bonus) == (None, None, None)
@@ -228,28 +228,28 @@ def test_clip_cov_drops_the_share_it_was_told_of_those_it_may(
 @few
 @given(BATCHES, st.floats(1e-3, 1), st.floats(0.01, 5))
 def test_kl_cov_penalises_the_share_with_the_highest_covariance(
-    batch: tuple[int, int], share: float, knob: float
+    batch: tuple[int, int], share: float, coefficient: float
 ) -> None:
     stats = with_ties(*batch)
     c = references.covariances(stats.advantages.tolist(), stats.logp.tolist())
     # Sums in another order differ in their last bits: what ties must tie there too.
     c = [round(x, 12) for x in c]
     expected = references.kl_cov(c, stats.uniform.tolist(), share)
-    shaping = make_method("kl_cov", share=share).shape(stats, knob)
+    shaping = make_method("kl_cov", share=share).shape(stats, coefficient)
     assert set(shaping.touched.nonzero().flatten().tolist()) == expected
-    assert shaping.kl.tolist() == pytest.approx([knob * (i in expected) for i in range(len(c))])
+    assert shaping.kl.tolist() == pytest.approx([coefficient * (i in expected) for i in range(len(c))])
     assert (shaping.advantages, shaping.weight, shaping.bonus) == (None, None, None)
 
 
 @pytest.mark.parametrize("name", ["clip_cov, wide", "kl_cov", "kl_cov, wide"])
 @few
-@given(batch=BATCHES, knob=st.floats(0.01, 0.9), rng=st.randoms(use_true_random=False))
+@given(batch=BATCHES, coefficient=st.floats(0.01, 0.9), rng=st.randoms(use_true_random=False))
 def test_what_is_chosen_does_not_depend_on_the_order_of_the_tokens(
-    name: str, batch: tuple[int, int], knob: float, rng: Any
+    name: str, batch: tuple[int, int], coefficient: float, rng: Any
 ) -> None:
     stats = with_ties(*batch)
     order = torch.tensor(rng.sample(range(batch[1]), batch[1]))
-    whole, moved = (make_method(name).shape(s, knob).touched for s in (stats, stats.take(order)))
+    whole, moved = (make_method(name).shape(s, coefficient).touched for s in (stats, stats.take(order)))
     assert moved.tolist() == whole[order].tolist()
 
 

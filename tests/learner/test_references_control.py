@@ -13,13 +13,13 @@ from support import references_control as reference
 from support.builders import trajectories
 
 from envs.types import Trajectory
-from learner.batching import Cut, build_batches
+from learner.batching import BatchPlan, build_batches
 from learner.draws import _mix, token_uniform
 from learner.entropy import base, build
 from learner.entropy.target import Target, TargetSettings
 
 LOW, HIGH = 0.001, 0.1
-KNOB = base.Knob(start=0.01, low=LOW, high=HIGH, signed=True, linear=True)
+KNOB = base.CoefficientRange(start=0.01, low=LOW, high=HIGH, signed=True, linear=True)
 few = settings(max_examples=60)
 
 ENTROPY = st.floats(0.02, 4)
@@ -28,8 +28,8 @@ HISTORY = st.lists(SEEN, min_size=1, max_size=25)
 TARGET = st.floats(0.1, 3)
 
 
-def controller(kind: str, knob: base.Knob = KNOB, **more: Any) -> Any:
-    return build.CONTROLLERS[kind](build.parse(build.CONTROLLERS, {"kind": kind, **more}, "controller"), knob)
+def controller(kind: str, coefficient: base.CoefficientRange = KNOB, **more: Any) -> Any:
+    return build.CONTROLLERS[kind](build.parse(build.CONTROLLERS, {"kind": kind, **more}, "controller"), coefficient)
 
 
 def walk(made: Any, history: list[reference.Seen], target: float) -> list[tuple[float, float]]:
@@ -81,7 +81,7 @@ def test_pi_is_its_closed_form_while_it_is_free(
 ) -> None:
     close = [
         (target * (1 + (h - 2) / 20), f, s, a) for h, f, s, a in history
-    ]  # errors of a tenth: no change is cut short
+    ]  # errors of a tenth: no change is plan short
     made = controller("pi", low=1e-30, high=1e30, gain=gain, integral=integral)
     expected = reference.pi(close, target, 0.01, gain, integral)
     assert [v for v, _ in walk(made, close, target)] == pytest.approx(expected, rel=1e-9)
@@ -90,9 +90,9 @@ def test_pi_is_its_closed_form_while_it_is_free(
 @few
 @given(HISTORY, TARGET, st.booleans(), st.sampled_from([0.2, 5.0]), st.floats(0, 0.95))
 def test_isentropic(history: list[reference.Seen], target: float, added: bool, high: float, memory: float) -> None:
-    knob = KNOB.model_copy(update={"unit": "advantage" if added else "factor"})
+    coefficient = KNOB.model_copy(update={"unit": "advantage" if added else "factor"})
     form = {"gain": 0.3, "integral": 0.05, "memory": memory, "high": high}
-    found = walk(controller("isentropic", knob, **form), history, target)
+    found = walk(controller("isentropic", coefficient, **form), history, target)
     expected = reference.isentropic(history, target, **form, added=added)
     assert [v for v, _ in found] == pytest.approx(expected, rel=1e-8, abs=1e-10)
 
@@ -162,16 +162,16 @@ def test_draws_are_uniform_and_no_number_of_the_four_gives_another_away() -> Non
 @few
 @given(trajectories(max_size=8), st.integers(1, 3), st.integers(1, 60), st.booleans())
 def test_a_token_keeps_its_draw_wherever_it_is_moved(
-    replies: list[Trajectory], ranks: int, budget: int, packing: bool
+    responses: list[Trajectory], ranks: int, budget: int, packing: bool
 ) -> None:
-    def draws(cut: Cut) -> dict[tuple[int, int], float]:
-        batches = build_batches(replies, np.ones(len(replies)), cut=cut, aggregation="token", temperature=1.0)
+    def draws(plan: BatchPlan) -> dict[tuple[int, int], float]:
+        batches = build_batches(responses, np.ones(len(responses)), plan=plan, aggregation="token", temperature=1.0)
         found: dict[tuple[int, int], float] = {}
         for m in (m for b in batches for m in b.updates[0]):
             numbers = token_uniform(7, 3, m.trajectory, m.place).tolist()
             found |= dict(zip(zip(m.trajectory.tolist(), m.place.tolist(), strict=True), numbers, strict=True))
         return found
 
-    whole = draws(Cut(1, 1, 1, 10_000, False))
-    assert len(whole) == sum(t.reply_tokens for t in replies)
-    assert draws(Cut(1, 1, ranks, budget, packing)) == whole
+    whole = draws(BatchPlan(1, 1, 1, 10_000, False))
+    assert len(whole) == sum(t.response_tokens for t in responses)
+    assert draws(BatchPlan(1, 1, ranks, budget, packing)) == whole

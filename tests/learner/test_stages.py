@@ -13,7 +13,7 @@ import torch
 from support.builders import make_trajectory
 from support.ranks import Meeting, learner_settings, simulated
 
-from learner.batching import Cut, build_batches
+from learner.batching import BatchPlan, build_batches
 from learner.deepspeed_engine import Placement
 from learner.entropy.target import TargetSettings
 from learner.learner import Learner, LearnerSettings, LearnerStage
@@ -32,7 +32,9 @@ CONTROLLERS: list[dict[str, Any]] = [
 def batch(iteration: int, env: str) -> RankBatch:
     made = [make_trajectory([(3, 4)], reward=i % 2, index=i, env=env, seed=iteration) for i in range(8)]
     advantages = np.array([((7 * i + iteration) % 5 - 2) / 2 for i in range(8)])
-    return build_batches(made, advantages, cut=Cut(2, 1, 1, 10_000, False), aggregation="token", temperature=1.0)[0]
+    return build_batches(
+        made, advantages, plan=BatchPlan(2, 1, 1, 10_000, False), aggregation="token", temperature=1.0
+    )[0]
 
 
 def settings(controller: dict[str, Any]) -> LearnerSettings:

@@ -39,12 +39,12 @@ def test_the_derivative_of_entropy_is_what_a_small_step_measures() -> None:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 @fewer
-@given(table=TABLES, knob=KNOBS)
+@given(table=TABLES, coefficient=KNOBS)
 def test_the_predicted_change_is_the_derivative_along_the_step_of_the_loss(
-    name: str, table: Table, knob: float
+    name: str, table: Table, coefficient: float
 ) -> None:
     """At the start of an iteration, for every method under every surrogate."""
-    shaping = make_method(name).shape(table.stats(), knob)
+    shaping = make_method(name).shape(table.stats(), coefficient)
     for surrogate in SURROGATES:
         found = change_of_entropy(table.logits, table.descent(shaping, Objective(surrogate)))
         assert_close(by_position(table, shaping), found, 1e-9, 1e-12, surrogate)
@@ -52,21 +52,21 @@ def test_the_predicted_change_is_the_derivative_along_the_step_of_the_loss(
 
 @few
 @given(TABLES, st.floats(0.05, 2))
-def test_the_bonus_is_predicted_by_the_steepness_and_raises_entropy(table: Table, knob: float) -> None:
+def test_the_bonus_is_predicted_by_the_entropy_grad_sq_and_raises_entropy(table: Table, coefficient: float) -> None:
     still = replace(table, advantages=torch.zeros_like(table.advantages))
-    found = change_of_entropy(table.logits, still.descent(Shaping(bonus=knob), Objective()))
-    steepness = table.stats().steepness.view_as(table.logits)[:, 0]
-    assert_close(found, knob * table.share * steepness, 1e-9, 1e-14)
+    found = change_of_entropy(table.logits, still.descent(Shaping(bonus=coefficient), Objective()))
+    entropy_grad_sq = table.stats().entropy_grad_sq.view_as(table.logits)[:, 0]
+    assert_close(found, coefficient * table.share * entropy_grad_sq, 1e-9, 1e-14)
     assert (found >= 0).all()
-    average = by_position(still, make_method("repo_d").shape(still.stats(), knob))
+    average = by_position(still, make_method("repo_d").shape(still.stats(), coefficient))
     assert_close(average, found, 1e-9, 1e-12)  # on average it is what REPO-D adds
 
 
 @few
 @given(TABLES, KNOBS)
-def test_a_token_that_drops_out_of_the_surrogate_keeps_its_bonus(table: Table, knob: float) -> None:
+def test_a_token_that_drops_out_of_the_surrogate_keeps_its_bonus(table: Table, coefficient: float) -> None:
     keep = (table.uniform.flatten() > 0.5).double()
-    shaping = Shaping(weight=keep, bonus=knob)
+    shaping = Shaping(weight=keep, bonus=coefficient)
     found = change_of_entropy(table.logits, table.descent(shaping, Objective()))
     assert_close(by_position(table, shaping), found, 1e-9, 1e-12)
 
@@ -76,14 +76,14 @@ def test_a_token_that_drops_out_of_the_surrogate_keeps_its_bonus(table: Table, k
     TABLES, st.floats(0.05, 2), st.sampled_from(["k2", "k3"]), st.sampled_from(["none", "truncated", "masked"]), KNOBS
 )
 def test_the_predicted_change_counts_the_reference_and_the_correction_for_the_engine(
-    table: Table, coefficient: float, estimator: Any, kind: Any, knob: float
+    table: Table, penalty: float, estimator: Any, kind: Any, coefficient: float
 ) -> None:
     """The derivative of entropy along the step of the whole loss; neither multiplies the bonus, the correction not the KL."""
     stats, reference = table.stats(), reference_of(table).flatten()
     generator = torch.Generator().manual_seed(2)
     engine = stats.old_logp + 0.3 * torch.randn(len(stats.logp), generator=generator, dtype=torch.float64)
-    objective = Objective("ppo", 0.2, 0.2, Importance(kind, cap=1.1), coefficient, estimator)
-    shaping = replace(make_method("repo_r").shape(stats, knob), bonus=knob)
+    objective = Objective("ppo", 0.2, 0.2, Importance(kind, cap=1.1), penalty, estimator)
+    shaping = replace(make_method("repo_r").shape(stats, coefficient), bonus=coefficient)
     step = table.descent(shaping, objective, engine_logp=engine, reference_logp=reference)
     importance, _ = objective.importance.weigh(stats.old_logp - engine, table.data().trajectory)
     no = torch.zeros_like(stats.logp, dtype=torch.bool)
@@ -99,12 +99,12 @@ def test_the_predicted_change_counts_the_reference_and_the_correction_for_the_en
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 @fewer
-@given(table=MOVED, knob=KNOBS, kind=st.sampled_from(["none", "truncated"]))
+@given(table=MOVED, coefficient=KNOBS, kind=st.sampled_from(["none", "truncated"]))
 def test_the_forgone_change_is_what_the_step_lacks_for_being_clipped(
-    name: str, table: Table, knob: float, kind: Any
+    name: str, table: Table, coefficient: float, kind: Any
 ) -> None:
     stats, eta = table.stats(), 0.7
-    shaping = replace(make_method(name).shape(stats, knob), clip_high=None)
+    shaping = replace(make_method(name).shape(stats, coefficient), clip_high=None)
     generator = torch.Generator().manual_seed(1)
     engine = stats.old_logp + 0.3 * torch.randn(len(stats.logp), generator=generator, dtype=torch.float64)
     for surrogate in SURROGATES:

@@ -13,7 +13,7 @@ import torch
 
 from actors.inference import Completion, Request, SamplingParams
 from actors.rollout import RolloutSettings, rollout_group
-from actors.verifier import JudgeRequest
+from actors.verifier import ScoreRequest
 from envs import catalog
 from envs.base import demonstrate
 from envs.types import Message, Observation, Verdict
@@ -35,15 +35,17 @@ def make_teacher(name: str, params: dict[str, Any], **settings: Any) -> Teacher:
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "qwen2", "llama", "gemma"])
-def test_packed_replies_have_the_loss_they_have_alone(architecture: str) -> None:
-    """K replies in one row, prompts and replies of different lengths: the mean over separate rows is the reference."""
-    teacher = make_teacher("arithmetic", {"digits": 2}, architecture=architecture, batch_size=16, replies_per_prompt=3)
+def test_packed_responses_have_the_loss_they_have_alone(architecture: str) -> None:
+    """K responses in one row, prompts and responses of different lengths: the mean over separate rows is the reference."""
+    teacher = make_teacher(
+        "arithmetic", {"digits": 2}, architecture=architecture, batch_size=16, responses_per_prompt=3
+    )
     tokenizer, model = teacher.tokenizer, teacher.model
-    # An observation between two replies, which is read and not learned: 5 and 6 are tokens of it.
+    # An observation between two responses, which is read and not learned: 5 and 6 are tokens of it.
     for index, answers in enumerate((["1", "23", "456"], ["", "77", "8"])):
-        replies = [(*tokenizer(text)["input_ids"], END_ID) for text in answers]
-        demonstrations = [Demonstration(reply, reply) for reply in replies[:2]]
-        seen = (replies[2], (5, 6), replies[0])
+        responses = [(*tokenizer(text)["input_ids"], END_ID) for text in answers]
+        demonstrations = [Demonstration(response, response) for response in responses[:2]]
+        seen = (responses[2], (5, 6), responses[0])
         ids = tuple(token for part in seen for token in part)
         demonstrations.append(Demonstration(ids, (*seen[0], PAD_ID, PAD_ID, *seen[2])))
         prompt_ids = render(tokenizer, [Message("user", "1+22="[index:])])
@@ -63,10 +65,10 @@ def test_packed_replies_have_the_loss_they_have_alone(architecture: str) -> None
 
 
 @pytest.mark.parametrize(("name", "params"), [("toolbox", {"level": 3}), ("guess", {}), ("countdown", {})])
-def test_the_teacher_has_the_tokens_of_a_rollout_of_the_same_replies(
+def test_the_teacher_has_the_tokens_of_a_rollout_of_the_same_responses(
     name: str, params: dict[str, Any], tmp_path: Path
 ) -> None:
-    teacher = make_teacher(name, params, replies_per_prompt=1)
+    teacher = make_teacher(name, params, responses_per_prompt=1)
     environment, tokenizer = teacher.environments[0], teacher.tokenizer
     teacher.model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -74,20 +76,20 @@ def test_the_teacher_has_the_tokens_of_a_rollout_of_the_same_replies(
     for index in range(5):
         prompt = environment.prompt("train", index)
         played = demonstrate(environment, prompt, random.Random(index))
-        session, replies = environment.open(prompt), iter(played.replies)
+        session, responses = environment.open(prompt), iter(played.responses)
 
-        async def generate(requests: Sequence[Request], replies: Any = replies) -> list[Completion]:
+        async def generate(requests: Sequence[Request], responses: Any = responses) -> list[Completion]:
             (request,) = requests
-            ids = (*tokenizer(next(replies))["input_ids"], END_ID)
+            ids = (*tokenizer(next(responses))["input_ids"], END_ID)
             return [Completion(request.id, ids, (0.0,) * len(ids), "stop", 0, 0)]
 
-        async def judge(request: JudgeRequest, session: Any = session) -> Observation | Verdict:
-            return session.reply(request.replies[-1])
+        async def score(request: ScoreRequest, session: Any = session) -> Observation | Verdict:
+            return session.reply(request.responses[-1])
 
-        settings = RolloutSettings(SamplingParams(64), replies=1, max_turns=20, max_model_len=2000, seed=0)
-        group = asyncio.run(rollout_group(prompt, 0, generate, judge, codec, settings, "s"))
+        settings = RolloutSettings(SamplingParams(64), responses=1, max_turns=20, max_model_len=2000, seed=0)
+        group = asyncio.run(rollout_group(prompt, 0, generate, score, codec, settings, "s"))
         (trajectory,) = group.trajectories
-        assert trajectory.texts == played.replies and trajectory.verdict.correct
+        assert trajectory.texts == played.responses and trajectory.verdict.correct
         prompt_ids, taught = render(tokenizer, prompt.messages), teacher._render(prompt, played)
         assert (*prompt_ids, *taught.ids) == trajectory.token_ids
         mask = (*(False,) * len(prompt_ids), *(token != PAD_ID for token in taught.taught))
@@ -96,8 +98,8 @@ def test_the_teacher_has_the_tokens_of_a_rollout_of_the_same_replies(
 
 
 def test_accuracy_is_that_of_whole_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sampler that plays the expert's replies: solved, though no first reply ends a game. One wrong bit: not solved."""
-    teacher = make_teacher("bits", {}, holdout_prompts=4, holdout_replies=2)
+    """A sampler that plays the expert's responses: solved, though no first response ends a game. One wrong bit: not solved."""
+    teacher = make_teacher("bits", {}, holdout_prompts=4, holdout_responses=2)
     environment, tokenizer = teacher.environments[0], teacher.tokenizer
     spoiled: set[int] = set()
 
@@ -105,9 +107,11 @@ def test_accuracy_is_that_of_whole_conversations(monkeypatch: pytest.MonkeyPatch
         out = []
         for one in conversations:
             turn = sum(message.role == "assistant" for message in one.before)
-            replies = demonstrate(environment, environment.prompt("eval", one.prompt.index), random.Random(0)).replies
-            wrong = one.prompt.index in spoiled and turn == len(replies) - 1
-            text = replies[turn].translate(str.maketrans("01", "10")) if wrong else replies[turn]
+            responses = demonstrate(
+                environment, environment.prompt("eval", one.prompt.index), random.Random(0)
+            ).responses
+            wrong = one.prompt.index in spoiled and turn == len(responses) - 1
+            text = responses[turn].translate(str.maketrans("01", "10")) if wrong else responses[turn]
             out.append([*tokenizer(text)["input_ids"], END_ID, PAD_ID, PAD_ID])
         return out
 

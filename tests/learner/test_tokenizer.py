@@ -1,4 +1,4 @@
-"""The character tokenizer round-trips and cannot be injected into; turns are appended without re-tokenising replies."""
+"""The character tokenizer round-trips and cannot be injected into; turns are appended without re-tokenising responses."""
 
 from __future__ import annotations
 
@@ -88,17 +88,17 @@ def test_typed_text_never_becomes_a_special_token(text: str) -> None:
 
 
 @given(roles, inside, inside, st.lists(st.tuples(roles, typed), min_size=1, max_size=3), st.booleans())
-def test_appending_an_observation_is_a_pure_suffix(role, asked, reply, answers, ended) -> None:
+def test_appending_an_observation_is_a_pure_suffix(role, asked, response, answers, ended) -> None:
     messages, observation = [Message(role, asked)], [Message(r, text) for r, text in answers]
     context = render(TOKENIZER, messages)
-    reply_ids = (*TOKENIZER(reply, add_special_tokens=False)["input_ids"], *((IDS[END],) if ended else ()))
-    appended = render_observation(TOKENIZER, messages, observation, reply_ids)
-    whole = render(TOKENIZER, [*messages, Message("assistant", reply), *observation])
-    assert (*context, *reply_ids, *appended) == whole
+    response_ids = (*TOKENIZER(response, add_special_tokens=False)["input_ids"], *((IDS[END],) if ended else ()))
+    appended = render_observation(TOKENIZER, messages, observation, response_ids)
+    whole = render(TOKENIZER, [*messages, Message("assistant", response), *observation])
+    assert (*context, *response_ids, *appended) == whole
 
 
 def test_chatml_observation_skips_the_end_that_was_sampled(chatml) -> None:
-    messages, observation = [Message("user", "STANDINREPLY?")], [Message("tool", "42")]
+    messages, observation = [Message("user", "STANDINRESPONSE?")], [Message("tool", "42")]
     start, end = chatml.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     cut = render_observation(chatml, messages, observation, (5, 6))
     assert chatml.decode(cut) == "<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n"

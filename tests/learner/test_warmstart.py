@@ -26,11 +26,11 @@ TINY: dict[str, Any] = {
     "environments": [{"name": "arithmetic"}],
     "steps": 0,
     "batch_size": 16,
-    "replies_per_prompt": 1,
+    "responses_per_prompt": 1,
     "train_prompts": 64,
     "warmup_steps": 2,
     "holdout_prompts": 8,
-    "holdout_replies": 16,
+    "holdout_responses": 16,
 }
 
 
@@ -120,7 +120,7 @@ def test_same_seed_same_weights_and_the_callers_random_state_is_kept(tmp_path: P
 def test_mixture_and_early_stop(tmp_path: Path) -> None:
     mixture = [{"name": "arithmetic"}, {"name": "countdown", "params": {"numbers": 3, "min_solutions": 1}}]
     seen: list[WarmStartProgress] = []
-    settings = tiny(environments=mixture, steps=40, target_accuracy=1e-9, holdout_replies=64, train_prompts=16)
+    settings = tiny(environments=mixture, steps=40, target_accuracy=1e-9, holdout_responses=64, train_prompts=16)
     folder = init_model(settings, None, tmp_path, seen.append)
     record = json.loads((folder / MARKER).read_text())
     measured = [p for p in seen if p.accuracy is not None]

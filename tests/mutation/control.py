@@ -9,7 +9,7 @@ CONTROL = f"{_AT}test_references_control.py"
 STEERING = (
     f"{_AT}test_controllers.py -k dead or bound or own or release or observed or rate or successful or saturation"
 )
-LOGPROBS = f"{_AT}test_logprobs.py -k values or steepness or statistics"
+LOGPROBS = f"{_AT}test_logprobs.py -k values or entropy_grad_sq or statistics"
 LEARNER = f"{_AT}test_learner.py -k change_no and (kl_cov or k1) or reference_is or predicted"
 DROPPED = f"{_AT}test_learner.py -k measured or dropped or learning_rate"
 
@@ -20,21 +20,21 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("the error's sign", "return (target - entropy) / target", "return (entropy - target) / target"),
         ("the error relative to H", "return (target - entropy) / target", "return (target - entropy) / entropy"),
         ("doubling the wrong way", "(seen.entropy < target) == (sign > 0)", "(seen.entropy > target) == (sign > 0)"),
-        ("a negative knob grows", "(seen.entropy < target) == (sign > 0)", "(seen.entropy < target)"),
+        ("a negative coefficient grows", "(seen.entropy < target) == (sign > 0)", "(seen.entropy < target)"),
         ("halving is doubling", "(2.0 if grow else 0.5)", "(2.0 if grow else 2.0)"),
         ("no flip", "sign = -sign if self.negative or sign < 0 else sign", "sign = sign"),
-        ("always a flip", "settings.allow_negative and self.knob.signed", "True"),
+        ("always a flip", "settings.allow_negative and self.coefficient_range.signed", "True"),
         (
             "the upper bound below",
-            "min(max(magnitude, self.knob.low), self.knob.high)",
-            "max(max(magnitude, self.knob.low), self.knob.high)",
+            "min(max(magnitude, self.coefficient_range.low), self.coefficient_range.high)",
+            "max(max(magnitude, self.coefficient_range.low), self.coefficient_range.high)",
         ),
         ("proportional's sign", "self.move(self.gain * error)", "self.move(-self.gain * error)"),
         ("proportional without its gain", "self.move(self.gain * error)", "self.move(error)"),
         ("additive's sign", "self.step if error > 0 else -self.step", "-self.step if error > 0 else self.step"),
         ("the gate inverted", "not self.gated or error >= 0", "not self.gated or error <= 0"),
         ("the gate never shuts", "return self.value * self.gate", "return self.value"),
-        ("additive keeps its low", '{"low": 0.0}), settings)', '{"low": knob.low}), settings)'),
+        ("additive keeps its low", '{"low": 0.0}), settings)', '{"low": coefficient.low}), settings)'),
         ("pi without what was before", "self.gain * (error - self.before)", "self.gain * error"),
         ("pi without the integral", "+ self.integral * error\n", "+ 0 * error\n"),
         ("pi linear", "self.value * math.exp(min(max(change, -5.0), 5.0))", "self.value * (1 + change)"),
@@ -50,9 +50,17 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("the mean, not its square", '("advantage", seen.advantage**2)', '("advantage", seen.advantage)'),
         ("no reach", "step = min(max(error, -self.REACH), self.REACH)", "step = error"),
         ("a reach on one side", "step = min(max(error, -self.REACH), self.REACH)", "step = min(error, self.REACH)"),
-        ("winding up", "if self.lowest < wanted < self.knob.high or wanted * error < 0:", "if True:"),
-        ("stuck at the bound", "< self.knob.high or wanted * error < 0:", "< self.knob.high:"),
-        ("units swapped", 'self.knob.unit == "advantage" and', 'self.knob.unit == "factor" and'),
+        ("winding up", "if self.lowest < wanted < highest or wanted * error < 0:", "if True:"),
+        (
+            "stuck at the bound",
+            "< highest or wanted * error < 0:",
+            "< highest:",
+        ),
+        (
+            "units swapped",
+            'self.coefficient_range.unit == "advantage" and',
+            'self.coefficient_range.unit == "factor" and',
+        ),
     ),
     *entries(
         "entropy/controllers",
@@ -85,7 +93,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
             "math.isfinite(seen.entropy) and seen.trained:",
         ),
         ("the loop's error", "return (self.aim - self.seen) / self.aim", "return (self.seen - self.aim) / self.aim"),
-        ("one knob for all", "return table[tokens.env]", "return table[tokens.env * 0]"),
+        ("one coefficient for all", "return table[tokens.env]", "return table[tokens.env * 0]"),
         ("not untouched when released", "if all(loop.target.released for", "if not all(loop.target.released for"),
     ),
     *entries(
@@ -102,7 +110,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         LOGPROBS,
         ("the entropy's sign", "entropy = -(p * log_p).sum(-1)\n", "entropy = (p * log_p).sum(-1)\n"),
         ("kappa without pi", "(p * pull).sum(-1), (pull * pull)", "pull.sum(-1), (pull * pull)"),
-        ("the steepness not squared", "(pull * pull).sum(-1)", "pull.sum(-1)"),
+        ("the entropy_grad_sq not squared", "(pull * pull).sum(-1)", "pull.sum(-1)"),
         (
             "the gradient of H",
             "grad_entropy[rows, None] * (log_p + entropy)",
@@ -112,12 +120,12 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("the gradient without the temperature", "dz = (dz / ctx.temperature)", "dz = (dz)"),
         ("the softcap's gradient", "dz * (1.0 - (z *", "dz * (1.0 + (z *"),
     ),
-    *entries("entropy/base", DROPPED, ("a knob without an update moves", " and seen.trained", "")),
+    *entries("entropy/base", DROPPED, ("a coefficient without an update moves", " and seen.trained", "")),
     *entries(
         "batching",
         f"{_AT}test_batching.py -k usual_size or informative",
-        ("as many updates of what is left", "max(1, count * cut.updates // whole)", "cut.updates"),
-        ("an error makes a group informative", "if t.verdict.status.judged}) > 1", "}) > 1"),
+        ("as many updates of what is left", "max(1, count * plan.updates // whole)", "plan.updates"),
+        ("an error makes a group informative", "if t.verdict.status.scored}) > 1", "}) > 1"),
     ),
     *entries(
         "advantages",
@@ -129,12 +137,12 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         "batching",
         f"{_AT}test_advantages.py -k turn",
         ("the verdict is no turn's", "rewards[-1] += t.verdict.reward", "rewards[-1] += 0.0"),
-        ("turns without a verdict are whitened", " & t.verdict.status.judged)", ")"),
+        ("turns without a verdict are whitened", " & t.verdict.status.scored)", ")"),
     ),
     *entries(
         "learner",
         DROPPED,
-        ("dropped replies are not measured", "(*batch.updates, batch.measured)", "batch.updates"),
+        ("dropped responses are not measured", "(*batch.updates, batch.measured)", "batch.updates"),
         ("the schedule waits", "self.steps = max(self.steps, began + batch.steps)", "pass"),
         ("the schedule waits without updates", "self.steps = began + batch.steps", "pass"),
     ),

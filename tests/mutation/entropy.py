@@ -42,14 +42,22 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
             "shaped = stats.advantages",
         ),
         ("the token weight left out", "dh = dh * shaping.weight", "dh = dh * 1.0"),
-        ("the bonus's sign", "dh + shaping.bonus * stats.steepness", "dh - shaping.bonus * stats.steepness"),
+        (
+            "the bonus's sign",
+            "dh + shaping.bonus * stats.entropy_grad_sq",
+            "dh - shaping.bonus * stats.entropy_grad_sq",
+        ),
         ("the importance weight left out", "dh = dh * fresh.importance", "dh = dh * 1.0"),
         (
             "the reference's pull left out",
             "torch.zeros_like(dh) if fresh.pull is None else",
             "torch.zeros_like(dh) if True else",
         ),
-        ("kappa for the steepness", "dh + shaping.bonus * stats.steepness", "dh + shaping.bonus * stats.kappa"),
+        (
+            "kappa for the entropy_grad_sq",
+            "dh + shaping.bonus * stats.entropy_grad_sq",
+            "dh + shaping.bonus * stats.kappa",
+        ),
     ),
     *entries(
         "ledger",
@@ -92,7 +100,7 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
             '(trained * tally.sums["ratio_square"]) / tally.sums["ratio"] ** 2',
         ),
         ("the scale upside down", "math.log(after / before)", "math.log(before / after)"),
-        ("measured replies have a say", "learnt = (w > 0).double()", "learnt = torch.ones_like(w)"),
+        ("measured responses have a say", "learnt = (w > 0).double()", "learnt = torch.ones_like(w)"),
         ("free of the sum of updates", "free=p.free / max(1, self.updates)", "free=p.free"),
         (
             "the mean square",
@@ -106,9 +114,9 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
         "entropy/repo",
         REPO,
-        ("repo-d's sign", "tokens.advantages - knob * surprise", "tokens.advantages + knob * surprise"),
-        ("repo-r's sign", "1.0 - knob * sign * surprise", "1.0 + knob * sign * surprise"),
-        ("repo-r without the sign of A", "1.0 - knob * sign * surprise", "1.0 - knob * surprise"),
+        ("repo-d's sign", "tokens.advantages - coefficient * surprise", "tokens.advantages + coefficient * surprise"),
+        ("repo-r's sign", "1.0 - coefficient * sign * surprise", "1.0 + coefficient * sign * surprise"),
+        ("repo-r without the sign of A", "1.0 - coefficient * sign * surprise", "1.0 - coefficient * surprise"),
         ("no clamp", "a * factor.clamp(min=0.0)", "a * factor"),
         (
             "centred inverted",
@@ -123,15 +131,15 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
         "entropy/bonus",
         f"{_AT}test_entropy_methods.py -k bonus or oriented",
-        ("its sign", "Shaping(bonus=knob)", "Shaping(bonus=-knob)"),
+        ("its sign", "Shaping(bonus=coefficient)", "Shaping(bonus=-coefficient)"),
     ),
     *entries(
         "entropy/clip",
         CLIP,
-        ("touched below", "ratio > 1.0 + knob", "ratio < 1.0 + knob"),
+        ("touched below", "ratio > 1.0 + coefficient", "ratio < 1.0 + coefficient"),
         ("touched of negative advantages", "tokens.advantages > 0", "tokens.advantages < 0"),
         ("the ratio upside down", "tokens.logp - tokens.old_logp", "tokens.old_logp - tokens.logp"),
-        ("the knob is not the range", "clip_high=knob,", "clip_high=1.0 + knob,"),
+        ("the coefficient is not the range", "clip_high=coefficient,", "clip_high=1.0 + coefficient,"),
     ),
     *entries(
         "entropy/covariance",
@@ -142,15 +150,19 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         ("a or in the range", "(c >= self.low) & (c <= self.high)", "(c >= self.low) | (c <= self.high)"),
         ("no upper bound", "(c >= self.low) & (c <= self.high)", "(c >= self.low)"),
         ("no lower bound", "(c >= self.low) & (c <= self.high)", "(c <= self.high)"),
-        ("clip-cov rounds down", "math.ceil(float(knob) * len(c))", "math.floor(float(knob) * len(c))"),
+        ("clip-cov rounds down", "math.ceil(float(coefficient) * len(c))", "math.floor(float(coefficient) * len(c))"),
         ("more than there are", ", int(able.sum()))", ", len(c))"),
-        ("a share of those able", "math.ceil(float(knob) * len(c))", "math.ceil(float(knob) * int(able.sum()))"),
+        (
+            "a share of those able",
+            "math.ceil(float(coefficient) * len(c))",
+            "math.ceil(float(coefficient) * int(able.sum()))",
+        ),
         ("the others are able", "(~able).to(tokens.uniform.dtype)", "able.to(tokens.uniform.dtype)"),
         ("the draw is the order", "(tokens.uniform + (~able)", "(0 * tokens.uniform + (~able)"),
         ("the dropped are kept", "weight=(~dropped).to", "weight=dropped.to"),
         ("kl-cov takes the lowest", "c[drawn].argsort(descending=True,", "c[drawn].argsort(descending=False,"),
         ("ties by order", "drawn = tokens.uniform.argsort()", "drawn = (0 * tokens.uniform).argsort(stable=True)"),
         ("kl-cov rounds down", "math.ceil(self.share * len(c))", "math.floor(self.share * len(c))"),
-        ("the knob left out", "kl=float(knob) * top", "kl=1.0 * top"),
+        ("the coefficient left out", "kl=float(coefficient) * top", "kl=1.0 * top"),
     ),
 )

@@ -21,7 +21,7 @@ from orchestration.stats import (
 
 
 @given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
-def test_pass_at_k_is_the_share_of_k_subsets_that_hold_a_correct_reply(case: tuple[int, int, int]) -> None:
+def test_pass_at_k_is_the_share_of_k_subsets_that_hold_a_correct_response(case: tuple[int, int, int]) -> None:
     n, c, k = case
     subsets = list(itertools.combinations(range(n), k))
     assert pass_at_k(n, c, k) == pytest.approx(sum(min(s) < c for s in subsets) / len(subsets), abs=1e-12)
@@ -48,11 +48,11 @@ def test_pass_at_k_refuses_counts_that_cannot_be(n: int, c: int, k: int) -> None
 
 
 def test_distinct_correct_counts_solutions_once_and_only_correct_ones() -> None:
-    replies = ["1 + 2", "1  +\n2", "2 + 1", "9 - 9"]
-    assert distinct_correct(replies, [True, True, True, False]) == 2
-    assert distinct_correct(replies, [True, True, True, False], key=lambda r: "".join(sorted(r.split()))) == 1
+    responses = ["1 + 2", "1  +\n2", "2 + 1", "9 - 9"]
+    assert distinct_correct(responses, [True, True, True, False]) == 2
+    assert distinct_correct(responses, [True, True, True, False], key=lambda r: "".join(sorted(r.split()))) == 1
     with pytest.raises(ValueError):
-        distinct_correct(replies, [True])
+        distinct_correct(responses, [True])
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))

@@ -45,20 +45,20 @@ def make_trajectory(
     version: int = 0,
     status: Status = Status.OK,
 ) -> Trajectory:
-    """turns: (context tokens, reply tokens) of each turn. Token ids and log-probs follow from the seed."""
+    """turns: (context tokens, response tokens) of each turn. Token ids and log-probs follow from the seed."""
     rng = random.Random(f"{seed}/{index}/{tuple(turns)}")
     made = []
-    for context, reply in turns:
-        ids = [tuple(rng.randrange(1, VOCAB) for _ in range(n)) for n in (context, reply)]
-        logprobs = tuple(-rng.random() * 4 for _ in range(reply))
+    for context, response in turns:
+        ids = [tuple(rng.randrange(1, VOCAB) for _ in range(n)) for n in (context, response)]
+        logprobs = tuple(-rng.random() * 4 for _ in range(response))
         made.append(Turn(ids[0], ids[1], logprobs, "stop", version, version))
     verdict = Verdict(reward, correct=reward > 0, status=status)
     return Trajectory(make_prompt(index, env), tuple(made), tuple("text" for _ in made), verdict)
 
 
 def make_group(rewards: Sequence[float], *, index: int = 0, version: int = 0) -> Group:
-    replies = [make_trajectory(reward=r, index=index, seed=i, version=version) for i, r in enumerate(rewards)]
-    return Group(make_prompt(index), tuple(replies))
+    responses = [make_trajectory(reward=r, index=index, seed=i, version=version) for i, r in enumerate(rewards)]
+    return Group(make_prompt(index), tuple(responses))
 
 
 @st.composite
@@ -90,7 +90,7 @@ def make_stats(n: int, seed: int = 0, dtype: torch.dtype = torch.float64, envs: 
         logp=logp.to(dtype),
         entropy=entropy.to(dtype),
         kappa=(p * pull).sum(-1).to(dtype),
-        steepness=(pull * pull).sum(-1).to(dtype),
+        entropy_grad_sq=(pull * pull).sum(-1).to(dtype),
         old_logp=old.to(dtype),
         advantages=advantages.to(dtype),
         uniform=uniform.to(dtype),
@@ -112,7 +112,7 @@ def config_data(**sections: dict[str, Any]) -> dict[str, Any]:
         "run": {"name": "demo", "iterations": 3},
         "model": {"path": "someone/some-model"},
         "environments": [{"name": "countdown"}, {"name": "arithmetic", "weight": 2}],
-        "batch": {"prompts": 4, "replies": 4},
+        "batch": {"prompts": 4, "responses": 4},
         "sampling": {"max_tokens": 16},
         "generators": {"max_model_len": 64},
         "learner": {"lr": 0.001},
@@ -160,7 +160,7 @@ LEDGER = {  # a row of the wider ledger
     "entropy/failed": 0.9,
     "entropy/first": 1.2,
     "entropy/last": 0.1,
-    "entropy/authority": 0.002,
+    "entropy/affected": 0.002,
     "ratio/q0.1": 0.8,
     "ratio/q99.9": 1.3,
     "ratio/ess": 0.98,
@@ -169,8 +169,8 @@ LEDGER = {  # a row of the wider ledger
     "gap/q50": 0.001,
     "gap/q99.9": 0.3,
     "importance/limited": 0.01,
-    "replies/distinct": 9.0,
-    "replies/distinct_correct": 3.0,
+    "responses/distinct": 9.0,
+    "responses/distinct_correct": 3.0,
     "groups/no_signal": 1.0,
 }
 
@@ -196,7 +196,12 @@ def run_folder(
         row |= {"entropy/exact": 1.0 + (end - 1.0) * i / n, "reward/mean": 0.2 + 0.4 * i / n, "time/generate": 1.0}
         row |= {"entropy/predicted_dh": math.sin(i), "entropy/realised_dh": 2.0 * math.sin(i - 1)}
         if target is not None:
-            row |= {"entropy/target": target, "entropy/knob": 0.1, "entropy/knob_low": 0.0, "entropy/knob_high": 1.0}
+            row |= {
+                "entropy/target": target,
+                "entropy/coefficient": 0.1,
+                "entropy/coefficient_low": 0.0,
+                "entropy/coefficient_high": 1.0,
+            }
         for place, env in enumerate(envs if i else ()):
             row |= {f"reward/{env}": row["reward/mean"] / (place + 1), f"entropy/{env}": row["entropy/exact"]}
         if i in (0, n):
@@ -206,7 +211,7 @@ def run_folder(
         rows.append({**row, **((more(i) if callable(more) else more) or {})})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "config.yaml").write_text(config)
-    sample = {"env": HOSTILE, "prompt": [{"role": "user", "content": HOSTILE}], "reply": HOSTILE, "reward": 1.0}
+    sample = {"env": HOSTILE, "prompt": [{"role": "user", "content": HOSTILE}], "response": HOSTILE, "reward": 1.0}
     lines = [json.dumps(sample | {"iteration": i, "status": HOSTILE}) for i in (0, n // 2, n)]
     (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
     return folder

@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.inference import Completion, Request
 from actors.pool import MemberDied
-from actors.verifier import JudgeRequest
+from actors.verifier import ScoreRequest
 from envs.base import Session
 from envs.types import Group, Message, Observation, Prompt, Split, Trajectory, Turn, Verdict
 from learner.weights import Rendezvous, WeightManifest
@@ -18,8 +18,8 @@ from learner.weights import Rendezvous, WeightManifest
 FAKE_VOCAB = 32
 
 
-def fake_reply(request: Request, version: int) -> Completion:
-    """A reply that depends on the request and its seed alone; it ends at a stop token if it meets one."""
+def fake_response(request: Request, version: int) -> Completion:
+    """A response that depends on the request and its seed alone; it ends at a stop token if it meets one."""
     rng = random.Random(f"{request.prompt_ids}/{request.seed}")
     ids: list[int] = []
     while len(ids) < request.sampling.max_tokens:
@@ -34,7 +34,7 @@ def fake_reply(request: Request, version: int) -> Completion:
 class FakeEngine:
     """An `InferenceEngine` without a model. `events` is what happened, in order.
 
-    With hold=True replies wait for `release(n)`, which delivers the n oldest (all by default) on the caller's thread;
+    With hold=True responses wait for `release(n)`, which delivers the n oldest (all by default) on the caller's thread;
     otherwise they are delivered within `submit`.
     """
 
@@ -63,8 +63,8 @@ class FakeEngine:
             ready = self._waiting[:count]
             self._waiting = self._waiting[len(ready) :]
         for request, on_done in ready:
-            self.events.append(("reply", request.id, self.version))
-            on_done(fake_reply(request, self.version))
+            self.events.append(("response", request.id, self.version))
+            on_done(fake_response(request, self.version))
 
     def die(self, error: BaseException) -> None:
         """Every waiting request ends with `error`, and later submits raise it."""
@@ -74,7 +74,7 @@ class FakeEngine:
         for _, on_done in waiting:
             on_done(error)
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         self.events.append(("score", len(sequences), self.version))
         return [[-float(token) for token in tokens[1:]] for tokens in sequences]
 
@@ -100,8 +100,8 @@ class FakeEngine:
 class FakeGeneratorMember:
     """A generator behind a pool. `batches` are the messages it was sent, ids in order.
 
-    A reply is one message of its own. With hold=True the replies of a message wait for `release`; with die_after=n the
-    member dies with the n-th reply of its life, before giving it.
+    A response is one message of its own. With hold=True the responses of a message wait for `release`; with die_after=n the
+    member dies with the n-th response of its life, before giving it.
     """
 
     def __init__(self, name: str, *, hold: bool = False, die_after: int | None = None) -> None:
@@ -129,7 +129,7 @@ class FakeGeneratorMember:
             if self._die_after is not None and len(self.served) >= self._die_after:
                 raise MemberDied(self.name, "killed by a test")
             self.served.append(request.id)
-            yield [fake_reply(request, 0)]
+            yield [fake_response(request, 0)]
 
 
 class FakeVerifierMember:
@@ -138,7 +138,7 @@ class FakeVerifierMember:
     def __init__(
         self,
         name: str,
-        judge_one: Callable[[JudgeRequest], Observation | Verdict] = lambda _: Verdict(1.0, True),
+        judge_one: Callable[[ScoreRequest], Observation | Verdict] = lambda _: Verdict(1.0, True),
         *,
         hold: bool = False,
     ) -> None:
@@ -157,7 +157,7 @@ class FakeVerifierMember:
         self.dead = True
         self._gate.set()
 
-    async def judge(self, requests: Sequence[JudgeRequest]) -> list[Observation | Verdict]:
+    async def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
         self.batches.append([r.session for r in requests])
         await self._gate.wait()
         await asyncio.sleep(0)
@@ -167,8 +167,8 @@ class FakeVerifierMember:
 
 
 class FakeCodec:
-    """Every character is its code point; a reply's ids are written as a list of numbers, so that text never gives the ids
-    back: whoever re-tokenises a reply is found out. A turn costs a header token of its own."""
+    """Every character is its code point; a response's ids are written as a list of numbers, so that text never gives the ids
+    back: whoever re-tokenises a response is found out. A turn costs a header token of its own."""
 
     HEADER = -1
 
@@ -176,16 +176,16 @@ class FakeCodec:
         return tuple(token for m in messages for token in (self.HEADER, *map(ord, m.content)))
 
     def render_observation(
-        self, before: Sequence[Message], observation: Sequence[Message], reply_ids: Sequence[int]
+        self, before: Sequence[Message], observation: Sequence[Message], response_ids: Sequence[int]
     ) -> tuple[int, ...]:
         return self.render(observation)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return f"reply {list(ids)}"
+        return f"response {list(ids)}"
 
 
 class Numbered:
-    """An environment whose prompts are their index; a split of `size` wraps around, as the protocol says. Nothing is judged."""
+    """An environment whose prompts are their index; a split of `size` wraps around, as the protocol says. Nothing is scored."""
 
     def __init__(self, name: str, size: int | None) -> None:
         self.name, self._size = name, size
@@ -202,7 +202,7 @@ class Numbered:
 
 class FakeRun:
     """What the loop works with besides its curriculum: cluster, learner, rollouts and sink in one, all of whose calls are in
-    `events` in order. Rewards alternate within a group, unless `reward` says otherwise for a prompt and a reply's number."""
+    `events` in order. Rewards alternate within a group, unless `reward` says otherwise for a prompt and a response's number."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
@@ -211,7 +211,7 @@ class FakeRun:
         self.learner = self  # one object plays them all
         self.before_collect: Callable[[str], None] = lambda stamp: None
         self.reward: Callable[[Prompt, int], float] = lambda prompt, i: float(i % 2)
-        self.turns = 1  # of every reply
+        self.turns = 1  # of every response
         self.trained: list[Any] = []  # rank 0's batch of every iteration
 
     # --- the cluster and its learner
@@ -245,7 +245,7 @@ class FakeRun:
     def save_tokenizer(self, folder: Any) -> None: ...
 
     async def collect(
-        self, prompts: Sequence[tuple[int, Prompt]], sampling: Any, *, replies: int, stamp: str, **more: Any
+        self, prompts: Sequence[tuple[int, Prompt]], sampling: Any, *, responses: int, stamp: str, **more: Any
     ) -> tuple[list[Group], dict[str, float]]:
         self.before_collect(stamp)
         for _tick in range(10):  # long enough for a stop that was asked for just now to come first
@@ -254,7 +254,7 @@ class FakeRun:
         turn = Turn((1, 2), (3, 4), (-0.5, -0.5), "stop", self.version, self.version)
         groups = []
         for _, p in prompts:
-            rewards = [self.reward(p, i) for i in range(replies)]
+            rewards = [self.reward(p, i) for i in range(responses)]
             groups.append(
                 Group(
                     p,

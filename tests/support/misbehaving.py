@@ -1,4 +1,4 @@
-"""An environment whose sessions do what a reply asks for: raise, hang, answer nonsense, go on."""
+"""An environment whose sessions do what a response asks for: raise, hang, answer nonsense, go on."""
 
 from __future__ import annotations
 

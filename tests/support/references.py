@@ -1,6 +1,6 @@
-"""The papers' formulas in plain numpy float64, one reply and one token at a time. They share nothing with the code but the data.
+"""The papers' formulas in plain numpy float64, one response and one token at a time. They share nothing with the code but the data.
 
-A batch is a list of `Reply`; objectives are written as the papers have them, to be maximised, and `loss` is minus their sum.
+A batch is a list of `Response`; objectives are written as the papers have them, to be maximised, and `loss` is minus their sum.
 Where a paper stops a gradient, `at` is the point at which the stopped part is evaluated: a finite difference moves `logp` alone.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-# --- advantages: groups of rewards, and the replies' lengths ----------------------------------------------------------------
+# --- advantages: groups of rewards, and the responses' lengths ----------------------------------------------------------------
 
 
 def group_advantages(name: str, rewards: Sequence[float]) -> list[float]:
@@ -36,7 +36,7 @@ def group_advantages(name: str, rewards: Sequence[float]) -> list[float]:
 
 
 def batch_advantages(name: str, groups: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> list[float]:
-    """One a reply. REINFORCE++ (arXiv 2501.03262, eq. 9): (A - mean) / std over all tokens of the global batch."""
+    """One a response. REINFORCE++ (arXiv 2501.03262, eq. 9): (A - mean) / std over all tokens of the global batch."""
     flat = [a for rewards in groups for a in group_advantages(name, rewards)]
     if not name.startswith("reinforce_pp"):
         return flat
@@ -50,7 +50,7 @@ def batch_advantages(name: str, groups: Sequence[Sequence[float]], lengths: Sequ
 
 
 @dataclass(frozen=True)
-class Reply:
+class Response:
     """One trajectory's sampled tokens; observations are not in it."""
 
     old: Array
@@ -81,31 +81,31 @@ def clipped_objective(ratio: float, advantage: float, rules: Rules) -> float:
     return min(ratio * advantage, min(max(ratio, 1 - rules.low), 1 + rules.high) * advantage)
 
 
-def objectives(logp: Array, at: Array, reply: Reply, rules: Rules) -> list[float]:
-    """The surrogate objective of each token of a reply.
+def objectives(logp: Array, at: Array, response: Response, rules: Rules) -> list[float]:
+    """The surrogate objective of each token of a response.
 
     REINFORCE: A log pi, here with the value A; CISPO, arXiv 2506.13585, eqs. 4-5: sg(clip(r)) A log pi;
-    GSPO, arXiv 2507.18071, eqs. 5-7: the clipped objective of s = (pi(y) / pi_old(y))^(1/|y|), once a reply: the same for
+    GSPO, arXiv 2507.18071, eqs. 5-7: the clipped objective of s = (pi(y) / pi_old(y))^(1/|y|), once a response: the same for
     each of its tokens, since averaging them gives it back.
     """
-    n, a = len(logp), reply.advantage
+    n, a = len(logp), response.advantage
     if rules.surrogate == "policy_gradient":
         return [a + a * (logp[t] - at[t]) for t in range(n)]
     if rules.surrogate == "cispo":
-        weights = [min(max(math.exp(at[t] - reply.old[t]), 1 - rules.low), 1 + rules.high) for t in range(n)]
+        weights = [min(max(math.exp(at[t] - response.old[t]), 1 - rules.low), 1 + rules.high) for t in range(n)]
         return [weights[t] * a * logp[t] for t in range(n)]
     if rules.surrogate == "gspo":
-        s = math.exp(math.fsum(logp - reply.old)) ** (1 / n)
+        s = math.exp(math.fsum(logp - response.old)) ** (1 / n)
         return [clipped_objective(s, a, rules)] * n
-    return [clipped_objective(math.exp(logp[t] - reply.old[t]), a, rules) for t in range(n)]
+    return [clipped_objective(math.exp(logp[t] - response.old[t]), a, rules) for t in range(n)]
 
 
-def corrections(reply: Reply, rules: Rules) -> list[float]:
-    """pi_old of the trainer over that of the engine, a token or a whole reply; min(w, cap): TIS, Yao et al. 2025; w where
+def corrections(response: Response, rules: Rules) -> list[float]:
+    """pi_old of the trainer over that of the engine, a token or a whole response; min(w, cap): TIS, Yao et al. 2025; w where
     floor <= w <= cap, else nothing: MIS, Liu et al. 2025, and with a floor IcePop."""
     if rules.importance == "none":
-        return [1.0] * len(reply.old)
-    ratios = [math.exp(o) / math.exp(e) for o, e in zip(reply.old, reply.engine, strict=True)]
+        return [1.0] * len(response.old)
+    ratios = [math.exp(o) / math.exp(e) for o, e in zip(response.old, response.engine, strict=True)]
     if rules.level == "sequence":
         ratios = [math.prod(ratios)] * len(ratios)
     if rules.importance == "truncated":
@@ -119,28 +119,30 @@ def penalty(pi: float, reference: float, estimator: str) -> float:
     return {"k1": 0.0, "k2": math.log(x) ** 2 / 2, "k3": x - 1 - math.log(x)}[estimator]
 
 
-def token_losses(logp: Array, at: Array, reply: Reply, rules: Rules) -> list[float]:
+def token_losses(logp: Array, at: Array, response: Response, rules: Rules) -> list[float]:
     """k1 is no loss but a part of the advantage, a token: A - kl * (log pi_old - log ref)."""
-    weights = corrections(reply, rules)
+    weights = corrections(response, rules)
     if rules.kl and rules.estimator == "k1":
         parts = []
         for t in range(len(logp)):
-            a = reply.advantage - rules.kl * (reply.old[t] - reply.reference[t])
+            a = response.advantage - rules.kl * (response.old[t] - response.reference[t])
             one = slice(t, t + 1)
-            single = Reply(reply.old[one], reply.engine[one], reply.reference[one], reply.entropy[one], a)
+            single = Response(
+                response.old[one], response.engine[one], response.reference[one], response.entropy[one], a
+            )
             parts += objectives(logp[one], at[one], single, rules)
     else:
-        parts = objectives(logp, at, reply, rules)
+        parts = objectives(logp, at, response, rules)
     return [
         -w * part - rules.bonus * h + rules.kl * penalty(x, ref, rules.estimator)
-        for w, part, h, x, ref in zip(weights, parts, reply.entropy, logp, reply.reference, strict=True)
+        for w, part, h, x, ref in zip(weights, parts, response.entropy, logp, response.reference, strict=True)
     ]
 
 
-def loss(logps: Sequence[Array], ats: Sequence[Array], replies: Sequence[Reply], rules: Rules) -> float:
+def loss(logps: Sequence[Array], ats: Sequence[Array], responses: Sequence[Response], rules: Rules) -> float:
     """token: DAPO, arXiv 2503.14476, eq. 8: over all tokens; sequence: GRPO, arXiv 2402.03300, eq. 3: means of means;
     constant: Dr. GRPO, arXiv 2503.20783, listing 1: sums over a constant length."""
-    each = [token_losses(*x, rules) for x in zip(logps, ats, replies, strict=True)]
+    each = [token_losses(*x, rules) for x in zip(logps, ats, responses, strict=True)]
     if rules.aggregation == "token":
         return math.fsum(x for one in each for x in one) / sum(len(one) for one in each)
     if rules.aggregation == "sequence":
@@ -148,7 +150,7 @@ def loss(logps: Sequence[Array], ats: Sequence[Array], replies: Sequence[Reply],
     return math.fsum(x for one in each for x in one) / (len(each) * rules.max_tokens)
 
 
-def gradients(logps: Sequence[Array], replies: Sequence[Reply], rules: Rules, eps: float = 1e-6) -> list[Array]:
+def gradients(logps: Sequence[Array], responses: Sequence[Response], rules: Rules, eps: float = 1e-6) -> list[Array]:
     """Of `loss` in every token's log-prob, by central differences of the whole."""
     found = []
     for i, mine in enumerate(logps):
@@ -158,7 +160,7 @@ def gradients(logps: Sequence[Array], replies: Sequence[Reply], rules: Rules, ep
             for sign in (1, -1):
                 moved = mine.copy()
                 moved[t] += sign * eps
-                ends.append(loss([*logps[:i], moved, *logps[i + 1 :]], logps, replies, rules))
+                ends.append(loss([*logps[:i], moved, *logps[i + 1 :]], logps, responses, rules))
             row[t] = (ends[0] - ends[1]) / (2 * eps)
         found.append(row)
     return found
@@ -167,13 +169,13 @@ def gradients(logps: Sequence[Array], replies: Sequence[Reply], rules: Rules, ep
 # --- methods that shape advantages or take statistics over the batch ----------------------------------------------------------
 
 
-def repo(kind: str, a: float, logp: float, entropy: float, knob: float, **form: Any) -> float:
-    """arXiv 2603.11682: A' = A - beta L; REPO-D beta = knob, REPO-R beta = knob |A| without a change of sign; the positive
-    part beta = knob max(A, 0)."""
+def repo(kind: str, a: float, logp: float, entropy: float, coefficient: float, **form: Any) -> float:
+    """arXiv 2603.11682: A' = A - beta L; REPO-D beta = coefficient, REPO-R beta = coefficient |A| without a change of sign; the
+    positive part beta = coefficient max(A, 0)."""
     surprise = logp + entropy if form.get("centred", True) else logp
     if kind == "repo_d":
-        return a - knob * surprise
-    beta = knob * (max(a, 0.0) if form.get("part") == "positive" else abs(a))
+        return a - coefficient * surprise
+    beta = coefficient * (max(a, 0.0) if form.get("part") == "positive" else abs(a))
     shaped = a - beta * surprise
     return max(shaped, 0.0) if a > 0 else min(shaped, 0.0)
 

@@ -11,7 +11,7 @@ Seen = tuple[float, float, float, float]  # entropy, free, slope, advantage (lea
 
 
 def doubling(seen: Sequence[Seen], target: float, start: float, low: float, high: float, negative: bool) -> list[float]:
-    """arXiv 2603.11682: entropy below its target doubles the knob, above halves it, within [low, high]; halved below `low`
+    """arXiv 2603.11682: entropy below its target doubles the coefficient, above halves it, within [low, high]; halved below `low`
     it turns negative, where the same rule drives it down.
 
     Written on a ladder: the logarithm of the magnitude is the height over `low`, on either side of the flip.
@@ -47,7 +47,7 @@ def additive(
 
 
 def pi(seen: Sequence[Seen], target: float, start: float, gain: float, integral: float) -> list[float]:
-    """Without bounds, the closed form: log(knob / start) = gain * e + integral * sum(e), e = (target - H) / target."""
+    """Without bounds, the closed form: log(coefficient / start) = gain * e + integral * sum(e), e = (target - H) / target."""
     errors = [(target - h) / target for h, *_ in seen]
     return [start * math.exp(gain * e + integral * math.fsum(errors[: i + 1])) for i, e in enumerate(errors)]
 
@@ -55,9 +55,10 @@ def pi(seen: Sequence[Seen], target: float, start: float, gain: float, integral:
 def isentropic(
     seen: Sequence[Seen], target: float, *, gain: float, integral: float, memory: float, high: float, added: bool
 ) -> list[float]:
-    """knob = EMA(-free) / EMA(slope) + unit * (kp * e + ki * sum(e)), within unit * high; the sum takes an error of at most a
-    tenth either way, and holds still where it would push the knob further into its bound. added: a knob that is added to
-    advantages, whose unit is their root mean square. The running means are weighted sums over all that was seen."""
+    """coefficient = EMA(-free) / EMA(slope) + unit * (kp * e + ki * sum(e)), within unit * high; the sum takes an error of at
+    most a tenth either way, and holds still where it would push the coefficient further into its bound. added: a coefficient
+    that is added to advantages, whose unit is their root mean square. The running means are weighted sums over all that was
+    seen."""
     total, out = 0.0, []
     for i, (entropy, *_) in enumerate(seen):
         e = (target - entropy) / target

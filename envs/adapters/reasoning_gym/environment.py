@@ -5,7 +5,7 @@
     {"families": ["chain_sum", "gcd"], "levels": {"chain_sum": 2, "gcd": {"num_terms": 1}}}
 
 The library lives in the subprocess of envs/isolation/killable.py, see worker.py. Its scorers are other people's
-code and some evaluate the reply: do not point them at text from people you do not trust.
+code and some evaluate the response: do not point them at text from people you do not trust.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ReasoningGym:
     partial_credit  reward what the family's scorer gives, which may be a substring's share; otherwise 1.0 for a perfect
                     score and 0.0 for anything else. `correct` always means a perfect score
     system          text of a system message, none by default
-    timeout_s       seconds a scorer may take before the reply counts as wrong
+    timeout_s       seconds a scorer may take before the response counts as wrong
     name            metrics are kept under "name/family"
     Raises ValueError, one sentence with the nearest name, for unknown families and parameters.
     """
@@ -133,7 +133,7 @@ class ReasoningGym:
         _worker("prepare", family, params, self._seed, item, timeout_s=DRAW_TIMEOUT_S)
         try:
             score, winner = _worker("score", family, params, self._seed, item, texts, timeout_s=self._timeout_s)
-        except sandbox.SandboxError as error:  # the scorer choked on the reply: it is not an answer
+        except sandbox.SandboxError as error:  # the scorer choked on the response: it is not an answer
             return Verdict(0.0, detail=str(error)[:200])
         if not math.isfinite(score) or score < 1.0:
             return Verdict(score if self._partial_credit and math.isfinite(score) else 0.0, detail=f"score {score:g}")

@@ -1,7 +1,7 @@
 """The half of the reasoning-gym adapter that runs in the subprocess of envs/isolation/killable.py; JSON values in and out.
 
 Why there: some families walk over sets of strings, so that only a fixed string hash (the subprocess has one) gives the
-same item in every process; some scorers hand the reply to sympy, which may not come back; and the import takes seconds.
+same item in every process; some scorers hand the response to sympy, which may not come back; and the import takes seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLANES = 16  # 256 tries: an eval prompt is missed with probability 0.8^256
 
 NOT_TASKS = ("composite",)  # a mixture: this adapter makes its own
 
-# Their scorers run the reply through eval(), or through sympy's parse_expr, which is eval() again. What a call or an
+# Their scorers run the response through eval(), or through sympy's parse_expr, which is eval() again. What a call or an
 # attribute needs is refused before: this closes the obvious door, it does not make them safe for hostile text.
 EVALUATE = frozenset(("binary_matrix", "n_queens", "spiral_matrix", "string_insertion"))
 PARSE = frozenset(("intermediate_integration", "polynomial_multiplication", "simple_integration"))

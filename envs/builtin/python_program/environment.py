@@ -1,11 +1,11 @@
 """Programs: write f(x) so that it passes tests that are not shown.
 
-    prompt   f(x)=x*3+2        reply        def f(x): return x*3+2
+    prompt   f(x)=x*3+2        response        def f(x): return x*3+2
              f(1)=5            observation  f(4) gave 15, not 14
              f(4)=14           verdict      1.0 once the hidden tests pass too
 
-A reply runs in envs/isolation/sandbox.py, first with the examples of the prompt, and only if these pass with the hidden tests, so
-that nothing a program prints or raises can carry hidden arguments into an observation.
+A response runs in envs/isolation/sandbox.py, first with the examples of the prompt, and only if these pass with the hidden
+tests, so that nothing a program prints or raises can carry hidden arguments into an observation.
 
 Why a program cannot talk its way to a reward: what is expected never enters the sandbox. A program is handed arguments and
 has to give values back; they are compared here, as JSON texts. Results come after a nonce of the run, so that what a program
@@ -28,7 +28,7 @@ from envs.isolation import sandbox as untrusted
 from envs.tasks import check_index, in_split, task_random
 from envs.types import Message, Observation, Prompt, Split, Verdict
 
-MAX_PROGRAM = 4_000  # characters of a reply that is judged
+MAX_PROGRAM = 4_000  # characters of a response that is scored
 MAX_OBSERVATION = 400  # characters
 MAX_VALUE = 60  # characters of a value or an error in an observation
 MAX_TURNS = 16
@@ -73,9 +73,9 @@ class PythonProgram:
     """Write a Python function; examples are shown, hidden tests decide, several tries.
 
     level      difficulty, 1 to 4: arithmetic, conditions, lists and words, loops; `mixed` adds the easier ones
-    turns      replies that a trajectory may have, 1 to 16
+    turns      responses that a trajectory may have, 1 to 16
     examples   tests in the prompt; hidden: tests that decide
-    cpu_s      seconds of processor time for one run of a reply, which may take 4 times as long by the clock; a reply has
+    cpu_s      seconds of processor time for one run of a response, which may take 4 times as long by the clock; a response has
                up to two runs, and verifiers.timeout_s has to be longer than both
     isolation  the weakest level of isolation that is accepted, see envs/isolation/sandbox.py
     name       what metrics are kept under
@@ -180,7 +180,7 @@ class ProgramSession:
     def reply(self, text: str) -> Observation | Verdict:
         self.used += 1
         program = extract.program(text) if len(text) <= MAX_PROGRAM else ""
-        no_program = f"a program has 1 to {MAX_PROGRAM} characters, this reply has {len(text)}"
+        no_program = f"a program has 1 to {MAX_PROGRAM} characters, this response has {len(text)}"
         wrong = self._wrong(program) if program else no_program
         if not wrong:
             return Verdict(1.0, correct=True, solution=canonical(program))

@@ -3,7 +3,7 @@
     {"prompt": "What is 3/4 of 20?", "answer": 15}
     {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}], "answer": "4"}
 
-Other keys of a line are ignored; rows.py has the forms. The answer is looked for in the reply by envs/answers/extract.py.
+Other keys of a line are ignored; rows.py has the forms. The answer is looked for in the response by envs/answers/extract.py.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Questions:
         return OneReply(lambda text: self._judge(text, reference))
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
-        """The reference answer, alone: one correct reply of many."""
+        """The reference answer, alone: one correct response of many."""
         return prompt.task["answer"]
 
     def alphabet(self) -> Iterable[str]:

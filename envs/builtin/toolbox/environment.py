@@ -1,7 +1,7 @@
-"""Toolbox: small apps behind a text interface, several turns, judged by the state they are left in.
+"""Toolbox: small apps behind a text interface, several turns, scored by the state they are left in.
 
-    prompt  pay ann 30        reply  bank.pay(ann,30)      observation  ok        reply  finish()
-    prompt  phone of ann?     reply  contacts.phone(ann)   observation  417       reply  answer(417)
+    prompt  pay ann 30        response  bank.pay(ann,30)      observation  ok        response  finish()
+    prompt  phone of ann?     response  contacts.phone(ann)   observation  417       response  answer(417)
 
 One call a turn; `finish()` or `answer(text)` ends the episode. It is correct when the state is exactly the one that the task's
 own calls lead to, nothing else touched, and the answer, where one is asked for, is right. How the state was reached does not
@@ -38,7 +38,7 @@ DRAWS = 2_000  # of a world and a task in it, until the parameters are called im
 
 
 class Toolbox:
-    """Small apps called by text over several turns; the final state is judged.
+    """Small apps called by text over several turns; the final state is scored.
 
     level      1: one call or two; 2: look up, then act; 3: several apps and a loop or a condition
     apps       templates that need no other app than these; all of them by default
@@ -123,7 +123,7 @@ class Toolbox:
 
 
 class ToolboxSession:
-    """One episode. Calls that fail are observed and count; after the verdict every reply is given the verdict again."""
+    """One episode. Calls that fail are observed and count; after the verdict every response is given the verdict again."""
 
     def __init__(self, world: World, task: Task, max_calls: int, partial: bool) -> None:
         self._world, self._task = world, task

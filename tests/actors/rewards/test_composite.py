@@ -11,37 +11,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import make_prompt
-from support.fakes import FakeCodec, fake_reply
+from support.fakes import FakeCodec, fake_response
 
 from actors.inference import Completion, Request, SamplingParams
 from actors.rewards.composite import (
-    Composite,
-    Ended,
+    FinishedTrajectory,
+    RewardFunction,
     Term,
     TermFailed,
     asked_term,
     form_request,
-    last_reply,
+    last_response,
     length_term,
     overlong_term,
 )
 from actors.rollout import RolloutSettings, rollout_group
-from actors.verifier import JudgeRequest
+from actors.verifier import ScoreRequest
 from envs.types import Group, Message, Observation, Prompt, Status, Trajectory, Turn, Verdict
 
 SAID = (Message("user", "task 0"), Message("assistant", "7"))
 
 
-def ended(*tokens: int, verdict: Verdict | None = None, max_tokens: int = 10) -> Ended:
-    """A trajectory of replies of so many tokens."""
+def ended(*tokens: int, verdict: Verdict | None = None, max_tokens: int = 10) -> FinishedTrajectory:
+    """A trajectory of responses of so many tokens."""
     turns = tuple(Turn((1,), (2,) * n, (0.0,) * n, "stop", 0, 0) for n in tokens or (1,))
     own = Verdict(1.0, True, "s") if verdict is None else verdict
     trajectory = Trajectory(make_prompt(), turns, tuple("7" for _ in turns), own)
-    return Ended("it 1/0:toy/train/0/3", 0, trajectory, SAID, max_tokens)
+    return FinishedTrajectory("it 1/0:toy/train/0/3", 0, trajectory, SAID, max_tokens)
 
 
 def term(name: str, weight: float, value: float | str) -> Term:
-    async def given_value(_: Ended) -> float:
+    async def given_value(_: FinishedTrajectory) -> float:
         await asyncio.sleep(0)
         if isinstance(value, str):
             raise TermFailed(value)
@@ -50,7 +50,7 @@ def term(name: str, weight: float, value: float | str) -> Term:
     return Term(name, weight, given_value)
 
 
-def earned(composite: Composite, one: Ended) -> Verdict:
+def earned(composite: RewardFunction, one: FinishedTrajectory) -> Verdict:
     return asyncio.run(asyncio.wait_for(composite(one), 10))
 
 
@@ -61,7 +61,7 @@ def earned(composite: Composite, one: Ended) -> Verdict:
 def test_a_reward_is_the_weighted_sum_of_its_terms(
     verdict_weight: float, pairs: list[tuple[float, float]], reward: float
 ) -> None:
-    composite = Composite(verdict_weight, [term(f"t{i}", w, v) for i, (w, v) in enumerate(pairs)])
+    composite = RewardFunction(verdict_weight, [term(f"t{i}", w, v) for i, (w, v) in enumerate(pairs)])
     found = earned(composite, ended(verdict=Verdict(reward, True, "s")))
     assert found.reward == pytest.approx(verdict_weight * reward + sum(w * v for w, v in pairs), abs=1e-9)
     assert found.terms == {"verdict": reward} | {f"t{i}": v for i, (_, v) in enumerate(pairs)}
@@ -69,31 +69,31 @@ def test_a_reward_is_the_weighted_sum_of_its_terms(
 
 
 @pytest.mark.parametrize("status", [Status.TURNS, Status.TOKENS, Status.SECONDS, Status.TRUNCATED])
-def test_a_reply_that_a_limit_ended_has_its_terms_and_keeps_its_status(status: Status) -> None:
-    found = earned(Composite(1.0, [term("t", 2.0, -0.5)]), ended(verdict=Verdict(0.0, status=status, detail="d")))
+def test_a_response_that_a_limit_ended_has_its_terms_and_keeps_its_status(status: Status) -> None:
+    found = earned(RewardFunction(1.0, [term("t", 2.0, -0.5)]), ended(verdict=Verdict(0.0, status=status, detail="d")))
     assert found == Verdict(-1.0, status=status, detail="d", terms={"verdict": 0.0, "t": -0.5})
 
 
 @pytest.mark.parametrize("status", [Status.ERROR, Status.TIMEOUT])
 def test_what_the_environment_could_not_judge_is_nobodys_to_judge(status: Status) -> None:
-    asked: list[Ended] = []
+    asked: list[FinishedTrajectory] = []
 
-    async def value(one: Ended) -> float:
+    async def value(one: FinishedTrajectory) -> float:
         asked.append(one)
         return 1.0
 
     own = Verdict(0.0, status=status, detail="broken")
-    assert earned(Composite(1.0, [Term("t", 1.0, value)]), ended(verdict=own)) == own
+    assert earned(RewardFunction(1.0, [Term("t", 1.0, value)]), ended(verdict=own)) == own
     assert not asked
 
 
 def test_a_term_that_fails_is_an_error_and_never_a_zero() -> None:
-    composite = Composite(
+    composite = RewardFunction(
         1.0, [term("model", 1.0, "it died"), term("length", 1.0, -0.5), term("judge", 0.0, "no answer")]
     )
     found = earned(composite, ended())
     assert (found.status, found.reward) == (Status.ERROR, 0.0)
-    assert not found.status.judged
+    assert not found.status.scored
     assert found.detail == "the reward has no model: it died; judge: no answer"
     assert found.terms == {"verdict": 1.0, "length": -0.5}
     assert (found.correct, found.solution) == (True, "s")  # the independent check goes on
@@ -101,7 +101,7 @@ def test_a_term_that_fails_is_an_error_and_never_a_zero() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_value_that_is_not_finite_is_a_failure(value: float) -> None:
-    found = earned(Composite(1.0, [term("model", 1.0, value)]), ended())
+    found = earned(RewardFunction(1.0, [term("model", 1.0, value)]), ended())
     assert found.status is Status.ERROR
     assert f"model: its value is {value}" in found.detail
 
@@ -110,11 +110,11 @@ def test_terms_are_asked_at_the_same_time() -> None:
     async def main() -> Verdict:
         both = asyncio.Barrier(2)
 
-        async def value(_: Ended) -> float:
+        async def value(_: FinishedTrajectory) -> float:
             await both.wait()  # for ever, if one waited for the other
             return 1.0
 
-        return await Composite(0.0, [Term("a", 1.0, value), Term("b", 1.0, value)])(ended())
+        return await RewardFunction(0.0, [Term("a", 1.0, value), Term("b", 1.0, value)])(ended())
 
     assert asyncio.run(asyncio.wait_for(main(), 10)).reward == 2.0
 
@@ -122,11 +122,11 @@ def test_terms_are_asked_at_the_same_time() -> None:
 # --- length -------------------------------------------------------------------------------------------------------------
 
 
-def value_of(one: Term, what: Ended) -> float:
-    return earned(Composite(0.0, [replace(one, weight=1.0)]), what).reward
+def value_of(one: Term, what: FinishedTrajectory) -> float:
+    return earned(RewardFunction(0.0, [replace(one, weight=1.0)]), what).reward
 
 
-def test_the_length_term_counts_all_replies_and_tells_correct_from_wrong() -> None:
+def test_the_length_term_counts_all_responses_and_tells_correct_from_wrong() -> None:
     one = length_term(1.0, "linear", 4, None, (0.0, -1.0), (-0.5, 0.5))
     assert value_of(one, ended(3, 4)) == pytest.approx(-0.5)  # 7 tokens, half way from 4 to max_tokens
     assert value_of(one, ended(3)) == 0.0
@@ -139,7 +139,7 @@ def test_the_length_term_counts_all_replies_and_tells_correct_from_wrong() -> No
     )
 
 
-def test_overlong_shaping_looks_at_the_longest_reply() -> None:
+def test_overlong_shaping_looks_at_the_longest_response() -> None:
     one = overlong_term(1.0, 4)
     assert value_of(one, ended(6, 6)) == 0.0
     assert value_of(one, ended(6, 8, 2)) == pytest.approx(-0.5)
@@ -150,16 +150,16 @@ def test_overlong_shaping_looks_at_the_longest_reply() -> None:
 
 
 def test_who_judges_texts_is_shown_the_whole_conversation() -> None:
-    seen: list[JudgeRequest] = []
+    seen: list[ScoreRequest] = []
 
-    async def judge(request: JudgeRequest) -> Observation | Verdict:
+    async def score(request: ScoreRequest) -> Observation | Verdict:
         seen.append(request)
         return Verdict(0.25)
 
-    assert value_of(asked_term("judge", 1.0, judge, last_reply), ended()) == 0.25
+    assert value_of(asked_term("judge", 1.0, score, last_response), ended()) == 0.25
     (request,) = seen
     assert request.prompt.messages == SAID[:-1]
-    assert request.replies == ("7",)
+    assert request.responses == ("7",)
     assert request.prompt.task == make_prompt().task  # the reference may be among it
 
 
@@ -171,11 +171,11 @@ def test_who_judges_texts_is_shown_the_whole_conversation() -> None:
         (Observation(()), "judge: it answered with an observation"),
     ],
 )
-def test_whoever_cannot_judge_leaves_the_reply_out(answer: Observation | Verdict, detail: str) -> None:
-    async def judge(_: JudgeRequest) -> Observation | Verdict:
+def test_whoever_cannot_judge_leaves_the_response_out(answer: Observation | Verdict, detail: str) -> None:
+    async def score(_: ScoreRequest) -> Observation | Verdict:
         return answer
 
-    found = earned(Composite(1.0, [asked_term("judge", 1.0, judge, last_reply)]), ended())
+    found = earned(RewardFunction(1.0, [asked_term("judge", 1.0, score, last_response)]), ended())
     assert found.status is Status.ERROR
     assert detail in found.detail
 
@@ -184,30 +184,30 @@ def test_the_form_is_asked_of_the_verifiers_with_the_environments_own_pattern() 
     request = form_request(["a+", "b+"], 2)(replace(ended(1, 1), environment=1))
     assert request.environment == 2
     assert request.session != ended().name  # the environment's own session has that name
-    assert request.prompt.task == {"pattern": "b+", "replies": 2}
-    assert request.replies == ("7", "7")
+    assert request.prompt.task == {"pattern": "b+", "responses": 2}
+    assert request.responses == ("7", "7")
 
 
 # --- within a rollout ---------------------------------------------------------------------------------------------------
 
 
-def test_a_rollout_gives_the_reward_the_conversation_up_to_the_last_reply() -> None:
-    seen: list[Ended] = []
+def test_a_rollout_gives_the_reward_the_conversation_up_to_the_last_response() -> None:
+    seen: list[FinishedTrajectory] = []
 
-    async def reward(one: Ended) -> Verdict:
+    async def reward(one: FinishedTrajectory) -> Verdict:
         seen.append(one)
         return replace(one.trajectory.verdict, reward=5.0)
 
     async def generate(requests: Sequence[Request]) -> list[Completion]:
-        return [replace(fake_reply(r, 0), finish="stop") for r in requests]
+        return [replace(fake_response(r, 0), finish="stop") for r in requests]
 
-    async def judge(request: JudgeRequest) -> Observation | Verdict:
-        return Verdict(1.0, True) if len(request.replies) == turns else Observation((Message("tool", "go on"),))
+    async def score(request: ScoreRequest) -> Observation | Verdict:
+        return Verdict(1.0, True) if len(request.responses) == turns else Observation((Message("tool", "go on"),))
 
     def group(most: int) -> Group:
         settings = RolloutSettings(SamplingParams(max_tokens=5), 2, most, 200, 1)
         prompt = Prompt("toy", "train", 7, (Message("user", "task"),))
-        parts = (prompt, 1, generate, judge, FakeCodec(), settings, "it 1")
+        parts = (prompt, 1, generate, score, FakeCodec(), settings, "it 1")
         return asyncio.run(asyncio.wait_for(rollout_group(*parts, reward=reward), 10))
 
     turns = 2

@@ -24,7 +24,7 @@ from transformers import (
 
 from actors.pool import VerifierPool
 from actors.rewards.reward_model import RewardModel, RewardModelSettings, batches
-from actors.verifier import JudgeRequest
+from actors.verifier import ScoreRequest
 from envs.types import Message, Observation, Prompt, Status, Verdict
 from learner.tokenizer import build_tokenizer
 
@@ -62,12 +62,12 @@ def made(path: str, **settings: Any) -> RewardModel:
     return RewardModel(RewardModelSettings(path, **settings))
 
 
-def ask(reply: str, *before: Message) -> JudgeRequest:
+def ask(response: str, *before: Message) -> ScoreRequest:
     messages = before or (Message("user", "3+4="),)
-    return JudgeRequest(f"it 1/0:toy/train/0/{reply}", 0, Prompt("toy", "train", 0, messages), (reply,))
+    return ScoreRequest(f"it 1/0:toy/train/0/{response}", 0, Prompt("toy", "train", 0, messages), (response,))
 
 
-REPLIES = [
+RESPONSES = [
     ask("7"),
     ask("the answer is 7"),
     ask(""),
@@ -76,11 +76,11 @@ REPLIES = [
 ]
 
 
-def by_hand(path: str, request: JudgeRequest, label: int | None = None) -> float:
+def by_hand(path: str, request: ScoreRequest, label: int | None = None) -> float:
     """The text through transformers alone, without any padding."""
     model = LlamaForSequenceClassification.from_pretrained(path, dtype=torch.float32)
     chat = [{"role": m.role, "content": m.content} for m in request.prompt.messages]
-    chat.append({"role": "assistant", "content": request.replies[-1]})
+    chat.append({"role": "assistant", "content": request.responses[-1]})
     ids = build_tokenizer(ALPHABET).apply_chat_template(chat, tokenize=True, return_dict=False)
     with torch.no_grad():
         hidden = model.model(torch.tensor([ids])).last_hidden_state[0, -1]
@@ -95,18 +95,18 @@ def rewards(answers: Sequence[Observation | Verdict]) -> list[float]:
 
 @pytest.mark.parametrize("most", [1, 40, 8192])
 def test_scores_are_the_classifiers_own_however_they_are_batched(folder: str, most: int) -> None:
-    found = rewards(made(folder, max_batch_tokens=most).judge(REPLIES))
-    assert found == pytest.approx([by_hand(folder, r) for r in REPLIES], abs=1e-5)
-    assert len(set(found)) == len(found)  # the replies are told apart
+    found = rewards(made(folder, max_batch_tokens=most).score(RESPONSES))
+    assert found == pytest.approx([by_hand(folder, r) for r in RESPONSES], abs=1e-5)
+    assert len(set(found)) == len(found)  # the responses are told apart
 
 
 def test_what_else_is_in_the_batch_changes_nothing(folder: str) -> None:
     model = made(folder)
-    together = rewards(model.judge(REPLIES))
-    assert together == pytest.approx([rewards(model.judge([r]))[0] for r in REPLIES], abs=1e-5)
-    assert together == pytest.approx(rewards(model.judge(REPLIES[::-1]))[::-1], abs=1e-5)
+    together = rewards(model.score(RESPONSES))
+    assert together == pytest.approx([rewards(model.score([r]))[0] for r in RESPONSES], abs=1e-5)
+    assert together == pytest.approx(rewards(model.score(RESPONSES[::-1]))[::-1], abs=1e-5)
     alone = made(folder, max_batch_tokens=1)  # then to the last bit
-    assert rewards(alone.judge(REPLIES)) == rewards(alone.judge(REPLIES[::-1]))[::-1]
+    assert rewards(alone.score(RESPONSES)) == rewards(alone.score(RESPONSES[::-1]))[::-1]
 
 
 def test_a_model_that_reads_both_ways_sees_no_padding(tmp_path: Path) -> None:
@@ -123,20 +123,20 @@ def test_a_model_that_reads_both_ways_sees_no_padding(tmp_path: Path) -> None:
     BertForSequenceClassification(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     model = made(path)
-    assert rewards(model.judge(REPLIES)) == pytest.approx([rewards(model.judge([r]))[0] for r in REPLIES], abs=1e-5)
+    assert rewards(model.score(RESPONSES)) == pytest.approx([rewards(model.score([r]))[0] for r in RESPONSES], abs=1e-5)
 
 
 def test_of_several_labels_one_has_its_probability(tmp_path: Path) -> None:
     path = saved(tmp_path / "three", labels=3)
-    found = rewards(made(path, label=2).judge(REPLIES))
-    assert found == pytest.approx([by_hand(path, r, 2) for r in REPLIES], abs=1e-5)
+    found = rewards(made(path, label=2).score(RESPONSES))
+    assert found == pytest.approx([by_hand(path, r, 2) for r in RESPONSES], abs=1e-5)
     assert all(0 <= x <= 1 for x in found)
 
 
 def test_a_score_is_normalised(folder: str) -> None:
-    raw = rewards(made(folder).judge(REPLIES))
+    raw = rewards(made(folder).score(RESPONSES))
     middle = sorted(raw)[2]
-    found = rewards(made(folder, scale=2.0, shift=-2 * middle, clip=(-0.1, math.inf)).judge(REPLIES))
+    found = rewards(made(folder, scale=2.0, shift=-2 * middle, clip=(-0.1, math.inf)).score(RESPONSES))
     assert found == pytest.approx([max(-0.1, 2 * (x - middle)) for x in raw], abs=1e-4)
     assert -0.1 in found and max(found) > 0
 
@@ -144,22 +144,22 @@ def test_a_score_is_normalised(folder: str) -> None:
 def test_without_a_chat_template_the_texts_are_joined(folder: str) -> None:
     model = made(folder, chat_template=False)
     assert model._ids(ask("7").prompt.messages) == list(model.tokenizer("3+4=").input_ids)
-    assert rewards(model.judge(REPLIES)) != rewards(made(folder).judge(REPLIES))
+    assert rewards(model.score(RESPONSES)) != rewards(made(folder).score(RESPONSES))
 
 
 def test_lower_precision_is_near(folder: str) -> None:
-    exact, near = (rewards(made(folder, precision=p).judge(REPLIES)) for p in ("fp32", "bf16"))
+    exact, near = (rewards(made(folder, precision=p).score(RESPONSES)) for p in ("fp32", "bf16"))
     assert near == pytest.approx(exact, abs=0.2)
     assert near != exact
 
 
-def test_a_conversation_it_cannot_read_costs_its_own_reply(folder: str) -> None:
-    good, long, better = made(folder).judge([REPLIES[0], ask("1" * (LIMIT + 1)), REPLIES[1]])
-    assert rewards([good, better]) == rewards(made(folder).judge(REPLIES[:2]))
+def test_a_conversation_it_cannot_read_costs_its_own_response(folder: str) -> None:
+    good, long, better = made(folder).score([RESPONSES[0], ask("1" * (LIMIT + 1)), RESPONSES[1]])
+    assert rewards([good, better]) == rewards(made(folder).score(RESPONSES[:2]))
     assert isinstance(long, Verdict)
     assert (long.status, long.reward) == (Status.ERROR, 0.0)
     assert f"tokens and the model reads 1 to {LIMIT}" in long.detail
-    odd = made(folder).judge([ask("7", Message("narrator", "x"))])[0]  # type: ignore[arg-type]
+    odd = made(folder).score([ask("7", Message("narrator", "x"))])[0]  # type: ignore[arg-type]
     assert isinstance(odd, Verdict) and odd.status is Status.ERROR
     assert "unknown role: narrator" in odd.detail
 
@@ -170,7 +170,7 @@ def test_a_forward_pass_that_fails_and_a_score_that_is_not_finite_are_errors(
     model = made(folder)
     with torch.no_grad():
         model.model.score.weight.fill_(math.nan)
-    answers = model.judge(REPLIES)
+    answers = model.score(RESPONSES)
     assert {(a.status, a.detail) for a in answers if isinstance(a, Verdict)} == {
         (Status.ERROR, "the reward model: its score is nan")
     }
@@ -179,7 +179,7 @@ def test_a_forward_pass_that_fails_and_a_score_that_is_not_finite_are_errors(
         raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
 
     monkeypatch.setattr(model.model, "forward", full)
-    answer = model.judge(REPLIES[:1])[0]
+    answer = model.score(RESPONSES[:1])[0]
     assert answer == Verdict(
         0.0, status=Status.ERROR, detail="the reward model: the forward pass failed: CUDA out of memory."
     )
@@ -209,7 +209,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: int, setting
 def test_a_template_that_is_asked_for_and_missing_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "plain")
     (tmp_path / "plain" / "chat_template.jinja").unlink()
-    assert rewards(made(path).judge(REPLIES))  # left open, the texts are joined
+    assert rewards(made(path).score(RESPONSES))  # left open, the texts are joined
     with pytest.raises(ValueError, match=r"has no chat template: set rewards\.model\.chat_template=false"):
         made(path, chat_template=True)
 
@@ -230,7 +230,7 @@ def test_requests_of_a_few_milliseconds_go_together() -> None:
 
         async def late(i: int) -> Observation | Verdict:
             await asyncio.sleep(0.002 * i)
-            return await pool.judge(replace(ask("x"), session=str(i)))
+            return await pool.score(replace(ask("x"), session=str(i)))
 
         await asyncio.gather(*(late(i) for i in range(5)))
         return [len(batch) for batch in member.batches]
@@ -239,14 +239,14 @@ def test_requests_of_a_few_milliseconds_go_together() -> None:
     assert len(asyncio.run(main(0.0))) > 1
 
 
-def test_a_token_that_the_model_has_no_row_for_costs_its_own_reply(tmp_path: Path) -> None:
+def test_a_token_that_the_model_has_no_row_for_costs_its_own_response(tmp_path: Path) -> None:
     path = saved(tmp_path / "short")
     tokenizer = build_tokenizer(ALPHABET + "\u00e9")  # one character more than the embedding has rows
     tokenizer.save_pretrained(path)
     model = made(path)
     most = max(tokenizer(ALPHABET + "\u00e9").input_ids)
     character = tokenizer.convert_ids_to_tokens(most)
-    lost, fine = model.judge([ask(f"7{character}"), ask("7")])
+    lost, fine = model.score([ask(f"7{character}"), ask("7")])
     assert isinstance(lost, Verdict) and lost.status is Status.ERROR
     assert f"it has token {most} and the model has tokens 0 to {most - 1}" in lost.detail
     assert isinstance(fine, Verdict) and fine.status is Status.OK

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support.appworld_stub import Stub, serve, solution
 
-from actors.verifier import EnvSpec, JudgeRequest, Verifier
+from actors.verifier import EnvSpec, ScoreRequest, Verifier
 from envs import catalog
 from envs.adapters import appworld
 from envs.adapters.appworld import AppWorld, AppWorldSession
@@ -46,8 +46,8 @@ def stubs() -> Iterator[list[Stub]]:
         yield [one, two]
 
 
-def answers(session: AppWorldSession, replies: list[str]) -> list[Observation | Verdict]:
-    return [session.reply(text) for text in replies]
+def answers(session: AppWorldSession, responses: list[str]) -> list[Observation | Verdict]:
+    return [session.reply(text) for text in responses]
 
 
 def free_port() -> int:
@@ -59,8 +59,8 @@ def test_an_oracle_earns_full_reward_and_noise_nothing(stub: Stub) -> None:
     tasks = AppWorld(seed=5, urls=stub.url, **LISTS)
     for index in range(40):
         prompt = tasks.prompt(SPLITS[index % 2], index)
-        replies = iter(solution(prompt.task["task_id"]))
-        played = play(tasks.open(prompt), lambda _, replies=replies: next(replies))
+        responses = iter(solution(prompt.task["task_id"]))
+        played = play(tasks.open(prompt), lambda _, responses=responses: next(responses))
         verdict = played.verdict
         assert verdict is not None and (verdict.reward, verdict.correct, verdict.status) == (1.0, True, Status.OK)
         assert verdict.detail == "3 of 3 tests passed" and verdict.solution and "notes.write" in verdict.solution
@@ -147,11 +147,11 @@ def test_sessions_keep_their_servers_while_there_are_enough(stubs: list[Stub]) -
     tasks = AppWorld(urls=[stub.url for stub in stubs], **LISTS)
     prompt = tasks.prompt("train", 0)  # the same task twice: only its owner tells the worlds apart
     first, second = tasks.open(prompt), tasks.open(prompt)
-    replies = solution(prompt.task["task_id"])
-    for text in replies[:2]:
+    responses = solution(prompt.task["task_id"])
+    for text in responses[:2]:
         assert isinstance(first.reply(text), Observation) and isinstance(second.reply(text), Observation)
     assert (first.begun, second.begun) == (1, 1) and [len(stub.begun) for stub in stubs] == [1, 1]
-    assert all(verdict.correct for s in (first, second) if isinstance(verdict := s.reply(replies[2]), Verdict))
+    assert all(verdict.correct for s in (first, second) if isinstance(verdict := s.reply(responses[2]), Verdict))
 
 
 def test_more_sessions_than_servers_take_turns_and_never_mix(stub: Stub) -> None:
@@ -173,9 +173,9 @@ def test_a_verifier_that_lost_the_session_replays_it(stub: Stub) -> None:
     """Two verifiers, processes apart, take turns with one trajectory on one server, as after a restart."""
     params = {"urls": stub.url, **LISTS}
     prompt = AppWorld(seed=3, **params).prompt("train", 0)
-    replies = tuple(solution(prompt.task["task_id"]))
+    responses = tuple(solution(prompt.task["task_id"]))
     judges = [Verifier([EnvSpec("appworld", params, 3)], timeout_s=20) for _ in range(2)]
-    seen = [judges[turn % 2].judge([JudgeRequest("a", 0, prompt, replies[: turn + 1])])[0] for turn in range(3)]
+    seen = [judges[turn % 2].score([ScoreRequest("a", 0, prompt, responses[: turn + 1])])[0] for turn in range(3)]
     for judge in judges:
         judge.close()
     assert [type(answer) for answer in seen] == [Observation, Observation, Verdict]
@@ -188,15 +188,15 @@ def test_a_connection_that_breaks_costs_a_world_and_no_verdict(stub: Stub, path:
     tasks = AppWorld(urls=stub.url, **LISTS)
     prompt = tasks.prompt("train", 0)
     session = tasks.open(prompt)
-    replies = solution(prompt.task["task_id"])
-    session.reply(replies[0])
+    responses = solution(prompt.task["task_id"])
+    session.reply(responses[0])
     if path == "/initialize":
         stub.world = None  # the server was started anew as well
     stub.drop = path
-    verdict = answers(session, replies[1:])[-1]
+    verdict = answers(session, responses[1:])[-1]
     assert isinstance(verdict, Verdict) and verdict.correct and not stub.drop
-    last = stub.begun[-1].executed  # nothing ran twice in the world that was judged
-    assert last == [text.rpartition("```python\n")[2].partition("\n```")[0] for text in replies]
+    last = stub.begun[-1].executed  # nothing ran twice in the world that was scored
+    assert last == [text.rpartition("```python\n")[2].partition("\n```")[0] for text in responses]
 
 
 def test_a_server_that_is_gone_is_replaced_by_another(stub: Stub) -> None:
@@ -326,7 +326,7 @@ def test_wrong_parameters_are_one_sentence(params: dict[str, Any], words: str) -
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_no_reply_makes_it_raise(stub: Stub) -> None:
+def test_no_response_makes_it_raise(stub: Stub) -> None:
     tasks, rng = AppWorld(urls=stub.url, **LISTS), random.Random(7)
     prompt = tasks.prompt("train", 0)
     correct = solution(prompt.task["task_id"])

@@ -17,7 +17,7 @@ import pytest
 from support import text_games
 
 import envs
-from actors.verifier import EnvSpec, JudgeRequest, Verifier
+from actors.verifier import EnvSpec, ScoreRequest, Verifier
 from envs import catalog
 from envs.adapters.gym import Gym
 from envs.base import play
@@ -56,7 +56,7 @@ class Oracle:
 
 
 class Noise:
-    """Well-formed replies that know nothing."""
+    """Well-formed responses that know nothing."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -107,27 +107,27 @@ def test_splits_by_text_share_no_task() -> None:
         )  # always says "go", which is a train text
 
 
-def transcript(tasks: Gym, prompt: Prompt, replies: list[str]) -> list[Observation | Verdict]:
+def transcript(tasks: Gym, prompt: Prompt, responses: list[str]) -> list[Observation | Verdict]:
     session = tasks.open(prompt)
-    return [session.reply(text) for text in replies]
+    return [session.reply(text) for text in responses]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_sessions_that_take_turns_do_not_hear_of_each_other(name: str) -> None:
     """Each alone, then all at once with games held by two only: evicted ones are replayed."""
-    replies = {
+    responses = {
         "gem": [f"\\boxed{{{n}}}" for n in (15, 8, 23, 4, 27)],
         "classic": ["a", "b", "c"],
         "arena": ["x", "y", "z", "5"],
     }[name]
     tasks, tight = Gym(seed=1, **CASES[name]), Gym(seed=1, open=2, **CASES[name])
     prompts = [tasks.prompt("train", i) for i in range(6)]
-    alone = [transcript(tasks, prompt, replies) for prompt in prompts]
+    alone = [transcript(tasks, prompt, responses) for prompt in prompts]
     assert len({repr(seen) for seen in alone}) > 1
     before = random.getstate()
     sessions = [tight.open(prompt) for prompt in prompts]
     mixed: list[list[Observation | Verdict]] = [[] for _ in sessions]
-    for text in replies:
+    for text in responses:
         for session, seen in zip(sessions, mixed, strict=True):
             seen.append(session.reply(text))
     assert mixed == alone
@@ -138,11 +138,11 @@ def test_sessions_that_take_turns_do_not_hear_of_each_other(name: str) -> None:
 def test_a_verifier_that_lost_the_session_replays_it() -> None:
     tasks = Gym(seed=3, **CASES["gem"])
     prompt = tasks.prompt("train", 0)
-    replies = ("\\boxed{31}", "\\boxed{0}", "\\boxed{31}")
-    seen = transcript(tasks, prompt, list(replies))
+    responses = ("\\boxed{31}", "\\boxed{0}", "\\boxed{31}")
+    seen = transcript(tasks, prompt, list(responses))
     judges = [Verifier([EnvSpec("gym", CASES["gem"], 3)], timeout_s=20) for _ in range(2)]
     for turn in range(3):
-        (answer,) = judges[turn % 2].judge([JudgeRequest("a", 0, prompt, replies[: turn + 1])])
+        (answer,) = judges[turn % 2].score([ScoreRequest("a", 0, prompt, responses[: turn + 1])])
         assert answer == seen[turn]
     for judge in judges:
         judge.close()
@@ -166,16 +166,16 @@ def test_games_are_closed_when_they_end_and_when_they_fail() -> None:
 
 
 def test_last_and_sum_and_success() -> None:
-    def judged(**more: Any) -> Verdict:
+    def scored(**more: Any) -> Verdict:
         tasks = Gym(**{**CASES["classic"], "params": {"letters": 2}, **more})
         prompt = tasks.prompt("train", 0)
         seen = transcript(tasks, prompt, ["x", prompt.messages[0].content[-1]])[-1]
         assert isinstance(seen, Verdict)
         return seen
 
-    assert (judged().reward, judged().correct) == (0.5, False)
-    assert judged(success=0.5).correct
-    assert (judged(reward="last", success=0.25).reward, judged(params={"letters": 2}, reward="last").reward) == (
+    assert (scored().reward, scored().correct) == (0.5, False)
+    assert scored(success=0.5).correct
+    assert (scored(reward="last", success=0.25).reward, scored(params={"letters": 2}, reward="last").reward) == (
         0.5,
         0.5,
     )
@@ -187,11 +187,11 @@ def test_what_cuts_a_game_short_is_told_and_counts() -> None:
     assert verdict == Verdict(0.0, detail="cut short by the environment")
 
 
-def test_an_action_may_be_the_answer_in_a_reply() -> None:
-    reply = "Let me think.\n<answer>on</answer>"
+def test_an_action_may_be_the_answer_in_a_response() -> None:
+    response = "Let me think.\n<answer>on</answer>"
     whole, found = (Gym(make="support.text_games:Faulty", action=action) for action in ("reply", "extract"))
-    assert isinstance(whole.open(whole.prompt("train", 0)).reply(reply), Verdict)
-    seen = found.open(found.prompt("train", 0)).reply(reply)
+    assert isinstance(whole.open(whole.prompt("train", 0)).reply(response), Verdict)
+    seen = found.open(found.prompt("train", 0)).reply(response)
     assert isinstance(seen, Observation) and seen.messages[0].content == "on"
 
 
@@ -270,18 +270,18 @@ def fuzzed(rng: random.Random) -> str:
     return rng.choice(["", "\0", "\ud800", "a", "3", "1" * 30_000, "nan", "²"])
 
 
-def test_no_reply_makes_it_raise(case: str) -> None:
-    """Bytes, code points of every plane, huge replies, boxes and digits: a fifth of what every environment is given."""
+def test_no_response_makes_it_raise(case: str) -> None:
+    """Bytes, code points of every plane, huge responses, boxes and digits: a fifth of what every environment is given."""
     tasks, rng = Gym(seed=2, **CASES[case]), random.Random(7)
     session, prompts = None, [tasks.prompt("train", i) for i in range(20)]
     for _ in range(2_000):
         session = session or tasks.open(rng.choice(prompts))
-        reply = fuzzed(rng)
-        answer = session.reply(reply)
+        response = fuzzed(rng)
+        answer = session.reply(response)
         if isinstance(answer, Observation):
             json.dumps([m.content for m in answer.messages], ensure_ascii=False).encode("utf-8")
         else:
-            assert answer.status is Status.OK, (reply, answer)
+            assert answer.status is Status.OK, (response, answer)
             json.dumps([answer.solution, answer.detail], ensure_ascii=False).encode("utf-8")
             session = None
 

@@ -47,8 +47,8 @@ def by_family(tasks: ReasoningGym, split: Any, count: int) -> dict[str, Prompt]:
     return {(p := tasks.prompt(split, i)).env.partition("/")[2]: p for i in range(count)}
 
 
-def verdict(tasks: ReasoningGym, prompt: Prompt, reply: str) -> Verdict:
-    result = tasks.open(prompt).reply(reply)
+def verdict(tasks: ReasoningGym, prompt: Prompt, response: str) -> Verdict:
+    result = tasks.open(prompt).reply(response)
     assert isinstance(result, Verdict)
     return result
 
@@ -58,10 +58,10 @@ def test_every_familys_answer_is_correct_and_another_is_not(tasks: ReasoningGym)
     assert set(prompts) == set(FAMILIES)
     for family, prompt in prompts.items():
         answer = tasks.demonstration(prompt, random.Random(0))
-        for reply in (answer, f"\n{answer} \n", f"I think so.\n<answer>{answer}</answer>"):
-            assert (verdict(tasks, prompt, reply).reward, family) == (1.0, family)
-        for reply in ("", "no idea", f"{answer} {answer}"):
-            result = verdict(tasks, prompt, reply)
+        for response in (answer, f"\n{answer} \n", f"I think so.\n<answer>{answer}</answer>"):
+            assert (verdict(tasks, prompt, response).reward, family) == (1.0, family)
+        for response in ("", "no idea", f"{answer} {answer}"):
+            result = verdict(tasks, prompt, response)
             assert (result.reward, result.correct, family) == (0.0, False, family)
 
 
@@ -144,9 +144,9 @@ def test_splits_are_disjoint_even_where_the_family_has_few_questions() -> None:
 def test_partial_credit_is_only_given_when_asked() -> None:
     strict, lenient = (ReasoningGym(families="gcd", partial_credit=asked) for asked in (False, True))
     prompt = strict.prompt("train", 0)
-    reply = f"{prompt.task['answer']} {'x' * 9}"
-    assert verdict(strict, prompt, reply).reward == 0.0
-    result = verdict(lenient, prompt, reply)
+    response = f"{prompt.task['answer']} {'x' * 9}"
+    assert verdict(strict, prompt, response).reward == 0.0
+    result = verdict(lenient, prompt, response)
     assert 0.0 < result.reward < 1.0 and not result.correct and result.solution is None
     assert verdict(lenient, prompt, prompt.task["answer"]).reward == 1.0
 

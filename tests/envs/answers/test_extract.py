@@ -1,4 +1,4 @@
-"""Where the answer is in a reply."""
+"""Where the answer is in a response."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from envs.answers.extract import boxed, extract, tagged
 
 
 @pytest.mark.parametrize(
-    ("reply", "answer"),
+    ("response", "answer"),
     [
         ("so \\boxed{\\frac{1}{2}} it is", "\\frac{1}{2}"),
         ("\\boxed{1} then \\boxed {2}", "2"),
@@ -34,8 +34,8 @@ from envs.answers.extract import boxed, extract, tagged
         ("", ""),
     ],
 )
-def test_extract(reply: str, answer: str) -> None:
-    assert extract(reply) == answer
+def test_extract(response: str, answer: str) -> None:
+    assert extract(response) == answer
 
 
 def test_nothing_marked_is_none() -> None:

@@ -25,11 +25,11 @@ def test_both_splits_of_the_smallest_setting_have_tasks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "reward"), [("7", 1.0), (" 7\n", 1.0), ("07", 0.0), ("+7", 0.0), ("7.", 0.0), ("\u0667", 0.0)]
+    ("response", "reward"), [("7", 1.0), (" 7\n", 1.0), ("07", 0.0), ("+7", 0.0), ("7.", 0.0), ("\u0667", 0.0)]
 )
-def test_only_the_canonical_number_is_right(reply: str, reward: float) -> None:
+def test_only_the_canonical_number_is_right(response: str, reward: float) -> None:
     prompt = Prompt("arithmetic", "train", 0, (), {"answer": "7"})
-    verdict = Arithmetic().open(prompt).reply(reply)
+    verdict = Arithmetic().open(prompt).reply(response)
     assert isinstance(verdict, Verdict)
     assert (verdict.reward, verdict.solution) == (reward, "7" if reward else None)
 

@@ -1,4 +1,4 @@
-"""Countdown: the listed solutions are all the correct replies, and nothing else is."""
+"""Countdown: the listed solutions are all the correct responses, and nothing else is."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def test_text_is_compact() -> None:
 
 
 @pytest.mark.parametrize(
-    "reply",
+    "response",
     ["", "3 4 5 6", "4+5*3-6=21", "4+5*3", "4+5*3-6+0", "4+5*3-06", "4+5*3-6-", "(4+5)*3-6", "4+5*3-\u0666", "4+5*3/6"],
 )
-def test_other_replies_are_wrong(reply: str) -> None:
+def test_other_responses_are_wrong(response: str) -> None:
     prompt = Prompt("countdown", "train", 0, (), {"numbers": [3, 4, 5, 6], "target": 21})
     session = TASKS.open(prompt)
     assert session.reply(" 4+5 * 3-6\n") == Verdict(1.0, True, "4+5*3-6")
-    verdict = session.reply(reply)
+    verdict = session.reply(response)
     assert (verdict.reward, verdict.correct, verdict.solution) == (0.0, False, None)
 
 

@@ -35,10 +35,10 @@ def test_bits_are_told_one_by_one_and_said_together() -> None:
     assert Bits().open(LETTERS).reply("010") == Verdict(0.0, detail="wrong")
 
 
-@pytest.mark.parametrize(("environment", "prompt", "reply"), [(Guess(), NUMBER, "18"), (Bits(), LETTERS, "g")])
-def test_a_game_ends_with_its_turns(environment: Any, prompt: Prompt, reply: str) -> None:
-    played = play(environment.open(prompt), lambda _: reply)
-    assert len(played.replies) == (5 if isinstance(environment, Guess) else 4)
+@pytest.mark.parametrize(("environment", "prompt", "response"), [(Guess(), NUMBER, "18"), (Bits(), LETTERS, "g")])
+def test_a_game_ends_with_its_turns(environment: Any, prompt: Prompt, response: str) -> None:
+    played = play(environment.open(prompt), lambda _: response)
+    assert len(played.responses) == (5 if isinstance(environment, Guess) else 4)
     assert played.verdict is not None and played.verdict.reward == 0.0 and "turns" in played.verdict.detail
 
 

@@ -62,7 +62,7 @@ def test_an_expert_earns_it_in_one_turn(level: int) -> None:
         assert PythonProgram(1, level=level).prompt("eval", index) == prompt
         played = demonstrate(tasks, prompt, random.Random(index))
         assert played.verdict and (played.verdict.reward, played.verdict.correct) == (1.0, True)
-        assert played.observations == () and played.replies[0] in tasks.solutions(prompt)
+        assert played.observations == () and played.responses[0] in tasks.solutions(prompt)
 
 
 def test_levels_are_templates_and_the_first_is_short() -> None:
@@ -107,8 +107,8 @@ def test_turns_end_with_a_verdict_and_observations_say_what_is_wrong(tasks: Pyth
         ("def f(x): return 10**10**4", "f("),
         ("def f(x): return eval('[' * 90 + ']' * 90)", "gave"),
         ("def f(x): raise ValueError('é' * 10**6)", "ValueError: ???"),
-        ("   ", "a program has 1 to 4000 characters, this reply has 3"),
-        ("x" * 4001, "this reply has 4001"),
+        ("   ", "a program has 1 to 4000 characters, this response has 3"),
+        ("x" * 4001, "this response has 4001"),
         ("\ud800", "UnicodeEncodeError"),
         ("def f(x): return float('nan')", "gave nan"),
     ],
@@ -200,10 +200,10 @@ def test_what_is_expected_and_what_is_hidden_stays_outside(
 
 
 @pytest.mark.parametrize(
-    "reply", ["", "\x00", "\ud800", "((((", "```python\n```", "é" * 100_000, "'" * 500, "(" * 3000]
+    "response", ["", "\x00", "\ud800", "((((", "```python\n```", "é" * 100_000, "'" * 500, "(" * 3000]
 )
-def test_an_odd_reply_gets_an_answer(tasks: PythonProgram, reply: str) -> None:
-    answer = first(tasks, tasks.prompt("train", 1), reply)
+def test_an_odd_response_gets_an_answer(tasks: PythonProgram, response: str) -> None:
+    answer = first(tasks, tasks.prompt("train", 1), response)
     assert isinstance(answer, Observation) and answer.messages[0].content
 
 
@@ -230,7 +230,7 @@ DEEP = (
 
 
 def fuzzed_program(rng: random.Random, right: tuple[str, ...]) -> str:
-    """Any odd reply, or one of Python's own: alone, as the body of a right program, between marks."""
+    """Any odd response, or one of Python's own: alone, as the body of a right program, between marks."""
     text = rng.choice([*[fuzzed(rng, right)] * 8, rng.choice(DEEP), rng.choice([*CHEATS.values()])])
     kind = rng.randrange(5)
     if kind == 0:
@@ -267,7 +267,7 @@ def answers_like(rng: random.Random, request: dict[str, Any], right: dict[str, A
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of programs
-def test_no_reply_and_nothing_a_program_prints_makes_it_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_response_and_nothing_a_program_prints_makes_it_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     """10,000 verdicts. Processes would take ten minutes: here is what they are asked, and what they could answer."""
     tasks, rng, right = PythonProgram(5, level=4, mixed=True, turns=1), random.Random(7), dict[str, Any]()
 
@@ -341,7 +341,7 @@ def test_equal_programs_have_one_form() -> None:
         (" \n", ""),
     ],
 )
-def test_the_program_in_a_reply(text: str, program: str) -> None:
+def test_the_program_in_a_response(text: str, program: str) -> None:
     assert extract.program(text) == program
 
 

@@ -25,8 +25,8 @@ def asked(tasks: Questions, split: Any) -> list[str]:
     return [tasks.prompt(split, i).messages[-1].content for i in range(tasks.size(split) or 0)]
 
 
-def judge(tasks: Questions, prompt: Prompt, reply: str) -> Verdict:
-    verdict = tasks.open(prompt).reply(reply)
+def judge(tasks: Questions, prompt: Prompt, response: str) -> Verdict:
+    verdict = tasks.open(prompt).reply(response)
     assert isinstance(verdict, Verdict)
     return verdict
 

@@ -74,8 +74,8 @@ def texts(tasks: Questions, split: Split) -> list[str]:
     return [tasks.prompt(split, i).messages[-1].content for i in range(tasks.size(split) or 0)]
 
 
-def verdict(tasks: Questions, reply: str) -> Verdict:
-    answer = tasks.open(tasks.prompt("train", 0)).reply(reply)
+def verdict(tasks: Questions, response: str) -> Verdict:
+    answer = tasks.open(tasks.prompt("train", 0)).reply(response)
     assert isinstance(answer, Verdict)
     return answer
 

@@ -37,7 +37,7 @@ def make_prompt(*actions: str, lookups: tuple[tuple[str, ...], ...] = (), answer
     return Prompt("toolbox", "train", 0, (), task)
 
 
-def replies(prompt: Prompt, *texts: str, **params: Any) -> Verdict:
+def responses(prompt: Prompt, *texts: str, **params: Any) -> Verdict:
     session = Toolbox(**params).open(prompt)
     answers = [session.reply(text) for text in texts]
     assert all(isinstance(answer, Observation) for answer in answers[:-1]), answers
@@ -175,11 +175,11 @@ def test_a_state_is_judged_however_it_was_reached() -> None:
     prompt = make_prompt()
     ann = owner(prompt)
     prompt = make_prompt(f"bank.pay({ann},30)")
-    direct = replies(prompt, f"bank.pay({ann},30)", "finish()")
+    direct = responses(prompt, f"bank.pay({ann},30)", "finish()")
     assert direct == Verdict(1.0, correct=True, solution=f"bank.pay({ann},30); finish()")
-    parts = replies(prompt, f"bank.pay({ann}, 10)", "bank.pya(x)", f"bank.pay({ann},20)", " finish() ")
+    parts = responses(prompt, f"bank.pay({ann}, 10)", "bank.pya(x)", f"bank.pay({ann},20)", " finish() ")
     assert parts.solution == f"bank.pay({ann},10); bank.pay({ann},20); finish()"  # canonical, without what failed
-    looked = replies(prompt, "bank.balance()", f"bank.pay({ann},30)", "finish()")
+    looked = responses(prompt, "bank.balance()", f"bank.pay({ann},30)", "finish()")
     assert looked.correct
 
 
@@ -196,7 +196,7 @@ def test_a_state_is_judged_however_it_was_reached() -> None:
 )
 def test_what_is_not_the_task_earns_nothing(texts: tuple[str, ...], words: str) -> None:
     name = owner(make_prompt())
-    verdict = replies(make_prompt(f"bank.pay({name},30)"), *(text.format(a=name) for text in texts))
+    verdict = responses(make_prompt(f"bank.pay({name},30)"), *(text.format(a=name) for text in texts))
     assert (verdict.reward, verdict.correct, verdict.solution) == (0.0, False, None)
     assert words in verdict.detail
 
@@ -206,20 +206,20 @@ def test_one_change_too_many_or_too_few_is_seen(level: int) -> None:
     tasks = Toolbox(level=level, max_calls=30)
     for index in range(60):
         prompt = tasks.prompt("train", index)
-        calls = play(tasks.open(prompt), tasks.expert(prompt, random.Random(index)).act).replies
-        extra = replies(prompt, *calls[:-1], "notes.write(extra,1)", calls[-1], level=level, max_calls=30)
+        calls = play(tasks.open(prompt), tasks.expert(prompt, random.Random(index)).act).responses
+        extra = responses(prompt, *calls[:-1], "notes.write(extra,1)", calls[-1], level=level, max_calls=30)
         assert extra.reward == 0.0 and "touched notes: extra" in extra.detail
         for action in prompt.task["actions"]:
-            left_out = replies(prompt, *(c for c in calls if c != action), level=level)
+            left_out = responses(prompt, *(c for c in calls if c != action), level=level)
             assert left_out.reward == 0.0 and "not done" in left_out.detail
 
 
 def test_answers_are_compared() -> None:
     prompt = make_prompt(answer="417")
-    assert replies(prompt, "answer(417)") == Verdict(1.0, correct=True, solution="answer(417)")
-    assert replies(prompt, "answer( 417 )").correct
-    assert replies(prompt, "answer(418)") == Verdict(0.0, detail="the answer is 417")
-    assert replies(prompt, "finish()").reward == 0.0
+    assert responses(prompt, "answer(417)") == Verdict(1.0, correct=True, solution="answer(417)")
+    assert responses(prompt, "answer( 417 )").correct
+    assert responses(prompt, "answer(418)") == Verdict(0.0, detail="the answer is 417")
+    assert responses(prompt, "finish()").reward == 0.0
     session = Toolbox().open(prompt)
     for text in ("answer()", "answer(4,17)", "finish(1)"):
         answer = session.reply(text)
@@ -236,10 +236,10 @@ def test_partial_credit_is_the_share_of_the_changes_made() -> None:
         (("notes.write(a,1)", "todo.add(zz)", "finish()"), 0.0),
         (("notes.write(a,1)", "answer(1)"), 1 / 4),
     ):
-        verdict = replies(prompt, *texts, partial=True)
+        verdict = responses(prompt, *texts, partial=True)
         assert (verdict.reward, verdict.correct) == (pytest.approx(reward), False)
     done = ("notes.write(a,1)", "notes.write(b,2)", "notes.write(c,3)", "finish()")
-    assert replies(prompt, *done, partial=True).reward == 1.0
+    assert responses(prompt, *done, partial=True).reward == 1.0
 
 
 # --- what the templates ask, read from their text alone ----------------------------------------------------------------
@@ -338,8 +338,8 @@ def test_a_task_is_what_its_text_says(name: str) -> None:
             expert = play(tasks.open(prompt), tasks.expert(prompt, random.Random(index)).act)
             assert expert.verdict is not None and expert.verdict.correct
             assert not any(o.messages[0].content.startswith("error") for o in expert.observations)
-            assert len(expert.replies) <= NEEDED[TEMPLATES[name].level]
-            assert {call.split(".")[0] for call in expert.replies[:-1]} <= TEMPLATES[name].apps
+            assert len(expert.responses) <= NEEDED[TEMPLATES[name].level]
+            assert {call.split(".")[0] for call in expert.responses[:-1]} <= TEMPLATES[name].apps
 
 
 def test_experts_draw_among_orders_and_look_ups() -> None:
@@ -359,8 +359,8 @@ def test_level_1_is_short_enough_for_a_tiny_model() -> None:
     for index in range(300):
         prompt = tasks.prompt("train", index)
         played = play(tasks.open(prompt), tasks.expert(prompt, random.Random(0)).act)
-        assert len(prompt.messages[0].content) < 30 and max(map(len, played.replies)) < 30
-        assert len(played.replies) <= 3
+        assert len(prompt.messages[0].content) < 30 and max(map(len, played.responses)) < 30
+        assert len(played.responses) <= 3
 
 
 @pytest.mark.parametrize("name", [name for name, template in TEMPLATES.items() if template.level == 1])

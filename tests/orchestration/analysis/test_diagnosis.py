@@ -16,9 +16,9 @@ N = 60
 SAFE: dict[str, Column] = {
     "entropy/exact": 1.0,
     "entropy/target": 1.0,
-    "entropy/knob": 0.1,
-    "entropy/knob_low": 0.01,
-    "entropy/knob_high": 0.5,
+    "entropy/coefficient": 0.1,
+    "entropy/coefficient_low": 0.01,
+    "entropy/coefficient_high": 0.5,
 }
 LOW: dict[str, Column] = SAFE | {"entropy/exact": 0.66}  # a third under target, all the time
 EVALS: dict[str, Column] = {"eval/a/pass@1": lambda i: 0.3 + 0.2 * i / N, "eval/a/pass@16": lambda i: 0.9 - 0.2 * i / N}
@@ -93,7 +93,7 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
     ("even", "about alike", {"entropy/successful": 0.9, "entropy/failed": 0.8}, []),
     (
         "place",
-        "first token of a reply entropy fell from 1.50 to 1.20, at the last token it stayed at 0.10",
+        "first token of a response entropy fell from 1.50 to 1.20, at the last token it stayed at 0.10",
         {"entropy/first": lambda i: 1.5 if i < 30 else 1.2, "entropy/last": 0.1},
         [{"entropy/first": 1.0}],
     ),
@@ -148,16 +148,16 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
     (
         "no_authority",
         "ADAPO had no authority: 0.2 % of tokens clipped, and entropy was 34 % under its target",
-        {**LOW, "entropy/authority": 0.002},
+        {**LOW, "entropy/affected": 0.002},
         [
-            {**SAFE, "entropy/authority": 0.002},
-            {**LOW, "entropy/authority": 0.05},
+            {**SAFE, "entropy/affected": 0.002},
+            {**LOW, "entropy/affected": 0.05},
             LOW,
             # few tokens by design, and yet they move entropy
-            {**LOW, "entropy/authority": 0.002, "entropy/predicted_dh": 0.01, "entropy/predicted_dh_free": -0.01},
+            {**LOW, "entropy/affected": 0.002, "entropy/predicted_dh": 0.01, "entropy/predicted_dh_free": -0.01},
         ],
     ),
-    ("authority", "0.02 % of tokens", {**SAFE, "entropy/authority": 0.0002}, [{**LOW, "entropy/authority": 0.002}]),
+    ("authority", "0.02 % of tokens", {**SAFE, "entropy/affected": 0.0002}, [{**LOW, "entropy/affected": 0.002}]),
     (
         "spent",
         "upper bound (0.5), with entropy off target, in 45 of 60 iterations, and the error persisted (34 % under",
@@ -171,7 +171,7 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
     (
         "spent",
         "lower bound (0.01)",
-        {**SAFE, "entropy/exact": 1.5, "entropy/knob": 0.01, "entropy/saturated": 1.0},
+        {**SAFE, "entropy/exact": 1.5, "entropy/coefficient": 0.01, "entropy/saturated": 1.0},
         [],
     ),
     ("saturated", "in 1 of 60", {**LOW, "entropy/saturated": lambda i: float(i == 5)}, [LOW]),
@@ -204,7 +204,7 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
     ),
     (
         "longer",
-        "Replies were 80 % longer than at the start by iteration 59 while the reward rose",
+        "Responses were 80 % longer than at the start by iteration 59 while the reward rose",
         {"drift/longer": after(20, 1.0), "drift/length": 0.8},
         [SAFE, {"drift/longer": after(56, 1.0), "drift/length": 0.8}],
     ),
@@ -218,8 +218,8 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
     ("coverage", "pass@16 stayed at 0.90.", {**EVALS, "eval/a/pass@16": 0.9}, [EVALS, {"eval/a/pass@1": 0.5}]),
     (
         "distinct",
-        "evaluation, fell from 4.0 to 2.0; distinct correct replies a prompt, in training, stayed at 3.0",
-        {"eval/a/distinct_correct": lambda i: 4.0 if i < 30 else 2.0, "replies/distinct_correct": 3.0},
+        "evaluation, fell from 4.0 to 2.0; distinct correct responses a prompt, in training, stayed at 3.0",
+        {"eval/a/distinct_correct": lambda i: 4.0 if i < 30 else 2.0, "responses/distinct_correct": 3.0},
         [{"eval/a/distinct_correct": 4.0}],
     ),
     ("no_signal", "75 % of groups", {"groups/no_signal": 12.0}, [{"groups/no_signal": 4.0}, {}]),
@@ -324,7 +324,7 @@ def test_the_cause_is_named_by_share_and_only_when_the_sum_points_the_same_way()
 @pytest.mark.parametrize("kind", ["none", "clip_higher"])
 def test_a_run_that_nothing_steers_is_not_off_target(kind: str) -> None:
     config = {"entropy": {"method": {"kind": kind}, "controller": {"kind": "fixed"}}}
-    found = said(LOW | {"entropy/authority": 0.0}, config)
+    found = said(LOW | {"entropy/affected": 0.0}, config)
     assert not {"off_target", "no_authority"} & set(found)
     assert "No controller" in found["course"].text
     assert ("authority" in found) == (kind != "none")
@@ -341,7 +341,7 @@ def test_groups_without_signal_are_none_of_credit_by_the_turn(kind: str) -> None
 def test_methods_have_their_names() -> None:
     config = {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "doubling"}}}
     assert said(LOW | {"entropy/saturated": 1.0}, config)["spent"].text.startswith("REPO-D is spent")
-    assert said(LOW | {"entropy/authority": 0.0}, config)["no_authority"].text.startswith("REPO-D had no")
+    assert said(LOW | {"entropy/affected": 0.0}, config)["no_authority"].text.startswith("REPO-D had no")
     assert said(LOW | {"entropy/saturated": 1.0}, {"entropy": "?"})["spent"].text.startswith("The control is spent")
 
 

@@ -42,7 +42,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, fault: str | None = None) -> tuple
     cluster = Cluster(validate(config_data()), events.append)
     old = VerifierActor(events, "verifier 0", dead=True)
     cluster.verifiers = VerifierPool([RemoteVerifier("verifier 0", old, 60.0)], events.append)
-    cluster._seats._taken["verifier 0"] = (0, old)
+    cluster._slots._taken["verifier 0"] = (0, old)
 
     def make(slot: int) -> RemoteVerifier:
         events.append(f"verifier 1 is made for slot {slot}")

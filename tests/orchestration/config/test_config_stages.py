@@ -73,7 +73,7 @@ def test_the_environments_of_a_run_are_counted_once() -> None:
         ({"overrides": {"learner.lr": -1}}, "stages.1 (two): learner.lr is -1: input should be greater than 0"),
         ({"overrides": {"learner.lr.x": 1}}, "stages.1 (two): override learner.lr.x: learner.lr is a value, not a section"),
         ({"overrides": {"sampling.max_tokens": 64}}, "stages.1 (two): sampling.max_tokens (64) leaves no room"),
-        ({"overrides": {"objective.surrogate": "gspo"}}, "stages.1 (two): objective.surrogate gspo clips a reply as a whole"),
+        ({"overrides": {"objective.surrogate": "gspo"}}, "stages.1 (two): objective.surrogate gspo clips a response as a whole"),
         ({"advance": {"windw": 1, "reward": 1.0}}, "unknown key stages.1.advance.windw: did you mean 'window'?"),
         ({"advance": {"window": 2}}, "stages.1.advance: a stage advances by reward or by plateau: give one of the two"),
         ({"advance": {"reward": 0.5, "plateau": 0.1}}, "stages.1.advance: a stage advances by reward or by plateau"),

@@ -148,7 +148,7 @@ def test_whatever_a_foreign_environment_raises_is_one_sentence(
     environment = {"name": "foreign_module:Foreign", "params": faulty}
     if at == "reset":
         environment = {"name": "gym", "params": {"make": environment["name"], "params": faulty}}
-    # With stages more than the first prompt is asked for, with the form of replies the environment's own one.
+    # With stages more than the first prompt is asked for, with the form of responses the environment's own one.
     data: dict[str, Any] = stages_data() | {"rewards": {"format": {"weight": 1}}}
     data["stages"][0]["environments"] = [environment]
     with pytest.raises(ConfigError) as caught:

@@ -139,7 +139,7 @@ def test_an_unknown_key_in_a_list_says_where() -> None:
     [
         ({"batch": {"prompts": "many"}}, "batch.prompts is 'many': input should be a valid integer"),
         ({"batch": {"prompts": 4.0}}, "batch.prompts is 4.0: input should be a valid integer"),
-        ({"sampling": {"max_total_tokens": 1}}, "sampling.max_total_tokens (1) is for all replies of a trajectory"),
+        ({"sampling": {"max_total_tokens": 1}}, "sampling.max_total_tokens (1) is for all responses of a trajectory"),
         ({"sampling": {"max_seconds": 0}}, "sampling.max_seconds is 0: input should be greater than 0"),
         ({"learner": {"lr": 0}}, "learner.lr is 0: input should be greater than 0"),
         ({"learner": {"lr": float("inf")}}, "learner.lr is inf: input should be a finite number"),
@@ -162,11 +162,11 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
     [
         (
             {"learner": {"updates": 3}},
-            ["4 prompts x 4 replies = 16 trajectories", "learner.updates = 3"],
+            ["4 prompts x 4 responses = 16 trajectories", "learner.updates = 3"],
         ),
         ({"learner": {"updates": 16, "ranks": 2}}, ["an update of 1 trajectories", "learner.ranks = 2"]),
         ({"learner": {"ranks": 3}}, ["16 trajectories", "divided evenly over learner.ranks = 3", "batch.prompts (4)"]),
-        ({"batch": {"replies": 1}}, ["batch.replies is 1, give 2 or more"]),
+        ({"batch": {"responses": 1}}, ["batch.responses is 1, give 2 or more"]),
         ({"sampling": {"max_tokens": 64}}, ["sampling.max_tokens (64)", "generators.max_model_len (64)"]),
         (
             {"objective": {"advantage": "loop", "surrogate": "policy_gradient"}},
@@ -195,16 +195,16 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
         ({"evaluation": {"ks": [1, 64]}}, ["pass@64 needs at least 64 samples and evaluation.samples is 16"]),
         (
             {"entropy": {"method": {"kind": "none"}, "controller": {"kind": "doubling"}}},
-            ["entropy.method is none, which has no knob to steer"],
+            ["entropy.method is none, which has no coefficient to steer"],
         ),
         ({"entropy": {"target": {"nats": 1.0, "fraction": 0.5}}}, ["nats (1) and fraction (0.5) both set the target"]),
         (
             {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "doubling", "start": 1.0}}},
-            ["the knob starts at 1, outside its bounds [0.0001, 0.05]"],
+            ["the coefficient starts at 1, outside its bounds [0.0001, 0.05]"],
         ),
         (
             {"entropy": {"method": {"kind": "adapo"}, "controller": {"kind": "isentropic"}}},
-            ["isentropic controller needs a method whose effect is linear in its knob"],
+            ["isentropic controller needs a method whose effect is linear in its coefficient"],
         ),
         (
             {"entropy": {"method": {"kind": "kl_cov"}}},
@@ -214,7 +214,7 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
             {"objective": {"surrogate": "policy_gradient"}, "learner": {"updates": 2, "epochs": 2}},
             ["policy_gradient is on-policy", "updates x epochs = 4"],
         ),
-        ({"objective": {"surrogate": "gspo"}}, ["gspo clips a reply as a whole", "use aggregation sequence"]),
+        ({"objective": {"surrogate": "gspo"}}, ["gspo clips a response as a whole", "use aggregation sequence"]),
         ({"objective": {"importance": {"kind": "truncated", "floor": 0.5}}}, ["floor (0.5) belongs to kind masked"]),
         ({"objective": {"importance": {"kind": "masked", "floor": 3.0}}}, ["floor (3) has to be under cap (2)"]),
         (
@@ -380,14 +380,14 @@ def test_every_kind_is_written_and_read_here() -> None:
 @pytest.mark.parametrize("controller", CONTROLLERS, ids=lambda c: c["kind"])
 def test_a_configuration_survives_yaml(method: dict[str, Any], controller: dict[str, Any]) -> None:
     if method["kind"] == "none" and controller["kind"] != "fixed":
-        assert "no knob to steer" in message(entropy={"method": method, "controller": controller})
+        assert "no coefficient to steer" in message(entropy={"method": method, "controller": controller})
         return
     schedule = [[1, 1.0], [50, 0.25]]
     target = {"fraction": 0.7, "average_over": 2, "over": "successful", "schedule": schedule, "release_at": 80}
     entropy = {"method": method, "controller": controller, "target": target}
     learner = {"lr": 1e-5, "betas": [0.9, 0.99], "updates": 2}
     if controller["kind"] == "isentropic" and method["kind"] not in ("bonus", "repo_r", "repo_d"):
-        assert "linear in its knob" in message(entropy=entropy, learner=learner)
+        assert "linear in its coefficient" in message(entropy=entropy, learner=learner)
         return
     config = validate(config_data(entropy=entropy, learner=learner))
     again = validate(yaml.safe_load(config.to_yaml()))

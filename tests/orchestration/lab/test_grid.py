@@ -32,7 +32,7 @@ def grid_file(folder: Path, **changes: Any) -> str:
 def test_arms_times_settings_times_seeds_seed_by_seed(tmp_path: Path) -> None:
     arms = {"a": {"note": "plain"}, "b": {"learner.lr": 0.5, "seeds": [1]}, "c": None}
     settings = {"short": {}, "long": {"run.iterations": 9, "learner.lr": 0.1}}
-    grid = load_grid(grid_file(tmp_path, arms=arms, settings=settings, overrides={"batch.replies": 8}))
+    grid = load_grid(grid_file(tmp_path, arms=arms, settings=settings, overrides={"batch.responses": 8}))
     found = cells(grid, tmp_path / "arms", "some/model")
     assert [c.name for c in found] == [
         *("a.short-s0", "a.long-s0", "c.short-s0", "c.long-s0"),
@@ -41,7 +41,7 @@ def test_arms_times_settings_times_seeds_seed_by_seed(tmp_path: Path) -> None:
     by_name = {c.name: c.config for c in found}
     one = by_name["b.long-s1"]
     assert one is not None
-    assert (one.run.iterations, one.learner.lr, one.batch.replies) == (9, 0.5, 8)  # the arm's word is the last
+    assert (one.run.iterations, one.learner.lr, one.batch.responses) == (9, 0.5, 8)  # the arm's word is the last
     assert (one.run.seed, one.run.sinks, one.model.path) == (1, ["jsonl"], "some/model")
     assert one.folder == tmp_path / "arms" / "b.long-s1"
     assert notes(grid)["a.long"] == "plain"

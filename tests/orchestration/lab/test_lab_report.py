@@ -95,7 +95,7 @@ def test_every_part_is_there(tmp_path: Path) -> None:
         "each at its best temperature",
         "pass@k at T = 1",
         "Exact entropy over its start",
-        "Entropy knob",
+        "Entropy coefficient",
         "Reward",
         "note 1",
         "Every run",
@@ -111,7 +111,7 @@ def test_more_arms_than_colours_get_a_picture_each(tmp_path: Path) -> None:
     few = written(tmp_path / "few", lab(tmp_path / "8", 8, 1))
     many = written(tmp_path / "many", lab(tmp_path / "9", 9, 1))
     assert few.tags.count("figure") == 6
-    assert many.tags.count("figure") == 2 + 3 * 9 + 1  # the four arms with a knob that moves share one picture
+    assert many.tags.count("figure") == 2 + 3 * 9 + 1  # the four arms with a coefficient that moves share one picture
     assert "Grey: arm-0." in many.text
     assert ("class", "ring c0") in many.attributes
 
@@ -171,7 +171,7 @@ def test_the_story_says_who_holds_its_target(tmp_path: Path) -> None:
     )
     text = told([ArmRuns("a", {0: held}), ArmRuns("b", {0: missed})])["Targets"]
     assert "Held to within 10\xa0% rms over the last two thirds of the iterations: a (2\xa0%)." in text
-    assert re.search(r"Missed by more: b \(\d+\xa0%, its knob at a bound in 100\xa0% of the iterations\)", text)
+    assert re.search(r"Missed by more: b \(\d+\xa0%, its coefficient at a bound in 100\xa0% of the iterations\)", text)
 
 
 def test_the_story_does_not_call_noise_a_lead(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_the_story_does_not_call_noise_a_lead(tmp_path: Path) -> None:
     assert text["Front of pass@1 and pass@4 at T = 1"].endswith("Off it by no more than the noise of the seeds: b.")
     assert "clearly higher in every arm" in text["Against the start"]  # 0.4 before training
     single = told([ArmRuns("a", {0: a[0]}), ArmRuns("b", {0: b[0]})])
-    assert "no difference between arms can be told" in single["How differences are judged"]
+    assert "no difference between arms can be told" in single["How differences are scored"]
     assert "clear of every other arm" not in " ".join(single.values())
 
 

@@ -52,7 +52,7 @@ def report(out: Path, *runs: Path) -> Page:
     return page
 
 
-def test_the_page_stands_alone_and_replies_cannot_act(tmp_path: Path) -> None:
+def test_the_page_stands_alone_and_responses_cannot_act(tmp_path: Path) -> None:
     page = report(tmp_path, run_folder(tmp_path / "<b>run</b>", target=0.5, envs=("a", "b")))
     assert page.tags.count("script") == 1
     assert not {"img", "link", "iframe"} & set(page.tags)
@@ -79,7 +79,7 @@ def test_every_section_is_there(tmp_path: Path) -> None:
         "pass@k by temperature",
         "repo, T = 0.3",
         "Quality against coverage",
-        "Entropy knob",
+        "Entropy coefficient",
         "slope 2, r = 1.00",
         "Time of an iteration, grpo",
         "Environment: b",
@@ -97,13 +97,18 @@ def test_a_single_run_is_a_story_in_chapters(tmp_path: Path) -> None:
     page = report(tmp_path, run_folder(tmp_path / "run", target=0.9, end=0.4, envs=("a", "b"), more=LEDGER))
     # Each chapter with its charts, in reading order, and what stands behind the story after it.
     order = (
-        *("The story of the run", "1. What entropy did", "Exact entropy", "Entropy of correct and failed replies"),
+        *("The story of the run", "1. What entropy did", "Exact entropy", "Entropy of correct and failed responses"),
         *("2. Why", "Predicted change of entropy, summed", "Change of entropy, predicted and realised"),
-        *("3. What control did", "Predicted change, with and without control", "Entropy knob"),
+        *("3. What control did", "Predicted change, with and without control", "Entropy coefficient"),
         *("4. What it cost, what it kept", "Reward", "pass@k over training", "Distinct correct solutions a prompt"),
-        *("Distinct replies a prompt, in training", "5. Can the numbers be trusted", "Quantiles of the log-prob gap"),
-        *("Effective sample size", "The entropy ledger", "Tokens the knob touches", "Withheld by clipping, summed"),
-        *("Covariance of advantage and log-prob", "Entropy by place in the reply", "Entropy by environment"),
+        *("Distinct responses a prompt, in training", "5. Can the numbers be trusted", "Quantiles of the log-prob gap"),
+        *(
+            "Effective sample size",
+            "The entropy ledger",
+            "Tokens the coefficient touches",
+            "Withheld by clipping, summed",
+        ),
+        *("Covariance of advantage and log-prob", "Entropy by place in the response", "Entropy by environment"),
         *("Trainer and engine", "Quantiles of the ratio of new to old probability"),
     )
     assert page.places(*order) == sorted(page.places(*order))
@@ -138,9 +143,9 @@ def test_names_in_the_diagnosis_are_escaped(tmp_path: Path) -> None:
 def test_charts_of_the_wider_ledger_name_what_they_show(tmp_path: Path) -> None:
     one = run_folder(tmp_path / "one", more=LEDGER | {"entropy/controlled": 0.7})
     single, several = report(tmp_path, one), report(tmp_path, one, run_folder(tmp_path / "two"))
-    for shown in ("under control", "correct replies", "first token", "clipped from above", "50 %", "99.9 %", "0.1 %"):
+    for shown in ("under control", "correct responses", "first token", "clipped from above", "50 %", "99.9 %", "0.1 %"):
         assert shown in single.pieces, shown
-    for shown in ("one, under control", "one, correct replies", "one, clipped from below", "one, 99.9 %"):
+    for shown in ("one, under control", "one, correct responses", "one, clipped from below", "one, 99.9 %"):
         assert shown in several.pieces, shown
     assert "one, 50 %" not in several.pieces  # side by side only the tails
     same = run_folder(tmp_path / "same", more=LEDGER | {"entropy/controlled": 1.0, "entropy/exact": 1.0})
@@ -191,7 +196,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     [
         '{"iteration": 0}',
         '{"iteration": 1, "entropy/exact": null, "reward/mean": null, "loss": null}',
-        '{"iteration": 1, "entropy/exact": 1.0, "entropy/target": 0.0, "entropy/knob": 0.0}',
+        '{"iteration": 1, "entropy/exact": 1.0, "entropy/target": 0.0, "entropy/coefficient": 0.0}',
         '{"iteration": 0, "eval/a/pass@1/T=1": 0.5}',
         '{"iteration": 1, "entropy/exact": 0.0, "reward/mean": -1e300, "foreign key": 3, "note": "text"}',
     ],

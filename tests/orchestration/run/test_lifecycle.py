@@ -16,7 +16,7 @@ from orchestration.run import lifecycle as train
 from orchestration.run import loop
 from orchestration.sampling.codec import Codecs
 from orchestration.telemetry.alarms import Alarms
-from orchestration.telemetry.reward_drift import Drift
+from orchestration.telemetry.reward_drift import RewardHackingMonitor
 from orchestration.telemetry.sinks import FanOut
 
 FORM, HALF_AS_MUCH = {"format": {"weight": 0.5}}, {"format": {"weight": 0.25}}
@@ -28,9 +28,9 @@ def demo(folder: Path, rewards: dict[str, Any]) -> RunConfig:
 
 def seen() -> tuple[dict[str, Any], dict[str, Any]]:
     """The states of a drift and of alarms that have had their say."""
-    drift, alarms = Drift(), Alarms("none")
+    drift, alarms = RewardHackingMonitor(), Alarms("none")
     for i in range(30):
-        row = {"reward/mean": i / 30, "correct/mean": 0.5, "reply/length_mean": 9.0}
+        row = {"reward/mean": i / 30, "correct/mean": 0.5, "response/length_mean": 9.0}
         alarms.look(row | drift.look(row))
     assert alarms.state_dict() != Alarms("none").state_dict()
     return drift.state_dict(), alarms.state_dict()
@@ -46,10 +46,10 @@ def resumed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> loop.Run:
         runs.append(run)
 
     def unasked(*_: Any) -> None:
-        raise AssertionError("nothing is generated or judged here")
+        raise AssertionError("nothing is generated or scored here")
 
     monkeypatch.setattr(loop.Run, "train", note)
-    asked = SimpleNamespace(judge=unasked, generate=unasked)
+    asked = SimpleNamespace(score=unasked, generate=unasked)
     cluster = cast("Any", SimpleNamespace(begin=begin, generators=asked, verifiers=asked, reward_models=asked))
     job = train.prepare(config, resume=True)
     asyncio.run(train._train(job, cluster, FanOut([]), Codecs(cast("Any", None), None), loop.StopSignal()))
@@ -83,7 +83,7 @@ def test_another_reward_has_a_start_of_its_own_and_alarms_speak_once_all_the_sam
         2
     ):  # the second time, the first has left its configuration, was killed, and the checkpoint is the same
         run = resumed(new, monkeypatch)
-        assert run.drift.state_dict() == (drift if kept else Drift().state_dict())
+        assert run.drift.state_dict() == (drift if kept else RewardHackingMonitor().state_dict())
         assert run.alarms.state_dict() == alarms
         (new.folder / "config.yaml").write_text(new.to_yaml())
 

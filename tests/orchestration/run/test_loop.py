@@ -106,7 +106,7 @@ def test_every_evaluation_asks_the_same_of_every_environment_of_every_stage(tmp_
     for row in (fake.rows[0], fake.rows[2], fake.rows[4]):
         assert {"eval/countdown/pass@1", "eval/arithmetic/pass@2"} <= row.keys()
     assert "reward/arithmetic" not in fake.rows[2]
-    assert {"reward/arithmetic", "reply/length/arithmetic", "status/ok/countdown"} <= fake.rows[4].keys()
+    assert {"reward/arithmetic", "response/length/arithmetic", "status/ok/countdown"} <= fake.rows[4].keys()
 
 
 def test_a_rule_ends_a_stage_and_the_run(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_stopped_and_resumed_asks_what_the_undisturbed_run_asks(
         assert {k: merged[row["iteration"]].get(k) for k in kept} == kept
 
 
-def test_a_checkpoint_says_what_replies_were_paid(tmp_path: Path) -> None:
+def test_a_checkpoint_says_what_responses_were_paid(tmp_path: Path) -> None:
     """A resumed run may pay otherwise, and by then its folder's configuration can be a later one."""
     config = validate(stages_data() | {"evaluation": {"prompts": 0}, "rewards": {"verdict": 2.0}})
     go(config, tmp_path)
@@ -175,7 +175,7 @@ def test_a_checkpoint_says_what_replies_were_paid(tmp_path: Path) -> None:
 
 
 def trained_on(fake: FakeRun) -> list[tuple[int, int]]:
-    """(updates, replies that were measured alone) of every iteration."""
+    """(updates, responses that were measured alone) of every iteration."""
     return [(len(b.updates), len({int(i) for m in b.measured for i in m.trajectory})) for b in fake.trained]
 
 
@@ -208,19 +208,19 @@ def test_an_iteration_without_signal_is_said_and_the_run_goes_on(tmp_path: Path)
     assert [r["policy_version"] for r in fake.rows] == [0, 1, 2, 3, 4]
     said = [e[1] for e in fake.events if e[0] == "event" and "none of" in e[1]]
     assert said == [
-        "iteration 1: none of 12 groups in 3 rounds has replies of different reward (12 all right, 0 all wrong, 0 other): "
+        "iteration 1: none of 12 groups in 3 rounds has responses of different reward (12 all right, 0 all wrong, 0 other): "
         "entropy was measured, the weights stay as they are"
     ]
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("trajectory", [-1.0, 1.0]), ("turn", [-0.5, 0.5])])
 def test_credit_is_what_the_objective_says(tmp_path: Path, kind: str, expected: list[float]) -> None:
-    """Two turns a reply and a verdict of 0 or 1 in turn: half of it reaches the first turn with a discount of 1/2."""
+    """Two turns a response and a verdict of 0 or 1 in turn: half of it reaches the first turn with a discount of 1/2."""
     objective = {"advantage": "rloo", "credit": {"kind": kind, "discount": 0.5}}
     fake = go(config_of(objective=objective), tmp_path, turns=2)
     (micro,) = fake.trained[0].updates[0]
     first = micro.advantages[micro.place == 0]
     assert (
         sorted(set((first * 1.5).round(5).tolist())) == expected
-    )  # 4 replies, half of them right: +-2/3 of leave-one-out
+    )  # 4 responses, half of them right: +-2/3 of leave-one-out
     assert set((micro.advantages[micro.last] * 1.5).round(5).tolist()) == {-1.0, 1.0}

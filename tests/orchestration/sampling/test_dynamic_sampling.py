@@ -40,7 +40,7 @@ def test_rounds_are_bounded_and_nothing_that_teaches_is_thrown_away(
     kind: str, prompts: int, most: int, rewards: list[tuple[float, ...]]
 ) -> None:
     batch = BatchSection.model_validate(
-        {"prompts": prompts, "replies": 2, "dynamic": {"kind": kind, "max_rounds": most}}
+        {"prompts": prompts, "responses": 2, "dynamic": {"kind": kind, "max_rounds": most}}
     )
     found, asked = go(batch, rewards)
     assert [g.prompt.index for g in found.groups] == list(range(sum(asked)))

@@ -20,13 +20,13 @@ from orchestration.errors import ConfigError
 from orchestration.sampling.curriculum import Curriculum, Stage
 from orchestration.sampling.prompt_pool import Tried
 
-Rate = Callable[[int, int], float]  # environment, task -> probability that a reply is right
+Rate = Callable[[int, int], float]  # environment, task -> probability that a response is right
 
 
-def group_of(prompt: Prompt, rate: float, iteration: int, replies: int = 4) -> Group:
+def group_of(prompt: Prompt, rate: float, iteration: int, responses: int = 4) -> Group:
     rng = random.Random(f"{prompt.key}/{iteration}")
-    rewards = [float(rng.random() < rate) for _ in range(replies)]
-    status = Status.ERROR if rng.random() < 0.1 else Status.OK  # some cannot be judged
+    rewards = [float(rng.random() < rate) for _ in range(responses)]
+    status = Status.ERROR if rng.random() < 0.1 else Status.OK  # some cannot be scored
     made = [make_trajectory(reward=r, index=prompt.index, status=status) for r in rewards]
     return Group(prompt, tuple(made))
 
@@ -117,7 +117,7 @@ def test_prompts_that_teach_come_again_and_the_share_is_as_asked_for() -> None:
         for _, prompt in drawn:
             if prompt.index in curriculum.tried[0].known:
                 again[prompt.index % 5 == 0] += 1
-        groups = [(i, group_of(p, uneven(i, p.index), k, replies=8)) for i, p in drawn]
+        groups = [(i, group_of(p, uneven(i, p.index), k, responses=8)) for i, p in drawn]
         rows.append(curriculum.observe(0.0, groups))
     late = rows[40:]
 
@@ -144,7 +144,7 @@ def test_an_estimate_is_the_mean_of_a_beta_distribution_and_what_is_old_fades() 
     for _ in range(60):
         tried.age()
     assert tried.solved(7) == pytest.approx(0.5)
-    tried.learn(8, right=0, wrong=0)  # nothing was judged
+    tried.learn(8, right=0, wrong=0)  # nothing was scored
     assert 8 not in tried.known
     for task in (9, 10, 11):  # hopeless, solved, and both
         tried.learn(task, right=3 * (task > 9), wrong=3 * (task != 10))
@@ -153,7 +153,7 @@ def test_an_estimate_is_the_mean_of_a_beta_distribution_and_what_is_old_fades() 
     assert list(tried.known) == [7, 10, 11]
 
 
-def test_only_judged_replies_say_how_difficult_a_prompt_is() -> None:
+def test_only_judged_responses_say_how_difficult_a_prompt_is() -> None:
     curriculum = Curriculum([Numbered("e", 5)], [Stage("only", (1.0,), 9)], 0, AdaptiveSection())
     (_, prompt), (_, other) = curriculum.next(2)
     members = [(1.0, Status.OK), (0.0, Status.TURNS), (0.0, Status.ERROR), (0.0, Status.TIMEOUT)]

@@ -12,13 +12,13 @@ import yaml
 from support.builders import config_data, make_group, stages_data
 
 from actors.inference import Completion
-from actors.rewards.composite import Composite, Ended
+from actors.rewards.composite import FinishedTrajectory, RewardFunction
 from actors.rewards.endpoint import Endpoint
-from actors.verifier import JudgeRequest
+from actors.verifier import ScoreRequest
 from envs import catalog
 from envs.types import Group, Message, Observation, Status, Verdict
 from orchestration.cluster import placement
-from orchestration.cluster.actor_settings import judge_engine, shape_of
+from orchestration.cluster.actor_settings import judge_engine, layout_key
 from orchestration.config.preflight import check_world
 from orchestration.config.run_config import RunConfig, validate
 from orchestration.errors import ConfigError
@@ -74,7 +74,7 @@ def model(**values: Any) -> dict[str, Any]:
         ({"overlong": {"weight": 1, "buffer": 17}}, "rewards.overlong.buffer (17)"),
         ({"overlong": {"weight": 1, "buffer": 17}}, "sampling.max_tokens is 16: make the buffer smaller"),
         (model(clip=[1, 1]), "clip goes from 1 to 1: the first has to be the smaller"),
-        (model(scale=0), "scale is 0, so that every reply would have the same score"),
+        (model(scale=0), "scale is 0, so that every response would have the same score"),
         (model(gpus=2), "rewards.model.gpus is 2"),
         ({"judge": {"weight": 1, "model": "m"}}, "rewards.judge: nobody answers: give url and model"),
         (judge(generator=GENERATOR), "both are given (url, model and generator): leave one out"),
@@ -85,7 +85,7 @@ def model(**values: Any) -> dict[str, Any]:
         (judge(url="localhost:8000"), "it is no address of an endpoint: give the like of http://localhost:8000/v1"),
         (judge(url="http://localhost:8a/v1"), "its port is no number from 0 to 65535"),
         (judge(url="http://localhost:99999/v1"), "its port is no number from 0 to 65535"),
-        (judge(rubric="rate it"), "would never see what it judges: write {reply}"),
+        (judge(rubric="rate it"), "would never see what it judges: write {response}"),
         (judge(score="[0-9]+"), "'[0-9]+' has 0 groups: exactly one of them is the number"),
         (judge(score="(a"), "'(a' is no regular expression"),
         (judge(low=1, high=1), "low (1) has to be under high (1)"),
@@ -138,7 +138,7 @@ def test_what_only_the_machine_knows(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ConfigError,
         match=r"the 'answer' of a prompt's task, and environments\.0 \(countdown\) has none: name another key",
     ):
-        world(**judge(rubric="{reply} {reference}"))
+        world(**judge(rubric="{response} {reference}"))
     data = config_data(rewards={"format": {"weight": 1}})
     data["environments"] = [{"name": "toolbox"}]
     with pytest.raises(ConfigError, match=r"environments\.0 \(toolbox\) has none: give rewards\.format\.pattern"):
@@ -207,8 +207,8 @@ def test_generators_that_judge_are_part_of_the_plan_and_of_what_warm_actors_agre
     other = validate(config_data(rewards=own_judge(count=2, cpus=0.5, path="another/model")))
     weight = config_data(rewards=own_judge(count=2, cpus=0.5))
     weight["rewards"]["judge"]["weight"] = 0.5
-    assert shape_of(config) != shape_of(other)
-    assert shape_of(config) == shape_of(validate(weight))
+    assert layout_key(config) != layout_key(other)
+    assert layout_key(config) == layout_key(validate(weight))
 
 
 # --- what terms become --------------------------------------------------------------------------------------------------
@@ -218,30 +218,30 @@ class Asked:
     """Everybody whom terms ask: remembers the requests, answers with one reward each."""
 
     def __init__(self) -> None:
-        self.verify_requests: list[JudgeRequest] = []
+        self.verify_requests: list[ScoreRequest] = []
 
-    async def verify(self, request: JudgeRequest) -> Observation | Verdict:
+    async def verify(self, request: ScoreRequest) -> Observation | Verdict:
         self.verify_requests.append(request)
         return Verdict(0.5)
 
-    async def model(self, request: JudgeRequest) -> Observation | Verdict:
+    async def model(self, request: ScoreRequest) -> Observation | Verdict:
         return Verdict(3.0)
 
-    async def judge(self, request: JudgeRequest) -> Observation | Verdict:
+    async def score(self, request: ScoreRequest) -> Observation | Verdict:
         return Verdict(0.25)
 
 
-def composed(config: RunConfig, asked: Asked, events: list[str] | None = None) -> Composite | None:
+def composed(config: RunConfig, asked: Asked, events: list[str] | None = None) -> RewardFunction | None:
     environments = [catalog.load(e.name, e.params) for e in config.all_environments]
     on_event = (events if events is not None else []).append
-    return compose(config, environments, verify=asked.verify, model=asked.model, judge=asked.judge, on_event=on_event)
+    return compose(config, environments, verify=asked.verify, model=asked.model, judge=asked.score, on_event=on_event)
 
 
-def ended(tokens: int = 12, environment: int = 0) -> Ended:
+def ended(tokens: int = 12, environment: int = 0) -> FinishedTrajectory:
     (trajectory,) = make_group([1.0]).trajectories
-    turn = replace(trajectory.turns[0], reply_ids=(1,) * tokens, logprobs=(0.0,) * tokens)
+    turn = replace(trajectory.turns[0], response_ids=(1,) * tokens, logprobs=(0.0,) * tokens)
     said = (Message("user", "a"), Message("assistant", "text"))
-    return Ended("it 1/0", environment, replace(trajectory, turns=(turn,)), said, 16)
+    return FinishedTrajectory("it 1/0", environment, replace(trajectory, turns=(turn,)), said, 16)
 
 
 def test_without_terms_there_is_nothing_to_compose() -> None:
@@ -272,7 +272,7 @@ def test_every_term_of_a_recipe_comes_with_its_weight() -> None:
     }
     assert found.reward == pytest.approx(2.0 - 0.05 + 5.0 - 0.15 - 3.0 + 1.0)
     asyncio.run(made(ended(environment=1)))
-    # behind the run's two environments the verifiers have Form; the pattern is that of the reply's own environment
+    # behind the run's two environments the verifiers have Form; the pattern is that of the response's own environment
     assert [r.environment for r in asked.verify_requests] == [2, 2]
     countdown, arithmetic = (r.prompt.task["pattern"] for r in asked.verify_requests)
     assert (countdown, arithmetic) == (catalog.load("countdown", {}).form, "-?[0-9]+")  # type: ignore[attr-defined]
@@ -290,7 +290,7 @@ def test_the_first_failure_of_a_term_is_said_once() -> None:
     events: list[str] = []
     asked = Asked()
 
-    async def broken(request: JudgeRequest) -> Observation | Verdict:
+    async def broken(request: ScoreRequest) -> Observation | Verdict:
         return Verdict(0.0, status=Status.ERROR, detail="no member is left")
 
     asked.model = broken  # type: ignore[method-assign]
@@ -299,7 +299,7 @@ def test_the_first_failure_of_a_term_is_said_once() -> None:
     for _ in range(3):
         assert asyncio.run(made(ended())).status is Status.ERROR
     assert events == [
-        "rewards.model failed, and such replies are left out and counted in status/error: no member is left"
+        "rewards.model failed, and such responses are left out and counted in status/error: no member is left"
     ]
 
 
@@ -316,7 +316,7 @@ def group_with(env: str, *terms: dict[str, float]) -> Group:
     return Group(prompt, tuple(trajectories))
 
 
-def test_every_terms_mean_is_in_the_metrics_over_the_replies_that_have_it() -> None:
+def test_every_terms_mean_is_in_the_metrics_over_the_responses_that_have_it() -> None:
     one = group_with("a", {"verdict": 1.0, "judge": 0.5}, {"verdict": 0.0, "judge": 0.7})
     other = group_with("gym/b", {"verdict": 0.0}, {"verdict": 0.0, "judge": 0.0})
     row = describe([one, other], [*one.trajectories, *other.trajectories])

@@ -10,7 +10,7 @@ from orchestration.telemetry.alarms import PATIENCE, Alarms
 
 
 def row(**values: float) -> dict[str, float]:
-    keys = {"error": 0.2, "saturated": 0.0, "authority": 1.0, "knob": 0.5}
+    keys = {"error": 0.2, "saturated": 0.0, "affected": 1.0, "coefficient": 0.5}
     return {f"entropy/{k}": v for k, v in {**keys, **values}.items()}
 
 
@@ -22,9 +22,17 @@ def said(method: str, rows: list[dict[str, float]]) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("values", "method", "parts"),
     [
-        ({"saturated": 1.0}, "repo_r", ["the knob of repo_r is spent", "bound 0.5", "20% under", "controller.high"]),
-        ({"saturated": 1.0, "error": -0.3, "knob": 0.04}, "repo_r", ["30% over", "0.04", "allow a negative knob"]),
-        ({"authority": 0.002}, "adapo", ["adapo has no authority", "0.20% of the tokens", "20% under its target"]),
+        (
+            {"saturated": 1.0},
+            "repo_r",
+            ["the coefficient of repo_r is saturated", "bound 0.5", "20% under", "controller.high"],
+        ),
+        (
+            {"saturated": 1.0, "error": -0.3, "coefficient": 0.04},
+            "repo_r",
+            ["30% over", "0.04", "allow a negative coefficient"],
+        ),
+        ({"affected": 0.002}, "adapo", ["adapo has no authority", "0.20% of the tokens", "20% under its target"]),
     ],
 )
 def test_an_alarm_is_one_sentence_said_once(values: dict[str, float], method: str, parts: list[str]) -> None:
@@ -33,7 +41,7 @@ def test_an_alarm_is_one_sentence_said_once(values: dict[str, float], method: st
     assert all(part in found[PATIENCE - 1][0] for part in parts), found[PATIENCE - 1][0]
 
 
-def test_a_spent_knob_is_not_told_of_again_after_a_better_time() -> None:
+def test_a_spent_coefficient_is_not_told_of_again_after_a_better_time() -> None:
     bad = [row(saturated=1.0)] * PATIENCE
     assert sum(map(len, said("repo_r", [*bad, row(), *bad]))) == 1
 
@@ -65,7 +73,7 @@ def test_a_reward_that_is_gamed_is_said_once(values: dict[str, float], parts: li
         ({}, "repo_r"),
         ({"saturated": 1.0, "error": 0.03}, "repo_r"),  # near enough
         ({"authority": 0.002, "error": 0.03}, "adapo"),
-        ({"authority": 0.002}, "kl_cov"),  # few tokens by design
+        ({"affected": 0.002}, "kl_cov"),  # few tokens by design
         ({"saturated": 1.0, "released": 1.0}, "repo_r"),
         ({"saturated": 1.0, "error": float("nan")}, "repo_r"),
         ({"authority": 0.0}, "none"),

@@ -1,4 +1,4 @@
-"""Drift of the reward against what it stands for: found where it is, and not where a policy only learns."""
+"""RewardHackingMonitor of the reward against what it stands for: found where it is, and not where a policy only learns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from orchestration.telemetry.alarms import PATIENCE, Alarms
 from orchestration.telemetry.keys import lookup
-from orchestration.telemetry.reward_drift import WINDOW, Drift, _Series, longest
+from orchestration.telemetry.reward_drift import WINDOW, RewardHackingMonitor, _Series, longest
 
 Row = dict[str, float]
 Curve = Callable[[int], float]
@@ -26,14 +26,14 @@ def rows(reward: Curve, check: Curve, length: Curve = lambda i: 20.0, n: int = 4
             "reward/mean": reward(i) + rng.gauss(0, noise),
             "reward/a": 0.0,
             "correct/mean": check(i) + rng.gauss(0, noise),
-            "reply/length_mean": length(i) + rng.gauss(0, noise),
+            "response/length_mean": length(i) + rng.gauss(0, noise),
         }
         for i in range(n)
     ]
 
 
 def seen(given_rows: list[Row]) -> list[Row]:
-    drift = Drift()
+    drift = RewardHackingMonitor()
     return [drift.look(row) for row in given_rows]
 
 
@@ -78,7 +78,7 @@ def test_noise_alone_is_seldom_suspected() -> None:
     def suspected(seed: int) -> bool:
         rng = random.Random(seed)
         values = [(rng.random(), rng.random()) for _ in range(60)]
-        series = [{"reward/mean": r, "correct/mean": c, "reply/length_mean": 9.0} for r, c in values]
+        series = [{"reward/mean": r, "correct/mean": c, "response/length_mean": 9.0} for r, c in values]
         return ever(seen(series), "drift/hacking")
 
     assert sum(suspected(seed) for seed in range(500)) <= 5
@@ -96,7 +96,7 @@ def test_length_that_drifts_while_the_reward_rises(end: float, hit: bool) -> Non
 
 
 def test_the_verdict_is_the_check_where_the_reward_has_terms() -> None:
-    """The share of correct replies stays, as where an environment gives points and seldom calls a reply correct."""
+    """The share of correct responses stays, as where an environment gives points and seldom calls a response correct."""
     given_rows = rows(up, still)
     for i, row in enumerate(given_rows):
         row["term/verdict"] = up(i)
@@ -162,7 +162,7 @@ def test_the_longest_stretch(flags: list[float], expected: tuple[int, int]) -> N
 # --- state --------------------------------------------------------------------------------------------------------------
 
 
-def said(drift: Drift, alarms: Alarms, given_rows: list[Row]) -> list[Any]:
+def said(drift: RewardHackingMonitor, alarms: Alarms, given_rows: list[Row]) -> list[Any]:
     out = []
     for row in given_rows:
         more = drift.look(row)
@@ -174,12 +174,12 @@ def said(drift: Drift, alarms: Alarms, given_rows: list[Row]) -> list[Any]:
 def test_a_resumed_run_sees_and_says_the_same(at: int) -> None:
     given_rows = [{"iteration": 0.0, "eval/a/pass@1": 0.5}, *rows(up, still, lambda i: 20.0 + i)]
     given_rows[20]["eval/a/pass@1"] = 0.3
-    whole = said(Drift(), Alarms("none"), given_rows)
+    whole = said(RewardHackingMonitor(), Alarms("none"), given_rows)
     assert sum(len(sentences) for _, sentences in whole) == 2  # gamed, longer: once each
-    drift, alarms = Drift(), Alarms("none")
+    drift, alarms = RewardHackingMonitor(), Alarms("none")
     before = said(drift, alarms, given_rows[:at])
     state = json.loads(json.dumps([drift.state_dict(), alarms.state_dict()]))
-    drift, alarms = Drift(), Alarms("none")
+    drift, alarms = RewardHackingMonitor(), Alarms("none")
     drift.load_state_dict(state[0])
     alarms.load_state_dict(state[1])
     assert before + said(drift, alarms, given_rows[at:]) == whole

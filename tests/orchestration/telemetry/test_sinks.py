@@ -33,14 +33,14 @@ def write(folder: Path, iterations: Sequence[int], resumed_at: int | None = None
     sink.start(RunInfo("run", folder, 10, resumed_at))
     for i in iterations:
         sink.iteration({"iteration": float(i), "loss": i / 2})
-        sink.sample([{"iteration": i, "env": "e", "prompt": "p", "reply": f"r{i}", "reward": 1.0, "correct": True}])
+        sink.sample([{"iteration": i, "env": "e", "prompt": "p", "response": f"r{i}", "reward": 1.0, "correct": True}])
     return sink
 
 
 def test_jsonl_is_on_disk_before_the_run_ends_and_reads_back(tmp_path: Path) -> None:
     write(tmp_path / "new", [0, 1, 2])  # never closed: a killed process would not close it either
     assert [row["loss"] for row in read_rows(tmp_path / "new")] == [0.0, 0.5, 1.0]
-    assert [row["reply"] for row in read_samples(tmp_path / "new")] == ["r0", "r1", "r2"]
+    assert [row["response"] for row in read_samples(tmp_path / "new")] == ["r0", "r1", "r2"]
 
 
 def test_a_resumed_run_has_every_iteration_once(tmp_path: Path) -> None:
@@ -83,15 +83,15 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
         read_rows(tmp_path)
 
 
-def test_values_and_replies_that_json_or_utf8_cannot_hold(tmp_path: Path) -> None:
+def test_values_and_responses_that_json_or_utf8_cannot_hold(tmp_path: Path) -> None:
     sink = JsonlSink(tmp_path)
     sink.start(RunInfo("run", tmp_path, 1))
     sink.iteration({"iteration": 1.0, "loss": math.nan, "ratio/max": math.inf})
-    reply = "lone \ud800 surrogate, line\u2028separator, \x85, \r\n, 漢字"
-    sink.sample([{"iteration": 1, "reply": reply}])
+    response = "lone \ud800 surrogate, line\u2028separator, \x85, \r\n, 漢字"
+    sink.sample([{"iteration": 1, "response": response}])
     assert json.loads((tmp_path / METRICS_FILE).read_text(), parse_constant=pytest.fail)["loss"] is None
     assert math.isnan(read_rows(tmp_path)[0]["loss"])
-    assert read_samples(tmp_path)[0]["reply"] == reply
+    assert read_samples(tmp_path)[0]["response"] == response
     assert "漢字" in (tmp_path / SAMPLES_FILE).read_text(encoding="utf-8")
 
 
@@ -105,8 +105,8 @@ ROW: Row = {
     "reward/mean": 0.25,
     "entropy/exact": 0.9,
     "entropy/target": 1.0,
-    "entropy/knob": 0.05,
-    "entropy/authority": 0.5,
+    "entropy/coefficient": 0.05,
+    "entropy/affected": 0.5,
     "entropy/saturated": 1.0,
     "loss": math.nan,
     "eval/countdown/pass@1": 0.5,
@@ -124,7 +124,7 @@ def test_plain_writes_one_line_an_iteration() -> None:
     head, line, event, end = out.getvalue().splitlines()
     assert "resumed after 6" in head
     assert line == (
-        "  7/300  reward 0.250  H 0.900  target 1.000  knob 0.05  loss nan  KNOB AT ITS BOUND  countdown/pass@1 0.500"
+        "  7/300  reward 0.250  H 0.900  target 1.000  coefficient 0.05  loss nan  KNOB AT ITS BOUND  countdown/pass@1 0.500"
     )
     assert (event, end) == ("- generator 2 was replaced", "demo: finished")
 
