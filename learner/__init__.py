@@ -1,6 +1,7 @@
 """From trajectories to weights (torch, no ray).
 
 types.py             Batch, TokenStats, Shaping; the one shape legend
+settings.py          what can be set about training: sections of a recipe (no torch)
 advantages.py        pure: group baselines
 batching.py          pure: trajectories -> micro-batches; minibatches, packing, balanced split over ranks
 logprobs.py          pure: (hidden, head) -> log-prob and exact entropy, chunked

@@ -9,4 +9,5 @@ covariance.py   Clip-Cov and KL-Cov: the few tokens whose advantage goes with th
 controllers.py  fixed, doubling, proportional, additive, pi, isentropic: pure, bounded, validated
 target.py       the entropy to hold: nats or a fraction of the start, scheduled, over all or the correct responses
 build.py        the two dicts kind -> class, and build()
+settings.py     the section `entropy`: method, controller, target
 """

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from learner.settings import KindSettings
 from learner.types import Shaping, TokenStats
 
 if TYPE_CHECKING:
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
     from learner.ledger import LedgerRow
 
 COMMON = ""  # the name of the loop of every environment without a target of its own
-
-
-class Settings(BaseModel):
-    """Base of all settings here: strict, frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class CoefficientRange(BaseModel):
@@ -50,7 +45,7 @@ class CoefficientRange(BaseModel):
 class Method(Protocol):
     """One way to act on entropy. Pure: `shape` depends on its arguments alone."""
 
-    Settings: ClassVar[type[Settings]]
+    Settings: ClassVar[type[KindSettings]]
     coefficient_range: ClassVar[CoefficientRange]
     # "token": `shape` treats every token by itself, may be called on any part of a batch, and takes a coefficient a token.
     # "batch": `shape` takes statistics over tokens and is called once per update, on the whole global batch.

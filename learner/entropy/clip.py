@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from learner.entropy import base
+from learner.settings import KindSettings
 from learner.types import Shaping, TokenStats
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ClipHigher:
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["clip_higher"]
 
     coefficient_range = base.CoefficientRange(start=0.28, low=0.02, high=10.0, signed=False)
@@ -34,5 +35,5 @@ class ClipHigher:
 
 
 class Adapo(ClipHigher):
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["adapo"]

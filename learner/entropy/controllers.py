@@ -12,9 +12,10 @@ from typing import ClassVar, Literal, Protocol, Self
 from pydantic import Field, model_validator
 
 from learner.entropy import base
+from learner.settings import KindSettings
 
 
-class Range(base.Settings):
+class Range(KindSettings):
     """Bounds of the coefficient's magnitude, and how readily it moves; what is left out of the bounds comes from the method."""
 
     start: float | None = None
@@ -46,7 +47,7 @@ class Range(base.Settings):
 
 
 class Controller(Protocol):
-    Settings: ClassVar[type[base.Settings]]
+    Settings: ClassVar[type[KindSettings]]
     coefficient_range: base.CoefficientRange
     value: float
 
@@ -126,7 +127,7 @@ def relative_error(entropy: float, target: float) -> float:
 class Fixed(_Base):
     """The coefficient stays where it was put. A fixed coefficient is never "saturated": nothing steers it."""
 
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["fixed"] = "fixed"
         value: float | None = None  # None: the method's start
 
@@ -276,7 +277,7 @@ class Isentropic(_Base):
     takes no error for larger than REACH and stops growing while the coefficient is at its bound. Needs a method whose effect is
     linear in the coefficient: repo_r, repo_d, bonus."""
 
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["isentropic"]
         gain: float = Field(default=3.0, ge=0)
         integral: float = Field(default=0.15, ge=0)

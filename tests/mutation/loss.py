@@ -118,17 +118,17 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         IMPORTANCE,
         (
             "importance upside down",
-            "weigh(data.old_logp - data.engine_logp,",
-            "weigh(data.engine_logp - data.old_logp,",
+            "data.old_logp - data.engine_logp, data.trajectory",
+            "data.engine_logp - data.old_logp, data.trajectory",
         ),
-        ("truncated from below", "w.clamp(max=self.cap)", "w.clamp(min=self.cap)"),
+        ("truncated from below", "w.clamp(max=importance.cap)", "w.clamp(min=importance.cap)"),
         ("masked the others", "torch.where(out, torch.zeros_like(w), w)", "torch.where(out, w, torch.zeros_like(w))"),
-        ("importance without a floor", "(w > self.cap) | (w < self.floor)", "(w > self.cap)"),
-        ("importance without a cap", "(w > self.cap) | (w < self.floor)", "(w < self.floor)"),
+        ("importance without a floor", "(w > importance.cap) | (w < importance.floor)", "(w > importance.cap)"),
+        ("importance without a cap", "(w > importance.cap) | (w < importance.floor)", "(w < importance.floor)"),
         (
             "importance outside both bounds at once",
-            "(w > self.cap) | (w < self.floor)",
-            "(w > self.cap) & (w < self.floor)",
+            "(w > importance.cap) | (w < importance.floor)",
+            "(w > importance.cap) & (w < importance.floor)",
         ),
         (
             "importance a mean over the sequence",
@@ -137,8 +137,8 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         ),
         (
             "importance levels swapped",
-            'if self.level == "sequence" else log_ratio',
-            'if self.level == "token" else log_ratio',
+            'if importance.level == "sequence" else log_ratio',
+            'if importance.level == "token" else log_ratio',
         ),
         (
             "importance not applied",
@@ -152,8 +152,8 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         ),
         (
             "importance on the reference penalty too",
-            "per_token + objective.kl * reference_penalty(",
-            "per_token + importance * objective.kl * reference_penalty(",
+            "per_token + objective.kl.coefficient * penalty",
+            "per_token + importance * objective.kl.coefficient * penalty",
         ),
     ),
     *entries(
@@ -161,8 +161,8 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         PENALTY,
         (
             "the reference penalty's sign",
-            "per_token + objective.kl * reference_penalty(",
-            "per_token - objective.kl * reference_penalty(",
+            "per_token + objective.kl.coefficient * penalty",
+            "per_token - objective.kl.coefficient * penalty",
         ),
         ("the reference the other way round", "difference = reference - logp", "difference = logp - reference"),
         ("k1 as a loss", "return torch.zeros_like(logp)\n", "return -difference\n"),
@@ -171,16 +171,16 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         ("k3's log added", "return difference.exp() - difference - 1.0", "return difference.exp() + difference - 1.0"),
         (
             "k1's sign",
-            "return advantages - objective.kl * (old_logp - reference)",
-            "return advantages + objective.kl * (old_logp - reference)",
+            "return advantages - objective.kl.coefficient * (old_logp - reference)",
+            "return advantages + objective.kl.coefficient * (old_logp - reference)",
         ),
-        ("k1 for every estimator", 'objective.estimator != "k1" or', 'objective.estimator == "" or'),
+        ("k1 for every estimator", 'objective.kl.estimator != "k1" or', 'objective.kl.estimator == "" or'),
     ),
     *entries(
         "objective",
         PULL,
         ("the pull's sign", "apart = reference - logp", "apart = logp - reference"),
-        ("the pull without its coefficient", "return objective.kl * (apart if", "return (apart if"),
+        ("the pull without its coefficient", "return objective.kl.coefficient * (apart if", "return (apart if"),
         ("k3's pull of k2", "else torch.expm1(apart))", "else apart)"),
     ),
     *entries(
