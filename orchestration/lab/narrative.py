@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestration.analysis.run_data import percent
 from orchestration.lab.compare import difference, pareto, stat, within_noise
 from orchestration.lab.results import first_temperature, percents, spread
+from orchestration.text import percent
 
 HELD = 0.10  # rms off target, relative, up to which an arm is said to hold its target
 Arm = Mapping[str, Any]
