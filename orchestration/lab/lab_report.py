@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from orchestration.analysis.control import steered
 from orchestration.analysis.run_data import load_run
 from orchestration.lab import charts as lab_charts
 from orchestration.lab.charts import Tracks
-from orchestration.lab.figures import steered
 from orchestration.lab.narrative import story
 from orchestration.lab.results import ArmRuns, Matrix, columns, first_temperature, lines, matrices, retention_columns
 from orchestration.report import svg as plots

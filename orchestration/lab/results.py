@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orchestration.analysis.control import steered
 from orchestration.analysis.retention import MatrixKey, StageKey
 from orchestration.analysis.run_data import RunData, load_run
 from orchestration.lab.compare import Stat, stat
-from orchestration.lab.figures import PassKey, figures, name_after_training, pass_counts, steered, temperatures
+from orchestration.lab.figures import PassKey, figures, name_after_training, pass_counts, temperatures
 from orchestration.stats import finite, mean, std
 from orchestration.text import duration, number, one_line, percent
 
