@@ -34,6 +34,8 @@ LIGHT = (
     "orchestration/cli.py",
     "orchestration/errors.py",
     "orchestration/stats.py",
+    "orchestration/text.py",
+    "orchestration/thresholds.py",
 )
 
 

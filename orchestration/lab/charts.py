@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestration.analysis.run_data import RunData
 from orchestration.lab.compare import pareto, stat
+from orchestration.lab.figures import pass_counts
 from orchestration.lab.results import first_temperature
 from orchestration.report import svg as plots
 from orchestration.report.svg import NEUTRAL, PALETTE, Series
@@ -148,9 +149,7 @@ def pass_by_k(results: Mapping[str, Any]) -> str:
 
 
 def _pass_curve(arm: Mapping[str, Any], colour: int) -> list[Series]:
-    ks = sorted(
-        int(key[5:-4]) for key in arm["figures"] if key.startswith("pass@") and key.endswith("/end") and "=" not in key
-    )
+    ks = sorted(pass_counts(arm["figures"]))
     found = [stat(arm, f"pass@{k}/end") for k in ks]
     if not found:
         return []

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from orchestration.analysis.run_data import duration, load_run, number, percent
+from orchestration.analysis.control import steered
+from orchestration.analysis.run_data import load_run
 from orchestration.lab import charts as lab_charts
 from orchestration.lab.charts import Tracks
-from orchestration.lab.figures import steered
 from orchestration.lab.narrative import story
 from orchestration.lab.results import ArmRuns, Matrix, columns, first_temperature, lines, matrices, retention_columns
 from orchestration.report import svg as plots
 from orchestration.report.chapters import table
 from orchestration.report.run_report import clean, page
+from orchestration.text import duration, label, number, one_line, percent
 
 TITLES: Mapping[str, str] = {  # of the table of single runs
     "entropy_start": "entropy start",
@@ -32,13 +33,13 @@ TITLES: Mapping[str, str] = {  # of the table of single runs
     "rms_last_two_thirds": "last two thirds",
     "max_last_two_thirds": "largest",
     "saturated": "saturated",
-    "authority": "authority",
+    "affected": "tokens affected",
     "reward_start": "reward start",
     "reward_end": "end",
     "distinct_start": "distinct start",
     "distinct_end": "end",
 }
-SHARES = ("rms_last_third", "rms_last_two_thirds", "max_last_two_thirds", "saturated", "authority")
+SHARES = ("rms_last_third", "rms_last_two_thirds", "max_last_two_thirds", "saturated", "affected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def _cleaned(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _line(text: str) -> str:
-    return clean(" ".join(text.split()))
+    return clean(one_line(text))
 
 
 def _render(title: str, results: Mapping[str, Any], tracks: Sequence[Tracks], folders: _Folders) -> str:
@@ -193,7 +194,7 @@ def _runs(results: Mapping[str, Any], folders: _Folders) -> str:
     for place, arm in enumerate(results["arms"]):
         for seed, values in arm["seeds"].items():
             cells = [_cell(key, values.get(key, math.nan)) for key in keys]
-            cells += [duration(values.get("seconds", math.nan)), plots.label(values.get("tokens", math.nan))]
+            cells += [duration(values.get("seconds", math.nan)), label(values.get("tokens", math.nan))]
             row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
             who = f"<th>{_dot(place)}{escape(arm['name'])}</th><td>{escape(seed)}</td>"
             body += f"<tr>{who}<td>{folders.link(place, seed)}</td>{row}</tr>"

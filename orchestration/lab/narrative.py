@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestration.analysis.run_data import percent
 from orchestration.lab.compare import difference, pareto, stat, within_noise
 from orchestration.lab.results import first_temperature, percents, spread
+from orchestration.text import percent
+from orchestration.thresholds import OFF_TARGET, OFTEN_SATURATED
 
-HELD = 0.10  # rms off target, relative, up to which an arm is said to hold its target
 Arm = Mapping[str, Any]
 
 
@@ -55,14 +55,14 @@ def _size(arms: Sequence[Arm]) -> str:
 def _targets(arms: Sequence[Arm]) -> list[str]:
     off = [(arm, stat(arm, "rms_last_two_thirds")) for arm in arms if arm["steered"]]
     off = sorted(((arm, s) for arm, s in off if math.isfinite(s.mean)), key=lambda pair: pair[1].mean)
-    held = [f"{named(arm)} ({percents(s)})" for arm, s in off if s.mean <= HELD]
-    lost = [f"{named(arm)} ({percents(s)}{_spent(arm)})" for arm, s in off if s.mean > HELD]
+    held = [f"{named(arm)} ({percents(s)})" for arm, s in off if s.mean <= OFF_TARGET]
+    lost = [f"{named(arm)} ({percents(s)}{_spent(arm)})" for arm, s in off if s.mean > OFF_TARGET]
     free = [
         f"{named(arm)} ({percents(stat(arm, 'entropy_change'), sign=True)})"
         for arm in arms
         if arm["seeds"] and not arm["steered"] and stat(arm, "entropy_change").n
     ]
-    limit = f"{percent(HELD)} rms over the last two thirds of the iterations"
+    limit = f"{percent(OFF_TARGET)} rms over the last two thirds of the iterations"
     return [
         f"Held to within {limit}: {listed(held)}." if held else "",
         f"Missed by more{'' if held else ' than ' + limit}: {listed(lost)}." if lost else "",
@@ -73,7 +73,7 @@ def _targets(arms: Sequence[Arm]) -> list[str]:
 def _spent(arm: Arm) -> str:
     """Why a target was missed, where the coefficient says it: a controller at its bound cannot do more."""
     share = stat(arm, "saturated").mean
-    return f", its coefficient at a bound in {percent(share)} of the iterations" if share > 0.05 else ""
+    return f", its coefficient at a bound in {percent(share)} of the iterations" if share > OFTEN_SATURATED else ""
 
 
 def _front(results: Arm, x: str, y: str) -> list[str]:

@@ -17,10 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestration.analysis.run_data import RunData, duration, load_run, number, percent
+from orchestration.analysis.control import steered
+from orchestration.analysis.retention import MatrixKey, StageKey
+from orchestration.analysis.run_data import RunData, load_run
 from orchestration.lab.compare import Stat, stat
-from orchestration.lab.figures import figures, steered, temperatures
+from orchestration.lab.figures import PassKey, figures, name_after_training, pass_counts, temperatures
 from orchestration.stats import finite, mean, std
+from orchestration.text import duration, number, one_line, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,7 +62,7 @@ def collect(arms: Sequence[ArmRuns]) -> dict[str, Any]:
         | {"steered": any(map(steered, found.values()))}
         for arm, found, failed in loaded
     ]
-    evaluated = [ks for arm in made for ks in map(_ks, arm["seeds"].values()) if ks]
+    evaluated = [ks for arm in made for ks in map(pass_counts, arm["seeds"].values()) if ks]
     return {
         "temperature": firsts.pop() if len(firsts) == 1 else None,
         "k": max(set.intersection(*evaluated), default=1) if evaluated else 1,
@@ -78,21 +81,17 @@ def _read(arm: ArmRuns) -> tuple[dict[int, RunData], dict[int, str]]:
     return found, failed
 
 
-def _ks(seed: Mapping[str, float]) -> set[int]:
-    return {int(key[5:-4]) for key in seed if key.startswith("pass@") and key.endswith("/end") and key.count("/") == 1}
-
-
 def _arm(name: str, note: str, seeds: Mapping[Any, dict[str, float]], failed: Mapping[int, str]) -> dict[str, Any]:
     found = {str(seed): dict(values) for seed, values in seeds.items()}
     best = {}
-    for k in sorted({k for values in found.values() for k in _ks(values)}):
+    for k in sorted({k for values in found.values() for k in pass_counts(values)}):
         heat = _best_temperature(list(found.values()), k)
         if heat is not None:
             for values in found.values():
-                if f"pass@{k}/T={heat}/end" in values:
-                    values[f"pass@{k}/best"] = values[f"pass@{k}/T={heat}/end"]
-            stat = _stat(values.get(f"pass@{k}/best", math.nan) for values in found.values())
-            best[f"pass@{k}"] = {"temperature": float(heat), **stat}
+                if (there := str(PassKey(k, "end", heat))) in values:
+                    values[str(PassKey(k, "best"))] = values[there]
+            stat = _stat(values.get(str(PassKey(k, "best")), math.nan) for values in found.values())
+            best[f"pass@{k}"] = {"temperature": heat, **stat}
     keys = dict.fromkeys(key for values in found.values() for key in values)
     return {
         "name": name,
@@ -104,11 +103,14 @@ def _arm(name: str, note: str, seeds: Mapping[Any, dict[str, float]], failed: Ma
     }
 
 
-def _best_temperature(seeds: Sequence[Mapping[str, float]], k: int) -> str | None:
+def _best_temperature(seeds: Sequence[Mapping[str, float]], k: int) -> float | None:
     """Among the temperatures that the most seeds have: fewer seeds would make a lucky mean likelier."""
-    begin = f"pass@{k}/T="
-    keys = dict.fromkeys(key for values in seeds for key in values if key.startswith(begin) and key.endswith("/end"))
-    columns = {key[len(begin) : -4]: [values[key] for values in seeds if key in values] for key in keys}
+    keys = [(key, PassKey.parse(key)) for key in dict.fromkeys(key for values in seeds for key in values)]
+    columns = {
+        found.temperature: [values[key] for values in seeds if key in values]
+        for key, found in keys
+        if found is not None and found.temperature is not None and (found.k, found.when) == (k, "end")
+    }
     # Rounded: of equals the first, not the one that the order of a sum favours.
     return max(columns, key=lambda heat: (len(columns[heat]), round(mean(columns[heat]), 9)), default=None)
 
@@ -122,9 +124,11 @@ def _start(arms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     seeds: dict[str, dict[str, float]] = {}
     for seed in dict.fromkeys(seed for arm in arms for seed in arm["seeds"]):
         mine = [arm["seeds"][seed] for arm in arms if seed in arm["seeds"]]
-        keys = dict.fromkeys(key for values in mine for key in values if key.endswith(("/start", "_start")))
+        names = {key: name_after_training(key) for values in mine for key in values}
         seeds[seed] = {
-            key.removesuffix("start") + "end": mean(values[key] for values in mine if key in values) for key in keys
+            name: mean(values[key] for values in mine if key in values)
+            for key, name in names.items()
+            if name is not None
         }
     return _arm("start", "the policy before training", seeds, {}) | {"steered": False}
 
@@ -207,13 +211,13 @@ def retention_columns(results: Mapping[str, Any]) -> list[Column]:
         for what, title in RETAINED.items():
             if any(f"{what}/pass@{k}" in arm["figures"] for arm in results["arms"]):
                 made.append(Column(f"{title}, pass@{k}", lambda arm, key=f"{what}/pass@{k}": spread(stat(arm, key))))
-    stages = sorted(
-        {int(key[12:]) for arm in results["arms"] for key in arm["figures"] if key.startswith("area/reward/")}
-    )
+    found = [StageKey.parse(key) for arm in results["arms"] for key in arm["figures"]]
+    stages = sorted({key.stage for key in found if key is not None and key.metric == "area/reward"})
     for stage in stages:
-        made.append(Column(f"reward, stage {stage}", lambda arm, key=f"area/reward/{stage}": spread(stat(arm, key))))
+        key = str(StageKey("area/reward", stage))
+        made.append(Column(f"reward, stage {stage}", lambda arm, key=key: spread(stat(arm, key))))
     for stage in stages:
-        key = f"entropy_change/{stage}"
+        key = str(StageKey("entropy_change", stage))
         if any(key in arm["figures"] for arm in results["arms"]):
             made.append(Column(f"entropy, stage {stage}", lambda arm, key=key: percents(stat(arm, key), sign=True)))
     return made
@@ -231,17 +235,15 @@ def matrices(results: Mapping[str, Any]) -> list[Matrix]:
     """For pass@1 and pass@K; none for runs without stages."""
     made = []
     for k in dict.fromkeys((1, results["k"])):
-        begin = f"matrix/pass@{k}/"
-        keys = dict.fromkeys(
-            key[len(begin) :] for arm in results["arms"] for key in arm["figures"] if key.startswith(begin)
-        )
-        stages = dict.fromkeys(key.partition("/")[0] for key in keys)
-        environments = list(dict.fromkeys(key.partition("/")[2] for key in keys))
+        parsed = [MatrixKey.parse(key) for arm in results["arms"] for key in arm["figures"]]
+        keys = [key for key in parsed if key is not None and key.k == k]
+        stages = dict.fromkeys(key.stage for key in keys)
+        environments = list(dict.fromkeys(key.env for key in keys))
         found = []
         for arm in results["arms"]:
             for stage in stages:
-                cells = [spread(stat(arm, f"{begin}{stage}/{env}")) for env in environments]
-                found.append((arm["name"], "before training" if stage == "start" else f"stage {stage}", cells))
+                cells = [spread(stat(arm, str(MatrixKey(k, stage, env)))) for env in environments]
+                found.append((arm["name"], "before training" if stage is None else f"stage {stage}", cells))
         if found:
             made.append(Matrix(k, environments, found))
     return made
@@ -299,4 +301,4 @@ def markdown_table(results: Mapping[str, Any], shown: Sequence[Column]) -> str:
 
 def _plain(text: str) -> str:
     """One line in which Markdown finds no mark of its own."""
-    return "".join(f"\\{c}" if c in "\\`|<>[]*" else c for c in " ".join(text.split()))
+    return "".join(f"\\{c}" if c in "\\`|<>[]*" else c for c in one_line(text))

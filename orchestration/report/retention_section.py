@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from orchestration.analysis.retention import Retention, areas, boundaries, matrix, passes
-from orchestration.analysis.run_data import RunData, number
+from orchestration.analysis.run_data import RunData
 from orchestration.report import charts
 from orchestration.report import svg as plots
 from orchestration.report.chapters import grid, table
 from orchestration.report.svg import Series
+from orchestration.text import number
 
 SMALL = 0.005  # a change of pass@k that is called none
 DEEPEST = 60  # percent of the colour in a cell of 1: the ink has to stay legible on it

@@ -15,16 +15,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from orchestration.analysis.run_data import (
-    COLUMNS,
-    RunData,
-    RunSummary,
-    comparison,
-    load_run,
-    sentences,
-    summary_of,
-    widest_k,
-)
+from orchestration.analysis.run_data import RunData, load_run
+from orchestration.analysis.run_summary import COLUMNS, RunSummary, comparison, sentences, summary_of, widest_k
 from orchestration.report import retention_section as retention_page
 from orchestration.report import svg as plots
 from orchestration.report.chapters import grid, sections, story, table

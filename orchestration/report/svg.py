@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from orchestration.text import label
+
 WIDTH, HEIGHT = 540, 250  # drawing units; the page scales the picture to its column
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 36  # margins around the plotting area
 PALETTE = 8
@@ -136,22 +138,6 @@ def axis(values: Sequence[float], *, log: bool = False, zero: bool = False, pad:
     return Axis(low, high, nice_ticks(low, high, count))
 
 
-def label(value: float) -> str:
-    """A number as a person would write it on an axis: 0.25, 1200, 15k, 3e-4."""
-    size = abs(value)
-    if value == 0.0:
-        return "0"
-    if not math.isfinite(value):
-        return "n/a"
-    if size >= 1e4:
-        power, unit = next((p, u) for p, u in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if size >= p)
-        return f"{value / power:.3g}{unit}"
-    if size < 1e-3:
-        digits, exponent = f"{value:.2e}".split("e")
-        return f"{float(digits):g}e{int(exponent)}"
-    return f"{value:.4g}"
-
-
 def smooth(values: Sequence[float], reach: int) -> tuple[list[float], list[float]]:
     """Centred rolling mean and spread over 2 * reach + 1 values (fewer at the ends), finite values only."""
     means, spreads = [], []
@@ -161,19 +147,6 @@ def smooth(values: Sequence[float], reach: int) -> tuple[list[float], list[float
         means.append(centre)
         spreads.append(math.sqrt(sum((v - centre) ** 2 for v in window) / len(window)) if window else math.nan)
     return means, spreads
-
-
-def spark_text(values: Sequence[float], width: int = 32) -> str:
-    """The last `width` values as block characters, for a terminal; a gap where a value is not finite."""
-    shown = list(values)[-width:]
-    finite = [v for v in shown if math.isfinite(v)]
-    if not finite:
-        return ""
-    low, span = min(finite), max(finite) - min(finite)
-    blocks = "▁▂▃▄▅▆▇█"
-    return "".join(
-        blocks[min(7, int((v - low) / span * 8)) if span > 0.0 else 3] if math.isfinite(v) else " " for v in shown
-    )
 
 
 def _thin(series: Series) -> Series:

@@ -11,21 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestration.telemetry.live import LiveSink, headline
-from orchestration.telemetry.sinks import (
-    METRICS_FILE,
-    SAMPLES_FILE,
-    FanOut,
-    JsonlSink,
-    PlainSink,
-    Row,
-    RunInfo,
-    Sample,
-    TensorboardSink,
-    build_sinks,
-    read_rows,
-    read_samples,
-)
+from orchestration.telemetry.sinks.base import FanOut, Row, RunInfo, Sample
+from orchestration.telemetry.sinks.build import build_sinks
+from orchestration.telemetry.sinks.jsonl import METRICS_FILE, SAMPLES_FILE, JsonlSink, read_rows, read_samples
+from orchestration.telemetry.sinks.live import LiveSink, headline, spark_text
+from orchestration.telemetry.sinks.plain import PlainSink
+from orchestration.telemetry.sinks.tensorboard import TensorboardSink
 
 
 def write(folder: Path, iterations: Sequence[int], resumed_at: int | None = None) -> JsonlSink:
@@ -71,7 +62,7 @@ def test_a_crash_while_rewinding_leaves_the_old_file(tmp_path: Path, monkeypatch
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("orchestration.telemetry.sinks.os.fsync", fail)
+    monkeypatch.setattr("orchestration.telemetry.sinks.jsonl.os.fsync", fail)
     with pytest.raises(OSError, match="no space"):
         sink.rewind(1)
     assert len(read_rows(tmp_path)) == 3
@@ -105,6 +96,7 @@ ROW: Row = {
     "reward/mean": 0.25,
     "entropy/exact": 0.9,
     "entropy/target": 1.0,
+    "entropy/error": 0.1,
     "entropy/coefficient": 0.05,
     "entropy/affected": 0.5,
     "entropy/saturated": 1.0,
@@ -124,7 +116,7 @@ def test_plain_writes_one_line_an_iteration() -> None:
     head, line, event, end = out.getvalue().splitlines()
     assert "resumed after 6" in head
     assert line == (
-        "  7/300  reward 0.250  H 0.900  target 1.000  coefficient 0.05  loss nan  KNOB AT ITS BOUND  countdown/pass@1 0.500"
+        "  7/300  reward 0.250  H 0.900  target 1.000  coefficient 0.05  loss nan  COEFFICIENT AT ITS BOUND  countdown/pass@1 0.500"
     )
     assert (event, end) == ("- generator 2 was replaced", "demo: finished")
 
@@ -170,9 +162,16 @@ def test_live_falls_back_to_plain_lines_without_a_terminal() -> None:
 
 
 def test_headline_picks_what_says_most() -> None:
-    evals = {f"eval/e/pass@{k}": k / 16 for k in (1, 4, 16)} | {"eval/e/entropy": 1.0, "eval/e/distinct_correct": 3.0}
-    assert [key for key, _ in headline(evals)] == ["eval/e/pass@1", "eval/e/pass@16", "eval/e/distinct_correct"]
-    assert headline({"eval/gym/gcd/pass@1": 0.5}) == [("eval/gym/gcd/pass@1", 0.5)]
+    evals = {f"e/pass@{k}": k / 16 for k in (1, 4, 16)} | {"e/entropy": 1.0, "e/distinct_correct": 3.0}
+    assert [key for key, _ in headline(evals)] == ["e/pass@1", "e/pass@16", "e/distinct_correct"]
+    assert headline({"gym/gcd/pass@1": 0.5}) == [("gym/gcd/pass@1", 0.5)]
+
+
+def test_spark_text_is_low_to_high_with_gaps() -> None:
+    assert spark_text([0.0, math.nan, 7.0]) == "▁ █"
+    assert spark_text([2.0, 2.0]) == "▄▄"
+    assert spark_text([math.nan]) == ""
+    assert len(spark_text(range(100), 10)) == 10
 
 
 class Recorder:
@@ -248,11 +247,12 @@ def test_tensorboard_scalars_read_back(tmp_path: Path) -> None:
     "module",
     [
         "telemetry.keys",
-        "telemetry.sinks",
-        "telemetry.live",
+        "telemetry.sinks.build",
+        "telemetry.sinks.live",
         "report.run_report",
         "report.charts",
-        "analysis.run_data",
+        "analysis.run_summary",
+        "analysis.diagnosis",
         "report.svg",
         "stats",
     ],

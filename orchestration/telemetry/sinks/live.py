@@ -1,7 +1,7 @@
-"""A dashboard in the terminal: where the run stands, what it earns, and whether entropy is where it was asked to be.
+"""Shows a dashboard in the terminal: where the run stands, what it earns, and whether entropy is at its target.
 
 The picture keeps its height from one refresh to the next, which is what keeps it from flickering, and is redrawn in
-place below whatever else is printed. No signal is touched: Ctrl-C reaches the loop, whose `close` (or, failing that,
+place below whatever else is printed. Signals are left alone: Ctrl-C reaches the loop, whose `close` (or, failing that,
 the end of the process) gives the cursor back.
 """
 
@@ -9,7 +9,7 @@ import atexit
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -19,8 +19,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.report.svg import spark_text
-from orchestration.telemetry.sinks import PlainSink, Row, RunInfo, Sample
+from orchestration.telemetry.keys import EnvKey, EvalKey, short_evals
+from orchestration.telemetry.sinks.base import Row, RunInfo, Sample
+from orchestration.telemetry.sinks.plain import PlainSink
+from orchestration.thresholds import OFF_TARGET
 
 STAGES = ("generate", "verify", "train", "sync")
 HISTORY = 512  # iterations a sparkline can look back
@@ -31,7 +33,7 @@ MAX_WIDTH = 112
 
 
 class LiveSink:
-    """The dashboard. On a console that is no terminal (or a "dumb" one) it is a `PlainSink` instead.
+    """Shows the dashboard; on a console without a terminal (or with a "dumb" one) it behaves as a `PlainSink`.
 
     `clock` is injected so that a test, and a picture of it, do not depend on the time.
     """
@@ -78,8 +80,7 @@ class LiveSink:
         for key, values in self.history.items():
             if key in row:
                 values.append(row[key])
-        found = {key: value for key, value in row.items() if key.startswith("eval/") and "/T=" not in key}
-        self.evals.update(found)
+        self.evals.update(short_evals(row))
         self.done_here += 1
         self.stages = {}
 
@@ -106,7 +107,7 @@ class LiveSink:
     # ------------------------------------------------------------ the picture
 
     def render(self) -> RenderableType:
-        """The picture as it stands; called by the refresh thread, so it only reads."""
+        """Draws the present picture; called by the refresh thread, so it only reads."""
         body = Group(self._progress(), Text(), self._numbers(), Text(), self._results(), Text(), *self._news())
         title = Text.assemble((self.run.name, "bold"), f"  {self.status}")
         # Room at the right edge: where the terminal echoes "^C" it must not wrap, or the next redraw is a line off.
@@ -146,11 +147,12 @@ class LiveSink:
 
     def _entropy(self) -> Text:
         text, target = self._value("entropy/exact", ".3f"), self.row.get("entropy/target", math.nan)
-        exact = self.row.get("entropy/exact", math.nan)
-        if math.isfinite(exact) and math.isfinite(target) and target:
-            off = exact / target - 1.0
+        if math.isfinite(target):
             text.append(f"  target {target:.3f}", "dim")
-            text.append(f"  {off:+.1%}", "green" if abs(off) < 0.1 else "yellow")
+        # Of the entropy under control, which may be that of the correct responses only.
+        off = -self.row.get("entropy/error", math.nan)
+        if math.isfinite(off):
+            text.append(f"  {off:+.1%}", "yellow" if abs(off) > OFF_TARGET else "green")
         return text
 
     def _coefficient(self) -> Text:
@@ -172,7 +174,7 @@ class LiveSink:
         table = Table.grid(padding=(0, 2))
         for width in (30, 10, 30, 10):
             table.add_column(width=width, no_wrap=True, style="dim" if width == 30 else "")
-        cells = [(key.removeprefix("eval/"), f"{value:.3f}") for key, value in headline(self.evals.copy())]
+        cells = [(key, f"{value:.3f}") for key, value in headline(self.evals.copy())]
         cells = (cells + [("", "")] * EVAL_LINES)[:EVAL_LINES]
         for left, right in zip(cells[::2], cells[1::2], strict=True):
             # Text, not str: an environment's name in [brackets] is not markup.
@@ -184,15 +186,29 @@ class LiveSink:
         return events + [Text()] * (EVENT_LINES - len(events))
 
 
-def headline(evals: Row) -> list[tuple[str, float]]:
-    """Of each environment the results that say most: pass@1, the pass@k of the largest k, distinct solutions."""
+def headline(evals: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Picks pass@1, the pass@k of the largest k and the distinct solutions of each environment, out of `short_evals`."""
+    passes = [key for name in evals if (key := EvalKey.parse(f"eval/{name}")) is not None]
+    distinct = [key for name in evals if (key := EnvKey.parse(f"eval/{name}")) is not None]
     out = []
-    for env in dict.fromkeys(key.removeprefix("eval/").rpartition("/")[0] for key in evals):
-        ks = [int(key.split("@")[1]) for key in evals if key.startswith(f"eval/{env}/pass@")]
-        names = [f"pass@{k}" for k in sorted({min(ks), max(ks)})] if ks else []
-        keys = [f"eval/{env}/{name}" for name in (*names, "distinct_correct")]
-        out += [(key, evals[key]) for key in keys if key in evals]
+    for env in dict.fromkeys(key.env for key in (*passes, *distinct)):
+        ks = [key.k for key in passes if key.env == env]
+        names = [f"{env}/pass@{k}" for k in sorted({min(ks), max(ks)})] if ks else []
+        out += [(name, evals[name]) for name in (*names, f"{env}/distinct_correct") if name in evals]
     return out
+
+
+def spark_text(values: Sequence[float], width: int = 32) -> str:
+    """Draws the last `width` values as block characters, with a gap where a value is not finite."""
+    shown = list(values)[-width:]
+    kept = [v for v in shown if math.isfinite(v)]
+    if not kept:
+        return ""
+    low, span = min(kept), max(kept) - min(kept)
+    blocks = "▁▂▃▄▅▆▇█"
+    return "".join(
+        blocks[min(7, int((v - low) / span * 8)) if span > 0.0 else 3] if math.isfinite(v) else " " for v in shown
+    )
 
 
 def _bar(done: float, total: float) -> ProgressBar:
