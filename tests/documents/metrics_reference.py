@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ def reference() -> str:
     page = HEADER
     for first, keys in groups.items():
         page += f"\n## {f'`{first}/`' if first else 'Run'}\n"
-        page += f"\n{NOTES[first]}\n" if first in NOTES else ""
+        page += f"\n{textwrap.fill(NOTES[first], 128)}\n" if first in NOTES else ""
         page += "\n| key | meaning | unit |\n|---|---|---|\n"
         page += "".join(f"| `{key}` | {KEYS[key][0].replace('|', chr(92) + '|')} | {KEYS[key][1]} |\n" for key in keys)
     page += "\n## Former names\n\nRuns that were written with a former name are read with the present one.\n"
