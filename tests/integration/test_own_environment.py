@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.readme import block, write_own_environment
+from support.readme import OWN_ENVIRONMENT, block, write_own_environment
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -27,7 +27,7 @@ def isentrope(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_readmes_environment_is_taught_and_trains(tmp_path: Path) -> None:
-    assert len(block("python", "Your own").splitlines()) <= 40
+    assert len(block("python", OWN_ENVIRONMENT).splitlines()) <= 40
     recipe = write_own_environment(tmp_path / "mine")
     elsewhere = tmp_path / "elsewhere"  # the module is found beside the recipe
     elsewhere.mkdir()

@@ -162,22 +162,6 @@ def test_a_cache_file_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
         make_judge(validate(config_data(rewards=judge(cache_file=str(tmp_path)))), None, nobody)
 
 
-def test_the_recipe_of_the_readme_is_one() -> None:
-    text = (Path(__file__).parents[3] / "README.md").read_text("utf-8").partition("## Rewards")[2]
-    data = config_data(sampling={"max_tokens": 1024}, generators={"max_model_len": 2048})
-    config = validate(data | yaml.safe_load(text.partition("```yaml")[2].partition("```")[0]))
-    assert list(config.rewards.terms) == ["length", "format", "overlong", "model", "judge"]
-
-
-def test_the_judge_of_the_readme_on_generators_is_one() -> None:
-    text = (Path(__file__).parents[3] / "README.md").read_text("utf-8").partition("## Rewards")[2]
-    block = text.split("```yaml")[2].partition("```")[0]
-    data = config_data(generators={"gpus": 1}, learner={"gpus": 1})
-    config = validate(data | yaml.safe_load(f"rewards:\n{block}"))
-    assert config.judge_generator is not None and config.judge_generator.count == 2
-    assert placement.totals(placement.plan(config))["GPU"] == 4
-
-
 def test_terms_survive_the_disk() -> None:
     rewards = {
         "verdict": 0.5,

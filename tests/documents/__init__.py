@@ -1,0 +1,8 @@
+"""Checks that the documents are true: their commands, links and paths, and the pages generated from the code.
+
+| file | what |
+|---|---|
+| config_meanings.py   | a sentence for every configuration key whose declaration does not describe it for a user |
+| config_reference.py  | writes docs/configuration.md from the configuration classes |
+| metrics_reference.py | writes docs/metrics.md from the table of metric keys |
+"""
