@@ -18,7 +18,7 @@ from orchestration.analysis.findings import (
     totals,
 )
 from orchestration.analysis.run_data import RunData, percent, released_at, target_errors
-from orchestration.report import svg as plots
+from orchestration.report.svg import axes as plots
 from orchestration.stats import finite, mean, rms
 
 NO_AUTHORITY = 0.01  # share of tokens: ADAPO with 0.1 to 0.3 % of them clipped could not be told from no control

@@ -21,7 +21,7 @@ from orchestration.analysis.findings import (
     totals,
 )
 from orchestration.analysis.run_data import RunData, percent, released_at, summary_of
-from orchestration.report import svg as plots
+from orchestration.report.svg import axes as plots
 from orchestration.stats import finite, fit_line, mean
 
 FLAT = 0.02  # relative change of entropy that counts as none: the noise of a batch is larger

@@ -15,7 +15,7 @@ from orchestration.analysis.findings import (
     start_and_end,
 )
 from orchestration.analysis.run_data import END_ROWS, START_ROWS, RunData, percent, summary_of
-from orchestration.report import svg as plots
+from orchestration.report.svg import axes as plots
 from orchestration.stats import finite
 from orchestration.telemetry.alarms import PATIENCE
 from orchestration.telemetry.keys import lookup

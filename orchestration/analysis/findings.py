@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestration.analysis.run_data import END_ROWS, START_ROWS, RunData, percent, target_errors
-from orchestration.report import svg as plots
+from orchestration.report.svg import axes as plots
 from orchestration.stats import finite, mean, rms
 
 Chapter = Literal["entropy", "why", "control", "cost", "trust"]  # in reading order

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestration.report import svg as plots
+from orchestration.report.svg import axes as plots
 from orchestration.stats import finite, mean, rms
 from orchestration.telemetry.keys import lookup
 from orchestration.telemetry.sinks import Row, Sample, read_rows, read_samples

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.report.svg import spark_text
+from orchestration.report.svg.axes import spark_text
 from orchestration.telemetry.sinks import PlainSink, Row, RunInfo, Sample
 
 STAGES = ("generate", "verify", "train", "sync")
