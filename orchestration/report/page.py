@@ -55,7 +55,7 @@ def write_page(path: Path, text: str) -> Path:
 
 @lru_cache(maxsize=4)
 def _environment(templates: Path | None) -> Environment:
-    from jinja2 import (  # here: every command imports the report's neighbours
+    from jinja2 import (  # here: not every import of a report renders one
         Environment,
         FileSystemLoader,
         StrictUndefined,
