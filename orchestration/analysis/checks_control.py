@@ -17,9 +17,9 @@ from orchestration.analysis.findings import (
     steered,
     totals,
 )
-from orchestration.analysis.run_data import RunData, percent, released_at, target_errors
-from orchestration.report.svg import axes as plots
+from orchestration.analysis.run_data import RunData, released_at, target_errors
 from orchestration.stats import finite, mean, rms
+from orchestration.text import label, percent
 
 NO_AUTHORITY = 0.01  # share of tokens: ADAPO with 0.1 to 0.3 % of them clipped could not be told from no control
 NO_EFFECT = 0.05  # control's part of the predicted change below which it is next to nothing
@@ -90,7 +90,7 @@ def saturation(run: RunData) -> Finding | None:
     sides = {"upper": sum(errors[i] < 0.0 for i in at), "lower": sum(errors[i] > 0.0 for i in at)}
     side = max(sides, key=sides.__getitem__)
     bound = (run.column("entropy/coefficient_high") if side == "upper" else run.column("entropy/coefficient"))[at[-1]]
-    where = f"its {side} bound" + (f" ({plots.label(bound)})" if math.isfinite(bound) else "")
+    where = f"its {side} bound" + (f" ({label(bound)})" if math.isfinite(bound) else "")
     stood = (
         f"the coefficient stood at {where}, with entropy off target, in {len(at)} of {len(finite(flags))} iterations"
     )

@@ -20,9 +20,9 @@ from orchestration.analysis.findings import (
     steered,
     totals,
 )
-from orchestration.analysis.run_data import RunData, percent, released_at, summary_of
-from orchestration.report.svg import axes as plots
+from orchestration.analysis.run_data import RunData, released_at, summary_of
 from orchestration.stats import finite, fit_line, mean
+from orchestration.text import label, percent
 
 FLAT = 0.02  # relative change of entropy that counts as none: the noise of a batch is larger
 UNEVEN = 1.25  # ratio of two entropies that is called a difference
@@ -200,7 +200,7 @@ def prediction(run: RunData) -> Finding | None:
     text = f"The relation of predicted to realised change is {t.word}: r = {t.r:.2f} over {t.steps} steps, which is "
     text += f"{percent(t.r * t.r)} of their variance. "
     size = "sizes agree too" if 0.5 <= t.slope <= 2.0 else "read its sign and its shares, not its size in nats"
-    return Finding("why", f"prediction_{t.word}", f"{text}Slope {plots.label(float(f'{t.slope:.2g}'))}: {size}.")
+    return Finding("why", f"prediction_{t.word}", f"{text}Slope {label(float(f'{t.slope:.2g}'))}: {size}.")
 
 
 CHECKS: tuple[Check, ...] = (

@@ -14,12 +14,12 @@ from orchestration.analysis.findings import (
     signed,
     start_and_end,
 )
-from orchestration.analysis.run_data import END_ROWS, START_ROWS, RunData, percent, summary_of
-from orchestration.report.svg import axes as plots
+from orchestration.analysis.run_data import END_ROWS, START_ROWS, RunData, summary_of
 from orchestration.stats import finite
 from orchestration.telemetry.alarms import PATIENCE
-from orchestration.telemetry.keys import lookup
+from orchestration.telemetry.keys import QuantileKey
 from orchestration.telemetry.reward_drift import longest
+from orchestration.text import label, percent
 
 MOVED = 0.03  # pass@k moves by about this between two evaluations of the same policy on 100 prompts
 PHANTOM = 0.01  # share of tokens outside [0.9, 1.1]: fp16 has none, bf16 from 0.2 to 8 %
@@ -45,7 +45,7 @@ def gamed(run: RunData) -> Finding | None:
         return None
     row = run.rows[last]
     text = f"From iteration {run.rows[first]['iteration']:g} to {row['iteration']:g} the reward stood up to "
-    text += f"{plots.label(max(finite(run.column('drift/reward')[first : last + 1])))} above its start while the environment's own "
+    text += f"{label(max(finite(run.column('drift/reward')[first : last + 1])))} above its start while the environment's own "
     text += f"verdict had changed by {signed(row['drift/check'])}"
     if "drift/held_out" in row:
         text += f" and held-out pass@1 by {signed(row['drift/held_out'])}"
@@ -120,9 +120,7 @@ def engine_gap(run: RunData) -> Finding | None:
     ]
     told = [f"the ratio of trainer to engine leaves [0.9, 1.1] for {' and '.join(shares)}"] if shares else []
     if math.isfinite(gap):
-        told.append(
-            f"{tail:g}\N{NO-BREAK SPACE}% of log-probs differ by less than {plots.label(float(f'{gap:.2g}'))} nats"
-        )
+        told.append(f"{tail:g}\N{NO-BREAK SPACE}% of log-probs differ by less than {label(float(f'{gap:.2g}'))} nats")
     if not told:
         return None
     text = f"{capital('; '.join(told))}."
@@ -136,12 +134,10 @@ def engine_gap(run: RunData) -> Finding | None:
 
 def _tail(run: RunData) -> tuple[float, float]:
     """(percent, nats): the highest quantile of the engine gap that is reported; (0, NaN) without any."""
-    keys = {key for row in run.rows for key in row if key.startswith("gap/q") and lookup(key)}
-    if not keys:
-        return 0.0, math.nan
-    top = max(keys, key=lambda key: float(key.removeprefix("gap/q")))
-    gap = late_mean(run, top)
-    return (float(top.removeprefix("gap/q")), gap) if math.isfinite(gap) else (0.0, math.nan)
+    found = [QuantileKey.parse(key) for key in run.metric_keys()]
+    highest = max((key.percent for key in found if key is not None and key.distribution == "gap"), default=math.nan)
+    gap = late_mean(run, str(QuantileKey("gap", highest)))
+    return (highest, gap) if math.isfinite(gap) else (0.0, math.nan)
 
 
 def sample_size(run: RunData) -> Finding | None:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestration.analysis.run_data import END_ROWS, START_ROWS, RunData, percent, target_errors
-from orchestration.report.svg import axes as plots
+from orchestration.analysis.run_data import END_ROWS, START_ROWS, RunData, target_errors
 from orchestration.stats import finite, mean, rms
+from orchestration.text import label, percent
 
 Chapter = Literal["entropy", "why", "control", "cost", "trust"]  # in reading order
 
@@ -104,7 +104,7 @@ def totals(run: RunData, *keys: str) -> list[float]:
 def signed(value: float) -> str:
     """-0.0312 as "−0.031", with a sign always."""
     sign = "+" if value > 0 else "\N{MINUS SIGN}" if value < 0 else ""
-    return sign + plots.label(float(f"{abs(value):.2g}"))
+    return sign + label(float(f"{abs(value):.2g}"))
 
 
 def moved(start: float, end: float, style: str = ".2f") -> str:

@@ -6,15 +6,53 @@ stage" is the last one that trained it, where what came after is asked for, and 
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from orchestration.stats import finite, mean
-from orchestration.telemetry.keys import lookup
+from orchestration.telemetry.keys import EnvKey, EvalKey
 from orchestration.telemetry.sinks import Row
 
-LITERAL = frozenset({"mean", "std"})  # reward/mean is of no environment
+
+@dataclass(frozen=True, slots=True)
+class MatrixKey:
+    """Names a cell of the matrix among a run's flat metrics; `stage` is None before training.
+
+    >>> MatrixKey.parse("matrix/pass@16/start/gym/gcd")
+    MatrixKey(k=16, stage=None, env='gym/gcd')
+    """
+
+    k: int
+    stage: int | None
+    env: str
+
+    @classmethod
+    def parse(cls, key: str) -> "MatrixKey | None":
+        found = re.fullmatch(r"matrix/pass@(\d+)/(start|\d+)/(.+)", key)
+        if found is None:
+            return None
+        return cls(int(found[1]), None if found[2] == "start" else int(found[2]), found[3])
+
+    def __str__(self) -> str:
+        return f"matrix/pass@{self.k}/{'start' if self.stage is None else self.stage}/{self.env}"
+
+
+@dataclass(frozen=True, slots=True)
+class StageKey:
+    """Names a metric of one stage among a run's flat metrics, such as `StageKey("area/reward", 0)`."""
+
+    metric: str  # "area/reward", "area/eval" or "entropy_change"
+    stage: int
+
+    @classmethod
+    def parse(cls, key: str) -> "StageKey | None":
+        found = re.fullmatch(r"(area/reward|area/eval|entropy_change)/(\d+)", key)
+        return cls(found[1], int(found[2])) if found else None
+
+    def __str__(self) -> str:
+        return f"{self.metric}/{self.stage}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +149,13 @@ def matrix(rows: Sequence[Row], k: int) -> Retention | None:
 
 def passes(row: Row, k: int) -> dict[str, float]:
     """Environment -> pass@k at the first temperature."""
-    out = {}
-    for key, value in row.items():
-        match = lookup(key) if key.startswith("eval/") and math.isfinite(value) else None
-        if match and match[0] == "eval/{env}/pass@{k}" and int(match[1]["k"]) == k:
-            out[match[1]["env"]] = value
-    return out
+    found = [(EvalKey.parse(key), value) for key, value in row.items() if math.isfinite(value)]
+    return {key.env: value for key, value in found if key is not None and (key.k, key.temperature) == (k, None)}
 
 
 def trained_in(row: Row) -> list[str]:
     """The environments that gave prompts to an iteration."""
-    return [key[7:] for key in row if key.startswith("reward/") and key[7:] not in LITERAL]
+    return [key.env for key in map(EnvKey.parse, row) if key is not None and key.family == "reward/{env}"]
 
 
 def boundaries(rows: Sequence[Row]) -> list[float]:
@@ -177,9 +211,9 @@ def figures(rows: Sequence[Row], k: int) -> dict[str, float]:
             f"forgetting/pass@{at}": found.forgetting,
         }
         for stage in range(-1, len(found.after)):
-            name = "start" if stage < 0 else stage
-            out |= {f"matrix/pass@{at}/{name}/{env}": found.at(stage, env) for env in found.environments}
+            after = None if stage < 0 else stage
+            out |= {str(MatrixKey(at, after, env)): found.at(stage, env) for env in found.environments}
     for stage, area in enumerate(areas(rows)):
-        out |= {f"area/reward/{stage}": area.reward, f"area/eval/{stage}": area.evaluation}
-        out[f"entropy_change/{stage}"] = area.entropy_change
+        values = {"area/reward": area.reward, "area/eval": area.evaluation, "entropy_change": area.entropy_change}
+        out |= {str(StageKey(metric, stage)): value for metric, value in values.items()}
     return out

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestration.report.svg import axes as plots
 from orchestration.stats import finite, mean, rms
-from orchestration.telemetry.keys import lookup
+from orchestration.telemetry.keys import DISTINCT, EnvKey, EvalKey, environment_of
 from orchestration.telemetry.sinks import Row, Sample, read_rows, read_samples
+from orchestration.text import duration, label, number, one_line, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,34 +47,36 @@ class RunData:
     def has(self, *keys: str) -> bool:
         return any(math.isfinite(row.get(key, math.nan)) for row in self.rows for key in keys)
 
+    def metric_keys(self) -> list[str]:
+        """Returns every key that any row has, in the order of first mention."""
+        return list(dict.fromkeys(key for row in self.rows for key in row))
+
     def envs(self) -> list[str]:
         """Every environment that a key of any row names, in the order of first mention."""
-        found = (lookup(key) for key in dict.fromkeys(key for row in self.rows for key in row))
-        return list(dict.fromkeys(match[1]["env"] for match in found if match and "env" in match[1]))
+        return list(dict.fromkeys(env for env in map(environment_of, self.metric_keys()) if env is not None))
 
     def evals(self) -> list[EvalPoint]:
         """Every finite pass@k of the run."""
         points = []
         for row in self.rows:
             for key, value in row.items():
-                match = lookup(key) if key.startswith("eval/") and math.isfinite(value) else None
-                if match and "k" in match[1]:
-                    heat = match[1].get("temperature")
-                    at = None if heat is None else float(heat)
-                    points.append(EvalPoint(row.get("iteration", 0.0), match[1]["env"], int(match[1]["k"]), at, value))
+                at = EvalKey.parse(key) if math.isfinite(value) else None
+                if at is not None:
+                    points.append(EvalPoint(row.get("iteration", 0.0), at.env, at.k, at.temperature, value))
         return points
 
     def only(self, env: str) -> "RunData":
         """The run as if it were about one environment: its reward and entropy under the plain names, its evaluations."""
-        plain = {f"reward/{env}": "reward/mean", f"entropy/{env}": "entropy/exact", "iteration": "iteration"}
-        rows = []
-        for row in self.rows:
-            rows.append({plain[key]: value for key, value in row.items() if key in plain})
-            for key in (key for key in row if key.startswith(f"eval/{env}/")):
-                match = lookup(key)
-                if match and match[1].get("env") == env:  # not one of an environment named env/more
-                    rows[-1][key] = row[key]
+        names = {"iteration": "iteration"}  # of this run -> of the run that is returned
+        names |= {str(EnvKey("reward/{env}", env)): "reward/mean", str(EnvKey("entropy/{env}", env)): "entropy/exact"}
+        names |= {key: key for key in self.metric_keys() if _is_eval_of(key, env)}
+        rows = [{names[key]: value for key, value in row.items() if key in names} for row in self.rows]
         return replace(self, rows=rows)
+
+
+def _is_eval_of(key: str, env: str) -> bool:
+    found = EvalKey.parse(key)
+    return found.env == env if found is not None else EnvKey.parse(key) == EnvKey(DISTINCT, env)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def _parse_config(text: str, path: Path) -> Mapping[str, Any]:
     try:
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}).") from error
+        raise ValueError(f"{path} is not YAML ({one_line(error)}).") from error
     return config if isinstance(config, dict) else {}
 
 
@@ -154,7 +156,7 @@ def summary_of(run: RunData) -> RunSummary:
     errors = finite(target_errors(run))
     late = errors[len(errors) * 2 // 3 :]
     saturated = finite(run.column("entropy/saturated"))
-    distinct = [v for v in (over_envs(row, "distinct_correct") for row in run.rows) if math.isfinite(v)]
+    distinct = [v for v in (over_envs(row, DISTINCT) for row in run.rows) if math.isfinite(v)]
     spent, stamps = finite(run.column("time/iteration")), finite(run.column("time/unix"))
     tokens = finite(run.column("tokens/generated"))
     first, last = _first_and_last_passes(run)
@@ -201,9 +203,10 @@ def released_at(run: RunData) -> float:
     )
 
 
-def over_envs(row: Row, what: str) -> float:
-    """Mean of eval/ENV/what over the environments of a row."""
-    return mean(value for key, value in row.items() if key.startswith("eval/") and key.endswith(f"/{what}"))
+def over_envs(row: Row, family: str) -> float:
+    """Averages a family of metrics, such as `keys.DISTINCT`, over the environments of a row."""
+    found = [(EnvKey.parse(key), value) for key, value in row.items()]
+    return mean(value for key, value in found if key is not None and key.family == family)
 
 
 def _first_and_last_passes(run: RunData) -> tuple[dict[int, float], dict[int, float]]:
@@ -222,35 +225,6 @@ def pass_curve(points: Sequence[EvalPoint], iteration: float) -> dict[int, float
 
 
 # ---------------------------------------------------------------- words and tables
-
-
-def number(value: float, style: str = ".3g") -> str:
-    """A number for a table: a dash where there is none."""
-    return format(value, style) if math.isfinite(value) else "—"
-
-
-def percent(value: float, sign: bool = False) -> str:
-    """A share as people read it: 0.63 is 63 %, 0.063 is 6.3 %; with `sign`, -0.63 has its minus."""
-    if not math.isfinite(value):
-        return "—"
-    digits = 1 if 0.0 < abs(value) < 0.0995 else 0
-    text = f"{abs(value) * 100:.{digits}f}".removesuffix(".0")
-    return (
-        ("" if not sign or float(text) == 0.0 else "+" if value > 0 else "\N{MINUS SIGN}")
-        + text
-        + "\N{NO-BREAK SPACE}%"
-    )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 1 min 57 s, 12 min, 3 h 20 min."""
-    if not math.isfinite(seconds):
-        return "—"
-    whole = round(seconds)
-    if whole < 600:
-        return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def sentences(summary: RunSummary) -> str:
@@ -321,7 +295,7 @@ COLUMNS: list[tuple[str, Any]] = [
     ("pass@K", lambda s, k: number(s.pass_at.get(k, math.nan), ".3f")),
     ("distinct", lambda s, k: number(s.distinct, ".1f")),
     ("time", lambda s, k: duration(s.seconds)),
-    ("tokens", lambda s, k: plots.label(s.tokens) if math.isfinite(s.tokens) else "—"),
+    ("tokens", lambda s, k: label(s.tokens) if math.isfinite(s.tokens) else "—"),
 ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestration.analysis.run_data import RunData
 from orchestration.lab.compare import pareto
+from orchestration.lab.figures import pass_counts
 from orchestration.lab.results import ArmResult, LabResults
 from orchestration.lab.tables import temperature_text
 from orchestration.report.svg.axes import HEIGHT, WIDTH, axis
@@ -160,9 +161,7 @@ def pass_by_k(results: LabResults) -> Panel | None:
 
 
 def _pass_curve(arm: ArmResult, colour: int) -> list[Series]:
-    ks = sorted(
-        int(key[5:-4]) for key in arm.metrics if key.startswith("pass@") and key.endswith("/end") and "=" not in key
-    )
+    ks = sorted(pass_counts(arm.metrics))
     spreads = [arm.spread(f"pass@{k}/end") for k in ks]
     if not spreads:
         return []

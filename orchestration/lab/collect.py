@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestration.analysis.run_data import RunData, load_run
-from orchestration.lab.figures import figures, steered, temperatures
+from orchestration.lab.figures import PassKey, figures, pass_counts, steered, temperatures
 from orchestration.lab.results import ArmResult, BestTemperature, CellResult, LabResults, Spread
 from orchestration.stats import mean
 
@@ -36,7 +36,7 @@ def collect(arms: Sequence[ArmRuns]) -> LabResults:
     for arm, runs, failed in loaded:
         cells = {seed: figures(run) for seed, run in runs.items()}
         made.append(_arm(arm.name, arm.note, any(map(steered, runs.values())), cells, failed))
-    evaluated = [ks for arm in made for ks in map(_pass_counts, arm.finished.values()) if ks]
+    evaluated = [ks for arm in made for ks in map(pass_counts, arm.finished.values()) if ks]
     return LabResults(
         arms=tuple(made),
         start=_start(made),
@@ -61,13 +61,14 @@ def _arm(
 ) -> ArmResult:
     cells = {seed: dict(metrics) for seed, metrics in finished.items()}
     best = {}
-    for k in sorted({k for metrics in cells.values() for k in _pass_counts(metrics)}):
+    for k in sorted({k for metrics in cells.values() for k in pass_counts(metrics)}):
         heat = _best_temperature(list(cells.values()), k)
         if heat is not None:
+            there, at_best = str(PassKey(k, "end", heat)), str(PassKey(k, "best"))
             for metrics in cells.values():
-                if f"pass@{k}/T={heat}/end" in metrics:
-                    metrics[f"pass@{k}/best"] = metrics[f"pass@{k}/T={heat}/end"]
-            best[f"pass@{k}"] = BestTemperature(float(heat), _spread(cells, f"pass@{k}/best"))
+                if there in metrics:
+                    metrics[at_best] = metrics[there]
+            best[f"pass@{k}"] = BestTemperature(heat, _spread(cells, at_best))
     names = dict.fromkeys(name for metrics in cells.values() for name in metrics)
     results = [CellResult(seed, metrics) for seed, metrics in cells.items()]
     results += [CellResult(seed, failure=reason) for seed, reason in sorted(failed.items())]
@@ -78,19 +79,16 @@ def _spread(cells: Mapping[int, Mapping[str, float]], metric: str) -> Spread:
     return Spread.over(metrics.get(metric, math.nan) for metrics in cells.values())
 
 
-def _pass_counts(metrics: Mapping[str, float]) -> set[int]:
-    return {
-        int(key[5:-4]) for key in metrics if key.startswith("pass@") and key.endswith("/end") and key.count("/") == 1
-    }
-
-
-def _best_temperature(cells: Sequence[Mapping[str, float]], k: int) -> str | None:
+def _best_temperature(cells: Sequence[Mapping[str, float]], k: int) -> float | None:
     """Chooses among the temperatures that the most seeds have: with fewer seeds a lucky mean is likelier."""
-    begin = f"pass@{k}/T="
-    keys = dict.fromkeys(key for metrics in cells for key in metrics if key.startswith(begin) and key.endswith("/end"))
-    columns = {key[len(begin) : -4]: [metrics[key] for metrics in cells if key in metrics] for key in keys}
+    parsed = {name: PassKey.parse(name) for metrics in cells for name in metrics}
+    values = {
+        key.temperature: [metrics[name] for metrics in cells if name in metrics]
+        for name, key in parsed.items()
+        if key is not None and key.temperature is not None and (key.k, key.when) == (k, "end")
+    }
     # Rounded: of equals the first wins, whatever the order of a sum does to the last digit.
-    return max(columns, key=lambda heat: (len(columns[heat]), round(mean(columns[heat]), 9)), default=None)
+    return max(values, key=lambda heat: (len(values[heat]), round(mean(values[heat]), 9)), default=None)
 
 
 def _start(arms: Sequence[ArmResult]) -> ArmResult:

@@ -6,7 +6,7 @@
 | `target`                                          | nats per token, the last one                                   |
 | `rms_last_third`, `rms_last_two_thirds`           | root mean square of (H - target) / target over that part       |
 | `max_last_two_thirds`                             | largest \\|H - target\\| / target there                          |
-| `saturated`, `authority`                          | share of iterations; mean share of tokens the coefficient touches     |
+| `saturated`, `affected`                           | share of iterations; mean share of tokens the coefficient touches |
 | `reward_start`, `reward_end`                      | means of the first 3 and the last 5 iterations                 |
 | `distinct_start`, `distinct_end`                  | correct solutions a prompt, first and last evaluation          |
 | `pass@K/start`, `pass@K/end`                      | at the first temperature, first and last evaluation            |
@@ -18,11 +18,54 @@ A figure the run does not have is left out.
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 from orchestration.analysis.retention import figures as retained
 from orchestration.analysis.run_data import EvalPoint, RunData, pass_curve, summary_of
 from orchestration.stats import finite, mean, rms
+
+When = Literal["start", "end", "best"]  # first evaluation, last evaluation, the last one at the best temperature
+
+
+@dataclass(frozen=True, slots=True)
+class PassKey:
+    """Names a pass@k among the flat metrics of a run; `temperature` is None for the first one.
+
+    >>> PassKey.parse("pass@16/T=0.3/end")
+    PassKey(k=16, when='end', temperature=0.3)
+    """
+
+    k: int
+    when: When
+    temperature: float | None = None
+
+    @classmethod
+    def parse(cls, key: str) -> "PassKey | None":
+        found = re.fullmatch(r"pass@(\d+)(?:/T=([^/]+))?/(start|end|best)", key)
+        if found is None:
+            return None
+        return cls(int(found[1]), cast(When, found[3]), None if found[2] is None else float(found[2]))
+
+    def __str__(self) -> str:
+        heat = "" if self.temperature is None else f"/T={self.temperature:g}"
+        return f"pass@{self.k}{heat}/{self.when}"
+
+
+def pass_counts(metrics: Iterable[str]) -> set[int]:
+    """Returns the k of every pass@k after training at the first temperature among these names."""
+    found = map(PassKey.parse, metrics)
+    return {key.k for key in found if key is not None and (key.when, key.temperature) == ("end", None)}
+
+
+def name_after_training(metric: str) -> str | None:
+    """Returns the name that a value from before training has after it: "reward_start" -> "reward_end"; None for all others."""
+    found = PassKey.parse(metric)
+    if found is not None:
+        return str(replace(found, when="end")) if found.when == "start" else None
+    return {"entropy_start": "entropy_end", "reward_start": "reward_end", "distinct_start": "distinct_end"}.get(metric)
 
 
 def figures(run: RunData) -> dict[str, float]:
@@ -38,7 +81,7 @@ def figures(run: RunData) -> dict[str, float]:
         "rms_last_two_thirds": rms(two_thirds),
         "max_last_two_thirds": max(map(abs, two_thirds), default=math.nan),
         "saturated": s.saturated if steered(run) else math.nan,
-        "authority": mean(run.column("entropy/affected")),
+        "affected": mean(run.column("entropy/affected")),
         "reward_start": s.reward_start,
         "reward_end": s.reward_end,
         "distinct_start": s.distinct_start,
@@ -49,11 +92,11 @@ def figures(run: RunData) -> dict[str, float]:
     }
     evals = run.evals()
     for heat in temperatures(run):
-        found |= _passes([p for p in evals if p.temperature == heat], f"/T={heat:g}")
-    found |= {f"pass@{k}/start": value for k, value in s.pass_at_start.items()}
-    found |= {f"pass@{k}/end": value for k, value in s.pass_at.items()}
+        found |= _passes([p for p in evals if p.temperature == heat], heat)
+    found |= {str(PassKey(k, "start")): value for k, value in s.pass_at_start.items()}
+    found |= {str(PassKey(k, "end")): value for k, value in s.pass_at.items()}
     if len({p.iteration for p in evals}) < 2:  # one evaluation says where the run ended, not where it began
-        found = {key: value for key, value in found.items() if not key.endswith("/start") and key != "distinct_start"}
+        found = {key: value for key, value in found.items() if not _is_first_evaluation(key)}
     found |= retained(run.rows, max(s.pass_at, default=1))
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
@@ -86,9 +129,18 @@ def off_target(run: RunData) -> list[float]:
     return finite(out)
 
 
-def _passes(points: Sequence[EvalPoint], suffix: str) -> dict[str, float]:
+def _passes(points: Sequence[EvalPoint], temperature: float) -> dict[str, float]:
     out: dict[str, float] = {}
-    for name, pick in (("start", min), ("end", max)):
-        curve = pass_curve(points, pick(p.iteration for p in points))
-        out |= {f"pass@{k}{suffix}/{name}": value for k, value in curve.items()}
+    ends: tuple[tuple[When, float], ...] = (
+        ("start", min(p.iteration for p in points)),
+        ("end", max(p.iteration for p in points)),
+    )
+    for when, iteration in ends:
+        curve = pass_curve(points, iteration)
+        out |= {str(PassKey(k, when, temperature)): value for k, value in curve.items()}
     return out
+
+
+def _is_first_evaluation(key: str) -> bool:
+    found = PassKey.parse(key)
+    return found.when == "start" if found is not None else key == "distinct_start"

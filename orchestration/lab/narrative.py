@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from orchestration.analysis.run_data import percent
 from orchestration.lab.compare import difference, pareto, within_noise
 from orchestration.lab.results import ArmResult, LabResults
 from orchestration.lab.tables import percent_text, spread_text, temperature_text
 from orchestration.report.page import Paragraph
+from orchestration.text import percent
 
 HELD = 0.10  # rms off target, relative, up to which an arm holds its target
 

@@ -27,7 +27,9 @@ from orchestration.lab.grid import Cell, Grid, cells, load_grid, notes, to_yaml
 from orchestration.lab.lab_report import write_lab_report
 from orchestration.lab.tables import matrices, tables
 from orchestration.run.lifecycle import Job, conduct, connected, is_finished, prepare, signals
+from orchestration.telemetry.keys import short_evals
 from orchestration.telemetry.sinks import read_rows
+from orchestration.text import one_line
 
 if TYPE_CHECKING:
     from orchestration.cluster.cluster import Cluster
@@ -191,9 +193,7 @@ async def _worker(queue: list[tuple[Cell, Job]], progress: Progress, stop: StopS
                 raise
             except Exception as error:  # noqa: BLE001 - the declared boundary: one run's failure, of any kind, costs it alone
                 known = isinstance(error, IsentropeError)
-                progress.broke(
-                    cell, str(error) if known else f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-                )
+                progress.broke(cell, str(error) if known else f"{type(error).__name__}: {one_line(error)[:500]}")
                 await cluster.close()  # whatever state its actors were left in
                 cluster = None
             else:
@@ -209,7 +209,8 @@ def _outcome(cell: Cell) -> str:
     rows = read_rows(cell.config.folder)
     names = {"H": "entropy/exact", "reward": "reward/mean"}
     parts = [f"{label} {rows[-1][key]:.3f}" for label, key in names.items() if rows and key in rows[-1]]
-    parts += [f"{k[5:]} {v:.3f}" for k, v in rows[-1].items() if k.startswith("eval/") and "/T=" not in k]
+    evals = short_evals(rows[-1]) if rows else {}
+    parts += [f"{key} {value:.3f}" for key, value in evals.items()]
     return "  " + "  ".join(parts) if parts else ""
 
 

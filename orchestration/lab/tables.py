@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from orchestration.analysis.run_data import duration, number, percent
+from orchestration.analysis.retention import MatrixKey, StageKey
 from orchestration.lab.results import ArmResult, LabResults, Spread
-from orchestration.report.svg.axes import label
 from orchestration.report.svg.marks import PALETTE, shade
 from orchestration.report.table import Cell, Table
+from orchestration.text import duration, label, number, percent
 
 
 class Column(NamedTuple):
@@ -33,13 +33,13 @@ SINGLE_RUN: Mapping[str, str] = {  # headings of the table of single runs
     "rms_last_two_thirds": "last two thirds",
     "max_last_two_thirds": "largest",
     "saturated": "saturated",
-    "authority": "authority",
+    "affected": "tokens affected",
     "reward_start": "reward start",
     "reward_end": "end",
     "distinct_start": "distinct start",
     "distinct_end": "end",
 }
-SHARES = ("rms_last_third", "rms_last_two_thirds", "max_last_two_thirds", "saturated", "authority")
+SHARES = ("rms_last_third", "rms_last_two_thirds", "max_last_two_thirds", "saturated", "affected")
 
 
 # ---------------------------------------------------------------- text of cells
@@ -124,10 +124,11 @@ def retention_table(results: LabResults) -> Table | None:
             for name, title in RETAINED.items()
             if f"{name}/pass@{k}" in metrics
         ]
-    stages = sorted({int(key[12:]) for key in metrics if key.startswith("area/reward/")})
-    columns += [_spread_column(f"reward, stage {stage}", f"area/reward/{stage}") for stage in stages]
+    parsed = [StageKey.parse(metric) for metric in metrics]
+    stages = sorted({key.stage for key in parsed if key is not None and key.metric == "area/reward"})
+    columns += [_spread_column(f"reward, stage {stage}", str(StageKey("area/reward", stage))) for stage in stages]
     for stage in stages:
-        if (key := f"entropy_change/{stage}") in metrics:
+        if (key := str(StageKey("entropy_change", stage))) in metrics:
             columns.append(
                 Column(f"entropy, stage {stage}", lambda arm, key=key: percent_text(arm.spread(key), sign=True))
             )
@@ -154,17 +155,17 @@ def _cells(arm: ArmResult, columns: Sequence[Column]) -> list[Cell]:
 
 def matrices(results: LabResults) -> list[Table]:
     """Builds the retention matrix for pass@1 and pass@K: a row for every arm and stage, a column for every environment."""
+    parsed = [MatrixKey.parse(metric) for arm in results.arms for metric in arm.metrics]
     made = []
     for k in results.ks:
-        begin = f"matrix/pass@{k}/"
-        keys = dict.fromkeys(key[len(begin) :] for arm in results.arms for key in arm.metrics if key.startswith(begin))
-        stages = dict.fromkeys(key.partition("/")[0] for key in keys)
-        environments = list(dict.fromkeys(key.partition("/")[2] for key in keys))
+        keys = [key for key in parsed if key is not None and key.k == k]
+        stages = dict.fromkeys(key.stage for key in keys)
+        environments = list(dict.fromkeys(key.env for key in keys))
         rows = []
         for arm in results.arms:
             for stage in stages:
-                after = "before training" if stage == "start" else f"stage {stage}"
-                scores = [spread_text(arm.spread(f"{begin}{stage}/{env}")) for env in environments]
+                after = "before training" if stage is None else f"stage {stage}"
+                scores = [spread_text(arm.spread(str(MatrixKey(k, stage, env)))) for env in environments]
                 rows.append([Cell(arm.name), Cell(after), *map(Cell, scores)])
         if rows:
             made.append(Table([f"pass@{k}", "after", *environments], rows, labels=2))

@@ -11,11 +11,11 @@ from typing import Any
 
 from orchestration.analysis.findings import change_pairs
 from orchestration.analysis.run_data import RunData, over_envs, pass_curve
-from orchestration.report.svg.axes import label
 from orchestration.report.svg.charts import line_chart, scatter_chart, stacked_chart
 from orchestration.report.svg.marks import Series, smooth
 from orchestration.stats import finite, fit_line
-from orchestration.telemetry.keys import lookup
+from orchestration.telemetry.keys import DISTINCT, EnvKey, QuantileKey, TermKey
+from orchestration.text import label
 
 
 def key_chart(runs: Sequence[RunData], key: str, title: str, **options: Any) -> str:
@@ -73,15 +73,14 @@ def reward_chart(runs: Sequence[RunData], envs: Sequence[str]) -> str:
 
 def terms_chart(runs: Sequence[RunData]) -> str:
     """Draws the terms of a single run's reward, a colour a term."""
-    keys = {
-        key for run in runs[:1] for row in run.rows for key in row if key.startswith("term/") and key.count("/") == 1
-    }
-    if len(runs) > 1 or not keys:
+    found = [TermKey.parse(key) for run in runs[:1] for key in run.metric_keys()]
+    terms = {key.term for key in found if key is not None and key.env is None}
+    if len(runs) > 1 or not terms:
         return ""
     series = []
-    for colour, key in enumerate(sorted(keys, key=lambda key: (key != "term/verdict", key))):
-        curves = _curves(runs, key, raw=False)
-        series += [replace(s, name=key.removeprefix("term/"), colour=colour, low=(), high=()) for s in curves]
+    for colour, term in enumerate(sorted(terms, key=lambda term: (term != "verdict", term))):
+        curves = _curves(runs, str(TermKey(term)), raw=False)
+        series += [replace(s, name=term, colour=colour, low=(), high=()) for s in curves]
     note = "Before weights. The verdict is the environment's own: where it does not follow the others, they are being gamed."
     return line_chart("Terms of the reward", series, y_label="mean value", note=note)
 
@@ -190,10 +189,8 @@ def quantile_chart(runs: Sequence[RunData], family: str, title: str, **options: 
     """Draws the quantiles family/q50, family/q99.9, ... that were reported; of several runs the highest one each."""
     series = []
     for colour, run in enumerate(runs):
-        keys = {
-            key for row in run.rows for key in row if key.startswith(f"{family}/q") and lookup(key) and run.has(key)
-        }
-        ranked = sorted((float(key.removeprefix(f"{family}/q")), key) for key in keys)
+        found = [(QuantileKey.parse(key), key) for key in run.metric_keys()]
+        ranked = sorted((q.percent, key) for q, key in found if q and q.distribution == family and run.has(key))
         for order, (percent, key) in enumerate(ranked if len(runs) == 1 else ranked[-1:]):
             name = f"{percent:g} %" if len(runs) == 1 else f"{run.name}, {percent:g} %"
             own_colour = order if len(runs) == 1 else colour
@@ -270,10 +267,7 @@ def time_chart(run: RunData, title: str) -> str:
 def distinct_chart(runs: Sequence[RunData], env: str | None = None) -> str:
     series = []
     for colour, run in enumerate(runs):
-        rows = [row for row in run.rows if math.isfinite(over_envs(row, "distinct_correct"))]
-        pick = [
-            row.get(f"eval/{env}/distinct_correct", math.nan) if env else over_envs(row, "distinct_correct")
-            for row in rows
-        ]
+        rows = [row for row in run.rows if math.isfinite(over_envs(row, DISTINCT))]
+        pick = [row.get(str(EnvKey(DISTINCT, env)), math.nan) if env else over_envs(row, DISTINCT) for row in rows]
         series.append(Series(run.name, [row.get("iteration", math.nan) for row in rows], pick, colour))
     return line_chart("Distinct correct solutions a prompt", series, zero=True)

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestration.analysis.retention import Retention, areas, boundaries, matrix, passes
-from orchestration.analysis.run_data import RunData, number
+from orchestration.analysis.run_data import RunData
 from orchestration.report import charts
 from orchestration.report.svg.charts import line_chart
 from orchestration.report.svg.marks import Series
 from orchestration.report.table import Cell, Table
+from orchestration.text import number
 
 SMALL = 0.005  # a smaller change of pass@k is called none
 DEEPEST = 60  # percent of the colour in a cell of 1: the text has to stay legible on it

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from orchestration.analysis.run_data import RunData, RunSummary, duration, number, percent, summary_of, widest_k
-from orchestration.report.svg.axes import label
+from orchestration.analysis.run_data import RunData, RunSummary, summary_of, widest_k
 from orchestration.report.svg.marks import shade
 from orchestration.report.table import Cell, Table
+from orchestration.text import duration, label, number, percent
 
 
 class Column(NamedTuple):

@@ -9,7 +9,7 @@ import atexit
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.report.svg.axes import spark_text
+from orchestration.telemetry.keys import EnvKey, EvalKey, short_evals
 from orchestration.telemetry.sinks import PlainSink, Row, RunInfo, Sample
 
 STAGES = ("generate", "verify", "train", "sync")
@@ -78,8 +78,7 @@ class LiveSink:
         for key, values in self.history.items():
             if key in row:
                 values.append(row[key])
-        found = {key: value for key, value in row.items() if key.startswith("eval/") and "/T=" not in key}
-        self.evals.update(found)
+        self.evals.update(short_evals(row))
         self.done_here += 1
         self.stages = {}
 
@@ -172,7 +171,7 @@ class LiveSink:
         table = Table.grid(padding=(0, 2))
         for width in (30, 10, 30, 10):
             table.add_column(width=width, no_wrap=True, style="dim" if width == 30 else "")
-        cells = [(key.removeprefix("eval/"), f"{value:.3f}") for key, value in headline(self.evals.copy())]
+        cells = [(key, f"{value:.3f}") for key, value in headline(self.evals.copy())]
         cells = (cells + [("", "")] * EVAL_LINES)[:EVAL_LINES]
         for left, right in zip(cells[::2], cells[1::2], strict=True):
             # Text, not str: an environment's name in [brackets] is not markup.
@@ -184,15 +183,29 @@ class LiveSink:
         return events + [Text()] * (EVENT_LINES - len(events))
 
 
-def headline(evals: Row) -> list[tuple[str, float]]:
-    """Of each environment the results that say most: pass@1, the pass@k of the largest k, distinct solutions."""
+def headline(evals: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Picks pass@1, the pass@k of the largest k and the distinct solutions of each environment, out of `short_evals`."""
+    passes = [key for name in evals if (key := EvalKey.parse(f"eval/{name}")) is not None]
+    distinct = [key for name in evals if (key := EnvKey.parse(f"eval/{name}")) is not None]
     out = []
-    for env in dict.fromkeys(key.removeprefix("eval/").rpartition("/")[0] for key in evals):
-        ks = [int(key.split("@")[1]) for key in evals if key.startswith(f"eval/{env}/pass@")]
-        names = [f"pass@{k}" for k in sorted({min(ks), max(ks)})] if ks else []
-        keys = [f"eval/{env}/{name}" for name in (*names, "distinct_correct")]
-        out += [(key, evals[key]) for key in keys if key in evals]
+    for env in dict.fromkeys(key.env for key in (*passes, *distinct)):
+        ks = [key.k for key in passes if key.env == env]
+        names = [f"{env}/pass@{k}" for k in sorted({min(ks), max(ks)})] if ks else []
+        out += [(name, evals[name]) for name in (*names, f"{env}/distinct_correct") if name in evals]
     return out
+
+
+def spark_text(values: Sequence[float], width: int = 32) -> str:
+    """Draws the last `width` values as block characters, with a gap where a value is not finite."""
+    shown = list(values)[-width:]
+    kept = [v for v in shown if math.isfinite(v)]
+    if not kept:
+        return ""
+    low, span = min(kept), max(kept) - min(kept)
+    blocks = "▁▂▃▄▅▆▇█"
+    return "".join(
+        blocks[min(7, int((v - low) / span * 8)) if span > 0.0 else 3] if math.isfinite(v) else " " for v in shown
+    )
 
 
 def _bar(done: float, total: float) -> ProgressBar:

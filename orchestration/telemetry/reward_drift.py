@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestration.stats import mean
+from orchestration.telemetry.keys import EvalKey
 
 WINDOW = 5  # iterations at either end: one noisy batch is no drift
 RISEN = 3.0  # standard errors of a difference between two windows
@@ -36,10 +37,10 @@ class RewardHackingMonitor:
         if row.get("stage/index", 0.0) != self._stage:
             self._begin_stage(row["stage/index"])
         for key, value in row.items():
-            if key.startswith("eval/") and key.endswith("/pass@1"):
-                env = key[len("eval/") : -len("/pass@1")]
-                self._now[env] = value
-                self._before.setdefault(env, value)
+            found = EvalKey.parse(key)
+            if found is not None and found.k == 1 and found.temperature is None:
+                self._now[found.env] = value
+                self._before.setdefault(found.env, value)
         if "reward/mean" not in row:  # an evaluation alone
             return {}
         # With terms the environment's verdict is one of them; without, the reward is the verdict, and what counts is the check.

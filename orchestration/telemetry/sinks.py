@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from orchestration.telemetry.keys import present_name
+from orchestration.telemetry.keys import present_name, short_evals
 
 Row = dict[str, float]
 Sample = dict[str, Any]
@@ -204,10 +204,9 @@ class PlainSink:
         parts = [f"{row.get('iteration', math.nan):{width}.0f}/{self.run.iterations}"]
         parts += [f"{label} {row[key]:{style}}" for label, key, style in self.COLUMNS if key in row]
         if row.get("entropy/saturated", 0.0) > 0.0:
-            parts.append("KNOB AT ITS BOUND")
+            parts.append("COEFFICIENT AT ITS BOUND")
         # The alias at the first temperature is enough for a line; the file holds the rest.
-        evals = [key for key in row if key.startswith("eval/") and "/T=" not in key]
-        parts += [f"{key[5:]} {row[key]:.3f}" for key in evals]
+        parts += [f"{name} {value:.3f}" for name, value in short_evals(row).items()]
         self._say("  ".join(parts))
 
     def sample(self, rows: Sequence[Sample]) -> None:

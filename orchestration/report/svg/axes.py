@@ -97,32 +97,3 @@ def axis(values: Sequence[float], *, log: bool = False, zero: bool = False, pad:
     floor = 0.0 if low >= 0.0 else -math.inf
     low, high = max(low - margin, floor), high + margin if high != 0.0 else high
     return Axis(low, high, nice_ticks(low, high, count))
-
-
-def label(value: float) -> str:
-    """Writes a number as people do on an axis: 0.25, 1200, 15k, 3e-4."""
-    size = abs(value)
-    if value == 0.0:
-        return "0"
-    if not math.isfinite(value):
-        return "n/a"
-    if size >= 1e4:
-        power, unit = next((p, u) for p, u in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if size >= p)
-        return f"{value / power:.3g}{unit}"
-    if size < 1e-3:
-        digits, exponent = f"{value:.2e}".split("e")
-        return f"{float(digits):g}e{int(exponent)}"
-    return f"{value:.4g}"
-
-
-def spark_text(values: Sequence[float], width: int = 32) -> str:
-    """Draws the last `width` values as block characters, for a terminal; a gap where a value is not finite."""
-    shown = list(values)[-width:]
-    finite = [v for v in shown if math.isfinite(v)]
-    if not finite:
-        return ""
-    low, span = min(finite), max(finite) - min(finite)
-    blocks = "▁▂▃▄▅▆▇█"
-    return "".join(
-        blocks[min(7, int((v - low) / span * 8)) if span > 0.0 else 3] if math.isfinite(v) else " " for v in shown
-    )

@@ -8,8 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from orchestration.report.svg.axes import LEFT, TOP, Pane, label
+from orchestration.report.svg.axes import LEFT, TOP, Pane
 from orchestration.report.visible import escaped
+from orchestration.text import label
 
 PALETTE = 8
 NEUTRAL = -1  # the colour of what is shown for reference beside the things compared

@@ -12,9 +12,7 @@ from orchestration.analysis.run_data import (
     RunSummary,
     comparison,
     demo_table,
-    duration,
     load_run,
-    percent,
     sentences,
     summarise,
     summary_of,
@@ -92,12 +90,6 @@ def test_the_demo_table_shows_names_as_they_are() -> None:
     console.print(demo_table([RunSummary("[red]x", 1, 1.0, 0.4, -0.6, pass_at={1: 0.5, 8: 0.75}, seconds=4000)]))
     text = console.export_text()
     assert all(shown in text for shown in ("[red]x", "0.400", "−60", "pass@8", "0.750", "67 min"))
-
-
-def test_numbers_as_people_write_them() -> None:
-    seconds = (45.2, 117.3, 599.7, 700, 12_000, math.nan)
-    assert [duration(v) for v in seconds] == ["45 s", "1 min 57 s", "10 min", "12 min", "3 h 20 min", "—"]
-    assert [percent(v) for v in (0.063, 0.06, 0.5, math.nan)] == ["6.3\xa0%", "6\xa0%", "50\xa0%", "—"]
 
 
 def test_a_run_seen_as_one_of_its_environments(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestration.report.page import ASSETS
-from orchestration.report.svg.axes import axis, label, log_ticks, nice_ticks, spark_text
+from orchestration.report.svg.axes import axis, log_ticks, nice_ticks
 from orchestration.report.svg.charts import line_chart, scatter_chart
 from orchestration.report.svg.marks import PALETTE, Series, shade
 
@@ -65,17 +65,6 @@ def test_names_are_escaped_in_pictures() -> None:
     (packed,) = re.findall(r'data-chart="([^"]*)"', chart)
     data = json.loads(html.unescape(packed))
     assert data["series"][0]["name"] == '"><script>'
-
-
-def test_spark_text_is_low_to_high_with_gaps() -> None:
-    assert spark_text([0.0, math.nan, 7.0]) == "▁ █"
-    assert spark_text([2.0, 2.0]) == "▄▄"
-    assert spark_text([math.nan]) == ""
-    assert len(spark_text(range(100), 10)) == 10
-
-
-def test_numbers_as_people_write_them_on_an_axis() -> None:
-    assert [label(v) for v in (0.0, 0.25, 1200, 15_000, 3e-4, -2.5e6)] == ["0", "0.25", "1200", "15k", "3e-4", "-2.5M"]
 
 
 def test_the_ticks_of_an_axis_are_written_alike() -> None:

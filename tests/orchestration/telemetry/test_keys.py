@@ -3,7 +3,17 @@
 import pytest
 
 from envs.types import Status
-from orchestration.telemetry.keys import KEYS, lookup
+from orchestration.telemetry.keys import (
+    DISTINCT,
+    KEYS,
+    EnvKey,
+    EvalKey,
+    QuantileKey,
+    TermKey,
+    environment_of,
+    lookup,
+    short_evals,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,3 +49,47 @@ def test_every_status_has_an_entry() -> None:
     assert {key for key in KEYS if key.startswith("status/")} == {
         f"status/{status}{env}" for status in Status for env in ("", "/{env}")
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "parsed"),
+    [
+        ("eval/countdown/pass@16", EvalKey("countdown", 16)),
+        ("eval/gym/gcd/pass@1/T=0.3", EvalKey("gym/gcd", 1, 0.3)),
+        ("eval/a/pass@4/T=0", EvalKey("a", 4, 0.0)),
+        ("gap/q99.9", QuantileKey("gap", 99.9)),
+        ("ratio/q50", QuantileKey("ratio", 50.0)),
+        ("term/verdict", TermKey("verdict")),
+        ("term/length/gym/gcd", TermKey("length", "gym/gcd")),
+        ("reward/gym/gcd", EnvKey("reward/{env}", "gym/gcd")),
+        ("status/ok/a", EnvKey("status/ok/{env}", "a")),
+        ("eval/a/distinct_correct", EnvKey(DISTINCT, "a")),
+    ],
+)
+def test_a_key_is_parsed_by_one_class_and_written_as_it_was(key: str, parsed: object) -> None:
+    found = [kind.parse(key) for kind in (EvalKey, QuantileKey, TermKey, EnvKey)]
+    assert [x for x in found if x is not None] == [parsed]
+    assert str(parsed) == key
+
+
+@pytest.mark.parametrize("key", ["reward/mean", "entropy/exact", "reward/{env}", "eval/a/pass@0", "gap/q", "", "loss"])
+def test_a_key_without_fields_is_parsed_by_none(key: str) -> None:
+    assert not [kind for kind in (EvalKey, QuantileKey, TermKey, EnvKey) if kind.parse(key) is not None]
+    assert environment_of(key) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("knob/gym/gcd", EnvKey("coefficient/{env}", "gym/gcd")),
+        ("reply/length/a", EnvKey("response/length/{env}", "a")),
+    ],
+)
+def test_a_typed_key_reads_the_name_a_metric_had_before(old: str, new: EnvKey) -> None:
+    assert EnvKey.parse(old) == new
+    assert EnvKey.parse(str(new)) == new
+
+
+def test_the_evaluations_of_a_row_in_short_are_those_at_the_first_temperature() -> None:
+    row = {"eval/a/pass@1/T=1": 0.2, "eval/a/pass@1": 0.2, "eval/b/distinct_correct": 3.0, "reward/a": 0.1}
+    assert short_evals(row) == {"a/pass@1": 0.2, "b/distinct_correct": 3.0}

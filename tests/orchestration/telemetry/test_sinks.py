@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestration.telemetry.live import LiveSink, headline
+from orchestration.telemetry.live import LiveSink, headline, spark_text
 from orchestration.telemetry.sinks import (
     METRICS_FILE,
     SAMPLES_FILE,
@@ -124,7 +124,7 @@ def test_plain_writes_one_line_an_iteration() -> None:
     head, line, event, end = out.getvalue().splitlines()
     assert "resumed after 6" in head
     assert line == (
-        "  7/300  reward 0.250  H 0.900  target 1.000  coefficient 0.05  loss nan  KNOB AT ITS BOUND  countdown/pass@1 0.500"
+        "  7/300  reward 0.250  H 0.900  target 1.000  coefficient 0.05  loss nan  COEFFICIENT AT ITS BOUND  countdown/pass@1 0.500"
     )
     assert (event, end) == ("- generator 2 was replaced", "demo: finished")
 
@@ -170,9 +170,16 @@ def test_live_falls_back_to_plain_lines_without_a_terminal() -> None:
 
 
 def test_headline_picks_what_says_most() -> None:
-    evals = {f"eval/e/pass@{k}": k / 16 for k in (1, 4, 16)} | {"eval/e/entropy": 1.0, "eval/e/distinct_correct": 3.0}
-    assert [key for key, _ in headline(evals)] == ["eval/e/pass@1", "eval/e/pass@16", "eval/e/distinct_correct"]
-    assert headline({"eval/gym/gcd/pass@1": 0.5}) == [("eval/gym/gcd/pass@1", 0.5)]
+    evals = {f"e/pass@{k}": k / 16 for k in (1, 4, 16)} | {"e/entropy": 1.0, "e/distinct_correct": 3.0}
+    assert [key for key, _ in headline(evals)] == ["e/pass@1", "e/pass@16", "e/distinct_correct"]
+    assert headline({"gym/gcd/pass@1": 0.5}) == [("gym/gcd/pass@1", 0.5)]
+
+
+def test_spark_text_is_low_to_high_with_gaps() -> None:
+    assert spark_text([0.0, math.nan, 7.0]) == "▁ █"
+    assert spark_text([2.0, 2.0]) == "▄▄"
+    assert spark_text([math.nan]) == ""
+    assert len(spark_text(range(100), 10)) == 10
 
 
 class Recorder:

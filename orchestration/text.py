@@ -1,0 +1,62 @@
+"""Formats numbers, shares, durations and errors as short text for tables, sentences and charts.
+
+| name       | example                                            |
+|------------|----------------------------------------------------|
+| `number`   | 0.63 is "0.63"; NaN is a dash                      |
+| `label`    | 15000 is "15k", 0.0003 is "3e-4"                   |
+| `percent`  | 0.063 is "6.3 %"                                   |
+| `duration` | 117 s is "1 min 57 s"                              |
+| `one_line` | an error's message with its line breaks taken out  |
+"""
+
+import math
+
+
+def number(value: float, style: str = ".3g") -> str:
+    """Formats a number for a table, with a dash for one that is not finite."""
+    return format(value, style) if math.isfinite(value) else "—"
+
+
+def label(value: float) -> str:
+    """Formats a number as on an axis: 0.25, 1200, 15k, 3e-4."""
+    size = abs(value)
+    if value == 0.0:
+        return "0"
+    if not math.isfinite(value):
+        return "n/a"
+    if size >= 1e4:
+        power, unit = next((p, u) for p, u in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if size >= p)
+        return f"{value / power:.3g}{unit}"
+    if size < 1e-3:
+        digits, exponent = f"{value:.2e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    return f"{value:.4g}"
+
+
+def percent(value: float, sign: bool = False) -> str:
+    """Formats a share in percent: 0.63 is "63 %", 0.063 is "6.3 %"; with `sign`, -0.63 keeps its minus."""
+    if not math.isfinite(value):
+        return "—"
+    digits = 1 if 0.0 < abs(value) < 0.0995 else 0
+    text = f"{abs(value) * 100:.{digits}f}".removesuffix(".0")
+    return (
+        ("" if not sign or float(text) == 0.0 else "+" if value > 0 else "\N{MINUS SIGN}")
+        + text
+        + "\N{NO-BREAK SPACE}%"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Formats seconds as 45 s, 1 min 57 s, 12 min or 3 h 20 min."""
+    if not math.isfinite(seconds):
+        return "—"
+    whole = round(seconds)
+    if whole < 600:
+        return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def one_line(error: object) -> str:
+    """Returns an error's message, or any text, on one line: every run of white space becomes one blank."""
+    return " ".join(str(error).split())
