@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestration.analysis.run_data import RunData, load_run
-from orchestration.lab.figures import PassKey, figures, pass_counts, steered, temperatures
+from orchestration.lab.figures import PassKey, figures, name_after_training, pass_counts, steered, temperatures
 from orchestration.lab.results import ArmResult, BestTemperature, CellResult, LabResults, Spread
 from orchestration.stats import mean
 
@@ -95,9 +95,10 @@ def _start(arms: Sequence[ArmResult]) -> ArmResult:
     cells: dict[int, dict[str, float]] = {}
     for seed in dict.fromkeys(seed for arm in arms for seed in arm.finished):
         of_seed = [arm.finished[seed] for arm in arms if seed in arm.finished]
-        keys = dict.fromkeys(key for metrics in of_seed for key in metrics if key.endswith(("/start", "_start")))
+        names = {key: name_after_training(key) for metrics in of_seed for key in metrics}
         cells[seed] = {
-            key.removesuffix("start") + "end": mean(metrics[key] for metrics in of_seed if key in metrics)
-            for key in keys
+            name: mean(metrics[key] for metrics in of_seed if key in metrics)
+            for key, name in names.items()
+            if name is not None
         }
     return _arm("start", "the policy before training", False, cells, {})
