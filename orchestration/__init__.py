@@ -6,6 +6,7 @@
 | __main__.py  | `python -m orchestration` |
 | errors.py    | exceptions and their exit codes |
 | stats.py     | pure: pass@k, means, a fitted line |
+| thresholds.py | pure: the table of thresholds that alarms, findings and labs share |
 | text.py      | pure: numbers, shares, durations and errors as short text |
 | config/      | RunConfig: recipes and overrides, strict, every mistake one sentence |
 | cluster/     | Ray actors: placement, start, replacement, weights |

@@ -1,23 +1,31 @@
-"""Pure estimators for evaluation and for the report: standard library only, no state.
+"""Estimates what evaluations and reports are made of: pass@k, means, spreads, a fitted line. Standard library only, no state.
 
-| name                | estimates                                                                   |
-|---------------------|-----------------------------------------------------------------------------|
-| `pass_at_k`         | chance that at least one of k responses to a prompt is correct, without bias  |
-| `mean_pass_at_k`    | its mean over prompts                                                       |
-| `distinct_correct`  | number of different correct solutions among the responses to one prompt       |
-| `finite`            | the finite values, which the others below take                              |
-| `mean`, `rms`       | mean and root mean square                                                   |
-| `std`               | sample standard deviation                                                   |
-| `fit_line`          | slope, intercept and correlation of y on x                                  |
+| name                | estimates                                                                    |
+|---------------------|------------------------------------------------------------------------------|
+| `pass_at_k`         | chance that at least one of k responses to a prompt is correct, without bias |
+| `mean_pass_at_k`    | its mean over prompts                                                        |
+| `distinct_correct`  | number of different correct solutions among the responses to one prompt      |
+| `finite`            | the finite values, which the others below take                               |
+| `last_third`        | the last third of a sequence                                                 |
+| `longest`           | the longest stretch of 1 in a row                                            |
+| `mean`, `rms`       | mean and root mean square                                                    |
+| `std`               | sample standard deviation                                                    |
+| `fit_line`          | slope, intercept and correlation of y on x                                   |
+
+Means are `statistics.fmean` of the finite values. `std` and `fit_line` are written out: `statistics.stdev`,
+`linear_regression` and `correlation` round other steps, so that recorded figures would change in their last digits; they
+raise where the answer here is NaN, and the correlation underflows for the small changes of entropy of a converged run.
+numpy would take longer to import than the commands that need no more than a mean take to answer.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased pass@k from `n` responses of which `c` are correct: 1 - C(n-c, k) / C(n, k).
+    """Estimates pass@k without bias from `n` responses of which `c` are correct: 1 - C(n-c, k) / C(n, k).
 
     Source: Chen et al., "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, section 2.1. The quotient
     of binomials is the product of (1 - c / i) over i = n-k+1 .. n, or, equally, of (1 - k / i) over i = n-c+1 .. n.
@@ -36,19 +44,19 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def mean_pass_at_k(counts: Iterable[tuple[int, int]], k: int) -> float:
-    """Mean of `pass_at_k` over prompts, each given as (responses, correct); NaN without prompts."""
+    """Averages `pass_at_k` over prompts, each given as (responses, correct); NaN without prompts."""
     return mean(pass_at_k(n, c, k) for n, c in counts)
 
 
 def one_spaced(response: str) -> str:
-    """The response with every run of white space made one blank: layout does not make a new solution."""
+    """Returns the response with every run of white space made one blank: layout does not make a new solution."""
     return " ".join(response.split())
 
 
 def distinct_correct(
     responses: Iterable[str], correct: Iterable[bool], key: Callable[[str], Hashable] = one_spaced
 ) -> int:
-    """Number of different correct solutions among the responses to ONE prompt.
+    """Counts the different correct solutions among the responses to ONE prompt.
 
     `key` says when two responses are the same solution. Raises ValueError when `responses` and `correct` differ in length.
     """
@@ -56,24 +64,44 @@ def distinct_correct(
 
 
 def finite(values: Iterable[float]) -> list[float]:
-    """The values that are neither NaN nor infinite."""
+    """Returns the values that are neither NaN nor infinite."""
     return [value for value in values if math.isfinite(value)]
 
 
+def last_third(values: Sequence[float]) -> Sequence[float]:
+    """Returns the last third of the values, one more than a third where they cannot be divided evenly."""
+    return values[len(values) * 2 // 3 :]
+
+
+def longest(flags: Sequence[float]) -> tuple[int, int]:
+    """Returns (first, last) index of the longest stretch of 1 in a row; (0, -1) without any. NaN ends a stretch.
+
+    >>> longest([0.0, 1.0, 1.0, 0.0, 1.0])
+    (1, 2)
+    """
+    best, begin = (0, -1), 0
+    for i, flag in enumerate(flags):
+        if flag != 1.0:
+            begin = i + 1
+        elif i - begin > best[1] - best[0]:
+            best = (begin, i)
+    return best
+
+
 def mean(values: Iterable[float]) -> float:
-    """Arithmetic mean of the finite values; NaN when there is none."""
+    """Computes the arithmetic mean of the finite values; NaN when there is none."""
     kept = finite(values)
-    return math.fsum(kept) / len(kept) if kept else math.nan
+    return statistics.fmean(kept) if kept else math.nan
 
 
 def rms(values: Iterable[float]) -> float:
-    """Root mean square of the finite values; NaN when there is none."""
+    """Computes the root mean square of the finite values; NaN when there is none."""
     kept = finite(values)
-    return math.sqrt(math.fsum(value * value for value in kept) / len(kept)) if kept else math.nan
+    return math.sqrt(statistics.fmean(value * value for value in kept)) if kept else math.nan
 
 
 def std(values: Iterable[float]) -> float:
-    """Sample standard deviation (divisor n - 1) of the finite values; NaN with fewer than two."""
+    """Computes the sample standard deviation (divisor n - 1) of the finite values; NaN with fewer than two."""
     kept = finite(values)
     if len(kept) < 2:
         return math.nan
@@ -82,7 +110,7 @@ def std(values: Iterable[float]) -> float:
 
 
 class Line(NamedTuple):
-    """y = intercept + slope * x, and Pearson's r; NaN where undefined."""
+    """Holds y = intercept + slope * x, and Pearson's r; NaN where undefined."""
 
     slope: float
     intercept: float
@@ -90,7 +118,7 @@ class Line(NamedTuple):
 
 
 def fit_line(x: Iterable[float], y: Iterable[float]) -> Line:
-    """Least squares of y on x over the pairs whose members are both finite.
+    """Fits y on x by least squares over the pairs whose members are both finite.
 
     The slope needs two pairs of different x, the correlation also of different y.
 

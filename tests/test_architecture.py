@@ -35,6 +35,7 @@ LIGHT = (
     "orchestration/errors.py",
     "orchestration/stats.py",
     "orchestration/text.py",
+    "orchestration/thresholds.py",
 )
 
 

@@ -1,12 +1,14 @@
-"""What the numbers of a finished or running run say (pure, no torch).
+"""Reads the numbers of a finished or running run and says what they mean (pure, no torch).
 
 | file | what |
 |---|---|
-| checks_control.py | the sentences on what control did |
-| checks_entropy.py | the sentences on what entropy did, and why |
-| checks_outcome.py | the sentences on what it cost, and on whether the numbers can be trusted |
-| diagnosis.py      | what a run's numbers say about its entropy, in sentences |
-| findings.py       | what such a sentence is, and the readings they share |
-| retention.py      | pure: what a run with stages kept: matrix, transfer, forgetting |
-| run_data.py       | a run folder in memory, and its summary in numbers and words |
+| control.py          | what steered, off target, saturated and without effect mean, for reports and labs |
+| control_findings.py | the findings on what control did |
+| diagnosis.py        | all findings of a run, in reading order |
+| entropy_findings.py | the findings on what entropy did, and why |
+| findings.py         | what a finding is, and the readings and phrases they share |
+| outcome_findings.py | the findings on what the run cost, and on whether its numbers can be trusted |
+| retention.py        | what a run with stages kept: matrix, transfer, forgetting |
+| run_data.py         | a run folder in memory |
+| run_summary.py      | its summary in numbers, sentences and tables |
 """

@@ -1,4 +1,4 @@
-"""What a run with stages kept of each environment, from the rows of its metrics. Pure.
+"""Measures what a run with stages kept of each environment, from the rows of its metrics. Pure.
 
 `matrix` is R: R[s][e] is the evaluation of environment e right after stage s, and b[e] the one before training. In the papers
 every task is one stage and one environment; here a stage may train several and an environment may come back, so that "its own
@@ -13,7 +13,8 @@ from itertools import pairwise
 
 from orchestration.stats import finite, mean
 from orchestration.telemetry.keys import EnvKey, EvalKey
-from orchestration.telemetry.sinks import Row
+from orchestration.telemetry.sinks.base import Row
+from orchestration.thresholds import END_ROWS, START_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class StageKey:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Scores of one kind, such as pass@1. Retention(("add", "gcd"), {"add": 0.1, "gcd": 0.0}, ({"add": 0.9, "gcd": 0.1},
+    """Holds scores of one kind, such as pass@1. Retention(("add", "gcd"), {"add": 0.1, "gcd": 0.0}, ({"add": 0.9, "gcd": 0.1},
     {"add": 0.6, "gcd": 0.8}), (("add",), ("gcd",))): two stages over two environments."""
 
     environments: tuple[str, ...]  # in the order in which stages trained them; those never trained come last
@@ -66,34 +67,37 @@ class Retention:
     trained: tuple[tuple[str, ...], ...]  # the environments each stage trained
 
     def first(self, env: str) -> int | None:
+        """Returns the first stage that trained an environment."""
         return next((s for s, envs in enumerate(self.trained) if env in envs), None)
 
     def last(self, env: str) -> int | None:
+        """Returns the last stage that trained an environment."""
         return next((s for s in reversed(range(len(self.trained))) if env in self.trained[s]), None)
 
     def at(self, stage: int, env: str) -> float:
-        """R[stage][env], and b[env] for stage -1; NaN where it was not evaluated."""
+        """Returns R[stage][env], and b[env] for stage -1; NaN where it was not evaluated."""
         return (self.before if stage < 0 else self.after[stage]).get(env, math.nan)
 
     @property
     def average(self) -> float:
-        """ACC of Lopez-Paz & Ranzato (2017), arXiv 1706.08840, eq. 2: the mean after the last stage over all that was trained."""
+        """Averages over all that was trained after the last stage: ACC of Lopez-Paz & Ranzato (2017), arXiv 1706.08840, eq. 2."""
         return mean(self.at(len(self.after) - 1, e) for e in self.environments if self.last(e) is not None)
 
     def backward(self, env: str) -> float:
-        """R[last stage][e] - R[e's own stage][e]: what training on others did to e after it was learned; negative when it was
-        lost. NaN for what the last stage trained."""
+        """Computes R[last stage][e] - R[e's own stage][e]: what training on others did to e after it was learned; negative
+        when it was lost. NaN for what the last stage trained."""
         own, end = self.last(env), len(self.after) - 1
         return math.nan if own is None or own == end else self.at(end, env) - self.at(own, env)
 
     def forward(self, env: str) -> float:
-        """R[the stage before e's own][e] - b[e]: what training on others gave e before it was trained. NaN for what the first
-        stage trained."""
+        """Computes R[the stage before e's own][e] - b[e]: what training on others gave e before it was trained. NaN for what
+        the first stage trained."""
         own = self.first(env)
         return math.nan if not own else self.at(own - 1, env) - self.at(-1, env)
 
     def forgotten(self, env: str) -> float:
-        """max over the stages before the last of R[s][e], minus R[last stage][e]. NaN for what the last stage trained."""
+        """Computes the maximum over the stages before the last of R[s][e], minus R[last stage][e]. NaN for what the last stage
+        trained."""
         own, end = self.last(env), len(self.after) - 1
         if own is None or own == end:
             return math.nan
@@ -102,24 +106,24 @@ class Retention:
 
     @property
     def backward_transfer(self) -> float:
-        """BWT of Lopez-Paz & Ranzato (2017), arXiv 1706.08840, eq. 3: mean of `backward` over the environments that have it."""
+        """Averages `backward` over the environments that have it: BWT of Lopez-Paz & Ranzato (2017), arXiv 1706.08840, eq. 3."""
         return mean(map(self.backward, self.environments))
 
     @property
     def forward_transfer(self) -> float:
-        """FWT of Lopez-Paz & Ranzato (2017), eq. 4, with the policy before training as the baseline b."""
+        """Averages `forward`: FWT of Lopez-Paz & Ranzato (2017), eq. 4, with the policy before training as the baseline b."""
         return mean(map(self.forward, self.environments))
 
     @property
     def forgetting(self) -> float:
-        """F of Chaudhry et al. (2018), arXiv 1801.10112, eq. 3: mean of `forgotten` over the environments that have it. Unlike
+        """Averages `forgotten` over the environments that have it: F of Chaudhry et al. (2018), arXiv 1801.10112, eq. 3. Unlike
         backward transfer it counts from the best there was, so that it is seldom negative."""
         return mean(map(self.forgotten, self.environments))
 
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """Areas under one stage's curves, over its length: the mean height of the curve, by trapezoids. And what entropy did."""
+    """Holds the areas under one stage's curves, over its length (their mean height, by trapezoids), and what entropy did."""
 
     reward: float  # mean training reward over the stage's iterations
     entropy_change: float  # of the exact entropy, from the stage's first 3 iterations to its last 5, relative
@@ -127,7 +131,7 @@ class Area:
 
 
 def matrix(rows: Sequence[Row], k: int) -> Retention | None:
-    """pass@k after each stage that the rows show; None for a run without stages."""
+    """Builds the matrix of pass@k after each stage that the rows show; None for a run without stages."""
     count = 1 + max((int(row["stage/index"]) for row in rows if "stage/index" in row), default=-1)
     if not count:
         return None
@@ -135,12 +139,12 @@ def matrix(rows: Sequence[Row], k: int) -> Retention | None:
     before: dict[str, float] = {}
     trained: list[dict[str, None]] = [{} for _ in range(count)]
     for row in rows:
-        found = passes(row, k)
+        scores = passes(row, k)
         if not row.get("iteration"):
-            before = found or before
+            before = scores or before
         elif "stage/index" in row:
             at = int(row["stage/index"])
-            after[at] = found or after[at]  # the last evaluation of a stage is the one at its boundary
+            after[at] = scores or after[at]  # the last evaluation of a stage is the one at its boundary
             trained[at] |= dict.fromkeys(trained_in(row))
     order = dict.fromkeys(env for envs in trained for env in envs)
     order |= dict.fromkeys(env for scores in (before, *after) for env in scores)
@@ -148,24 +152,24 @@ def matrix(rows: Sequence[Row], k: int) -> Retention | None:
 
 
 def passes(row: Row, k: int) -> dict[str, float]:
-    """Environment -> pass@k at the first temperature."""
+    """Returns environment -> pass@k at the first temperature."""
     found = [(EvalKey.parse(key), value) for key, value in row.items() if math.isfinite(value)]
     return {key.env: value for key, value in found if key is not None and (key.k, key.temperature) == (k, None)}
 
 
 def trained_in(row: Row) -> list[str]:
-    """The environments that gave prompts to an iteration."""
+    """Returns the environments that gave prompts to an iteration."""
     return [key.env for key in map(EnvKey.parse, row) if key is not None and key.family == "reward/{env}"]
 
 
 def boundaries(rows: Sequence[Row]) -> list[float]:
-    """The iterations after which a new stage begins."""
+    """Returns the iterations after which a new stage begins."""
     at = [(row["iteration"], row["stage/index"]) for row in rows if "stage/index" in row]
     return [x for (x, stage), (_, after) in pairwise(at) if after > stage]
 
 
 def areas(rows: Sequence[Row]) -> list[Area]:
-    """One a stage; NaN where a curve has no point."""
+    """Computes the areas of every stage; NaN where a curve has no point."""
     found = matrix(rows, 1)
     if found is None:
         return []
@@ -179,15 +183,15 @@ def areas(rows: Sequence[Row]) -> list[Area]:
             if edge <= row["iteration"] <= (mine[-1]["iteration"] if mine else edge)
         ]
         entropy = finite(row.get("entropy/exact", math.nan) for row in mine)
-        start = mean(entropy[:3])
-        change = mean(entropy[-5:]) / start - 1 if start > 0.0 else math.nan
+        start = mean(entropy[:START_ROWS])
+        change = mean(entropy[-END_ROWS:]) / start - 1 if start > 0.0 else math.nan
         out.append(Area(height(rewards), change, height(scores)))
         edge = mine[-1]["iteration"] if mine else edge
     return out
 
 
 def height(points: Iterable[tuple[float, float]]) -> float:
-    """The area under the finite points (x, y) by trapezoids, over their length in x; of a single point its height."""
+    """Computes the area under the finite points (x, y) by trapezoids, over their length in x; of a single point its height."""
     kept = [(x, y) for x, y in points if math.isfinite(y)]
     if len(kept) < 2:
         return kept[0][1] if kept else math.nan
@@ -196,7 +200,7 @@ def height(points: Iterable[tuple[float, float]]) -> float:
 
 
 def figures(rows: Sequence[Row], k: int) -> dict[str, float]:
-    """The figures of a run with stages under flat names, for pass@1 and pass@k: `retained/pass@1`, `backward/pass@1`,
+    """Returns the metrics of a run with stages under flat names, for pass@1 and pass@k: `retained/pass@1`, `backward/pass@1`,
     `forward/pass@1`, `forgetting/pass@1`, `area/reward/0`, `area/eval/0`, `entropy_change/0`, ... and the matrix itself:
     `matrix/pass@1/0/add` is R[0][add], `matrix/pass@1/start/add` is b[add]. NaN where one does not exist."""
     out: dict[str, float] = {}

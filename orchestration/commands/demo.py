@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestration.analysis.run_data import demo_table, summarise
+from orchestration.analysis.run_summary import demo_table, summarise
 from orchestration.commands import init_model as warmstart
 from orchestration.config.run_config import load_config
 from orchestration.report.run_report import write_report

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestration.analysis.control import steered
 from orchestration.analysis.run_data import RunData, load_run
-from orchestration.lab.figures import PassKey, figures, name_after_training, pass_counts, steered, temperatures
+from orchestration.lab.figures import PassKey, figures, name_after_training, pass_counts, temperatures
 from orchestration.lab.results import ArmResult, BestTemperature, CellResult, LabResults, Spread
 from orchestration.stats import mean
 

@@ -23,9 +23,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+from orchestration.analysis.control import steered, target_errors
 from orchestration.analysis.retention import figures as retained
-from orchestration.analysis.run_data import EvalPoint, RunData, pass_curve, summary_of
-from orchestration.stats import finite, mean, rms
+from orchestration.analysis.run_data import EvalPoint, RunData, pass_curve
+from orchestration.analysis.run_summary import summary_of
+from orchestration.stats import finite, last_third, mean, rms
 
 When = Literal["start", "end", "best"]  # first evaluation, last evaluation, the last one at the best temperature
 
@@ -70,17 +72,17 @@ def name_after_training(metric: str) -> str | None:
 
 def figures(run: RunData) -> dict[str, float]:
     """Every figure of the table above that the run has."""
-    s, off = summary_of(run), off_target(run)
-    third, two_thirds = off[len(off) * 2 // 3 :], off[len(off) // 3 :]
+    s, errors = summary_of(run), finite(target_errors(run))
+    two_thirds = errors[len(errors) // 3 :]
     found = {
         "entropy_start": s.entropy_start,
         "entropy_end": s.entropy_end,
         "entropy_change": s.entropy_change,
         "target": s.target if steered(run) else math.nan,
-        "rms_last_third": rms(third),
+        "rms_last_third": rms(last_third(errors)),
         "rms_last_two_thirds": rms(two_thirds),
         "max_last_two_thirds": max(map(abs, two_thirds), default=math.nan),
-        "saturated": s.saturated if steered(run) else math.nan,
+        "saturated": s.saturated,
         "affected": mean(run.column("entropy/affected")),
         "reward_start": s.reward_start,
         "reward_end": s.reward_end,
@@ -104,29 +106,6 @@ def figures(run: RunData) -> dict[str, float]:
 def temperatures(run: RunData) -> list[float]:
     """The temperatures of the run's evaluations, in their order: the first is the one without a suffix."""
     return list(dict.fromkeys(p.temperature for p in run.evals() if p.temperature is not None))
-
-
-def steered(run: RunData) -> bool:
-    """Whether a controller moves the coefficient. Under a fixed one the target is written down and nobody aims at it."""
-    entropy = run.config.get("entropy")
-    kinds = (
-        [part.get("kind") for part in entropy.values() if isinstance(part, dict)] if isinstance(entropy, dict) else []
-    )
-    return run.has("entropy/target") and not {"none", "fixed"} & set(map(str, kinds))
-
-
-def off_target(run: RunData) -> list[float]:
-    """(H - target) / target of every iteration in which a controller held the coefficient; H is the entropy it observes.
-
-    A controller that has let go aims at nothing any more: those iterations are left out.
-    """
-    out = []
-    for row in run.rows if steered(run) else ():
-        target = row.get("entropy/target", math.nan)
-        observed = row.get("entropy/controlled", row.get("entropy/exact", math.nan))
-        if target and not row.get("entropy/released", 0.0) > 0.0:
-            out.append((observed - target) / target)
-    return finite(out)
 
 
 def _passes(points: Sequence[EvalPoint], temperature: float) -> dict[str, float]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from orchestration.analysis.control import steered
 from orchestration.analysis.run_data import load_run
 from orchestration.lab import charts
 from orchestration.lab.charts import ArmTracks, Panel
 from orchestration.lab.collect import ArmRuns
-from orchestration.lab.figures import steered
 from orchestration.lab.narrative import narrative
 from orchestration.lab.results import LabResults
 from orchestration.lab.tables import arm_table, matrices, note_table, retention_table, run_table, temperature_text

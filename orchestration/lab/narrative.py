@@ -8,8 +8,7 @@ from orchestration.lab.results import ArmResult, LabResults
 from orchestration.lab.tables import percent_text, spread_text, temperature_text
 from orchestration.report.page import Paragraph
 from orchestration.text import percent
-
-HELD = 0.10  # rms off target, relative, up to which an arm holds its target
+from orchestration.thresholds import OFF_TARGET, OFTEN_SATURATED
 
 
 def narrative(results: LabResults) -> list[Paragraph]:
@@ -57,14 +56,14 @@ def _size(arms: Sequence[ArmResult]) -> str:
 def _targets(arms: Sequence[ArmResult]) -> list[str]:
     off = [(arm, arm.spread("rms_last_two_thirds")) for arm in arms if arm.steered]
     off = sorted(((arm, s) for arm, s in off if math.isfinite(s.mean)), key=lambda pair: pair[1].mean)
-    held = [f"{named(arm)} ({percent_text(s)})" for arm, s in off if s.mean <= HELD]
-    lost = [f"{named(arm)} ({percent_text(s)}{_saturated(arm)})" for arm, s in off if s.mean > HELD]
+    held = [f"{named(arm)} ({percent_text(s)})" for arm, s in off if s.mean <= OFF_TARGET]
+    lost = [f"{named(arm)} ({percent_text(s)}{_saturated(arm)})" for arm, s in off if s.mean > OFF_TARGET]
     free = [
         f"{named(arm)} ({percent_text(arm.spread('entropy_change'), sign=True)})"
         for arm in arms
         if arm.finished and not arm.steered and arm.spread("entropy_change").n
     ]
-    limit = f"{percent(HELD)} rms over the last two thirds of the iterations"
+    limit = f"{percent(OFF_TARGET)} rms over the last two thirds of the iterations"
     return [
         f"Held to within {limit}: {listed(held)}." if held else "",
         f"Missed by more{'' if held else ' than ' + limit}: {listed(lost)}." if lost else "",
@@ -75,7 +74,7 @@ def _targets(arms: Sequence[ArmResult]) -> list[str]:
 def _saturated(arm: ArmResult) -> str:
     """Returns why a target was missed where its coefficient was at a bound, which leaves the controller no room."""
     share = arm.spread("saturated").mean
-    return f", its coefficient at a bound in {percent(share)} of the iterations" if share > 0.05 else ""
+    return f", its coefficient at a bound in {percent(share)} of the iterations" if share > OFTEN_SATURATED else ""
 
 
 def _front(results: LabResults, x: str, y: str) -> list[str]:

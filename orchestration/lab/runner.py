@@ -28,7 +28,7 @@ from orchestration.lab.lab_report import write_lab_report
 from orchestration.lab.tables import matrices, tables
 from orchestration.run.lifecycle import Job, conduct, connected, is_finished, prepare, signals
 from orchestration.telemetry.keys import short_evals
-from orchestration.telemetry.sinks import read_rows
+from orchestration.telemetry.sinks.jsonl import read_rows
 from orchestration.text import one_line
 
 if TYPE_CHECKING:

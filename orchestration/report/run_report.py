@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestration.analysis.run_data import RunData, comparison, load_run, sentences, summary_of, widest_k
+from orchestration.analysis.run_data import RunData, load_run
+from orchestration.analysis.run_summary import comparison, sentences, summary_of, widest_k
 from orchestration.report import page
 from orchestration.report.chapters import Selection, chapters, diagnoses, sections
 from orchestration.report.page import Paragraph

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from orchestration.analysis.run_data import RunData, RunSummary, summary_of, widest_k
+from orchestration.analysis.run_data import RunData
+from orchestration.analysis.run_summary import RunSummary, summary_of, widest_k
 from orchestration.report.svg.marks import shade
 from orchestration.report.table import Cell, Table
 from orchestration.text import duration, label, number, percent

@@ -29,7 +29,8 @@ from orchestration.config.sections import BODY
 from orchestration.errors import ConfigError, IsentropeError, NumericsError, Stopped
 from orchestration.report.run_report import write_report
 from orchestration.sampling.curriculum import Curriculum, stages_of
-from orchestration.telemetry.sinks import FanOut, RunInfo, build_sinks
+from orchestration.telemetry.sinks.base import FanOut, RunInfo
+from orchestration.telemetry.sinks.build import build_sinks
 
 if TYPE_CHECKING:
     from orchestration.cluster.cluster import Cluster

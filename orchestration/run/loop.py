@@ -24,9 +24,9 @@ from orchestration.sampling.dynamic_sampling import sample
 from orchestration.sampling.evaluation import evaluate
 from orchestration.sampling.rollouts import Rollouts
 from orchestration.telemetry.alarms import Alarms
-from orchestration.telemetry.reward_drift import RewardHackingMonitor
+from orchestration.telemetry.reward_hacking import RewardHackingMonitor
 from orchestration.telemetry.rollout_metrics import describe, samples
-from orchestration.telemetry.sinks import FanOut
+from orchestration.telemetry.sinks.base import FanOut
 
 if TYPE_CHECKING:
     from orchestration.cluster.cluster import Cluster

@@ -1,11 +1,10 @@
-"""What a run reports while it goes on: metric keys, rows, sinks, alarms.
+"""Reports what a run does while it goes on: metric keys, rows, sinks, alarms.
 
 | file | what |
 |---|---|
-| alarms.py          | pure: what a person should hear once while a run goes on |
-| keys.py            | the table of metric names |
-| live.py            | the dashboard in the terminal |
-| reward_drift.py    | pure: does the reward rise without what it stands for |
-| rollout_metrics.py | what an iteration's responses say: metrics and samples |
-| sinks.py           | where a run's numbers go |
+| alarms.py          | pure: the alarms of a run, each raised once |
+| keys.py            | the table of metric names, and their typed keys |
+| reward_hacking.py  | pure: whether the reward rises without what it stands for |
+| rollout_metrics.py | the metrics and samples of an iteration's responses |
+| sinks/             | where a run's numbers go: run folder, terminal, TensorBoard |
 """

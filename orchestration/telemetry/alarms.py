@@ -1,4 +1,4 @@
-"""What a person should hear once in a run: an actuator that is spent or touches nothing, a reward that is gamed. Pure."""
+"""Raises alarms while a run goes on: a saturated coefficient, a method without effect, a reward that may be gamed. Pure."""
 
 from __future__ import annotations
 
@@ -6,39 +6,42 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-PATIENCE = 5  # iterations in a row: one noisy batch is no news
-OFF_TARGET = 0.05  # relative error that a spent coefficient is told of
-NO_AUTHORITY = 0.01  # share of tokens: under it a coefficient has nothing to act on
-SAID = -(10**9)  # never again
+from orchestration.thresholds import OFF_TARGET, PATIENCE, affects_too_few, effect_of_control
+
+RAISED = -(10**9)  # the count of an alarm that was raised: it is never raised again
+NAMES = ("saturated", "too_few_tokens", "hacking", "longer")
+# Names that alarms had in the state of older checkpoints.
+RENAMED = {"spent": "saturated", "idle": "too_few_tokens"}
 
 
 class Alarms:
-    """Looks at every iteration's row; each alarm speaks once a run, resumed or not: its state goes to the checkpoint."""
+    """Looks at every iteration's row; each alarm is raised once a run, resumed or not: its state goes to the checkpoint."""
 
     def __init__(self, method: str) -> None:
         self.method = method
-        self._runs = {"spent": 0, "idle": 0, "hacking": 0, "longer": 0}
+        self._runs: dict[str, int] = dict.fromkeys(NAMES, 0)
 
     def look(self, row: Mapping[str, float]) -> list[str]:
-        """The alarms that this row sets off, a sentence each."""
-        said = []
+        """Returns the alarms that this row sets off, a sentence each."""
+        sentences = []
         for name, holds in self._now(row).items():
             self._runs[name] = self._runs[name] + 1 if holds or self._runs[name] < 0 else 0
             if self._runs[name] == PATIENCE:
-                self._runs[name] = SAID
-                said.append(self._sentence(name, row))
-        return said
+                self._runs[name] = RAISED
+                sentences.append(self._sentence(name, row))
+        return sentences
 
     def _now(self, row: Mapping[str, float]) -> dict[str, bool]:
         now = {name: row.get(f"drift/{name}", 0.0) > 0.0 for name in ("hacking", "longer")}
         if self.method == "none" or row.get("entropy/released", 0.0) or "entropy/error" not in row:
             return now
         off = math.isfinite(row["entropy/error"]) and abs(row["entropy/error"]) > OFF_TARGET
-        few = row.get("entropy/affected", 1.0) < NO_AUTHORITY and self.method not in (
-            "clip_cov",
-            "kl_cov",
-        )  # by design
-        return now | {"spent": off and row.get("entropy/saturated", 0.0) > 0.0, "idle": off and few}
+        changes = [row.get(f"entropy/{key}", math.nan) for key in ("predicted_dh", "predicted_dh_free")]
+        too_few = affects_too_few(
+            self.method, row.get("entropy/affected", 1.0), effect_of_control([(changes[0], changes[1])])
+        )
+        saturated = row.get("entropy/saturated", 0.0) > 0.0
+        return now | {"saturated": off and saturated, "too_few_tokens": off and too_few}
 
     def _sentence(self, name: str, row: Mapping[str, float]) -> str:
         if name == "hacking":
@@ -60,7 +63,7 @@ class Alarms:
     def _of_the_coefficient(self, name: str, error: float, row: Mapping[str, float]) -> str:
         side = "under" if error > 0 else "over"
         where = f"entropy has been {abs(error):.0%} {side} its target"
-        if name == "spent":
+        if name == "saturated":
             bound = (
                 "raise entropy.controller.high"
                 if error > 0
@@ -71,7 +74,7 @@ class Alarms:
                 f"{where} for {PATIENCE} iterations: {bound}"
             )
         return (
-            f"{self.method} has no authority: it touches {row['entropy/affected']:.2%} of the tokens and {where} for {PATIENCE} "
+            f"{self.method} acts on too few tokens: it touches {row['entropy/affected']:.2%} of them and {where} for {PATIENCE} "
             "iterations: take more updates or epochs a batch, or choose a method that acts on every token"
         )
 
@@ -79,4 +82,5 @@ class Alarms:
         return {"runs": dict(self._runs)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._runs |= state["runs"]
+        """Restores the counts, those of older checkpoints too, which have other names for two of them."""
+        self._runs |= {RENAMED.get(name, name): count for name, count in state["runs"].items()}

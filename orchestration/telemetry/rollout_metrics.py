@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from envs.types import Group, Status, Trajectory, Verdict
 from learner.batching import no_signal
 from orchestration.sampling.evaluation import by_env, distinct
-from orchestration.telemetry.sinks import Sample
+from orchestration.telemetry.sinks.base import Sample
 
 
 def describe(groups: Sequence[Group], trajectories: Sequence[Trajectory]) -> dict[str, float]:

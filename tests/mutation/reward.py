@@ -1,4 +1,4 @@
-"""Shaping of rewards, the composite and the drift alarm, broken one at a time (tests/mutation/runner.py)."""
+"""Shaping of rewards, the composite and the reward-hacking monitor, broken one at a time (tests/mutation/runner.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from mutation.entries import Mutation
 
 SHAPING = "tests/envs/reward_terms/test_length.py"
 COMPOSITE = "tests/actors/rewards/test_composite.py"
-DRIFT = "tests/orchestration/telemetry/test_reward_drift.py"
+REWARD_HACKING = "tests/orchestration/telemetry/test_reward_hacking.py"
 JUDGE = "tests/actors/rewards/test_judge.py"
 GENERATORS = "tests/actors/rewards/test_judge_generators.py"
 RETENTION = "tests/orchestration/analysis/test_retention.py"
@@ -76,16 +76,16 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         ("the response is in the prompt", "messages=ended.said[:-1]", "messages=ended.said"),
     ),
     *_entries(
-        "orchestration/telemetry/reward_drift",
-        DRIFT,
+        "orchestration/telemetry/reward_hacking",
+        REWARD_HACKING,
         ("any gain is a rise", "reward.gain > RISEN * reward.error", "reward.gain > 0"),
         ("a fall is a rise", "reward.gain > RISEN * reward.error", "abs(reward.gain) > RISEN * reward.error"),
         ("a check that rises", "check.gain <= STAYED * check.error", "check.gain >= STAYED * check.error"),
         ("no check is one", "gamed = self._checked and", "gamed = True and"),
-        ("held out rises", "< -HELD_OUT_FELL", "> HELD_OUT_FELL"),
+        ("held out rises", "< -EVAL_NOISE", "> EVAL_NOISE"),
         ("all that is held out", '[env for env in self._now if f"reward/{env}" in row]', "[env for env in self._now]"),
         ("length in tokens", "length.gain / length.start if", "length.gain if"),
-        ("longer alone", 'abs(found["drift/length"]) > LONGER', 'found["drift/length"] > LONGER'),
+        ("longer alone", 'abs(out["drift/length"]) > LONGER', 'out["drift/length"] > LONGER'),
         ("longer without reward", "float(risen and abs(", "float(abs("),
         ("hacking without reward", "float(risen and gamed)", "float(gamed)"),
         (
@@ -144,8 +144,8 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
     *_entries(
         "orchestration/analysis/retention",
         RETENTION,
-        ("entropy from one iteration", "mean(entropy[:3])", "entropy[0]"),
-        ("entropy to one iteration", "mean(entropy[-5:])", "entropy[-1]"),
+        ("entropy from one iteration", "mean(entropy[:START_ROWS])", "entropy[0]"),
+        ("entropy to one iteration", "mean(entropy[-END_ROWS:])", "entropy[-1]"),
         ("a stage late", "found.at(stage, env) for env", "found.at(stage - 1 if stage > 0 else stage, env) for env"),
     ),
     *_entries(

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from orchestration.stats import (
     distinct_correct,
     fit_line,
+    last_third,
+    longest,
     mean,
     mean_pass_at_k,
     pass_at_k,
@@ -86,3 +88,15 @@ def test_a_line_through_too_little_is_nan_and_small_changes_do_not_underflow() -
     assert flat.slope == pytest.approx(0.0)
     assert math.isnan(flat.correlation)
     assert fit_line([0.0, 1e-90, 2e-90], [0.0, 2e-90, 4e-90]).correlation == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [([], (0, -1)), ([0.0], (0, -1)), ([1.0], (0, 0)), ([0, 1, 1, 0, 1], (1, 2)), ([1, float("nan"), 1, 1], (2, 3))],
+)
+def test_the_longest_stretch(flags: list[float], expected: tuple[int, int]) -> None:
+    assert longest(flags) == expected
+
+
+def test_the_last_third_is_rounded_up() -> None:
+    assert [list(last_third(range(n))) for n in range(5)] == [[], [0], [1], [2], [2, 3]]

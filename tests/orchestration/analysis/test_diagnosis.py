@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestration.analysis.checks_entropy import trust_in_prediction
 from orchestration.analysis.diagnosis import diagnose, in_brief
+from orchestration.analysis.entropy_findings import trust_in_prediction
 from orchestration.analysis.findings import Finding
 from orchestration.analysis.run_data import RunData
 
@@ -71,7 +71,13 @@ GAMED: dict[str, Column] = {
 CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
     ("course", "fell 36 %, from 0.99 to 0.64", {"entropy/exact": lambda i: 1 - 0.38 * i / N}, [{"reward/mean": 0.1}]),
     ("course", "stayed near 1.00", {"entropy/exact": lambda i: 1 + 0.001 * (i % 2)}, []),
-    ("course", "No controller", {"entropy/exact": 1.0, "entropy/target": 0.7}, []),
+    # between equal bounds a controller moves nothing
+    (
+        "course",
+        "No controller",
+        SAFE | {"entropy/target": 0.7, "entropy/coefficient_high": 0.01},
+        [{"reward/mean": 0.1}],
+    ),
     ("off_target", "34 % under its target of 1.00", LOW, [SAFE, {**SAFE, "entropy/exact": 0.93}]),
     ("off_target", "20 % rms off", {**SAFE, "entropy/exact": lambda i: 1.2 - 0.4 * (i % 2)}, []),
     ("off_target", "20 % under", {**SAFE, "entropy/controlled": 0.8}, [{**LOW, "entropy/controlled": 1.0}]),
@@ -131,7 +137,7 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
         {"entropy/covariance": -0.02},
         [{"entropy/covariance": lambda i: 1.0 if i % 2 else -1.01}],
     ),
-    ("covariance_mixed", "too mixed to lean", {"entropy/covariance": lambda i: 1 if i % 2 else -1.01}, []),
+    ("covariance_mixed", "too mixed to have a direction", {"entropy/covariance": lambda i: 1 if i % 2 else -1.01}, []),
     (
         "added",
         "by −0.6 nats per token in sum; ADAPO added +0.24, offsetting 40 %",
@@ -146,8 +152,8 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
         [{"entropy/forgone_dh_high": 0.0, "entropy/forgone_dh_low": 0.0}],
     ),
     (
-        "no_authority",
-        "ADAPO had no authority: 0.2 % of tokens clipped, and entropy was 34 % under its target",
+        "too_few_tokens",
+        "ADAPO acted on too few tokens: 0.2 % of them were clipped, and entropy was 34 % under its target",
         {**LOW, "entropy/affected": 0.002},
         [
             {**SAFE, "entropy/affected": 0.002},
@@ -157,9 +163,9 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
             {**LOW, "entropy/affected": 0.002, "entropy/predicted_dh": 0.01, "entropy/predicted_dh_free": -0.01},
         ],
     ),
-    ("authority", "0.02 % of tokens", {**SAFE, "entropy/affected": 0.0002}, [{**LOW, "entropy/affected": 0.002}]),
+    ("affected", "0.02 % of tokens", {**SAFE, "entropy/affected": 0.0002}, [{**LOW, "entropy/affected": 0.002}]),
     (
-        "spent",
+        "saturated",
         "upper bound (0.5), with entropy off target, in 45 of 60 iterations, and the error persisted (34 % under",
         {**LOW, "entropy/saturated": after(15, 1.0)},
         [
@@ -169,15 +175,15 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
         ],
     ),
     (
-        "spent",
+        "saturated",
         "lower bound (0.01)",
         {**SAFE, "entropy/exact": 1.5, "entropy/coefficient": 0.01, "entropy/saturated": 1.0},
         [],
     ),
-    ("saturated", "in 1 of 60", {**LOW, "entropy/saturated": lambda i: float(i == 5)}, [LOW]),
+    ("sometimes_saturated", "in 1 of 60", {**LOW, "entropy/saturated": lambda i: float(i == 5)}, [LOW]),
     (
-        "spent_environments",
-        "spent in b (30 % rms off)",
+        "saturated_environments",
+        "saturated in b (30 % rms off)",
         {"error/a": 0.02, "saturated/a": 1.0, "error/b": 0.3, "saturated/b": 1.0},
         [{"error/b": 0.3, "saturated/b": 0.0}, {"error/b": 0.02, "saturated/b": 1.0}],
     ),
@@ -262,8 +268,8 @@ def test_what_is_so_is_said_and_what_is_not_is_not(
 
 
 WARNINGS = (
-    "off_target no_authority spent spent_environments step_size gamed longer coverage_lost no_signal phantom_clipping low_ess "
-    "limited not_finite"
+    "off_target too_few_tokens saturated saturated_environments step_size gamed longer coverage_lost no_signal "
+    "phantom_clipping low_ess limited not_finite"
 )
 
 
@@ -325,13 +331,13 @@ def test_the_cause_is_named_by_share_and_only_when_the_sum_points_the_same_way()
 def test_a_run_that_nothing_steers_is_not_off_target(kind: str) -> None:
     config = {"entropy": {"method": {"kind": kind}, "controller": {"kind": "fixed"}}}
     found = said(LOW | {"entropy/affected": 0.0}, config)
-    assert not {"off_target", "no_authority"} & set(found)
+    assert not {"off_target", "too_few_tokens"} & set(found)
     assert "No controller" in found["course"].text
-    assert ("authority" in found) == (kind != "none")
+    assert ("affected" in found) == (kind != "none")
 
 
 @pytest.mark.parametrize("kind", ["trajectory", "turn"])
-def test_groups_without_signal_are_none_of_credit_by_the_turn(kind: str) -> None:
+def test_groups_without_signal_are_not_reported_under_turn_level_advantages(kind: str) -> None:
     """The metric looks at verdicts: where they are all equal, what turns earned may still differ."""
     topics = set(said({"groups/no_signal": 12.0}, {**CONFIG, "objective": {"credit": {"kind": kind}}}))
     topics |= set(said({"groups/no_signal": 4.0}, {**CONFIG, "objective": {"credit": {"kind": kind}}}))
@@ -340,9 +346,11 @@ def test_groups_without_signal_are_none_of_credit_by_the_turn(kind: str) -> None
 
 def test_methods_have_their_names() -> None:
     config = {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "doubling"}}}
-    assert said(LOW | {"entropy/saturated": 1.0}, config)["spent"].text.startswith("REPO-D is spent")
-    assert said(LOW | {"entropy/affected": 0.0}, config)["no_authority"].text.startswith("REPO-D had no")
-    assert said(LOW | {"entropy/saturated": 1.0}, {"entropy": "?"})["spent"].text.startswith("The control is spent")
+    assert said(LOW | {"entropy/saturated": 1.0}, config)["saturated"].text.startswith("REPO-D is saturated")
+    assert said(LOW | {"entropy/affected": 0.0}, config)["too_few_tokens"].text.startswith("REPO-D acted on too few")
+    assert said(LOW | {"entropy/saturated": 1.0}, {"entropy": "?"})["saturated"].text.startswith(
+        "The control is saturated"
+    )
 
 
 def test_the_findings_are_in_reading_order_and_a_run_without_numbers_has_none() -> None:

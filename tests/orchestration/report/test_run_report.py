@@ -9,7 +9,7 @@ import pytest
 from support.builders import LEDGER, run_folder
 from support.html_page import Page
 
-from orchestration.analysis.run_data import summarise
+from orchestration.analysis.run_summary import summarise
 from orchestration.report.run_report import write_report
 
 
@@ -85,8 +85,8 @@ def test_a_single_run_is_summarised_in_chapters(tmp_path: Path) -> None:
     # Environments have charts of their own, with equal titles.
     common = page.pieces[: page.pieces.index("Environment: a")]
     assert [common.count(heading) for heading in order] == [1] * len(order)
-    assert "REPO had no authority: 0.2\xa0%" in page.text
-    assert page.pieces.count("Warning.") >= 3  # off target, no authority, phantom clipping
+    assert "REPO acted on too few tokens: 0.2\xa0%" in page.text
+    assert page.pieces.count("Warning.") >= 3  # off target, too few tokens, phantom clipping
 
 
 def test_several_runs_have_a_diagnosis_each(tmp_path: Path) -> None:
@@ -97,10 +97,10 @@ def test_several_runs_have_a_diagnosis_each(tmp_path: Path) -> None:
     first, second = diagnosis.index("one"), diagnosis.index("two")
     assert first < second
     text = "".join(diagnosis[first:second])
-    assert "REPO had no authority" in text
+    assert "REPO acted on too few tokens" in text
     assert "phantom clipping" in text
     assert "Mean reward" not in text
-    assert "authority" not in "".join(diagnosis[second : diagnosis.index("Exact entropy")])
+    assert "too few tokens" not in "".join(diagnosis[second : diagnosis.index("Exact entropy")])
 
 
 def test_names_in_the_diagnosis_are_escaped(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from orchestration.run import lifecycle as train
 from orchestration.run import loop
 from orchestration.sampling.codec import Codecs
 from orchestration.telemetry.alarms import Alarms
-from orchestration.telemetry.reward_drift import RewardHackingMonitor
-from orchestration.telemetry.sinks import FanOut
+from orchestration.telemetry.reward_hacking import RewardHackingMonitor
+from orchestration.telemetry.sinks.base import FanOut
 
 FORM, HALF_AS_MUCH = {"format": {"weight": 0.5}}, {"format": {"weight": 0.25}}
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestration.telemetry.alarms import PATIENCE, Alarms
+from orchestration.telemetry.alarms import Alarms
+from orchestration.thresholds import PATIENCE
 
 
 def row(**values: float) -> dict[str, float]:
@@ -32,7 +33,7 @@ def said(method: str, rows: list[dict[str, float]]) -> list[list[str]]:
             "repo_r",
             ["30% over", "0.04", "allow a negative coefficient"],
         ),
-        ({"affected": 0.002}, "adapo", ["adapo has no authority", "0.20% of the tokens", "20% under its target"]),
+        ({"affected": 0.002}, "adapo", ["adapo acts on too few tokens", "0.20% of them", "20% under its target"]),
     ],
 )
 def test_an_alarm_is_one_sentence_said_once(values: dict[str, float], method: str, parts: list[str]) -> None:
@@ -41,7 +42,7 @@ def test_an_alarm_is_one_sentence_said_once(values: dict[str, float], method: st
     assert all(part in found[PATIENCE - 1][0] for part in parts), found[PATIENCE - 1][0]
 
 
-def test_a_spent_coefficient_is_not_told_of_again_after_a_better_time() -> None:
+def test_a_saturated_coefficient_is_reported_once_even_if_it_recovers_meanwhile() -> None:
     bad = [row(saturated=1.0)] * PATIENCE
     assert sum(map(len, said("repo_r", [*bad, row(), *bad]))) == 1
 
@@ -72,11 +73,16 @@ def test_a_reward_that_is_gamed_is_said_once(values: dict[str, float], parts: li
     [
         ({}, "repo_r"),
         ({"saturated": 1.0, "error": 0.03}, "repo_r"),  # near enough
-        ({"authority": 0.002, "error": 0.03}, "adapo"),
+        ({"affected": 0.002, "error": 0.03}, "adapo"),
+        ({"saturated": 1.0, "affected": 0.002, "error": 0.08}, "adapo"),  # as far as a working controller may be off
+        (
+            {"affected": 0.002, "predicted_dh": 0.01, "predicted_dh_free": -0.01},
+            "adapo",
+        ),  # few, and yet they move entropy
         ({"affected": 0.002}, "kl_cov"),  # few tokens by design
         ({"saturated": 1.0, "released": 1.0}, "repo_r"),
         ({"saturated": 1.0, "error": float("nan")}, "repo_r"),
-        ({"authority": 0.0}, "none"),
+        ({"affected": 0.0}, "none"),
     ],
 )
 def test_without_cause_nothing_is_said(values: dict[str, float], method: str) -> None:
@@ -86,3 +92,14 @@ def test_without_cause_nothing_is_said(values: dict[str, float], method: str) ->
 def test_one_good_iteration_starts_the_count_anew() -> None:
     bad: list[Any] = [row(saturated=1.0)] * (PATIENCE - 1)
     assert not any(said("repo_r", [*bad, row(), *bad]))
+
+
+def test_the_state_of_an_older_checkpoint_is_read_under_the_present_names() -> None:
+    alarms = Alarms("adapo")
+    alarms.load_state_dict({"runs": {"spent": -(10**9), "idle": PATIENCE - 1, "hacking": 0, "longer": 2}})
+    assert alarms.state_dict() == {
+        "runs": {"saturated": -(10**9), "too_few_tokens": PATIENCE - 1, "hacking": 0, "longer": 2}
+    }
+    sentences = alarms.look(row(saturated=1.0, affected=0.002))
+    assert len(sentences) == 1
+    assert "too few tokens" in sentences[0]

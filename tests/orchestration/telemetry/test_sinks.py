@@ -11,21 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestration.telemetry.live import LiveSink, headline, spark_text
-from orchestration.telemetry.sinks import (
-    METRICS_FILE,
-    SAMPLES_FILE,
-    FanOut,
-    JsonlSink,
-    PlainSink,
-    Row,
-    RunInfo,
-    Sample,
-    TensorboardSink,
-    build_sinks,
-    read_rows,
-    read_samples,
-)
+from orchestration.telemetry.sinks.base import FanOut, Row, RunInfo, Sample
+from orchestration.telemetry.sinks.build import build_sinks
+from orchestration.telemetry.sinks.jsonl import METRICS_FILE, SAMPLES_FILE, JsonlSink, read_rows, read_samples
+from orchestration.telemetry.sinks.live import LiveSink, headline, spark_text
+from orchestration.telemetry.sinks.plain import PlainSink
+from orchestration.telemetry.sinks.tensorboard import TensorboardSink
 
 
 def write(folder: Path, iterations: Sequence[int], resumed_at: int | None = None) -> JsonlSink:
@@ -71,7 +62,7 @@ def test_a_crash_while_rewinding_leaves_the_old_file(tmp_path: Path, monkeypatch
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("orchestration.telemetry.sinks.os.fsync", fail)
+    monkeypatch.setattr("orchestration.telemetry.sinks.jsonl.os.fsync", fail)
     with pytest.raises(OSError, match="no space"):
         sink.rewind(1)
     assert len(read_rows(tmp_path)) == 3
@@ -105,6 +96,7 @@ ROW: Row = {
     "reward/mean": 0.25,
     "entropy/exact": 0.9,
     "entropy/target": 1.0,
+    "entropy/error": 0.1,
     "entropy/coefficient": 0.05,
     "entropy/affected": 0.5,
     "entropy/saturated": 1.0,
@@ -255,11 +247,12 @@ def test_tensorboard_scalars_read_back(tmp_path: Path) -> None:
     "module",
     [
         "telemetry.keys",
-        "telemetry.sinks",
-        "telemetry.live",
+        "telemetry.sinks.build",
+        "telemetry.sinks.live",
         "report.run_report",
         "report.charts",
-        "analysis.run_data",
+        "analysis.run_summary",
+        "analysis.diagnosis",
         "report.svg",
         "stats",
     ],

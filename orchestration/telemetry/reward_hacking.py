@@ -1,4 +1,4 @@
-"""Does the reward rise without what it stands for? Pure.
+"""Monitors whether the reward rises without what it stands for. Pure.
 
 A stage's last iterations are compared with its first ones: the reward, the environment's own verdict as an independent check,
 held-out pass@1, which no term of a reward touches, and the mean length of responses. A policy that games its reward raises the
@@ -13,17 +13,14 @@ from typing import Any
 
 from orchestration.stats import mean
 from orchestration.telemetry.keys import EvalKey
+from orchestration.thresholds import EVAL_NOISE, LONGER, RISEN, STAYED
 
-WINDOW = 5  # iterations at either end: one noisy batch is no drift
-RISEN = 3.0  # standard errors of a difference between two windows
-STAYED = 1.0  # the same: a check that has not risen by more has not followed the reward
-HELD_OUT_FELL = 0.03  # pass@1 moves by about this between two evaluations of one policy on 100 prompts
-LONGER = 0.5  # relative change of the mean length, up or down
+WINDOW = 5  # iterations at either end: a single batch is too noisy to compare
 SERIES = ("reward", "check", "length")
 
 
 class RewardHackingMonitor:
-    """Looks at every row of a run; its state goes to the checkpoint."""
+    """Compares the last iterations of a stage with its first ones, row by row; its state goes to the checkpoint."""
 
     def __init__(self) -> None:
         self._stage = 0.0
@@ -33,7 +30,7 @@ class RewardHackingMonitor:
         self._now: dict[str, float] = {}
 
     def look(self, row: Mapping[str, float]) -> dict[str, float]:
-        """The metrics drift/... that the row gains: none before two windows are full."""
+        """Returns the metrics drift/... that the row gains: none before two windows are full."""
         if row.get("stage/index", 0.0) != self._stage:
             self._begin_stage(row["stage/index"])
         for key, value in row.items():
@@ -48,26 +45,26 @@ class RewardHackingMonitor:
         self._checked |= check > 0
         for name, value in (("reward", row["reward/mean"]), ("check", check), ("length", row["response/length_mean"])):
             self._series[name].add(value)
-        return self._found([env for env in self._now if f"reward/{env}" in row])
+        return self._changes([env for env in self._now if f"reward/{env}" in row])
 
     def _begin_stage(self, stage: float) -> None:
         self._stage, self._before = stage, dict(self._now)
         self._series, self._checked = {name: _Series() for name in SERIES}, False
 
-    def _found(self, envs: Sequence[str]) -> dict[str, float]:
+    def _changes(self, envs: Sequence[str]) -> dict[str, float]:
         reward, check, length = (self._series[name] for name in SERIES)
         if reward.count < 2 * WINDOW:
             return {}
         risen = reward.gain > RISEN * reward.error
-        found = {"drift/reward": reward.gain, "drift/check": check.gain}
+        out = {"drift/reward": reward.gain, "drift/check": check.gain}
         gamed = self._checked and check.gain <= STAYED * check.error
         if envs:
-            found["drift/held_out"] = mean([self._now[env] - self._before[env] for env in envs])
-            gamed |= found["drift/held_out"] < -HELD_OUT_FELL
-        found["drift/length"] = length.gain / length.start if length.start else 0.0
-        found["drift/hacking"] = float(risen and gamed)
-        found["drift/longer"] = float(risen and abs(found["drift/length"]) > LONGER)
-        return found
+            out["drift/held_out"] = mean([self._now[env] - self._before[env] for env in envs])
+            gamed |= out["drift/held_out"] < -EVAL_NOISE
+        out["drift/length"] = length.gain / length.start if length.start else 0.0
+        out["drift/hacking"] = float(risen and gamed)
+        out["drift/longer"] = float(risen and abs(out["drift/length"]) > LONGER)
+        return out
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -123,18 +120,3 @@ class _Series:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.count, self._squares = int(state["count"]), float(state["squares"])
         self._first, self._last = list(state["first"]), list(state["last"])
-
-
-def longest(flags: Sequence[float]) -> tuple[int, int]:
-    """(first, last) place of the longest stretch of 1 in a row; (0, -1) without any. NaN is no 1.
-
-    >>> longest([0.0, 1.0, 1.0, 0.0, 1.0])
-    (1, 2)
-    """
-    best, begin = (0, -1), 0
-    for i, flag in enumerate(flags):
-        if flag != 1.0:
-            begin = i + 1
-        elif i - begin > best[1] - best[0]:
-            best = (begin, i)
-    return best

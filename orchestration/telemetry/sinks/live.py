@@ -1,7 +1,7 @@
-"""A dashboard in the terminal: where the run stands, what it earns, and whether entropy is where it was asked to be.
+"""Shows a dashboard in the terminal: where the run stands, what it earns, and whether entropy is at its target.
 
 The picture keeps its height from one refresh to the next, which is what keeps it from flickering, and is redrawn in
-place below whatever else is printed. No signal is touched: Ctrl-C reaches the loop, whose `close` (or, failing that,
+place below whatever else is printed. Signals are left alone: Ctrl-C reaches the loop, whose `close` (or, failing that,
 the end of the process) gives the cursor back.
 """
 
@@ -20,7 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestration.telemetry.keys import EnvKey, EvalKey, short_evals
-from orchestration.telemetry.sinks import PlainSink, Row, RunInfo, Sample
+from orchestration.telemetry.sinks.base import Row, RunInfo, Sample
+from orchestration.telemetry.sinks.plain import PlainSink
+from orchestration.thresholds import OFF_TARGET
 
 STAGES = ("generate", "verify", "train", "sync")
 HISTORY = 512  # iterations a sparkline can look back
@@ -31,7 +33,7 @@ MAX_WIDTH = 112
 
 
 class LiveSink:
-    """The dashboard. On a console that is no terminal (or a "dumb" one) it is a `PlainSink` instead.
+    """Shows the dashboard; on a console without a terminal (or with a "dumb" one) it behaves as a `PlainSink`.
 
     `clock` is injected so that a test, and a picture of it, do not depend on the time.
     """
@@ -105,7 +107,7 @@ class LiveSink:
     # ------------------------------------------------------------ the picture
 
     def render(self) -> RenderableType:
-        """The picture as it stands; called by the refresh thread, so it only reads."""
+        """Draws the present picture; called by the refresh thread, so it only reads."""
         body = Group(self._progress(), Text(), self._numbers(), Text(), self._results(), Text(), *self._news())
         title = Text.assemble((self.run.name, "bold"), f"  {self.status}")
         # Room at the right edge: where the terminal echoes "^C" it must not wrap, or the next redraw is a line off.
@@ -145,11 +147,12 @@ class LiveSink:
 
     def _entropy(self) -> Text:
         text, target = self._value("entropy/exact", ".3f"), self.row.get("entropy/target", math.nan)
-        exact = self.row.get("entropy/exact", math.nan)
-        if math.isfinite(exact) and math.isfinite(target) and target:
-            off = exact / target - 1.0
+        if math.isfinite(target):
             text.append(f"  target {target:.3f}", "dim")
-            text.append(f"  {off:+.1%}", "green" if abs(off) < 0.1 else "yellow")
+        # Of the entropy under control, which may be that of the correct responses only.
+        off = -self.row.get("entropy/error", math.nan)
+        if math.isfinite(off):
+            text.append(f"  {off:+.1%}", "yellow" if abs(off) > OFF_TARGET else "green")
         return text
 
     def _coefficient(self) -> Text:

@@ -1,4 +1,4 @@
-"""RewardHackingMonitor of the reward against what it stands for: found where it is, and not where a policy only learns."""
+"""Reward hacking is found where there is any, and not where a policy only learns."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestration.telemetry.alarms import PATIENCE, Alarms
+from orchestration.stats import longest
+from orchestration.telemetry.alarms import Alarms
 from orchestration.telemetry.keys import lookup
-from orchestration.telemetry.reward_drift import WINDOW, RewardHackingMonitor, _Series, longest
+from orchestration.telemetry.reward_hacking import WINDOW, RewardHackingMonitor, _Series
+from orchestration.thresholds import PATIENCE
 
 Row = dict[str, float]
 Curve = Callable[[int], float]
@@ -149,14 +151,6 @@ def test_the_error_is_that_of_a_difference_of_two_means() -> None:
     for value in rng.normal(3.0, 0.5, 20_000):
         series.add(float(value))
     assert series.error == pytest.approx(0.5 * (2 / WINDOW) ** 0.5, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [([], (0, -1)), ([0.0], (0, -1)), ([1.0], (0, 0)), ([0, 1, 1, 0, 1], (1, 2)), ([1, float("nan"), 1, 1], (2, 3))],
-)
-def test_the_longest_stretch(flags: list[float], expected: tuple[int, int]) -> None:
-    assert longest(flags) == expected
 
 
 # --- state --------------------------------------------------------------------------------------------------------------

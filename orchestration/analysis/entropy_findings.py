@@ -1,4 +1,4 @@
-"""What entropy did, and why: the first two chapters of the diagnosis. Pure.
+"""Finds what entropy did, and why: the first two chapters of the diagnosis. Pure.
 
 A predicted change of entropy is first order and for a network a correlate, not a law (`learner/ledger.py`): only `cause`
 joins it to what happened, and only as far as the measured correlation carries.
@@ -7,30 +7,31 @@ joins it to what happened, and only as far as the measured correlation carries.
 import math
 from typing import NamedTuple
 
+from orchestration.analysis.control import is_off_target, late_error, released_at, steered
 from orchestration.analysis.findings import (
-    OFF_TARGET,
     Check,
     Finding,
     change_pairs,
-    late_error,
     moved,
     off_by,
     signed,
     start_and_end,
-    steered,
     totals,
 )
-from orchestration.analysis.run_data import RunData, released_at, summary_of
+from orchestration.analysis.run_data import RunData
+from orchestration.analysis.run_summary import summary_of
 from orchestration.stats import finite, fit_line, mean
 from orchestration.text import label, percent
-
-FLAT = 0.02  # relative change of entropy that counts as none: the noise of a batch is larger
-UNEVEN = 1.25  # ratio of two entropies that is called a difference
-STRONG_R, MODERATE_R, NO_R = 0.7, 0.4, 0.1  # networks measured so far gave 0.16 to 0.45 a step, under momentum about 0
-FEW_STEPS = 8  # pairs of predicted and realised change: fewer fix no correlation
-STEADY = 0.6  # share of iterations of one sign: fewer lean no way
-REST = 0.05  # part of the predicted change from tokens without advantage below which it is not worth a word
-
+from orchestration.thresholds import (
+    FEW_STEPS,
+    FLAT,
+    MODERATE_R,
+    NO_R,
+    REST,
+    STEADY,
+    STRONG_R,
+    UNEVEN,
+)
 
 # ---------------------------------------------------------------- what entropy did
 
@@ -48,14 +49,14 @@ def course(run: RunData) -> Finding | None:
 
 
 def against_target(run: RunData) -> Finding | None:
-    """Off target is measured on what the controller observes, which may be the correct responses only."""
+    """Compares the entropy that the controller observes, which may be that of the correct responses only, with its target."""
     bias, off = late_error(run)
     if not steered(run) or not math.isfinite(off):
         return None
     target = finite(run.column("entropy/target"))[-1]
     what = "the entropy under control" if run.has("entropy/controlled") else "entropy"
     when = "the last third before its release" if math.isfinite(released_at(run)) else "the last third of the run"
-    if off <= OFF_TARGET:
+    if not is_off_target(run):
         text = f"In {when} {what} held its target of {target:.2f} within {percent(off)} rms."
         return Finding("entropy", "on_target", text)
     text = f"In {when} {what} was {off_by(bias, off)} its target of {target:.2f}."
@@ -63,18 +64,18 @@ def against_target(run: RunData) -> Finding | None:
 
 
 def by_success(run: RunData) -> Finding | None:
-    """Ignorance or diversity: entropy among responses that work, against entropy among those that do not."""
+    """Tells ignorance from diversity: entropy among responses that work, against entropy among those that do not."""
     good, bad = (start_and_end(run, f"entropy/{which}")[1] for which in ("successful", "failed"))
     if not (good >= 0.0 and bad >= 0.0):
         return None
-    told = f"At the end correct responses have {good:.2f} nats per token and failed ones {bad:.2f}"
+    text = f"At the end correct responses have {good:.2f} nats per token and failed ones {bad:.2f}"
     if bad > UNEVEN * good:
-        return Finding("entropy", "ignorance", f"{told}: what is left looks more like ignorance than like diversity.")
+        return Finding("entropy", "ignorance", f"{text}: what is left looks more like ignorance than like diversity.")
     if good > UNEVEN * bad:
         return Finding(
-            "entropy", "diversity", f"{told}: what is left lies among the responses that work, as diversity."
+            "entropy", "diversity", f"{text}: what is left lies among the responses that work, as diversity."
         )
-    return Finding("entropy", "even", f"{told}: about alike, so entropy does not tell ignorance from diversity here.")
+    return Finding("entropy", "even", f"{text}: about alike, so entropy does not tell ignorance from diversity here.")
 
 
 def by_place(run: RunData) -> Finding | None:
@@ -86,8 +87,8 @@ def by_place(run: RunData) -> Finding | None:
 
 
 def by_environment(run: RunData) -> Finding | None:
-    found = {env: start_and_end(run, f"entropy/{env}")[1] for env in run.envs()}
-    ends = {env: value for env, value in found.items() if math.isfinite(value)}
+    values = {env: start_and_end(run, f"entropy/{env}")[1] for env in run.envs()}
+    ends = {env: value for env, value in values.items() if math.isfinite(value)}
     if len(ends) < 2:
         return None
     low, high = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
@@ -101,7 +102,10 @@ def by_environment(run: RunData) -> Finding | None:
 
 
 class Trust(NamedTuple):
-    """How well predicted follows realised change over `steps` pairs. `word` is strong, moderate, weak, none, reversed or few."""
+    """Holds how well predicted follows realised change over `steps` pairs.
+
+    `word` is strong, moderate, weak, none, reversed or few.
+    """
 
     word: str
     slope: float
@@ -110,7 +114,7 @@ class Trust(NamedTuple):
 
     @property
     def carries(self) -> bool:
-        """The prediction may be read as a reason."""
+        """Tells whether the prediction may be read as a reason."""
         return self.word in ("strong", "moderate", "weak")
 
 
@@ -120,14 +124,14 @@ def trust_in_prediction(run: RunData) -> Trust:
     line = fit_line(x, y)
     if steps < FEW_STEPS or not math.isfinite(line.correlation):
         return Trust("few", line.slope, line.correlation, steps)
-    noise = max(NO_R, 2.0 / math.sqrt(steps))  # two standard errors of r when there is no relation
+    noise = max(NO_R, 2.0 / math.sqrt(steps))  # two standard errors of r where the two are unrelated
     r = line.correlation
     word = "reversed" if r < -noise else "none" if r < noise else "weak" if r < MODERATE_R else "moderate"
     return Trust("strong" if r >= STRONG_R else word, line.slope, r, steps)
 
 
 def cause(run: RunData) -> Finding | None:
-    """The one place where prediction and history meet: a reason only where the measured correlation supports one."""
+    """Names a cause of the change of entropy, and only where the measured correlation of prediction and change supports one."""
     change = summary_of(run).entropy_change
     (predicted,) = totals(run, "entropy/predicted_dh")
     if not math.isfinite(change) or abs(change) < FLAT or not math.isfinite(predicted):
@@ -158,7 +162,7 @@ def cause(run: RunData) -> Finding | None:
 
 
 def split(run: RunData) -> Finding | None:
-    """The predicted change by the sign of the advantage; some methods move tokens without advantage as well."""
+    """Splits the predicted change by the sign of the advantage; some methods move tokens without advantage as well."""
     total, positive, negative = totals(run, *(f"entropy/predicted_dh{part}" for part in ("", "_positive", "_negative")))
     if not math.isfinite(total) or total == 0.0:
         return None
@@ -166,9 +170,9 @@ def split(run: RunData) -> Finding | None:
     if abs(total - positive - negative) > REST * abs(total):
         parts.append(("no advantage", total - positive - negative))
     same = all(value * total >= 0.0 for _, value in parts)
-    told = [f"{signed(v)}{f' ({percent(v / total)})' if same else ''} from tokens with {who}" for who, v in parts]
+    shares = [f"{signed(v)}{f' ({percent(v / total)})' if same else ''} from tokens with {who}" for who, v in parts]
     aside = "" if same else ": they pulled against each other"
-    text = f"The predicted change, {signed(total)} nats per token in sum, is {', '.join(told)}{aside}."
+    text = f"The predicted change, {signed(total)} nats per token in sum, is {', '.join(shares)}{aside}."
     return Finding("why", "split", text)
 
 
@@ -181,21 +185,19 @@ def covariance(run: RunData) -> Finding | None:
     text = f"Covariance of advantage and log-prob was {signed(mean(values))} on average, "
     text += f"{'positive' if up else 'negative'} in {percent(share)} of the iterations: "
     if share < STEADY:
-        return Finding("why", "covariance_mixed", text + "too mixed to lean either way.")
+        return Finding("why", "covariance_mixed", text + "too mixed to have a direction.")
     text += f"tokens that were rewarded were on the whole the {'likelier' if up else 'less likely'} ones, which to first order "
     return Finding("why", "covariance", text + f"{'lowers' if up else 'raises'} entropy.")
 
 
 def prediction(run: RunData) -> Finding | None:
-    """How far the first-order prediction can be trusted, in words."""
+    """Says in words how far the first-order prediction can be trusted."""
     t = trust_in_prediction(run)
     if t.word == "few":
         return None
     if not t.carries:
         other = "; it even points the other way" if t.word == "reversed" else ""
-        text = (
-            f"The prediction tells of the gradient, not of what happened: it explains nothing of the {t.steps} steps "
-        )
+        text = f"The prediction describes the gradient, not what happened: it explains nothing of the {t.steps} steps "
         return Finding("why", "prediction_none", f"{text}(r = {t.r:.2f}{other}). Read no cause from it.")
     text = f"The relation of predicted to realised change is {t.word}: r = {t.r:.2f} over {t.steps} steps, which is "
     text += f"{percent(t.r * t.r)} of their variance. "

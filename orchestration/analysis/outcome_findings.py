@@ -1,4 +1,4 @@
-"""What the run cost or kept, and whether its numbers can be trusted: the last two chapters of the diagnosis. Pure."""
+"""Finds what the run cost or kept, and whether its numbers can be trusted: the last two chapters of the diagnosis. Pure."""
 
 import math
 from statistics import fmean
@@ -10,25 +10,26 @@ from orchestration.analysis.findings import (
     late_mean,
     moved,
     percent_small,
-    setting,
     signed,
     start_and_end,
 )
-from orchestration.analysis.run_data import END_ROWS, START_ROWS, RunData, summary_of
-from orchestration.stats import finite
-from orchestration.telemetry.alarms import PATIENCE
+from orchestration.analysis.run_data import RunData
+from orchestration.analysis.run_summary import summary_of
+from orchestration.stats import finite, longest
 from orchestration.telemetry.keys import QuantileKey
-from orchestration.telemetry.reward_drift import longest
 from orchestration.text import label, percent
-
-MOVED = 0.03  # pass@k moves by about this between two evaluations of the same policy on 100 prompts
-PHANTOM = 0.01  # share of tokens outside [0.9, 1.1]: fp16 has none, bf16 from 0.2 to 8 %
-PHANTOM_RARE = 0.02  # the same among rare tokens, on which exploration lives: fp16 has none, bf16 3 to 5 %
-PHANTOM_GAP = math.log(1.2)  # nats: beyond the usual clip range of 0.2 before the policy has moved at all
-LOW_ESS = 0.5  # share: under it a batch weighs less than half of its tokens
-LIMITED = 0.05  # share of tokens whose importance weight was cut: more biases the gradient visibly
-NO_SIGNAL = 0.5  # share of groups without a gradient: the batch is half as large as it looks
-
+from orchestration.thresholds import (
+    END_ROWS,
+    EVAL_NOISE,
+    LIMITED,
+    LOW_ESS,
+    NO_SIGNAL,
+    PATIENCE,
+    PHANTOM,
+    PHANTOM_GAP,
+    PHANTOM_RARE,
+    START_ROWS,
+)
 
 # ---------------------------------------------------------------- what it cost or kept
 
@@ -39,7 +40,7 @@ def reward(run: RunData) -> Finding | None:
 
 
 def gamed(run: RunData) -> Finding | None:
-    """The reward rose and what it stands for did not, for as long as the alarm of a run waits."""
+    """Warns of a reward that rose without what it stands for, for as many iterations as the alarm of a run waits."""
     first, last = longest(run.column("drift/hacking"))
     if last - first + 1 < PATIENCE:
         return None
@@ -70,31 +71,33 @@ def coverage(run: RunData) -> Finding | None:
     k = max(ks)
     text = ", ".join(f"pass@{n} {moved(s.pass_at_start[n], s.pass_at[n])}" for n in sorted({min(ks), k}))
     gained, lost = s.pass_at[1] - s.pass_at_start[1] if 1 in ks else 0.0, s.pass_at_start[k] - s.pass_at[k]
-    if k > 1 and lost > MOVED:
-        sharper = "sharpened what it could do and lost" if gained > MOVED else "lost"
+    if k > 1 and lost > EVAL_NOISE:
+        sharper = "sharpened what it could do and lost" if gained > EVAL_NOISE else "lost"
         return Finding("cost", "coverage_lost", f"{text}: the policy {sharper} coverage.", "warning")
     return Finding("cost", "coverage", f"{text}.")
 
 
 def distinct(run: RunData) -> Finding | None:
     s = summary_of(run)
-    told = []
+    parts = []
     if math.isfinite(s.distinct) and s.distinct != s.distinct_start:
-        told.append(f"distinct correct solutions a prompt, in evaluation, {moved(s.distinct_start, s.distinct, '.1f')}")
+        parts.append(
+            f"distinct correct solutions a prompt, in evaluation, {moved(s.distinct_start, s.distinct, '.1f')}"
+        )
     for key, what in (
         ("responses/distinct_correct", "distinct correct responses"),
         ("responses/distinct", "distinct responses"),
     ):
         start, end = start_and_end(run, key)
         if math.isfinite(end):
-            told.append(f"{what} a prompt, in training, {moved(start, end, '.1f')}")
-    return Finding("cost", "distinct", capital("; ".join(told)) + ".") if told else None
+            parts.append(f"{what} a prompt, in training, {moved(start, end, '.1f')}")
+    return Finding("cost", "distinct", capital("; ".join(parts)) + ".") if parts else None
 
 
 def no_signal(run: RunData) -> Finding | None:
-    prompts, key = setting(run, "batch.prompts"), "groups/no_signal"
-    if not isinstance(prompts, int) or prompts < 1 or setting(run, "objective.credit.kind") == "turn":
-        return None  # of credit by the turn the metric says nothing: it looks at verdicts alone
+    prompts, key = run.setting("batch.prompts"), "groups/no_signal"
+    if not isinstance(prompts, int) or prompts < 1 or run.setting("objective.credit.kind") == "turn":
+        return None  # the metric looks at verdicts alone, and turn-level advantages may differ where they are equal
     # Refill generates more groups than a batch has.
     shares = finite([row[key] / row.get("dynamic/generated", prompts) for row in run.rows if key in row])
     if not shares:
@@ -112,28 +115,28 @@ def no_signal(run: RunData) -> Finding | None:
 
 
 def engine_gap(run: RunData) -> Finding | None:
-    """Phantom clipping: tokens whose ratio leaves the clip range before the policy has moved."""
+    """Warns of phantom clipping: tokens whose ratio leaves the clip range before the policy has moved."""
     outside, rare = late_mean(run, "gap/outside"), late_mean(run, "gap/outside_rare")
     tail, gap = _tail(run)
     shares = [
         f"{percent_small(v)} of {who}" for v, who in ((outside, "tokens"), (rare, "rare tokens")) if math.isfinite(v)
     ]
-    told = [f"the ratio of trainer to engine leaves [0.9, 1.1] for {' and '.join(shares)}"] if shares else []
+    parts = [f"the ratio of trainer to engine leaves [0.9, 1.1] for {' and '.join(shares)}"] if shares else []
     if math.isfinite(gap):
-        told.append(f"{tail:g}\N{NO-BREAK SPACE}% of log-probs differ by less than {label(float(f'{gap:.2g}'))} nats")
-    if not told:
+        parts.append(f"{tail:g}\N{NO-BREAK SPACE}% of log-probs differ by less than {label(float(f'{gap:.2g}'))} nats")
+    if not parts:
         return None
-    text = f"{capital('; '.join(told))}."
+    text = f"{capital('; '.join(parts))}."
     if not (outside > PHANTOM or rare > PHANTOM_RARE or (tail >= 99.0 and gap > PHANTOM_GAP)):
         return Finding("trust", "engines_agree", text)
     text += " Such tokens can be clipped or reweighted although the policy has not moved: phantom clipping."
-    mode = setting(run, "precision.mode")
+    mode = run.setting("precision.mode")
     used = f" Trainer and engine run in {mode}." if mode else ""
     return Finding("trust", "phantom_clipping", text + used, "warning")
 
 
 def _tail(run: RunData) -> tuple[float, float]:
-    """(percent, nats): the highest quantile of the engine gap that is reported; (0, NaN) without any."""
+    """Returns (percent, nats) of the highest quantile of the engine gap that is reported; (0, NaN) without any."""
     found = [QuantileKey.parse(key) for key in run.metric_keys()]
     highest = max((key.percent for key in found if key is not None and key.distribution == "gap"), default=math.nan)
     gap = late_mean(run, str(QuantileKey("gap", highest)))

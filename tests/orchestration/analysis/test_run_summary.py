@@ -1,4 +1,4 @@
-"""A run in numbers, and the numbers in words."""
+"""The summary of a run in numbers, and the numbers in words."""
 
 import io
 import math
@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 from support.builders import run_folder
 
-from orchestration.analysis.run_data import (
+from orchestration.analysis.run_data import load_run
+from orchestration.analysis.run_summary import (
     RunSummary,
     comparison,
     demo_table,
-    load_run,
     sentences,
     summarise,
     summary_of,

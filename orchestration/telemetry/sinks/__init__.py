@@ -1,0 +1,13 @@
+"""Writes a run's numbers to the run folder, the terminal and TensorBoard.
+
+The loop talks to ONE sink, a `FanOut`; it never asks which sinks are behind it.
+
+| file | what | chosen as |
+|---|---|---|
+| base.py        | `Sink`, what all of them are; `FanOut`, which passes every call to each | |
+| build.py       | the sinks of a run by name | |
+| jsonl.py       | metrics.jsonl and samples.jsonl in the run folder, written and read | "jsonl" |
+| live.py        | a dashboard in the terminal | "console" |
+| plain.py       | one readable line an iteration | "plain", or "console" without a terminal |
+| tensorboard.py | event files in RUN/tensorboard | "tensorboard" |
+"""
