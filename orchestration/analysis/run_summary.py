@@ -102,7 +102,7 @@ def _first_and_last_passes(run: RunData) -> tuple[dict[int, float], dict[int, fl
     return pass_curve(aliases, min(when, default=0.0)), pass_curve(aliases, max(when, default=0.0))
 
 
-# ---------------------------------------------------------------- words and tables
+# ---------------------------------------------------------------- words
 
 
 def sentences(summary: RunSummary) -> str:

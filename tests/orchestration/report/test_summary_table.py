@@ -1,7 +1,9 @@
 """The table of run summaries, as the demo prints it and the report shows it."""
 
+import io
 from pathlib import Path
 
+from rich.console import Console
 from support.builders import run_folder
 
 from orchestration.analysis.run_data import load_run
@@ -32,3 +34,11 @@ def test_environments_have_a_row_for_every_run_that_has_them(tmp_path: Path) -> 
     assert [(row[0].text, row[0].aside) for row in table.rows] == [("a", "one"), ("a", "two"), ("b", "one")]
     assert "target" not in table.headings
     assert environment_table(runs[:1], ["a", "b"], 4).rows[1][0].aside == ""
+
+
+def test_the_terminal_shows_names_as_they_are() -> None:
+    summary = RunSummary("[red]x", 1, 1.0, 0.4, -0.6, pass_at={1: 0.5, 8: 0.75}, seconds=4000)
+    console = Console(record=True, width=160, file=io.StringIO())
+    console.print(summary_table([summary]).to_rich())
+    text = console.export_text()
+    assert all(shown in text for shown in ("[red]x", "0.400", "−60", "pass@8", "0.750", "67 min"))
