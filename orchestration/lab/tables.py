@@ -8,7 +8,7 @@ from orchestration.analysis.retention import MatrixKey, StageKey
 from orchestration.lab.results import ArmResult, LabResults, Spread
 from orchestration.report.svg.marks import PALETTE, shade
 from orchestration.report.table import Cell, Table
-from orchestration.text import duration, label, number, percent
+from orchestration.text import duration, label, number, percent, with_sign
 
 
 class Column(NamedTuple):
@@ -56,8 +56,8 @@ def percent_text(value: Spread, sign: bool = False) -> str:
         return percent(value.mean, sign)
     digits = 1 if abs(value.mean) < 0.0995 or value.std < 0.00995 else 0
     middle, deviation = f"{abs(value.mean) * 100:.{digits}f}", f"{value.std * 100:.{digits}f}"
-    minus = "\N{MINUS SIGN}" if value.mean < 0.0 else "+" if sign else ""
-    return f"{'' if float(middle) == 0.0 else minus}{middle} ± {deviation}\N{NO-BREAK SPACE}%"
+    middle = with_sign(value.mean, middle) if sign or value.mean < 0.0 else middle
+    return f"{middle} ± {deviation}\N{NO-BREAK SPACE}%"
 
 
 def time_text(value: Spread) -> str:

@@ -10,7 +10,7 @@ from orchestration.report import charts
 from orchestration.report.svg.charts import line_chart
 from orchestration.report.svg.marks import Series
 from orchestration.report.table import Cell, Table
-from orchestration.text import number
+from orchestration.text import number, with_sign
 
 SMALL = 0.005  # a smaller change of pass@k is called none
 DEEPEST = 60  # percent of the colour in a cell of 1: the text has to stay legible on it
@@ -62,26 +62,27 @@ def sentences(by_k: Mapping[int, Retention], names: Sequence[str]) -> str:
             worst = min((e for e in r.environments if math.isfinite(r.backward(e))), key=r.backward)
             own = r.last(worst)
             verb = "cost" if change < 0 else "added to"
-            change_text = f"Training after its own stage {verb} an environment {abs(change):.2f} of pass@{k} on average"
+            effect = f"Training after its own stage {verb} an environment {abs(change):.2f} of pass@{k} on average"
             if abs(change) < SMALL:
-                change_text = f"Training after its own stage left an environment's pass@{k} unchanged on average"
+                effect = f"Training after its own stage left an environment's pass@{k} unchanged on average"
             if own is not None and r.backward(worst) < -SMALL:
-                change_text += f", most in {worst}: from {r.at(own, worst):.2f} to {r.at(len(r.after) - 1, worst):.2f}"
+                effect += f", most in {worst}: from {r.at(own, worst):.2f} to {r.at(len(r.after) - 1, worst):.2f}"
             text.append(
-                f"{change_text} (backward transfer {signed(change)}, forgetting {number(r.forgetting, '.2f')})."
+                f"{effect} (backward transfer {change_text(change)}, forgetting {number(r.forgetting, '.2f')})."
             )
         ahead = r.forward_transfer
         if math.isfinite(ahead):
-            text.append(f"Training before its own stage had already changed it by {signed(ahead)} (forward transfer).")
+            text.append(
+                f"Training before its own stage had already changed it by {change_text(ahead)} (forward transfer)."
+            )
     return " ".join(text)
 
 
-def signed(value: float) -> str:
+def change_text(value: float) -> str:
     """Formats a change with its sign: +0.12, −0.35, 0.00, or a dash."""
     if not math.isfinite(value):
         return "—"
-    text = f"{abs(value):.2f}"
-    return text if float(text) == 0.0 else ("+" if value > 0 else "\N{MINUS SIGN}") + text
+    return with_sign(value, f"{abs(value):.2f}")
 
 
 def _heat(r: Retention, names: Sequence[str]) -> Table:

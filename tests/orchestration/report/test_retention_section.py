@@ -15,7 +15,7 @@ from orchestration.lab.collect import ArmRuns, collect
 from orchestration.lab.lab_report import write_lab_report
 from orchestration.lab.tables import retention_table
 from orchestration.report import page
-from orchestration.report.retention_section import retention_section, signed
+from orchestration.report.retention_section import change_text, retention_section
 from orchestration.report.run_report import write_report
 
 
@@ -57,7 +57,7 @@ def test_a_gain_and_no_change_have_words_of_their_own(tmp_path: Path) -> None:
     assert "added to an environment 0.15 of pass@1" in gain
     same = section_html(staged_folder(tmp_path / "same", 0.35), 1)
     assert "left an environment&#39;s pass@1 unchanged on average" in same
-    assert [signed(v) for v in (0.123, -0.123, 0.001, float("nan"))] == ["+0.12", "−0.12", "0.00", "—"]
+    assert [change_text(v) for v in (0.123, -0.123, 0.001, float("nan"))] == ["+0.12", "−0.12", "0.00", "—"]
 
 
 def test_a_run_without_stages_has_no_such_section(tmp_path: Path) -> None:
