@@ -3,13 +3,13 @@ document.querySelectorAll('figure[data-chart]').forEach(function (figure) {
   var data = JSON.parse(figure.dataset.chart), svg = figure.querySelector('svg'), cross = svg.querySelector('.cross');
   var tip = document.createElement('div'); tip.className = 'tip'; tip.hidden = true; figure.appendChild(tip);
   var box = data.box, log = function (v, on) { return on ? Math.log(v) : v; };
-  function place(v, a, from, to) {
+  function position(v, a, from, to) {
     return from + (log(v, a[2]) - log(a[0], a[2])) / (log(a[1], a[2]) - log(a[0], a[2])) * (to - from);
   }
-  function px(v) { return place(v, data.x, box[0], box[1]); }
-  function py(v) { return place(v, data.y, box[3], box[2]); }
-  function say(v) { return v === null ? '\u2013' : String(Number(v.toPrecision(4))); }
-  function row(c, text) {
+  function px(v) { return position(v, data.x, box[0], box[1]); }
+  function py(v) { return position(v, data.y, box[3], box[2]); }
+  function shortNumber(v) { return v === null ? '\u2013' : String(Number(v.toPrecision(4))); }
+  function addLine(c, text) {
     var line = document.createElement('div');
     if (c !== null) { var dot = document.createElement('i'); dot.className = c; line.appendChild(dot); }
     line.appendChild(document.createTextNode(text)); tip.appendChild(line);
@@ -29,11 +29,11 @@ document.querySelectorAll('figure[data-chart]').forEach(function (figure) {
     if (!best || (data.hover === 'point' && best.d > 24)) { hide(); return; }
     tip.replaceChildren();
     if (data.hover === 'point') {
-      row(best.s.c, best.s.name); row(null, say(best.x) + ', ' + say(best.y));
+      addLine(best.s.c, best.s.name); addLine(null, shortNumber(best.x) + ', ' + shortNumber(best.y));
     } else {
-      row(null, say(best.x));
+      addLine(null, shortNumber(best.x));
       data.series.forEach(function (s) {
-        var i = s.x.indexOf(best.x); if (i >= 0) { row(s.c, s.name + '  ' + say(s.y[i])); }
+        var i = s.x.indexOf(best.x); if (i >= 0) { addLine(s.c, s.name + '  ' + shortNumber(s.y[i])); }
       });
       cross.setAttribute('x1', px(best.x)); cross.setAttribute('x2', px(best.x)); cross.style.opacity = .5;
     }
