@@ -7,8 +7,8 @@ from pathlib import Path
 
 from orchestration.analysis.control import steered
 from orchestration.analysis.run_data import RunData, load_run
-from orchestration.lab.figures import PassKey, figures, pass_counts, temperatures
 from orchestration.lab.results import ArmResult, BestTemperature, CellResult, LabResults, Spread
+from orchestration.lab.run_metrics import PassKey, name_after_training, pass_counts, run_metrics, temperatures
 from orchestration.stats import mean
 
 
@@ -35,7 +35,7 @@ def collect(arms: Sequence[ArmRuns]) -> LabResults:
     first_temperatures = {heats[0] for _, runs, _ in loaded for heats in map(temperatures, runs.values()) if heats}
     made = []
     for arm, runs, failed in loaded:
-        cells = {seed: figures(run) for seed, run in runs.items()}
+        cells = {seed: run_metrics(run) for seed, run in runs.items()}
         made.append(_arm(arm.name, arm.note, any(map(steered, runs.values())), cells, failed))
     evaluated = [ks for arm in made for ks in map(pass_counts, arm.finished.values()) if ks]
     return LabResults(
@@ -96,9 +96,10 @@ def _start(arms: Sequence[ArmResult]) -> ArmResult:
     cells: dict[int, dict[str, float]] = {}
     for seed in dict.fromkeys(seed for arm in arms for seed in arm.finished):
         of_seed = [arm.finished[seed] for arm in arms if seed in arm.finished]
-        keys = dict.fromkeys(key for metrics in of_seed for key in metrics if key.endswith(("/start", "_start")))
+        names = {key: name_after_training(key) for metrics in of_seed for key in metrics}
         cells[seed] = {
-            key.removesuffix("start") + "end": mean(metrics[key] for metrics in of_seed if key in metrics)
-            for key in keys
+            name: mean(metrics[key] for metrics in of_seed if key in metrics)
+            for key, name in names.items()
+            if name is not None
         }
     return _arm("start", "the policy before training", False, cells, {})
