@@ -34,7 +34,7 @@ def difference(a: ArmResult, b: ArmResult, metric: str) -> Difference:
 
     A seed fixes the tasks and the start of both arms, so that the differences within it are free of its own effect.
     Otherwise the standard error is sqrt(s_a^2 / n_a + s_b^2 / n_b) with min(n_a, n_b) - 1 degrees of freedom, on the
-    safe side. With a single seed there are no errors to compare with, and no difference is clear. One comparison in twenty of
+    safe side. With a single seed an error is unknown, and a difference is never clear. One comparison in twenty of
     arms that do not differ comes out clear.
     """
     of_a, of_b = a.finished, b.finished

@@ -18,6 +18,8 @@ from typing import Any
 
 from orchestration.stats import finite, mean, std
 
+RENAMED = {"authority": "affected"}  # names that metrics have in earlier results files
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -98,14 +100,14 @@ class ArmResult:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ArmResult:
-        cells = [CellResult(int(seed), metrics) for seed, metrics in data["seeds"].items()]
+        cells = [CellResult(int(seed), _with_present_names(metrics)) for seed, metrics in data["seeds"].items()]
         cells += [CellResult(int(seed), failure=reason) for seed, reason in data["failed"].items()]
         return cls(
             name=data["name"],
             note=data["note"],
             steered=data["steered"],
             cells=tuple(cells),
-            metrics={name: Spread.from_json(spread) for name, spread in data["figures"].items()},
+            metrics={name: Spread.from_json(spread) for name, spread in _with_present_names(data["figures"]).items()},
             best={name: BestTemperature.from_json(best) for name, best in data["best"].items()},
         )
 
@@ -150,3 +152,7 @@ class LabResults:
             "start": self.start.to_json(),
             "arms": [arm.to_json() for arm in self.arms],
         }
+
+
+def _with_present_names(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {RENAMED.get(name, name): value for name, value in metrics.items()}

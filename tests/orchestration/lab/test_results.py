@@ -177,9 +177,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.parametrize("name", ["entropy-grid", "entropy-pilot", "sequential", "sequential-deep"])
-def test_results_files_are_read_and_written_as_they_are(name: str) -> None:
-    data = json.loads((BENCHMARKS / f"{name}.json").read_text("utf-8"))
-    results = LabResults.from_json(data)
+def test_earlier_results_files_are_read_and_written_alike(name: str) -> None:
+    text = (BENCHMARKS / f"{name}.json").read_text("utf-8")
+    results = LabResults.from_json(json.loads(text))
+    data = json.loads(text.replace('"authority"', '"affected"'))  # the metric's earlier name
     assert results.to_json() == data
     assert json.dumps(results.to_json(), indent=1) == json.dumps(data, indent=1)  # the same order as well
     assert len(arm_table(results).rows) == len(data["arms"]) + 1
