@@ -5,7 +5,7 @@
 | charts.py     | mean and spread over seeds, small multiples, Pareto charts |
 | collect.py    | the results of a lab from its run folders |
 | compare.py    | which differences the seeds support, which arms are on the Pareto front |
-| figures.py    | the metrics of one run of a lab |
+| run_metrics.py | the metrics of one run of a lab |
 | grid.py       | a grid file, and the configurations of its runs |
 | lab_report.py | one self-contained page about all the runs of a lab |
 | narrative.py  | the results of a lab in sentences |

@@ -11,8 +11,8 @@ from typing import Any
 
 from orchestration.analysis.run_data import RunData
 from orchestration.lab.compare import pareto
-from orchestration.lab.figures import pass_counts
 from orchestration.lab.results import ArmResult, LabResults
+from orchestration.lab.run_metrics import pass_counts
 from orchestration.lab.tables import temperature_text
 from orchestration.report.svg.axes import HEIGHT, WIDTH, axis
 from orchestration.report.svg.charts import line_chart

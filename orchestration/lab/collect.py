@@ -7,8 +7,8 @@ from pathlib import Path
 
 from orchestration.analysis.control import steered
 from orchestration.analysis.run_data import RunData, load_run
-from orchestration.lab.figures import PassKey, figures, name_after_training, pass_counts, temperatures
 from orchestration.lab.results import ArmResult, BestTemperature, CellResult, LabResults, Spread
+from orchestration.lab.run_metrics import PassKey, name_after_training, pass_counts, run_metrics, temperatures
 from orchestration.stats import mean
 
 
@@ -35,7 +35,7 @@ def collect(arms: Sequence[ArmRuns]) -> LabResults:
     first_temperatures = {heats[0] for _, runs, _ in loaded for heats in map(temperatures, runs.values()) if heats}
     made = []
     for arm, runs, failed in loaded:
-        cells = {seed: figures(run) for seed, run in runs.items()}
+        cells = {seed: run_metrics(run) for seed, run in runs.items()}
         made.append(_arm(arm.name, arm.note, any(map(steered, runs.values())), cells, failed))
     evaluated = [ks for arm in made for ks in map(pass_counts, arm.finished.values()) if ks]
     return LabResults(
