@@ -3,7 +3,7 @@
 import pytest
 
 from orchestration.analysis.retention import MatrixKey, StageKey
-from orchestration.lab.figures import PassKey, name_after_training, pass_counts
+from orchestration.lab.run_metrics import PassKey, name_after_training, pass_counts
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
-"""Points with error bars and their names beside them, placed so that the names do not cover one another."""
+"""Draws points with error bars and places their names so that they do not cover one another."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import NamedTuple
 
-from orchestration.report import svg as plots
-from orchestration.report.svg import Axis, Pane, Series, shade
+from orchestration.report.svg.axes import HEIGHT, LEFT, TOP, WIDTH, Axis, Pane, axis
+from orchestration.report.svg.charts import figure
+from orchestration.report.svg.marks import NEUTRAL, Series, frame, line_mark, shade
+from orchestration.report.visible import escaped
 
 LETTER, LINE = 6.1, 13.0  # drawing units: the mean width of a letter and the height of a line of chart text
 LONGEST = 30  # letters of a name that are shown; the tooltip has all of them
@@ -19,7 +20,7 @@ DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A named point with half-widths of its error bars (NaN: none). `mark` is dot, ring or diamond."""
+    """Holds a named point with half-widths of its error bars (NaN: none). `mark` is dot, ring or diamond."""
 
     name: str
     x: float
@@ -46,28 +47,28 @@ def point_chart(
     note: str = "",
     x_label: str = "",
     y_label: str = "",
-    size: tuple[float, float] = (plots.WIDTH, plots.HEIGHT),
+    size: tuple[float, float] = (WIDTH, HEIGHT),
 ) -> str:
-    """Named points with error bars, and a thin line through the points of `line`; empty text without a finite point."""
+    """Draws named points with error bars, and a thin line through the points of `line`; empty text without a finite point."""
     points = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
     if not points:
         return ""
     pane = Pane(_axis(points, "x"), _axis(points, "y"), *size)
-    path = Series("", [p.x for p in line], [p.y for p in line], plots.NEUTRAL, "faint", legend=False)
-    marks = plots.line_mark(path, pane) + "".join(_bars(p, pane) for p in points)
+    path = Series("", [p.x for p in line], [p.y for p in line], NEUTRAL, "faint", legend=False)
+    marks = line_mark(path, pane) + "".join(_bars(p, pane) for p in points)
     marks += "".join(_mark(p, pane) for p in points)
     series = [Series(p.name, [p.x], [p.y], p.colour, "points") for p in points]
-    body = plots.frame(pane, x_label, y_label, True) + marks + _names(points, pane)
-    return plots.figure(title, note, body, series, pane, "point", legend=False)
+    body = frame(pane, x_label, y_label, True) + marks + _names(points, pane)
+    return figure(title, note, body, series, pane, "point", legend=False)
 
 
 def _axis(points: Sequence[Point], side: str) -> Axis:
-    """Shows every point with its bar."""
+    """Builds the axis that shows every point with its bar."""
     values = []
     for p in points:
-        at, reach = (p.x, p.dx) if side == "x" else (p.y, p.dy)
-        values += [at, at - reach, at + reach]  # NaN where there is no bar, which an axis leaves out
-    return plots.axis(values)
+        middle, half_width = (p.x, p.dx) if side == "x" else (p.y, p.dy)
+        values += [middle, middle - half_width, middle + half_width]  # an axis ignores NaN (no bar)
+    return axis(values)
 
 
 def _bars(p: Point, pane: Pane) -> str:
@@ -93,8 +94,8 @@ def _mark(p: Point, pane: Pane) -> str:
 def _names(points: Sequence[Point], pane: Pane) -> str:
     anchors = [(pane.x(p.x), pane.y(p.y)) for p in points]
     shown = [p.name if len(p.name) <= LONGEST else p.name[: LONGEST - 1] + "…" for p in points]
-    frame, lines = Box(plots.LEFT, plots.TOP, pane.right, pane.base), [box for p in points for box in _reach(p, pane)]
-    boxes = place_names(anchors, [len(name) * LETTER for name in shown], frame, lines)
+    plot_area, lines = Box(LEFT, TOP, pane.right, pane.base), [box for p in points for box in _bar_boxes(p, pane)]
+    boxes = place_names(anchors, [len(name) * LETTER for name in shown], plot_area, lines)
     out = ""
     for p, name, (x, y), box in zip(points, shown, anchors, boxes, strict=True):
         # A name that had to move away keeps a line to its point.
@@ -105,12 +106,12 @@ def _names(points: Sequence[Point], pane: Pane) -> str:
         side = "start" if box.left >= x else "end" if box.right <= x else "middle"
         at = {"start": box.left, "end": box.right, "middle": (box.left + box.right) / 2}[side]
         kind = "who front" if p.bold else "who"
-        out += f'<text class="{kind}" x="{at:.1f}" y="{box.bottom - 3:.1f}" text-anchor="{side}">{escape(name)}</text>'
+        out += f'<text class="{kind}" x="{at:.1f}" y="{box.bottom - 3:.1f}" text-anchor="{side}">{escaped(name)}</text>'
     return out
 
 
-def _reach(p: Point, pane: Pane) -> list[Box]:
-    """What the point's error bars cover."""
+def _bar_boxes(p: Point, pane: Pane) -> list[Box]:
+    """Returns the areas that the point's error bars cover."""
     x, y, thick = pane.x(p.x), pane.y(p.y), 1.5
     out = []
     if math.isfinite(p.dx):
@@ -123,9 +124,9 @@ def _reach(p: Point, pane: Pane) -> list[Box]:
 def place_names(
     anchors: Sequence[tuple[float, float]], widths: Sequence[float], frame: Box, lines: Sequence[Box] = ()
 ) -> list[Box]:
-    """A box for each name near its point, one after the other: where it covers least of points and names placed before.
+    """Finds a box for each name near its point, one after the other, where it covers least of points and names placed before.
 
-    `lines` are covered where nothing else is left. The points with most neighbours choose first, while there is room.
+    `lines` are covered only where no other box is free. The points with most neighbours choose first, while there is room.
     """
     dots = [Box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in anchors]
     crowd = [sum(abs(x - a) < 120 and abs(y - b) < 40 for a, b in anchors) for x, y in anchors]
@@ -133,8 +134,8 @@ def place_names(
     for i in sorted(range(len(anchors)), key=lambda i: (-crowd[i], i)):
         taken = [*dots, *placed.values()]
         choices = [
-            (_cost(box, taken, lines, frame) + reach, place, box)
-            for place, (reach, box) in enumerate(_choices(*anchors[i], widths[i]))
+            (_cost(box, taken, lines, frame) + reach, order, box)
+            for order, (reach, box) in enumerate(_choices(*anchors[i], widths[i]))
         ]
         placed[i] = min(choices)[2]
     return [placed[i] for i in range(len(anchors))]
@@ -145,14 +146,14 @@ def _choices(x: float, y: float, width: float) -> list[tuple[float, Box]]:
     for reach in REACH:
         for right, down in DIRECTIONS:
             left = x + right * reach - (0.0 if right > 0 else width if right < 0 else width / 2)
-            # Beside the point the text is centred on it; otherwise it clears it by the reach.
+            # Beside the point the text is centred on it; above and below it keeps the distance.
             middle = y + down * (reach + LINE / 2 if right == 0 else reach)
             out.append((reach, Box(left, middle - LINE / 2, left + width, middle + LINE / 2)))
     return out
 
 
 def _cost(box: Box, taken: Sequence[Box], lines: Sequence[Box], frame: Box) -> float:
-    """What is covered or sticks out of the frame: dear enough that any free place within reach is cheaper."""
+    """Weighs what is covered or outside the frame so high that any free position within reach costs less."""
     area = (box.right - box.left) * (box.bottom - box.top)
     solid = sum(_overlap(box, other) for other in taken) + 10.0 * (area - _overlap(box, frame))
     return 100.0 * solid + sum(_overlap(box, line) for line in lines)

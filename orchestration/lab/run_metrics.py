@@ -1,4 +1,4 @@
-"""The figures of one finished run of a lab, under flat names, so that all of them are averaged over seeds alike.
+"""Measures one finished run of a lab, under flat names, so that all metrics are averaged over seeds alike.
 
 | name                                              | what                                                           |
 |---------------------------------------------------|----------------------------------------------------------------|
@@ -11,10 +11,10 @@
 | `distinct_start`, `distinct_end`                  | correct solutions a prompt, first and last evaluation          |
 | `pass@K/start`, `pass@K/end`                      | at the first temperature, first and last evaluation            |
 | `pass@K/T=X/start`, `pass@K/T=X/end`              | at temperature X                                               |
-| `retained/pass@K`, `backward/pass@K`, ...         | of a run with stages, see retention.figures                    |
+| `retained/pass@K`, `backward/pass@K`, ...         | of a run with stages, see `retention.stage_metrics`            |
 | `seconds`, `tokens`, `iterations`                 | what it took                                                   |
 
-A figure the run does not have is left out.
+A metric that the run lacks is left out.
 """
 
 import math
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from orchestration.analysis.control import steered, target_errors
-from orchestration.analysis.retention import figures as retained
+from orchestration.analysis.retention import stage_metrics
 from orchestration.analysis.run_data import EvalPoint, RunData, pass_curve
 from orchestration.analysis.run_summary import summary_of
 from orchestration.stats import finite, last_third, mean, rms
@@ -70,8 +70,8 @@ def name_after_training(metric: str) -> str | None:
     return {"entropy_start": "entropy_end", "reward_start": "reward_end", "distinct_start": "distinct_end"}.get(metric)
 
 
-def figures(run: RunData) -> dict[str, float]:
-    """Every figure of the table above that the run has."""
+def run_metrics(run: RunData) -> dict[str, float]:
+    """Returns every metric of the table above that the run has."""
     s, errors = summary_of(run), finite(target_errors(run))
     two_thirds = errors[len(errors) // 3 :]
     found = {
@@ -99,12 +99,12 @@ def figures(run: RunData) -> dict[str, float]:
     found |= {str(PassKey(k, "end")): value for k, value in s.pass_at.items()}
     if len({p.iteration for p in evals}) < 2:  # one evaluation says where the run ended, not where it began
         found = {key: value for key, value in found.items() if not _is_first_evaluation(key)}
-    found |= retained(run.rows, max(s.pass_at, default=1))
+    found |= stage_metrics(run.rows, max(s.pass_at, default=1))
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
 def temperatures(run: RunData) -> list[float]:
-    """The temperatures of the run's evaluations, in their order: the first is the one without a suffix."""
+    """Returns the temperatures of the run's evaluations in their order: the first is the one without a suffix."""
     return list(dict.fromkeys(p.temperature for p in run.evals() if p.temperature is not None))
 
 
