@@ -32,6 +32,13 @@ class KindSettings(Settings):
     kind: str
 
 
+class EnvironmentSettings(Settings):
+    """Names an environment of the catalog and the parameters it is loaded with."""
+
+    name: str  # a built-in, or "module:Class"
+    params: dict[str, Any] = Field(default={})
+
+
 class ModelSettings(Settings):
     """Names the model that is trained."""
 

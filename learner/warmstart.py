@@ -23,18 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs import catalog
 from envs.base import demonstrates
+from learner.settings import EnvironmentSettings
 from learner.tokenizer import build_tokenizer
 
 FORMAT = 2  # part of the cache key: raise it when the same settings no longer give the same model
 MARKER = "isentrope_init.json"
-
-
-class EnvironmentSpec(BaseModel):
-    """One environment of the mixture: its name in the catalog and the parameters it is loaded with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    params: dict[str, Any] = {}
 
 
 class InitModelSettings(BaseModel):
@@ -50,7 +43,7 @@ class InitModelSettings(BaseModel):
     intermediate_size: int = Field(192, gt=0)
     tie_word_embeddings: bool = True
     max_position_embeddings: int = Field(256, gt=0)
-    environments: tuple[EnvironmentSpec, ...] = Field(min_length=1, description="mixed with equal shares")
+    environments: tuple[EnvironmentSettings, ...] = Field(min_length=1, description="mixed with equal shares")
     seed: int = Field(0, ge=0)
     steps: int = Field(700, ge=0, description="0: random weights")
     batch_size: int = Field(64, gt=0, description="prompts a step")
@@ -176,7 +169,7 @@ def _no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load(spec: EnvironmentSpec, seed: int) -> Any:
+def _load(spec: EnvironmentSettings, seed: int) -> Any:
     """An Environment that demonstrates: one response, or whole conversations."""
     environment = catalog.load(spec.name, spec.params, seed)
     if not demonstrates(environment):

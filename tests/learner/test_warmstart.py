@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from envs import catalog
 from envs.types import Message
+from learner.settings import EnvironmentSettings
 from learner.tokenizer import decode, render, stop_token_ids
-from learner.warmstart import MARKER, EnvironmentSpec, InitModelSettings, WarmStartProgress, init_model
+from learner.warmstart import MARKER, InitModelSettings, WarmStartProgress, init_model
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -132,7 +133,7 @@ def test_key_changes_with_every_field() -> None:
     other: dict[str, Any] = {
         "architecture": "llama",
         "tie_word_embeddings": False,
-        "environments": (EnvironmentSpec(name="arithmetic", params={"digits": 2}),),
+        "environments": (EnvironmentSettings(name="arithmetic", params={"digits": 2}),),
         "target_accuracy": 0.5,
     }
     for name in InitModelSettings.model_fields:
