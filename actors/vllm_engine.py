@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from actors.inference import Completion, Request
-from learner.weights import Rendezvous, WeightManifest, WeightSyncError
+from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from learner.weights import TensorSpec
+from learner.weights.protocol import TensorSpec
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

@@ -24,12 +24,16 @@ from learner.entropy.base import AtBoundary
 from learner.entropy.base import Settings as KindSettings
 from learner.entropy.build import build
 from learner.entropy.target import TargetSettings
-from learner.ledger import Fresh, Ledger, Tally, tally_policy, tally_shaping, tally_update, update_metrics
+from learner.ledger.history import Ledger, update_metrics
+from learner.ledger.predicted import Fresh, tally_policy, tally_shaping, tally_update
+from learner.ledger.tally import Tally
 from learner.objective import Objective, reference_pull, token_loss, with_reference
 from learner.policy import Policy, load_policy
 from learner.schedule import Shape, learning_rate
 from learner.types import LossData, MicroBatch, RankBatch, Shaping, StepMetrics, TokenStats
-from learner.weights import Publisher, Rendezvous, WeightManifest, listen, make_manifest
+from learner.weights.channel import listen
+from learner.weights.protocol import Rendezvous, WeightManifest, make_manifest
+from learner.weights.publisher import Publisher
 
 
 class NonFiniteError(RuntimeError):

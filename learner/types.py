@@ -9,6 +9,7 @@ for padded and for packed rows. Batches are numpy (they travel through Ray witho
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -132,6 +133,23 @@ class LossTerms:
     loss: torch.Tensor  # scalar, differentiable
     # Per-token diagnostics, detached [N]: ratio, clipped_high, clipped_low, withheld, kl, importance, limited.
     tokens: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a controller sees of an iteration, before the updates that its coefficient will shape. Global over all ranks."""
+
+    entropy: float  # nats per token, over the responses that the target is about
+    free: float = (
+        math.nan
+    )  # predicted dH of a unit step on the logits with the coefficient at no effect: nats per token
+    slope: float = (
+        math.nan
+    )  # what one unit of the coefficient adds to that; nan where the method is not linear in its coefficient
+    advantage: float = math.nan  # root mean square of the advantages
+    trained: bool = (
+        True  # whether updates follow that the coefficient can act on: dynamic sampling may have dropped every group
+    )
 
 
 StepMetrics = dict[str, float]

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from learner.entropy import base
+from learner.entropy import base, steering
 from learner.entropy.bonus import Bonus
 from learner.entropy.clip import Adapo, ClipHigher
 from learner.entropy.controllers import PI, Additive, Doubling, Fixed, Isentropic, Proportional
@@ -55,7 +55,7 @@ def build(
     controller: base.Settings,
     target: TargetSettings,
     environments: Mapping[str, TargetSettings] | None = None,
-) -> base.Steering:
+) -> steering.Steering:
     """environments: targets of their own, by the name an environment's metrics go by; each gets a controller of its own.
 
     Raises ValueError where the parts do not fit together (bounds, signs, a method that cannot tell environments apart).
@@ -73,9 +73,9 @@ def build(
             f"{getattr(method, 'kind')} has no coefficient value that does nothing: give all the same release_at"  # noqa: B009
         )
 
-    def loop(settings: TargetSettings) -> base.Loop:
-        return base.Loop(CONTROLLERS[getattr(controller, "kind")](controller, made.coefficient_range), Target(settings))  # noqa: B009
+    def loop(settings: TargetSettings) -> steering.Loop:
+        return steering.Loop(CONTROLLERS[controller.kind](controller, made.coefficient_range), Target(settings))
 
-    return base.Steering(
-        made, {base.COMMON: loop(target), **{name: loop(t) for name, t in (environments or {}).items()}}
+    return steering.Steering(
+        made, {steering.COMMON: loop(target), **{name: loop(t) for name, t in (environments or {}).items()}}
     )

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, Protocol, Self
 from pydantic import Field, model_validator
 
 from learner.entropy import base
+from learner.types import Observed
 
 
 class Range(base.Settings):
@@ -60,7 +61,7 @@ class Controller(Protocol):
         """The smallest value the coefficient can take."""
         ...
 
-    def update(self, seen: base.Observed, target: float) -> None:
+    def update(self, seen: Observed, target: float) -> None:
         """target: nats per token, > 0."""
         ...
 
@@ -139,7 +140,7 @@ class Fixed(_Base):
             bounds = bounds.model_copy(update={"start": settings.value, "low": settings.value, "high": settings.value})
         super().__init__(bounds)
 
-    def update(self, seen: base.Observed, target: float) -> None: ...
+    def update(self, seen: Observed, target: float) -> None: ...
 
     def saturated(self, entropy: float, target: float) -> bool:
         return False
@@ -171,7 +172,7 @@ class Doubling(_Base):
     def lowest(self) -> float:
         return -self.coefficient_range.high if self.negative else self.coefficient_range.low
 
-    def update(self, seen: base.Observed, target: float) -> None:
+    def update(self, seen: Observed, target: float) -> None:
         if self.idle(relative_error(seen.entropy, target)):
             return
         # `up` is the direction of the coefficient's sign: a negative coefficient grows in magnitude when entropy is too high.
@@ -199,7 +200,7 @@ class Proportional(_Base):
     def lowest(self) -> float:
         return -self.coefficient_range.high if self.coefficient_range.signed else self.coefficient_range.low
 
-    def update(self, seen: base.Observed, target: float) -> None:
+    def update(self, seen: Observed, target: float) -> None:
         error = relative_error(seen.entropy, target)
         if not self.idle(error):
             self.move(self.gain * error)
@@ -227,7 +228,7 @@ class Additive(_Base):
     def effective(self) -> float:
         return self.value * self.gate
 
-    def update(self, seen: base.Observed, target: float) -> None:
+    def update(self, seen: Observed, target: float) -> None:
         error = relative_error(seen.entropy, target)
         self.gate = float(not self.gated or error >= 0)
         if not self.idle(error):
@@ -256,7 +257,7 @@ class PI(_Base):
         self.gain, self.integral = settings.gain, settings.integral
         self.before = 0.0
 
-    def update(self, seen: base.Observed, target: float) -> None:
+    def update(self, seen: Observed, target: float) -> None:
         error = relative_error(seen.entropy, target)
         change = self.gain * (error - self.before) + self.integral * error
         self.before = error
@@ -313,7 +314,7 @@ class Isentropic(_Base):
         super().load_state_dict(state)
         self._scale()
 
-    def update(self, seen: base.Observed, target: float) -> None:
+    def update(self, seen: Observed, target: float) -> None:
         s, error = self.settings, relative_error(seen.entropy, target)
         for name, value in (
             ("free", seen.free),

@@ -5,10 +5,8 @@ from __future__ import annotations
 from mutation.entries import Mutation, entries
 
 _AT = "tests/learner/"
-CONTROL = f"{_AT}test_references_control.py"
-STEERING = (
-    f"{_AT}test_controllers.py -k dead or bound or own or release or observed or rate or successful or saturation"
-)
+CONTROL = f"{_AT}entropy/test_references_control.py"
+STEERING = f"{_AT}entropy/test_controllers.py -k dead or bound or own or release or observed or rate or successful or saturation"
 LOGPROBS = f"{_AT}test_logprobs.py -k values or entropy_grad_sq or statistics"
 LEARNER = f"{_AT}test_learner.py -k change_no and (kl_cov or k1) or reference_is or predicted"
 DROPPED = f"{_AT}test_learner.py -k measured or dropped or learning_rate"
@@ -24,15 +22,9 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("halving is doubling", "(2.0 if grow else 0.5)", "(2.0 if grow else 2.0)"),
         ("no flip", "sign = -sign if self.negative or sign < 0 else sign", "sign = sign"),
         ("always a flip", "settings.allow_negative and self.coefficient_range.signed", "True"),
-        (
-            "the upper bound below",
-            "min(max(magnitude, self.coefficient_range.low), self.coefficient_range.high)",
-            "max(max(magnitude, self.coefficient_range.low), self.coefficient_range.high)",
-        ),
         ("proportional's sign", "self.move(self.gain * error)", "self.move(-self.gain * error)"),
         ("proportional without its gain", "self.move(self.gain * error)", "self.move(error)"),
         ("additive's sign", "self.step if error > 0 else -self.step", "-self.step if error > 0 else self.step"),
-        ("the gate inverted", "not self.gated or error >= 0", "not self.gated or error <= 0"),
         ("the gate never shuts", "return self.value * self.gate", "return self.value"),
         ("additive keeps its low", '{"low": 0.0}), settings)', '{"low": coefficient.low}), settings)'),
         ("pi without what was before", "self.gain * (error - self.before)", "self.gain * error"),
@@ -65,12 +57,6 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
         "entropy/controllers",
         STEERING,
-        ("the dead band inverted", "return abs(error) < self.dead_band", "return abs(error) > self.dead_band"),
-        (
-            "saturated at the other bound",
-            "if entropy < target else self.value <= self.lowest",
-            "if entropy > target else self.value <= self.lowest",
-        ),
         ("no rate limit", "if self.max_change is not None:", "if self.max_change is None and False:"),
     ),
     *entries(
@@ -85,7 +71,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("nan is a start", "and math.isfinite(entropy):", "and True:"),
     ),
     *entries(
-        "entropy/base",
+        "entropy/steering",
         STEERING,
         (
             "a released loop moves",
@@ -120,7 +106,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("the gradient without the temperature", "dz = (dz / ctx.temperature)", "dz = (dz)"),
         ("the softcap's gradient", "dz * (1.0 - (z *", "dz * (1.0 + (z *"),
     ),
-    *entries("entropy/base", DROPPED, ("a coefficient without an update moves", " and seen.trained", "")),
+    *entries("entropy/steering", DROPPED, ("a coefficient without an update moves", " and seen.trained", "")),
     *entries(
         "batching",
         f"{_AT}test_batching.py -k usual_size or informative",

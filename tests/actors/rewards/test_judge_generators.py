@@ -19,7 +19,7 @@ from actors.rewards.judge import Judge, JudgeSettings
 from actors.rewards.judge_generators import Generators, fingerprint
 from actors.verifier import ScoreRequest
 from envs.types import Message, Prompt, Status, Verdict
-from learner.tokenizer import defuse
+from learner.chat import defuse
 from orchestration.config.reward_sections import RUBRIC, SCORE
 from orchestration.sampling.codec import HFCodec
 

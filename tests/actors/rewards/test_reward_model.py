@@ -26,7 +26,7 @@ from actors.pool import VerifierPool
 from actors.rewards.reward_model import RewardModel, RewardModelSettings, batches
 from actors.verifier import ScoreRequest
 from envs.types import Message, Observation, Prompt, Status, Verdict
-from learner.tokenizer import build_tokenizer
+from learner.warmstart.tokenizer import build_tokenizer
 
 ALPHABET = "0123456789+-= abcdefghijklmnopqrstuvwxyz\n"
 LIMIT = 64

@@ -1,14 +1,12 @@
-"""A tiny model, made and taught here: what `init-model` runs and what the demo starts from.
+"""Makes a tiny model, teaches it, and keeps it: what `init-model` runs and what the demo starts from.
 
-The model is created from scratch and taught on the environments' own demonstrations until it solves a part of the
-tasks while its entropy is still high: reinforcement learning then has something to sharpen. Everything is fp32 on the
-CPU with as many threads as torch was given. torch, transformers and the teacher (`learner/teacher.py`) are imported
-where they are used, so that settings load without them.
+The model is created from scratch and taught on the environments' own demonstrations until it solves a part of the tasks while its
+entropy is still high: reinforcement learning then has something to sharpen. Everything is fp32 on the CPU with as many threads as
+torch was given. torch, transformers and the teacher are imported where they are used, so that settings load without them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -17,69 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing import Any
 
 from envs import catalog
 from envs.base import demonstrates
-from learner.tokenizer import build_tokenizer
+from learner.warmstart.settings import FORMAT, EnvironmentSpec, InitModelSettings
+from learner.warmstart.tokenizer import build_tokenizer
 
-FORMAT = 2  # part of the cache key: raise it when the same settings no longer give the same model
 MARKER = "isentrope_init.json"
-
-
-class EnvironmentSpec(BaseModel):
-    """One environment of the mixture: its name in the catalog and the parameters it is loaded with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    params: dict[str, Any] = {}
-
-
-class InitModelSettings(BaseModel):
-    """Everything the model depends on; each field is in the cache key. The defaults suit countdown with 4 digits."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    architecture: Literal["qwen3", "qwen2", "llama", "gemma"] = "qwen3"
-    hidden_size: int = Field(64, gt=0)
-    layers: int = Field(3, gt=0)
-    heads: int = Field(2, gt=0)
-    kv_heads: int = Field(1, gt=0)
-    head_dim: int = Field(32, ge=32, multiple_of=2, description="vLLM's CPU attention needs 32 or more")
-    intermediate_size: int = Field(192, gt=0)
-    tie_word_embeddings: bool = True
-    max_position_embeddings: int = Field(256, gt=0)
-    environments: tuple[EnvironmentSpec, ...] = Field(min_length=1, description="mixed with equal shares")
-    seed: int = Field(0, ge=0)
-    steps: int = Field(700, ge=0, description="0: random weights")
-    batch_size: int = Field(64, gt=0, description="prompts a step")
-    responses_per_prompt: int = Field(4, gt=0, description="demonstrations of each in a step; they share its forward")
-    train_prompts: int = Field(8192, gt=0, description="distinct prompts, shared by the environments")
-    lr: float = Field(3e-3, gt=0, description="AdamW on embeddings and norms; linear to 0")
-    matrix_lr: float = Field(0.05, ge=0, description="Muon on the weight matrices; 0: AdamW with lr on everything")
-    warmup_steps: int = Field(20, ge=0)
-    target_accuracy: float | None = Field(None, gt=0, le=1, description="stop early once sampled accuracy reaches it")
-    holdout_prompts: int = Field(64, gt=0, description="prompts of the eval split")
-    holdout_responses: int = Field(16, gt=0, description="sampled for each, at temperature 1")
-
-    @model_validator(mode="after")
-    def _shapes_fit(self) -> InitModelSettings:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        if self.architecture == "qwen2" and self.hidden_size != self.heads * self.head_dim:
-            raise ValueError(
-                f"qwen2 has hidden_size = heads * head_dim, but {self.hidden_size} != {self.heads} * {self.head_dim}"
-            )
-        return self
-
-    def key(self) -> str:
-        """16 hex digits that change with any field: sha256 of the settings as sorted JSON, the format version, and the files
-        of environments that are the user's own. Raises ValueError where one of those cannot be found."""
-        data = {"format": FORMAT, "settings": self.model_dump(mode="json")}
-        own = {e.name: catalog.fingerprint(e.name) for e in self.environments if e.name not in catalog.BUILTIN}
-        text = json.dumps(data | ({"own": own} if own else {}), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +87,7 @@ def _written_whole(target: Path) -> Iterator[Path]:
 def _make(settings: InitModelSettings, folder: Path, progress: Callable[[WarmStartProgress], None]) -> None:
     import torch
 
-    from learner.teacher import Teacher, create_model
+    from learner.warmstart.teacher import Teacher, create_model
 
     begin = time.monotonic()
     environments = [_load(spec, settings.seed) for spec in settings.environments]

@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from envs.base import Played, Session, demonstrate
 from envs.types import Message, Prompt, Verdict
-from learner.tokenizer import END_ID, PAD_ID, decode, render, render_observation
+from learner.chat import decode, render, render_observation
+from learner.warmstart.tokenizer import END_ID, PAD_ID
 
 if TYPE_CHECKING:
-    from learner.warmstart import InitModelSettings
+    from learner.warmstart.settings import InitModelSettings
 
 
 def create_model(settings: InitModelSettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
