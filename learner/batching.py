@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.types import Group, Trajectory
-from learner.advantages import Advantage, by_turn, to_go, whitened
+from learner.advantages import Advantage, returns_to_go, turn_baselines, whitened
 from learner.types import Aggregation, MicroBatch, RankBatch
 
 # One a trajectory, or for each an array with one a turn.
@@ -75,9 +75,9 @@ def turn_advantages(
         for t in group.trajectories:
             rewards = weight * np.array([turn.reward for turn in t.turns], np.float64)
             rewards[-1] += t.verdict.reward
-            returns.append(to_go(rewards, discount))
+            returns.append(returns_to_go(rewards, discount))
         scored = [r for r, t in zip(returns, group.trajectories, strict=True) if t.verdict.status.scored]
-        found = iter(by_turn(scored, advantage.baseline))
+        found = iter(turn_baselines(scored, advantage.baseline))
         others = np.array([sum(len(r) > k for r in scored) > 1 for k in range(max(map(len, returns), default=0))])
         for r, t in zip(returns, group.trajectories, strict=True):
             values.append(next(found) if t.verdict.status.scored else np.zeros(len(r)))
@@ -226,7 +226,7 @@ def _micro_batch(
     positions = np.tile(np.arange(width), rows)
     columns: dict[str, list[NDArray]] = {
         name: []
-        for name in ("predict", "targets", "adv", "engine", "weight", "traj", "place", "last", "correct", "env")
+        for name in ("predict", "targets", "adv", "engine", "weight", "traj", "action_index", "last", "correct", "env")
     }
     for i, x, origin, weight in zip(chosen, ids, origins, weights, strict=True):
         tokens[origin : origin + len(x)] = x
@@ -239,7 +239,7 @@ def _micro_batch(
         columns["predict"].append(origin + at - 1)
         columns["targets"].append(x[at])
         columns["engine"].append(np.array(trajectories[i].engine_logprobs, np.float32)[at])
-        columns["place"].append(np.arange(len(at)))
+        columns["action_index"].append(np.arange(len(at)))
         lengths = [len(turn.response_ids) for turn in trajectories[i].turns]
         columns["adv"].append(np.repeat(np.broadcast_to(advantages[i], len(lengths)), lengths))
         columns["last"].append(np.arange(len(at)) == len(at) - 1)
@@ -260,7 +260,7 @@ def _micro_batch(
         engine_logprobs=flat["engine"],
         weight=flat["weight"].astype(np.float32),
         trajectory=flat["traj"].astype(np.int32),
-        place=flat["place"].astype(np.int32),
+        action_index=flat["action_index"].astype(np.int32),
         last=flat["last"].astype(np.bool_),
         correct=flat["correct"].astype(np.bool_),
         env=flat["env"].astype(np.int16),

@@ -4,6 +4,9 @@ A tokenizer keeps whatever its own chat template does against typed special toke
 somebody who gains by typing them. transformers is imported where it is needed, so that this module costs nothing to import.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# transformers leaves its tokenizers' attributes and the results of apply_chat_template untyped.
+
 from __future__ import annotations
 
 import re
@@ -20,9 +23,9 @@ REPLACEMENT = "\ufffd"
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name.
+    """Loads the tokenizer of a folder or hub name.
 
-    A tokenizer that says it is no family's own is loaded as it was saved: AutoTokenizer goes by the model's type instead, and
+    One whose saved class belongs to no model family is loaded as it was saved: AutoTokenizer goes by the model's type instead, and
     beside a Qwen2 config would put Qwen2's rules for splitting text around any vocabulary; ours lost its spaces.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -33,7 +36,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Token ids of the chat template over `messages` with the generation prompt: what goes before a sampled response.
+    """Returns the ids of the chat template over `messages` with the generation prompt: what goes before a response.
 
     Example: render(tokenizer, [Message("user", "1+1=")]) -> ids of <user> 1 + 1 = <end> <assistant>.
     Raises ValueError when the tokenizer has no chat template.
@@ -44,7 +47,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> t
 
 
 def render_whole(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Token ids of the chat template over `messages` as they stand: what a reward model reads.
+    """Returns the ids of the chat template over `messages` as they stand: what a reward model reads.
 
     Raises ValueError when the tokenizer has no chat template.
     """
@@ -58,11 +61,11 @@ def render_observation(
     observation: Sequence[Message],
     response_ids: Sequence[int],
 ) -> tuple[int, ...]:
-    """Token ids to append after a sampled response so that the model can answer `observation`.
+    """Returns the ids to append after a sampled response so that the model can answer `observation`.
 
     messages     what came before the response, the response itself left out (it stays the ids that were sampled)
     observation  the messages the environment answered with, at least one
-    response_ids    the sampled ids; only their last one is looked at: where it already is the token with which the
+    response_ids the sampled ids; only their last one is looked at: where it already is the token with which the
                  template ends an assistant turn, that token is not repeated
     The ids are what the template puts after a stand-in response, tokenised on their own: nothing is re-tokenised and
     ids(context) + response_ids + the result is the sequence to generate from. Templates that rewrite earlier turns
@@ -81,7 +84,8 @@ def render_observation(
 def stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None
 ) -> tuple[int, ...]:
-    """Ids that end a response, ascending: the tokenizer's and the generation config's eos and the template's end of turn.
+    """Returns the ids that end a response, ascending: the tokenizer's and the generation config's eos and the template's end of
+    turn.
 
     The last matters for base models whose eos is <|endoftext|> while their template closes a turn with <|im_end|>. It
     counts only when it is a special token. Raises ValueError when none of the three names one.
@@ -101,7 +105,7 @@ def stop_token_ids(
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a response, without trailing padding and the special token that ended it.
+    """Returns the text of a response, without trailing padding and the special token that ended it.
 
     A special token inside the response becomes U+FFFD instead of vanishing: what the policy sampled must not be cleaned up
     before it is scored, or noise tokens would be free entropy.
@@ -125,11 +129,10 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text with a zero-width space in everything that this tokenizer would read as a special token, so that it stays text.
+    """Returns the text with a zero-width space in everything that this tokenizer would read as a special token.
 
-    For what somebody wrote who gains by ending his own turn and beginning another's. Half a surrogate pair, which no tokenizer
-    reads, becomes "?".
-    """
+    It is meant for texts whose author gains by ending his own turn and beginning another's. Half a surrogate pair, which no
+    tokenizer reads, becomes "?"."""
     text = text.encode("utf-8", "replace").decode()
     added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     for special in sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True):
@@ -137,7 +140,7 @@ def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
             text = text.replace(special, REPLACEMENT)
         else:  # where one begins, also within another: |a|a| is |a| twice
             text = re.sub(
-                f"{re.escape(special[0])}(?={re.escape(special[1:])})", lambda found: f"{found.group()}\u200b", text
+                f"{re.escape(special[0])}(?={re.escape(special[1:])})", lambda match: f"{match.group()}\u200b", text
             )
     return text
 
@@ -145,7 +148,7 @@ def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 def _after_response(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], observation: Sequence[Message]
 ) -> str:
-    """What the template writes after an assistant response; with an observation, up to the next generation prompt."""
+    """Returns what the template writes after an assistant response; with an observation, up to the next generation prompt."""
     _check_template(tokenizer)
     stand_in = "STANDINRESPONSE"
     while any(stand_in in message.content for message in (*messages, *observation)):
@@ -155,9 +158,9 @@ def _after_response(
         tokenize=False,
         add_generation_prompt=bool(observation),
     )
-    found = str(text).count(stand_in)
-    if found != 1:
-        raise ValueError(f"the chat template shows an assistant response {found} times, not once: cannot append turns")
+    count = str(text).count(stand_in)
+    if count != 1:
+        raise ValueError(f"the chat template shows an assistant response {count} times, not once: cannot append turns")
     return str(text).partition(stand_in)[2]
 
 
@@ -171,7 +174,7 @@ def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def _ids(encoded: Any) -> tuple[int, ...]:
-    """transformers 5 answers with a mapping where 4 gave a list; either may hold a batch of one."""
+    """Returns the ids of what transformers answers: 5 gives a mapping where 4 gave a list, either may hold a batch of one."""
     if isinstance(encoded, Mapping):
         encoded = encoded["input_ids"]
     if len(encoded) and not isinstance(encoded[0], int):

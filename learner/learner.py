@@ -231,8 +231,7 @@ class Learner:
                 reference, *_ = self.frozen(*self._inputs(micro), batch.temperature)
         engine_logp, advantages = self._tensor(micro.engine_logprobs), self._tensor(micro.advantages)
         advantages = with_reference(advantages, logp, reference, self.settings.objective)
-        place = self._tensor(micro.place)
-        uniform = token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.place)
+        uniform = token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.action_index)
         objective, importance = self.settings.objective, None
         if objective.importance.kind != "none":
             importance, _ = objective.importance.weigh(logp - engine_logp, self._tensor(micro.trajectory))
@@ -250,7 +249,7 @@ class Learner:
             weight=self._tensor(micro.weight),
             engine_logp=engine_logp,
             correct=self._tensor(micro.correct),
-            first=place == 0,
+            first=self._tensor(micro.action_index) == 0,
             last=self._tensor(micro.last),
             reference_logp=reference,
             importance=importance,
@@ -261,7 +260,7 @@ class Learner:
         self, micro: MicroBatch, fresh: Fresh, logp: Tensor, entropy: Tensor, kappa: Tensor, entropy_grad_sq: Tensor
     ) -> TokenStats:
         """The current policy on a micro-batch, beside what stays as it was at the start of the iteration."""
-        uniform = self._tensor(token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.place))
+        uniform = self._tensor(token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.action_index))
         return replace(
             fresh.stats, logp=logp, entropy=entropy, kappa=kappa, entropy_grad_sq=entropy_grad_sq, uniform=uniform
         )

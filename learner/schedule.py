@@ -1,4 +1,4 @@
-"""The learning rate of an optimiser step: linear warm-up, then constant, linear or cosine to a floor. Pure."""
+"""Schedules the learning rate: linear warm-up, then constant, linear or cosine to a floor. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ Shape = Literal["constant", "linear", "cosine"]
 
 
 def learning_rate(step: int, *, peak: float, shape: Shape, warmup: int, total: int, floor: float) -> float:
-    """step counts from 0. `floor` is the fraction of `peak` that linear and cosine end at, after `total` steps."""
+    """Returns the rate of a step, counted from 0.
+
+    floor: the fraction of `peak` that linear and cosine end at, after `total` steps.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     if shape == "constant":

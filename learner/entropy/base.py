@@ -1,4 +1,4 @@
-"""The interface of entropy control.
+"""Defines the interface of entropy control.
 
 A method says what its coefficient does to the loss; a controller moves the coefficient; a target says where entropy should be.
 A target with its controller is a `Loop`; a run has one, or one more for every environment that was given a target of its own.
@@ -18,28 +18,27 @@ if TYPE_CHECKING:
 
 
 class Settings(BaseModel):
-    """Base of all settings here: strict, frozen, unknown keys refused."""
+    """Refuses unknown keys and wrong types: the base of all settings of entropy control. Frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class CoefficientRange(BaseModel):
-    """What a method asks of a controller: where it starts, how far it may go, whether a negative value means anything."""
+    """Tells a controller where the coefficient starts, how far it may go, and whether a negative value means anything."""
 
     model_config = ConfigDict(frozen=True)
     start: float
     low: float  # smallest magnitude a controller moves to
     high: float  # largest magnitude
     signed: bool  # a negative coefficient pushes entropy down
-    linear: bool = (
-        False  # the predicted change of entropy is linear in the coefficient, and a coefficient of 0 does nothing
-    )
+    # The predicted change of entropy is linear in the coefficient, and a coefficient of 0 does nothing.
+    linear: bool = False
     # What one unit of the coefficient is comparable with: an advantage of 1, or a factor of 1.
     unit: Literal["advantage", "factor"] = "factor"
 
 
 class Method(Protocol):
-    """One way to act on entropy. Pure: `shape` depends on its arguments alone."""
+    """Acts on entropy in one way. Pure: `shape` depends on its arguments alone."""
 
     Settings: ClassVar[type[Settings]]
     coefficient_range: ClassVar[CoefficientRange]
@@ -49,7 +48,9 @@ class Method(Protocol):
     # Surrogates under which the method acts at all; None: all. A combination that does nothing is refused.
     surrogates: ClassVar[frozenset[str] | None]
 
-    def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping: ...
+    def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping:
+        """Returns what the coefficient changes in the loss of these tokens."""
+        ...
 
 
 # What a controller does where a run goes over to other environments: "keep" goes on as it is; "reset" starts coefficient,
@@ -58,5 +59,5 @@ AtBoundary = Literal["keep", "reset", "reanchor"]
 
 
 def untouched(tokens: TokenStats) -> Shaping:
-    """No control: the objective as it is, and no token touched."""
+    """Returns the shaping of no control: the objective as it is, and no token touched."""
     return Shaping(touched=tokens.advantages.new_zeros(tokens.advantages.shape).bool())

@@ -1,10 +1,10 @@
-"""The two lists of what there is, and how settings become a Steering."""
+"""Lists the methods and controllers by kind, and builds a Steering from their settings."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from learner.entropy import base, steering
 from learner.entropy.bonus import Bonus
@@ -37,17 +37,18 @@ CONTROLLERS: dict[str, Any] = {
 
 
 def parse(kinds: Mapping[str, Any], value: Any, what: str) -> base.Settings:
-    """{kind: ..., ...} -> the kind's Settings. Raises ValueError naming the nearest kind, or pydantic's ValidationError."""
+    """Parses {kind: ..., ...} as the kind's Settings. Raises ValueError naming the nearest kind, or pydantic's ValidationError."""
     if isinstance(value, base.Settings):
         return value
-    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
+    fields = cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
+    kind = fields.get("kind")
+    if not isinstance(kind, str):
         raise ValueError(f"the entropy {what} needs a kind, one of: {', '.join(kinds)}")
-    kind = value["kind"]
     if kind not in kinds:
         near = difflib.get_close_matches(kind, kinds, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ValueError(f"unknown entropy {what} '{kind}': {hint}one of: {', '.join(kinds)}")
-    return kinds[kind].Settings.model_validate(dict(value))
+    return kinds[kind].Settings.model_validate(dict(fields))
 
 
 def build(
@@ -56,8 +57,9 @@ def build(
     target: TargetSettings,
     environments: Mapping[str, TargetSettings] | None = None,
 ) -> steering.Steering:
-    """environments: targets of their own, by the name an environment's metrics go by; each gets a controller of its own.
+    """Builds a method and its loops.
 
+    environments: targets of their own, by the name an environment's metrics go by; each gets a controller of its own.
     Raises ValueError where the parts do not fit together (bounds, signs, a method that cannot tell environments apart).
     """
     made = METHODS[getattr(method, "kind")](method)  # noqa: B009 - every Settings of a kind has one; the base has not

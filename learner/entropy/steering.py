@@ -22,31 +22,34 @@ COMMON = ""  # the name of the loop of every environment without a target of its
 
 @dataclass
 class Loop:
-    """One coefficient on its way to one target."""
+    """Moves one coefficient towards one target."""
 
     controller: Controller
     target: Target
 
-    def observe(self, seen: Observed) -> None:
-        """Moves the coefficient for the updates that follow. An entropy that was not measured (no successful response) moves
-        nothing; nor does one that no update follows, which would wind the coefficient up without an effect to be seen."""
-        self.aim = self.target.observe(seen.entropy)
-        self.seen = seen.entropy
-        if math.isfinite(seen.entropy) and seen.trained and not self.target.released:
-            self.controller.update(seen, self.aim)
+    def observe(self, observed: Observed) -> None:
+        """Moves the coefficient for the updates that follow.
+
+        An entropy that was not measured (no successful response) moves nothing; nor does one that no update follows, which would
+        wind the coefficient up without a visible effect.
+        """
+        self.aim = self.target.observe(observed.entropy)
+        self.entropy = observed.entropy
+        if math.isfinite(observed.entropy) and observed.trained and not self.target.released:
+            self.controller.update(observed, self.aim)
 
     @property
     def error(self) -> float:
-        return (self.aim - self.seen) / self.aim
+        return (self.aim - self.entropy) / self.aim
 
     @property
     def saturated(self) -> bool:
-        measured = math.isfinite(self.seen) and not self.target.released
-        return measured and self.controller.saturated(self.seen, self.aim)
+        measured = math.isfinite(self.entropy) and not self.target.released
+        return measured and self.controller.saturated(self.entropy, self.aim)
 
 
 class Steering:
-    """A method and its loops: the entropy protocol the learner speaks.
+    """Joins a method and its loops: what the learner knows of entropy control.
 
     Its state is in every checkpoint and is the same on every rank, because what it observes is globally reduced.
     """
@@ -57,8 +60,10 @@ class Steering:
         self.loops = dict(loops)
 
     def begin_stage(self, fresh: Steering, controller: AtBoundary) -> None:
-        """Go on as `fresh`, which was built for the new stage, with what `controller` keeps of the loops so far. Raises
-        ValueError where they are not the same loops."""
+        """Goes on as `fresh`, which was built for the new stage, with what `controller` keeps of the loops so far.
+
+        Raises ValueError where they are not the same loops.
+        """
         state = self.state_dict()
         if controller != "reset":
             fresh.load_state_dict(state)
@@ -72,14 +77,14 @@ class Steering:
         return self.loops[COMMON].controller
 
     def shape(self, tokens: TokenStats, envs: tuple[str, ...]) -> Shaping:
-        """What the method does to these tokens at the present coefficients. envs: the names behind tokens.env."""
+        """Returns what the method does to these tokens at the present coefficients. envs: the names behind tokens.env."""
         if all(loop.target.released for loop in self.loops.values()):
             return untouched(tokens)
         return self.method.shape(tokens, self._coefficient(tokens, envs))
 
     def probe(self, tokens: TokenStats, envs: tuple[str, ...]) -> tuple[Shaping, float | Tensor] | None:
-        """The method at a coefficient that does something, and that coefficient: what `Observed.slope` is measured with. None
-        for a method that is not linear in its coefficient."""
+        """Returns the method's shaping at a coefficient that does something, and that coefficient: `Observed.slope` is measured
+        with them. None for a method that is not linear in its coefficient."""
         if not self.method.coefficient_range.linear:
             return None
         coefficient = self._coefficient(
@@ -91,8 +96,8 @@ class Steering:
         """One number for all tokens, or, with several loops, a number a token. [N]"""
 
         def value(loop: Loop) -> float:
-            found = 0.0 if loop.target.released else loop.controller.effective
-            return found if abs(found) >= at_least else at_least
+            effective = 0.0 if loop.target.released else loop.controller.effective
+            return effective if abs(effective) >= at_least else at_least
 
         if len(self.loops) == 1:
             return value(self.loops[COMMON])
@@ -100,13 +105,13 @@ class Steering:
         return table[tokens.env]
 
     def observe(self, row: LedgerRow) -> dict[str, float]:
-        """Once per iteration, before its updates: the controllers move the coefficients these are shaped with. Returns metrics."""
+        """Lets the controllers move the coefficients, once per iteration and before its updates. Returns metrics."""
         for name, loop in self.loops.items():
-            mine = [env for env in row.parts if name == (env if env in self.loops else COMMON)]
-            loop.observe(row.observed(mine, loop.target.settings.over))
+            envs = [env for env in row.parts if name == (env if env in self.loops else COMMON)]
+            loop.observe(row.observed(envs, loop.target.settings.over))
         common = self.loops[COMMON]
         out = {
-            "entropy/controlled": common.seen,
+            "entropy/controlled": common.entropy,
             "entropy/target": common.aim,
             "entropy/error": common.error,
             "entropy/coefficient": common.controller.effective,
@@ -132,11 +137,11 @@ class Steering:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-        """Raises ValueError where the state is not of these loops."""
+        """Restores the loops. Raises ValueError where the state is not of these loops."""
         if state.keys() != self.loops.keys():
-            there, here = (", ".join(x or "all" for x in names) for names in (state, self.loops))
+            saved, here = (", ".join(x or "all" for x in names) for names in (state, self.loops))
             raise ValueError(
-                f"the checkpoint has entropy targets for {there}, the run for {here}: they have to be the same"
+                f"the checkpoint has entropy targets for {saved}, the run for {here}: they have to be the same"
             )
         for name, loop in self.loops.items():
             loop.controller.load_state_dict(dict(state[name]["controller"]))

@@ -15,7 +15,7 @@ GAP_PERCENTS = (50.0, 99.0, 99.9)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Sums over the tokens of some environments."""
+    """Holds sums over the tokens of some environments."""
 
     tokens: float
     entropy: float
@@ -32,14 +32,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """One iteration before its updates. Entropies in nats per token."""
+    """Describes one iteration before its updates. Entropies in nats per token."""
 
     parts: Mapping[str, Part]  # by environment
     updates: int  # passes of unit weight over the batch's tokens: loss weights sum to 1 in each
     metrics: StepMetrics
 
     def observed(self, envs: Sequence[str], over: str) -> Observed:
-        """What a controller of these environments sees; over: "all" or "successful" responses."""
+        """Returns what a controller of these environments sees; over: "all" or "successful" responses."""
         if not envs:
             return Observed(math.nan)
         p = self.parts[envs[0]]
@@ -57,7 +57,7 @@ class LedgerRow:
 
 
 def policy_metrics(tally: Tally) -> StepMetrics:
-    """Figures of the start-of-iteration pass that need no history."""
+    """Computes the metrics of the start-of-iteration pass that need no history."""
     count, learnt = "count", "learnt"
     out = {
         "entropy/sampled": tally.mean("surprisal", count),
@@ -80,7 +80,7 @@ def policy_metrics(tally: Tally) -> StepMetrics:
 
 
 def update_metrics(tally: Tally, updates: int, corrected: bool) -> StepMetrics:
-    """Figures of the iteration's updates; `updates` optimiser steps. corrected: importance weights are in the loss."""
+    """Computes the metrics of the iteration's updates; `updates` optimiser steps. corrected: with importance weights."""
     trained = tally.sums["trained"]
     out = {
         "loss": tally.sums["loss"] / updates,
@@ -115,15 +115,17 @@ class Ledger:
         self.state: dict[str, float] = dict.fromkeys(self.FIELDS, 0.0) | {"entropy": math.nan, "predicted": math.nan}
 
     def interrupt(self) -> None:
-        """Other environments follow: the difference to the next entropy is not what an update did."""
+        """Forgets the entropy so far: other environments follow, and the difference to theirs is not what an update did."""
         self.state["entropy"] = self.state["predicted"] = math.nan
 
     def row(self, tally: Tally, updates: int, envs: tuple[str, ...]) -> LedgerRow:
-        """The iteration as the controllers see it. tally: of `tally_policy`, reduced over ranks; updates: updates of one pass
-        over the batch."""
+        """Returns the iteration as the controllers see it.
+
+        tally: of `tally_policy`, reduced over ranks; updates: updates of one pass over the batch.
+        """
         parts = {e: Part(*(tally.sums[f"{n}/{e}"] for n in Part.__dataclass_fields__)) for e in envs}
-        whole = LedgerRow(parts, updates, {})
-        everything, correct = whole.observed(envs, "all"), whole.observed(envs, "successful")
+        bare = LedgerRow(parts, updates, {})
+        everything, correct = bare.observed(envs, "all"), bare.observed(envs, "successful")
         failed = (
             sum(p.tokens - p.ok_tokens for p in parts.values()),
             sum(p.entropy - p.ok_entropy for p in parts.values()),
@@ -145,8 +147,10 @@ class Ledger:
         return LedgerRow(parts, updates, metrics)
 
     def predict(self, tally: Tally, row: LedgerRow, eta: float) -> StepMetrics:
-        """What the iteration's updates should do to entropy. tally: of `tally_shaping`, reduced; eta: the sum of their learning
-        rates."""
+        """Computes what the iteration's updates should do to entropy.
+
+        tally: of `tally_shaping`, reduced; eta: the sum of their learning rates.
+        """
         scale = eta / row.updates
         parts = {k: scale * tally.sums[f"dh_{k}"] for k in ("positive", "negative", "zero")}
         self.state["predicted"] = sum(parts.values())
@@ -163,12 +167,12 @@ class Ledger:
         return out
 
     def predict_nothing(self) -> StepMetrics:
-        """No update follows: what entropy does until the next row is noise of its samples, and the regression takes it as such."""
+        """Notes that no update follows: what entropy does until the next row is noise of its samples to the regression."""
         self.state["predicted"] = 0.0
         return {"entropy/predicted_dh": 0.0, "tokens/trained": 0.0}
 
     def metrics(self) -> StepMetrics:
-        """Running regression realised = slope * predicted + c, and the correlation; absent while undefined."""
+        """Computes the running regression realised = slope * predicted + c and the correlation; absent while undefined."""
         s = self.state
         out = {"entropy/cumulative": s["cumulative"]}
         n = s["n"]

@@ -1,6 +1,6 @@
-"""The entropy ledger: what entropy was, what the update should do to it, what it did. Pure.
+"""Predicts what an update does to entropy, and tallies what iterations and updates are measured by. Pure.
 
-Every figure is over the GLOBAL batch of an iteration: ranks add up `Tally`s, then one division. Predicted change of entropy,
+Every metric is over the GLOBAL batch of an iteration: ranks add up `Tally`s, then one division. Predicted change of entropy,
 first order, unbiased from samples a ~ pi (tabular softmax, step eta on the logits; entropy notes of arXiv 2603.11682):
 
     dH = sum over tokens of w * eta * [ -(i * A'_a + r_a) * (pi_a L_a - kappa) + bonus * entropy_grad_sq ]
@@ -29,7 +29,7 @@ RARE = -2.0  # log-prob under which a token counts as rare
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """The policy at the start of the iteration, on the iteration's own responses, and what came with them. All tensors [N]."""
+    """Holds the policy at the start of the iteration on the iteration's own responses, and what came with them. All [N]."""
 
     stats: TokenStats
     weight: Tensor  # in the loss; 0: measured and not trained on
@@ -43,7 +43,7 @@ class Fresh:
 
 
 def planned_dh(fresh: Fresh, shaping: Shaping) -> Tensor:
-    """The token's share of dH for a step of size 1 on the logits, everything in the loss counted. [N], nats"""
+    """Returns each token's share of dH for a step of size 1 on the logits, everything in the loss counted. [N], nats"""
     dh = predicted_dh(fresh.stats, replace(shaping, bonus=None))
     if fresh.importance is not None:
         dh = dh * fresh.importance
@@ -54,7 +54,7 @@ def planned_dh(fresh: Fresh, shaping: Shaping) -> Tensor:
 
 
 def predicted_dh(stats: TokenStats, shaping: Shaping) -> Tensor:
-    """`planned_dh` of the shaped surrogate and the bonus alone. [N], nats"""
+    """Returns `planned_dh` of the shaped surrogate and the bonus alone. [N], nats"""
     shaped = stats.advantages if shaping.advantages is None else shaping.advantages
     dh = -shaped * (stats.logp.exp() * stats.centred - stats.kappa)
     if shaping.weight is not None:
@@ -65,8 +65,10 @@ def predicted_dh(stats: TokenStats, shaping: Shaping) -> Tensor:
 def tally_policy(
     tally: Tally, fresh: Fresh, probe: tuple[Shaping, float | Tensor] | None, envs: tuple[str, ...]
 ) -> None:
-    """What the controllers and the ledger see before the updates. probe: a shaping and the coefficient that made it
-    (Steering.probe)."""
+    """Tallies what the controllers and the ledger see before the updates.
+
+    probe: a shaping and the coefficient that made it (Steering.probe).
+    """
     s, w = fresh.stats, fresh.weight
     free = planned_dh(fresh, Shaping())
     slope = torch.full_like(free, math.nan) if probe is None else (planned_dh(fresh, probe[0]) - free) / probe[1]
@@ -114,7 +116,7 @@ def tally_policy(
 
 
 def tally_shaping(tally: Tally, fresh: Fresh, shaping: Shaping) -> None:
-    """What the updates should do, with the coefficient they will have."""
+    """Tallies what the updates should do, with the coefficient they will have."""
     s = fresh.stats
     dh = fresh.weight * planned_dh(fresh, shaping)
     shaped = s.advantages if shaping.advantages is None else shaping.advantages
@@ -127,7 +129,7 @@ def tally_shaping(tally: Tally, fresh: Fresh, shaping: Shaping) -> None:
 def tally_update(
     tally: Tally, loss: Tensor, tokens: dict[str, Tensor], stats: TokenStats, shaping: Shaping, step: Tensor
 ) -> None:
-    """One micro-batch of an update. step [N]: learning rate times the token's weight in the loss."""
+    """Tallies one micro-batch of an update. step [N]: learning rate times the token's weight in the loss."""
     count = float(len(tokens["ratio"]))
     # Clipping acts on the surrogate alone: the bonus goes on, and a clipped token would have counted by its ratio.
     forgone = step * tokens["withheld"] * predicted_dh(stats, replace(shaping, bonus=None))

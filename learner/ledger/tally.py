@@ -1,5 +1,8 @@
 """Adds up sums, maxima and values over the micro-batches of a rank, to be reduced over all ranks."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# torch leaves the type of Tensor.tolist open.
+
 from __future__ import annotations
 
 import math
@@ -11,10 +14,10 @@ from torch import Tensor
 
 
 class Tally:
-    """Sums, maxima and values of one rank. Keys are the same on every rank, so that a few collectives reduce all of it.
+    """Collects sums, maxima and values of one rank.
 
-    What is added stays on its device, a number each, until it is asked for: dozens of sums a micro-batch would otherwise each
-    wait for a GPU to come to rest.
+    Keys are the same on every rank, so that a few collectives reduce all of them. What is added stays on its device until
+    somebody reads it: dozens of sums a micro-batch would otherwise each wait for the GPU.
     """
 
     def __init__(self) -> None:
@@ -35,7 +38,7 @@ class Tally:
         self._sums[key] = self._sums.get(key, 0.0) + value
 
     def add_by(self, key: str, member: Tensor, names: Sequence[str], value: Tensor) -> None:
-        """The sum of `value` [N] for every name, under key/NAME; member float64 [names, N] is 1 where a token is the name's.
+        """Adds the sum of `value` [N] for every name under key/NAME; member float64 [names, N] is 1 where a token is the name's.
 
         A product, not a scatter, whose order of additions a GPU does not fix: entropies have to be the same after a resume.
         """
@@ -43,11 +46,11 @@ class Tally:
             self.add(f"{key}/{name}", total)
 
     def peak(self, key: str, value: Tensor) -> None:
-        """nan, if there is one, stays the largest."""
+        """Keeps the largest value; nan, if there is one, stays the largest."""
         if len(value):
-            found = value.max().double()
-            before = torch.as_tensor(self._peaks.get(key, -math.inf), dtype=torch.float64, device=found.device)
-            self._peaks[key] = torch.maximum(before, found)
+            largest = value.max().double()
+            before = torch.as_tensor(self._peaks.get(key, -math.inf), dtype=torch.float64, device=largest.device)
+            self._peaks[key] = torch.maximum(before, largest)
         else:
             self._peaks.setdefault(key, -math.inf)
 
@@ -55,8 +58,8 @@ class Tally:
         self.values.setdefault(key, []).append(value.detach().float())
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        """(sums, peaks) as float64 vectors on the CPU, keys in order: reduce them with SUM and MAX, then `replace`."""
-        return tuple(torch.tensor([d[k] for k in sorted(d)], dtype=torch.float64) for d in (self.sums, self.peaks))  # type: ignore[return-value]
+        """Returns (sums, peaks) as float64 vectors on the CPU, keys in order: reduce them with SUM and MAX, then `replace`."""
+        return _vector(self.sums), _vector(self.peaks)
 
     def replace(self, sums: Tensor, peaks: Tensor) -> None:
         self._sums = dict(zip(sorted(self._sums), sums.tolist(), strict=True))
@@ -66,7 +69,7 @@ class Tally:
         return self.sums[key] / self.sums[over] if self.sums[over] else math.nan
 
     def quantiles(self, key: str, percents: Sequence[float]) -> dict[str, float]:
-        """{"KEY/q99.9": value, ...} of the kept values; nothing where there are none."""
+        """Returns {"KEY/q99.9": value, ...} of the kept values; nothing where there are none."""
         values = torch.cat(self.values[key])
         if not len(values):
             return {}
@@ -74,6 +77,10 @@ class Tally:
         # The nearest rank, not an interpolation: exact whatever the order and the division of the tokens.
         ranks = [min(len(ordered) - 1, math.ceil(p / 100 * len(ordered)) - 1) for p in percents]
         return {f"{key}/q{p:g}": float(ordered[max(0, r)]) for p, r in zip(percents, ranks, strict=True)}
+
+
+def _vector(numbers: dict[str, float]) -> Tensor:
+    return torch.tensor([numbers[key] for key in sorted(numbers)], dtype=torch.float64)
 
 
 def _settled(numbers: dict[str, Tensor | float]) -> dict[str, float]:

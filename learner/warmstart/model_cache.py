@@ -5,13 +5,16 @@ entropy is still high: reinforcement learning then has something to sharpen. Eve
 torch was given. torch, transformers and the teacher are imported where they are used, so that settings load without them.
 """
 
+# pyright: reportUnknownMemberType=false
+# transformers and torch leave parameters of save_pretrained, manual_seed and fork_rng untyped.
+
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +30,9 @@ MARKER = "isentrope_init.json"
 
 @dataclass(frozen=True, slots=True)
 class WarmStartProgress:
-    """Where the warm start is. loss: nats per response token, mean since the last report (None before the first step);
+    """Reports how far the warm start is.
+
+    loss: nats per response token, mean since the last report (None before the first step);
     accuracy, pass_at_k: shares of held-out responses and prompts solved at temperature 1, None unless just measured."""
 
     step: int
@@ -41,7 +46,7 @@ class WarmStartProgress:
 def init_model(
     settings: InitModelSettings, out: Path | None, cache_dir: Path, progress: Callable[[WarmStartProgress], None]
 ) -> Path:
-    """A Hugging Face folder (safetensors, tokenizer, generation config) of the model that `settings` describe.
+    """Returns a Hugging Face folder (safetensors, tokenizer, generation config) of the model that `settings` describe.
 
     It is kept in `cache_dir` under a name with the settings' key: a second call returns at once, without progress. With
     `out`, the folder is copied there and `out` is returned. Folders appear complete or not at all (written beside, then
@@ -70,8 +75,8 @@ def _holds(folder: Path, key: str) -> bool:
 
 
 @contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its name at the end, and vanishes when anything goes wrong."""
+def _written_whole(target: Path) -> Generator[Path, None, None]:
+    """Yields a folder beside `target` that takes its name at the end, and vanishes when anything goes wrong."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     folder.chmod(0o755)  # mkdtemp makes it private; a cluster's other users load the model too
@@ -106,7 +111,7 @@ def _make(settings: InitModelSettings, folder: Path, progress: Callable[[WarmSta
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def _no_progress_bars() -> Generator[None, None, None]:
     """transformers draws one on stderr while it writes; what users see comes through the progress callback only."""
     from transformers.utils import logging
 

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs import catalog
 
-FORMAT = 2  # part of the cache key: raise it when the same settings no longer give the same model
+FORMAT = 2  # part of the cache key: raise it when the same settings give another model
 
 
 class EnvironmentSpec(BaseModel):
-    """One environment of the mixture: its name in the catalog and the parameters it is loaded with."""
+    """Names one environment of the mixture in the catalog, with the parameters it is loaded with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -22,7 +22,7 @@ class EnvironmentSpec(BaseModel):
 
 
 class InitModelSettings(BaseModel):
-    """Everything the model depends on; each field is in the cache key. The defaults suit countdown with 4 digits."""
+    """Defines everything the model depends on; each field is in the cache key. The defaults suit countdown with 4 digits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     architecture: Literal["qwen3", "qwen2", "llama", "gemma"] = "qwen3"
@@ -58,8 +58,11 @@ class InitModelSettings(BaseModel):
         return self
 
     def key(self) -> str:
-        """16 hex digits that change with any field: sha256 of the settings as sorted JSON, the format version, and the files
-        of environments that are the user's own. Raises ValueError where one of those cannot be found."""
+        """Returns 16 hex digits that change with any field.
+
+        They are a sha256 of the settings as sorted JSON, the format version, and the files of environments that are the user's
+        own. Raises ValueError where one of those cannot be found.
+        """
         data = {"format": FORMAT, "settings": self.model_dump(mode="json")}
         own = {e.name: catalog.fingerprint(e.name) for e in self.environments if e.name not in catalog.BUILTIN}
         text = json.dumps(data | ({"own": own} if own else {}), sort_keys=True)

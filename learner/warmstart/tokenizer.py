@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(alphabet: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token a character: encode and decode are lossless over the alphabet, other characters become <unk>.
+    """Builds a tokenizer of one token a character: lossless over the alphabet, other characters become <unk>.
 
     alphabet: single characters (code points) in any order, repeats allowed; the ids depend only on the set. Special
     tokens take ids 0-6, so the vocabulary has 7 + len(set(alphabet)) entries. A chat is <user>text<end><assistant>.

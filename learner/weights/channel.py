@@ -15,12 +15,12 @@ from learner.weights.protocol import Rendezvous, WeightSyncError
 
 
 def listen(host: str = "") -> socket.socket:
-    """A listening socket on a free port, for `Publisher(listener=...)`: the port cannot be lost to someone else."""
+    """Opens a listening socket on a free port for `Publisher(listener=...)`: nobody else can take the port meanwhile."""
     return socket.create_server((host, 0))
 
 
 class Channel:
-    """One member's end of a process group made from its own store, beside whatever groups vLLM and DeepSpeed have.
+    """Connects one member to a process group made from its own store, beside the groups of vLLM and DeepSpeed.
 
     The constructor blocks until all members have come or `timeout_s` has passed.
     """
@@ -55,20 +55,20 @@ class Channel:
             raise WeightSyncError(rendezvous.member, "connect", _first_line(error)) from error
 
     def begin(self, digest: str, phase: str, timeout_s: float) -> None:
-        """Meet before a transfer. Rank 0 learns who is missing or was given another manifest, before it sends."""
+        """Meets the other members before a transfer: rank 0 learns who is missing or has another manifest before it sends."""
         if self._group is None:
             raise WeightSyncError(
                 self.rendezvous.member, phase, "this channel was closed, by us or by an earlier error"
             )
         self._round += 1
-        said = self._gather(f"begin/{self._round}", digest, timeout_s, phase)
-        wrong = [self._name(rank) for rank, value in said.items() if value != digest]
+        digests = self._gather(f"begin/{self._round}", digest, timeout_s, phase)
+        wrong = [self._name(rank) for rank, value in digests.items() if value != digest]
         if wrong:
             self.close()
             raise WeightSyncError(", ".join(wrong), phase, "another manifest was given to it than to the learner")
 
     def broadcast(self, buffer: torch.Tensor, timeout_s: float | None = None) -> dist.Work:
-        """Start broadcasting `buffer` from rank 0 (filled in place elsewhere); finish it with `wait`."""
+        """Starts broadcasting `buffer` from rank 0 (filled in place elsewhere); `wait` finishes it."""
         if self._group is None:
             raise WeightSyncError(self.rendezvous.member, "broadcast", "this channel was closed")
         options = dist.BroadcastOptions()
@@ -82,7 +82,7 @@ class Channel:
             raise WeightSyncError(self.rendezvous.member, "broadcast", detail) from error
 
     def wait(self, work: dist.Work, phase: str, timeout_s: float | None = None) -> None:
-        """Block until `work` is done; WeightSyncError (and the channel is closed) if it fails or takes too long."""
+        """Blocks until `work` is done; WeightSyncError (and the channel is closed) if it fails or takes too long."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         try:
             work.wait(timedelta(seconds=limit))
@@ -92,13 +92,13 @@ class Channel:
             raise WeightSyncError(self.rendezvous.member, phase, detail) from error
 
     def close(self) -> None:
-        """Leave the group. Members still in a broadcast see the connection break instead of waiting on."""
+        """Leaves the group. Members still in a broadcast see the connection break instead of waiting on."""
         group, self._group = self._group, None
         if group is not None:
             group.abort()
 
     def _gather(self, key: str, value: str, timeout_s: float, phase: str) -> dict[int, str]:
-        """Everyone says `value`; rank 0 waits for all and returns what they said, the others wait for rank 0's nod."""
+        """Gathers every member's `value` at rank 0, which returns them by rank; the others wait until it has them all."""
         me, limit = self.rendezvous, timedelta(seconds=timeout_s)
         try:
             if me.rank != 0:
@@ -112,15 +112,15 @@ class Channel:
                 missing = [self._name(rank) for rank, k in keys.items() if not self._store.check([k])]
                 detail = f"{', '.join(missing)} did not arrive at {me.host}:{me.port} within {timeout_s:g} s"
                 raise WeightSyncError(", ".join(missing) or me.member, phase, detail) from error
-            said = {rank: self._store.get(k).decode() for rank, k in keys.items()}
+            values = {rank: self._store.get(k).decode() for rank, k in keys.items()}
             self._store.set(f"{key}/all", "")
-            return said
+            return values
         except WeightSyncError:
             self.close()
             raise
         except (dist.DistError, RuntimeError) as error:
             self.close()
-            detail = f"no word from the learner within {timeout_s:g} s ({_first_line(error)})"
+            detail = f"no answer from the learner within {timeout_s:g} s ({_first_line(error)})"
             raise WeightSyncError(me.member, phase, detail) from error
 
     def _name(self, rank: int) -> str:
@@ -129,13 +129,13 @@ class Channel:
 
 def _group(rendezvous: Rendezvous, store: Store, limit: timedelta) -> Any:
     if rendezvous.backend == "gloo":
-        options: Any = dist.ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]  # not in the stubs
+        make: Any = dist.ProcessGroupGloo  # its options and devices are not in the stubs
+        options = make._Options()
         options._timeout = limit
-        make = dist.ProcessGroupGloo
         # A loopback store means all members share this machine: then do not depend on what its host name resolves to.
         local = _is_loopback(rendezvous.host)
         options._devices = [make.create_device(hostname=rendezvous.host) if local else make.create_default_device()]
-        return dist.ProcessGroupGloo(store, rendezvous.rank, rendezvous.world_size, options)
+        return make(store, rendezvous.rank, rendezvous.world_size, options)
     if not dist.is_nccl_available():
         raise RuntimeError("this torch build has no NCCL: use the gloo backend on CPU")
     options = dist.ProcessGroupNCCL.Options()
@@ -156,11 +156,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def buffer_device(rendezvous: Rendezvous) -> torch.device:
-    """Where buckets live: NCCL sends from GPU to GPU, gloo from host to host."""
+    """Returns where buckets live: NCCL sends from GPU to GPU, gloo from host to host."""
     return torch.device("cuda", torch.cuda.current_device()) if rendezvous.backend == "nccl" else torch.device("cpu")
 
 
 def bucket_buffer(count: int, device: torch.device) -> torch.Tensor:
-    """A bucket's buffer. On the host of a process that uses a GPU it is page-locked: copies to and from it go at full speed."""
+    """Allocates a bucket's buffer. On the host of a process that uses a GPU it is page-locked: copies to and from it go at full
+    speed."""
     pinned = device.type == "cpu" and torch.cuda.is_initialized()
     return torch.empty(count, dtype=torch.uint8, device=device, pin_memory=pinned)

@@ -1,5 +1,8 @@
 """Computes the checksum that proves a transfer byte for byte."""
 
+# pyright: reportUnknownMemberType=false
+# torch leaves the type of Tensor.tolist open.
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -22,7 +25,7 @@ def _mix(x: int) -> int:
 
 
 class Checksum:
-    """Order-dependent 64-bit checksum of byte buffers, equal on CPU and GPU (integer arithmetic modulo 2^64).
+    """Computes an order-dependent 64-bit checksum of byte buffers, equal on CPU and GPU (arithmetic modulo 2^64).
 
     A stripe of 8-byte words w becomes sum(w[i] * m[i]); every m[i] is odd, hence invertible modulo 2^64, so a change
     to a single word always changes the sum. Stripe sums are chained through a bijection, so their order counts too.
@@ -37,12 +40,12 @@ class Checksum:
         self.value = 0
 
     def update(self, data: torch.Tensor) -> None:
-        """Add a 1-d uint8 tensor whose length is a multiple of 16."""
+        """Adds a 1-d uint8 tensor whose length is a multiple of 16."""
         words = data.view(torch.int64)
-        whole = len(words) - len(words) % _STRIPE
-        for total in [*self._stripes(words[:whole]), *self._stripes(words[whole:])]:
+        full = len(words) - len(words) % _STRIPE
+        for total in [*self._stripes(words[:full]), *self._stripes(words[full:])]:
             self.value = _mix(self.value ^ (total & _MASK))
-        self.value = _mix(self.value ^ len(words))  # and the cut into buckets
+        self.value = _mix(self.value ^ len(words))  # and the division into buckets
 
     def _stripes(self, words: torch.Tensor) -> list[int]:
         if not len(words):
@@ -50,13 +53,14 @@ class Checksum:
         width = min(len(words), _STRIPE)
         rows, multipliers = words.view(-1, width), self._multipliers[:width]
         if self._scratch is None:  # one kernel and one copy to the host
-            return (rows * multipliers).sum(dim=1).tolist()
+            sums: list[int] = (rows * multipliers).sum(dim=1).tolist()
+            return sums
         scratch = self._scratch[:width]
         return [int(torch.mul(row, multipliers, out=scratch).sum()) for row in rows]
 
 
 def verify_checksums(version: int, sent: int, received: Mapping[str, int]) -> None:
-    """WeightSyncError naming every member of `received` whose checksum is not the learner's."""
+    """Raises WeightSyncError naming every member of `received` whose checksum is not the learner's."""
     wrong = {member: value for member, value in received.items() if value != sent}
     if wrong:
         detail = ", ".join(f"{member} has {value:016x}" for member, value in wrong.items())

@@ -17,7 +17,7 @@ Backend = Literal["gloo", "nccl"]
 
 
 class WeightSyncError(RuntimeError):
-    """A weight transfer failed. `member` is who failed, `phase` what was being done, `detail` one sentence."""
+    """Reports a failed weight transfer. `member` is who failed, `phase` what was being done, `detail` one sentence."""
 
     def __init__(self, member: str, phase: str, detail: str) -> None:
         super().__init__(member, phase, detail)  # all three in args: that is what pickle rebuilds it from
@@ -29,7 +29,8 @@ class WeightSyncError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where and as whom one member joins the weight group. Rank 0 is learner rank 0 and owns the store at host:port.
+    """Tells one member where to join the weight group, and under which rank and name. Rank 0 is learner rank 0 and owns the
+    store at host:port.
 
     members  the name of every rank, so that rank 0 can say who did not come; may be empty
     Example: Rendezvous("10.0.0.5", 41013, 3, 1, "generator 0", "nccl", epoch=2)
@@ -45,7 +46,7 @@ class Rendezvous:
     members: tuple[str, ...] = ()
 
     def shard(self, index: int) -> Rendezvous:
-        """The same engine's worker `index` (its tensor-parallel rank): ranks of one engine are consecutive."""
+        """Returns the rendezvous of the same engine's worker `index` (its tensor-parallel rank): their ranks are consecutive."""
         if index == 0:
             return self
         return replace(self, rank=self.rank + index, member=f"{self.member} shard {index}")
@@ -54,7 +55,7 @@ class Rendezvous:
 def make_rendezvous(
     host: str, port: int, engines: Sequence[tuple[str, int]], backend: Backend, epoch: int, learner: str = "learner"
 ) -> tuple[Rendezvous, ...]:
-    """One `Rendezvous` for the learner, then one for each (name, tensor-parallel size) in `engines`."""
+    """Makes one `Rendezvous` for the learner, then one for each (name, tensor-parallel size) in `engines`."""
     first, members = [0], [learner]
     for name, shards in engines:
         first.append(len(members))
@@ -65,7 +66,7 @@ def make_rendezvous(
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor's name (as in the trainer's state_dict), full shape and dtype ("float32", "bfloat16", ...)."""
+    """Describes one tensor: its name (as in the trainer's state_dict), full shape and dtype ("float32", "bfloat16", ...)."""
 
     name: str
     shape: tuple[int, ...]
@@ -78,7 +79,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class TensorSlot:
-    """Where one tensor lies in its bucket, in bytes."""
+    """Locates one tensor in its bucket, in bytes."""
 
     spec: TensorSpec
     start: int
@@ -87,7 +88,7 @@ class TensorSlot:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Tensors that travel in one broadcast; `nbytes` includes the padding between and after them (zeros)."""
+    """Lists the tensors that travel in one broadcast; `nbytes` includes the padding between and after them (zeros)."""
 
     slots: tuple[TensorSlot, ...]
     nbytes: int
@@ -95,14 +96,14 @@ class Bucket:
 
 @dataclass(frozen=True)
 class WeightManifest:
-    """What is sent for one policy version. Two equal manifests are cut into equal buckets, on any machine."""
+    """Lists what is sent for one policy version. Two equal manifests are divided into equal buckets, on any machine."""
 
     version: int
     tensors: tuple[TensorSpec, ...]
     bucket_bytes: int = BUCKET_BYTES
 
     def buckets(self) -> tuple[Bucket, ...]:
-        """Consecutive tensors up to `bucket_bytes` each; a tensor larger than that gets a bucket of its own."""
+        """Groups consecutive tensors up to `bucket_bytes` each; a tensor larger than that gets a bucket of its own."""
         buckets: list[Bucket] = []
         slots: list[TensorSlot] = []
         end = 0
@@ -118,7 +119,7 @@ class WeightManifest:
 
     @cached_property
     def digest(self) -> str:
-        """Equal at two members only if they were given the same manifest."""
+        """Returns a hash that is equal at two members only if they were given the same manifest."""
         return hashlib.sha256(repr((self.version, self.tensors, self.bucket_bytes)).encode()).hexdigest()
 
 
@@ -129,7 +130,7 @@ def spec_of(name: str, tensor: torch.Tensor) -> TensorSpec:
 def make_manifest(
     tensors: Iterable[TensorSpec | tuple[str, torch.Tensor]], version: int, bucket_bytes: int = BUCKET_BYTES
 ) -> WeightManifest:
-    """A manifest of specs or of (name, tensor) pairs, in the order given. ValueError on a repeated name."""
+    """Makes a manifest of specs or of (name, tensor) pairs, in the order given. ValueError on a repeated name."""
     if bucket_bytes <= 0:
         raise ValueError(f"bucket_bytes must be positive, not {bucket_bytes}")
     specs = tuple(item if isinstance(item, TensorSpec) else spec_of(*item) for item in tensors)

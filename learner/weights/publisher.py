@@ -14,7 +14,7 @@ from learner.weights.protocol import Bucket, Rendezvous, TensorSpec, WeightManif
 
 
 class Publisher:
-    """Learner rank 0's end. Holds two bucket buffers on `device`: one is packed while the other is on the wire.
+    """Sends weights from learner rank 0, with two bucket buffers on `device`: one is packed while the other is sent.
 
     overlap  False if the iterator given to `publish` runs collectives of its own (a sharded gather): then each
              broadcast ends before the next tensor is asked for, and the two groups never interleave.
@@ -35,7 +35,7 @@ class Publisher:
         self._buffers = [torch.empty(0, dtype=torch.uint8, device=self.device)] * 2
 
     def publish(self, manifest: WeightManifest, tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
-        """Send every tensor of `manifest`, taken from `tensors` in manifest order; returns the checksum.
+        """Sends every tensor of `manifest`, taken from `tensors` in manifest order; returns the checksum.
 
         WeightSyncError if a member is missing or slow, or if a tensor is not the one the manifest names; such a
         bucket is not sent.

@@ -12,7 +12,7 @@ from learner.weights.protocol import Rendezvous, WeightManifest
 
 
 class Subscriber:
-    """A generator's end, with one reusable bucket buffer on `device`."""
+    """Receives weights in a generator, with one reusable bucket buffer on `device`."""
 
     def __init__(self, rendezvous: Rendezvous, timeout_s: float, *, device: torch.device | None = None) -> None:
         self.channel = Channel(rendezvous, timeout_s)
@@ -21,7 +21,7 @@ class Subscriber:
         self._buffer = torch.empty(0, dtype=torch.uint8, device=self.device)
 
     def receive(self, manifest: WeightManifest, timeout_s: float | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (name, tensor) in manifest order; when the iterator ends, `checksum` is that of the bytes received.
+        """Yields (name, tensor) in manifest order; when the iterator ends, `checksum` is that of the bytes received.
 
         The tensors are views of the bucket buffer, valid until the first tensor of the NEXT bucket is asked for: a
         consumer that keeps one beyond that must copy it.

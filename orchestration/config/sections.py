@@ -250,7 +250,7 @@ class KLSection(Section):
 
 class CreditSection(Section):
     """What a token's advantage is about: the whole trajectory's reward, or what its turn and those after it earn (learner/
-    advantages.py:by_turn): the observations' rewards, where the environment gives any, and at the end the verdict's."""
+    advantages.py:turn_baselines): the observations' rewards, where the environment gives any, and at the end the verdict's."""
 
     kind: Literal["trajectory", "turn"] = "trajectory"
     discount: float = Field(

@@ -75,10 +75,14 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         STEERING,
         (
             "a released loop moves",
-            "math.isfinite(seen.entropy) and seen.trained and not self.target.released:",
-            "math.isfinite(seen.entropy) and seen.trained:",
+            "math.isfinite(observed.entropy) and observed.trained and not self.target.released:",
+            "math.isfinite(observed.entropy) and observed.trained:",
         ),
-        ("the loop's error", "return (self.aim - self.seen) / self.aim", "return (self.seen - self.aim) / self.aim"),
+        (
+            "the loop's error",
+            "return (self.aim - self.entropy) / self.aim",
+            "return (self.entropy - self.aim) / self.aim",
+        ),
         ("one coefficient for all", "return table[tokens.env]", "return table[tokens.env * 0]"),
         ("not untouched when released", "if all(loop.target.released for", "if not all(loop.target.released for"),
     ),
@@ -86,7 +90,11 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         "draws",
         CONTROL,
         ("without the step", "^ np.uint64(step)\n", "^ np.uint64(0)\n"),
-        ("without the place", "^ place.astype(np.uint64))", "^ np.uint64(0) * place.astype(np.uint64))"),
+        (
+            "without the action's index",
+            "^ action_index.astype(np.uint64))",
+            "^ np.uint64(0) * action_index.astype(np.uint64))",
+        ),
         ("without the trajectory", "^ trajectory.astype(np.uint64))", "^ np.uint64(0) * trajectory.astype(np.uint64))"),
         ("another multiplier", "0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5B7"),
         ("a half of the interval", "/ 2.0**24", "/ 2.0**25"),
@@ -106,7 +114,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("the gradient without the temperature", "dz = (dz / ctx.temperature)", "dz = (dz)"),
         ("the softcap's gradient", "dz * (1.0 - (z *", "dz * (1.0 + (z *"),
     ),
-    *entries("entropy/steering", DROPPED, ("a coefficient without an update moves", " and seen.trained", "")),
+    *entries("entropy/steering", DROPPED, ("a coefficient without an update moves", " and observed.trained", "")),
     *entries(
         "batching",
         f"{_AT}test_batching.py -k usual_size or informative",
@@ -117,7 +125,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         "advantages",
         f"{_AT}test_advantages.py -k earned or same_turn",
         ("turns without the discount", "rewards[k] + discount * after", "rewards[k] + after"),
-        ("a turn alone is none", "if len(there) > 1:", "if len(there) > 2:"),
+        ("a turn alone is none", "if len(reached) > 1:", "if len(reached) > 2:"),
     ),
     *entries(
         "batching",

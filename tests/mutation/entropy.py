@@ -116,7 +116,7 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
         "ledger/tally",
         LEDGER,
-        ("the largest of the last", "torch.maximum(before, found)", "found"),
+        ("the largest of the last", "torch.maximum(before, largest)", "largest"),
     ),
     *entries(
         "entropy/repo",
@@ -155,14 +155,14 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         ("no upper bound", "(c >= self.low) & (c <= self.high)", "(c >= self.low)"),
         ("no lower bound", "(c >= self.low) & (c <= self.high)", "(c <= self.high)"),
         ("clip-cov rounds down", "math.ceil(float(coefficient) * len(c))", "math.floor(float(coefficient) * len(c))"),
-        ("more than there are", ", int(able.sum()))", ", len(c))"),
+        ("more than there are", ", int(eligible.sum()))", ", len(c))"),
         (
-            "a share of those able",
+            "a share of those eligible",
             "math.ceil(float(coefficient) * len(c))",
-            "math.ceil(float(coefficient) * int(able.sum()))",
+            "math.ceil(float(coefficient) * int(eligible.sum()))",
         ),
-        ("the others are able", "(~able).to(tokens.uniform.dtype)", "able.to(tokens.uniform.dtype)"),
-        ("the draw is the order", "(tokens.uniform + (~able)", "(0 * tokens.uniform + (~able)"),
+        ("the others are eligible", "(~eligible).to(tokens.uniform.dtype)", "eligible.to(tokens.uniform.dtype)"),
+        ("the draw is the order", "(tokens.uniform + (~eligible)", "(0 * tokens.uniform + (~eligible)"),
         ("the dropped are kept", "weight=(~dropped).to", "weight=dropped.to"),
         ("kl-cov takes the lowest", "c[drawn].argsort(descending=True,", "c[drawn].argsort(descending=False,"),
         ("ties by order", "drawn = tokens.uniform.argsort()", "drawn = (0 * tokens.uniform).argsort(stable=True)"),

@@ -36,7 +36,7 @@ TESTS = {
     "learner/ledger/predicted.py": f"{_T}ledger/test_ledger.py {_T}test_tabular.py",
     "learner/ledger/history.py": f"{_T}ledger/test_ledger.py {_T}entropy/test_controllers.py",
     "learner/logprobs.py": f"{_T}test_logprobs.py",
-    "learner/schedule.py": f"{_T}test_references.py -k learning_rate",
+    "learner/schedule.py": f"{_T}test_schedule.py",
     "learner/entropy/repo.py": f"{_T}test_references.py -k repo",
     "learner/entropy/covariance.py": f"{_T}test_references.py -k cov or order or share",
     "learner/entropy/clip.py": f"{_T}entropy/test_methods.py -k clip_methods or no_control",

@@ -169,8 +169,8 @@ def test_a_token_keeps_its_draw_wherever_it_is_moved(
         batches = build_batches(responses, np.ones(len(responses)), plan=plan, aggregation="token", temperature=1.0)
         found: dict[tuple[int, int], float] = {}
         for m in (m for b in batches for m in b.updates[0]):
-            numbers = token_uniform(7, 3, m.trajectory, m.place).tolist()
-            found |= dict(zip(zip(m.trajectory.tolist(), m.place.tolist(), strict=True), numbers, strict=True))
+            numbers = token_uniform(7, 3, m.trajectory, m.action_index).tolist()
+            found |= dict(zip(zip(m.trajectory.tolist(), m.action_index.tolist(), strict=True), numbers, strict=True))
         return found
 
     whole = draws(BatchPlan(1, 1, 1, 10_000, False))
