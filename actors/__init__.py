@@ -2,6 +2,7 @@
 
 | file | what |
 |---|---|
+| settings.py | what can be set about generators, verifiers, sampling and reward terms (no torch, no vLLM) |
 | inference.py | `SamplingParams`, `Request`, `Completion`, the `InferenceEngine` protocol |
 | vllm_engine.py | vLLM behind that protocol, stepped by a thread of this process |
 | vllm_worker.py | what runs inside vLLM's worker: weights from the channel into the model |

@@ -18,6 +18,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from actors.inference import Completion, Request
 from actors.pool import MemberDied
+from actors.settings import RewardModelSettings, VLLMSettings, cpu_threads
 from actors.verifier import EnvSpec, ScoreRequest, Verifier
 from actors.vllm_engine import EngineDead
 from envs.isolation.killable import SandboxError
@@ -25,7 +26,8 @@ from envs.types import Observation, Verdict
 from learner.weights.protocol import Rendezvous, WeightManifest
 
 if TYPE_CHECKING:
-    from learner.learner import LearnerStage
+    from learner.deepspeed_engine import Placement
+    from learner.learner import LearnerStage, RankSettings
 
 T = TypeVar("T")
 
@@ -103,10 +105,10 @@ class VerifierActor:
 
 @ray.remote
 class RewardModelActor:
-    def __init__(self, settings: dict[str, Any]) -> None:
-        from actors.rewards.reward_model import RewardModel, RewardModelSettings
+    def __init__(self, settings: RewardModelSettings) -> None:
+        from actors.rewards.reward_model import RewardModel
 
-        self._model = RewardModel(RewardModelSettings(**settings))
+        self._model = RewardModel(settings)
 
     def ready(self) -> bool:
         return True
@@ -130,7 +132,7 @@ class LearnerActor:
         with socket.create_server(("", 0)) as server:
             return ray.util.get_node_ip_address(), server.getsockname()[1]
 
-    def start(self, settings: Any, place: Any) -> None:
+    def start(self, settings: RankSettings, place: Placement) -> None:
         """Also for the next run of a warm group: the learner before it is freed, its channel to the generators kept."""
         from learner.learner import Learner
 
@@ -234,14 +236,15 @@ class RemoteLearner:
         await self.all("save", hf, engine)
 
 
-def vllm_factory(settings: dict[str, Any], threads: int | None) -> Callable[[], Any]:
-    """Builds the engine inside the actor. `threads`: OpenMP threads on CPU, set before vLLM is imported."""
+def vllm_factory(settings: VLLMSettings) -> Callable[[], Any]:
+    """Builds the engine inside the actor; its OpenMP threads on a CPU are set before vLLM is imported."""
 
     def make() -> Any:
+        threads = cpu_threads(settings.generator.cpus, settings.generator.gpus)
         if threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(threads)
-        from actors.vllm_engine import VLLMEngine, VLLMSettings
+        from actors.vllm_engine import VLLMEngine
 
-        return VLLMEngine(VLLMSettings(**settings))
+        return VLLMEngine(settings)
 
     return make

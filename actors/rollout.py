@@ -15,6 +15,7 @@ from typing import Protocol
 
 from actors.inference import Completion, Request, SamplingParams
 from actors.rewards.composite import FinishedTrajectory, ScoreFn
+from actors.settings import SamplingSettings
 from actors.verifier import ScoreRequest
 from envs.types import Group, Message, Prompt, Status, Trajectory, Turn, Verdict
 
@@ -42,13 +43,14 @@ class Codec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RolloutSettings:
-    sampling: SamplingParams
+    """Holds the section `sampling`, and what it takes beside it to sample groups."""
+
+    sampling: SamplingSettings
     responses: int
-    max_turns: int
     max_model_len: int
     seed: int  # of the run; each response's own seed follows from it and from where the response stands
-    max_total_tokens: int | None = None  # of all responses of a trajectory
-    max_seconds: float | None = None  # of a trajectory, looked at between its turns
+    stop_token_ids: tuple[int, ...] = ()
+    temperature: float | None = None  # in place of sampling.temperature: an evaluation has its own, and 0 for greedy
 
 
 def response_seed(seed: int, *where: object) -> int:
@@ -107,10 +109,12 @@ def _request(name: str, turn: int, ids: tuple[int, ...], settings: RolloutSettin
             f"{name}: {len(ids)} tokens of context leave no room for a response in generators.max_model_len = "
             f"{settings.max_model_len}"
         )
-    if settings.max_total_tokens is not None:
-        room = min(room, settings.max_total_tokens - spent)
-    sampling = replace(settings.sampling, max_tokens=min(settings.sampling.max_tokens, room))
-    return Request(f"{name}/turn{turn}", ids, sampling, response_seed(settings.seed, name, turn))
+    sampling = settings.sampling
+    if sampling.max_total_tokens is not None:
+        room = min(room, sampling.max_total_tokens - spent)
+    temperature = sampling.temperature if settings.temperature is None else settings.temperature
+    params = SamplingParams(min(sampling.max_tokens, room), temperature, sampling.top_p, settings.stop_token_ids)
+    return Request(f"{name}/turn{turn}", ids, params, response_seed(settings.seed, name, turn))
 
 
 async def _finish(
@@ -158,12 +162,13 @@ def _limit_reached(
     settings: RolloutSettings, turns: int, spent: int, length: int, seconds: float
 ) -> tuple[Status, str] | None:
     """The limit that forbids another turn, and the key it is set with. spent, length: tokens of responses, of everything."""
-    if turns >= settings.max_turns:
+    sampling = settings.sampling
+    if turns >= sampling.max_turns:
         return Status.TURNS, "sampling.max_turns"
-    if settings.max_total_tokens is not None and spent >= settings.max_total_tokens:
+    if sampling.max_total_tokens is not None and spent >= sampling.max_total_tokens:
         return Status.TOKENS, "sampling.max_total_tokens"
     if length >= settings.max_model_len:
         return Status.TOKENS, "generators.max_model_len"
-    if settings.max_seconds is not None and seconds >= settings.max_seconds:
+    if sampling.max_seconds is not None and seconds >= sampling.max_seconds:
         return Status.SECONDS, "sampling.max_seconds"
     return None

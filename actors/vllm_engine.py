@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from actors.inference import Completion, Request
+from actors.settings import VLLMSettings
 from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
 
 T = TypeVar("T")
@@ -32,35 +33,6 @@ _set_num_threads = torch.set_num_threads  # vLLM replaces torch's by one that do
 
 class EngineDead(RuntimeError):
     """The engine's thread has ended, by `close` or by the error in the message; it serves nothing any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class VLLMSettings:
-    """How to build the engine.
-
-    model                   a Hugging Face folder; its weights are policy version `version`
-    fp32_head               the LM head's product in float32, as in the trainer
-    max_model_len           tokens, prompt and response together
-    max_num_seqs            responses sampled at the same time
-    kv_cache_bytes          memory for the KV cache; None takes `gpu_memory_utilization` of the GPU instead
-    max_num_batched_tokens  tokens in one step; None: 16,384 on CPU, vLLM's own choice on GPUs
-    version                 policy version of the weights in `model`
-    There is no end-of-sequence id here: a response ends at `SamplingParams.stop_token_ids` and nowhere else.
-    """
-
-    model: str
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
-    fp32_head: bool = False
-    max_model_len: int = 2048
-    max_num_seqs: int = 256
-    kv_cache_bytes: int | None = None
-    gpu_memory_utilization: float = 0.9
-    tensor_parallel: int = 1
-    enforce_eager: bool = True
-    prefix_caching: bool = True
-    max_num_batched_tokens: int | None = None
-    seed: int = 0
-    version: int = 0
 
 
 @dataclass(slots=True)
@@ -150,8 +122,8 @@ class VLLMEngine:
         batch = []
         for tokens in sequences:
             self._validate_ids("a sequence to score", tokens)
-            if len(tokens) > self.settings.max_model_len:
-                limit = self.settings.max_model_len
+            if len(tokens) > self.settings.generator.max_model_len:
+                limit = self.settings.generator.max_model_len
                 raise ValueError(f"a sequence to score has {len(tokens)} tokens, more than max_model_len {limit}")
             params = SamplingParams(
                 max_tokens=1,
@@ -249,7 +221,11 @@ class VLLMEngine:
 
     def _validate(self, request: Request) -> None:
         self._validate_ids(f"the prompt of {request.id}", request.prompt_ids)
-        prompt, response, limit = len(request.prompt_ids), request.sampling.max_tokens, self.settings.max_model_len
+        prompt, response, limit = (
+            len(request.prompt_ids),
+            request.sampling.max_tokens,
+            self.settings.generator.max_model_len,
+        )
         if prompt + response > limit:
             raise ValueError(
                 f"request {request.id} needs {prompt} prompt + {response} response = {prompt + response} tokens, "
@@ -402,30 +378,28 @@ def _build(settings: VLLMSettings) -> tuple[Any, int]:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     options: dict[str, Any] = {}
-    tokens = settings.max_num_batched_tokens
+    g = settings.generator
     if cpu:
         # Chunked prefill with a seed crashes on CPU: vLLM rewinds the offset of the request's random generator, which
         # CPU generators do not have. Without chunks a whole sequence has to fit into one step.
         options["enable_chunked_prefill"] = False
-        tokens = max(tokens or CPU_BATCHED_TOKENS, settings.max_model_len)
-    if tokens is not None:
-        options["max_num_batched_tokens"] = tokens
-    if settings.kv_cache_bytes is not None:
-        options["kv_cache_memory_bytes"] = settings.kv_cache_bytes
+        options["max_num_batched_tokens"] = max(CPU_BATCHED_TOKENS, g.max_model_len)
+    if g.kv_cache_bytes is not None:
+        options["kv_cache_memory_bytes"] = g.kv_cache_bytes
     if not cpu:  # with a cache of a given size it is still what vLLM wants to find free at its start
-        options["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        options["gpu_memory_utilization"] = g.memory_share
     engine = LLMEngine.from_engine_args(
         EngineArgs(
             model=settings.model,
             dtype=settings.dtype,
             hf_overrides={"head_dtype": "float32"} if settings.fp32_head else {},
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            tensor_parallel_size=settings.tensor_parallel,
+            max_model_len=g.max_model_len,
+            max_num_seqs=g.max_num_seqs,
+            tensor_parallel_size=g.tensor_parallel,
             # Several workers are processes on this node: inside a Ray actor vLLM would otherwise look for bundles of its own.
-            distributed_executor_backend="mp" if settings.tensor_parallel > 1 else None,
-            enforce_eager=settings.enforce_eager,
-            enable_prefix_caching=settings.prefix_caching,
+            distributed_executor_backend="mp" if g.tensor_parallel > 1 else None,
+            enforce_eager=g.enforce_eager,
+            enable_prefix_caching=g.prefix_caching,
             seed=settings.seed,
             skip_tokenizer_init=True,
             generation_config="vllm",  # no sampling defaults and no end tokens from the model folder

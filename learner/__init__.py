@@ -1,6 +1,7 @@
 """Turns trajectories into weights (torch, no ray).
 
 types.py             batches, token statistics and what an entropy method changes; the one shape legend
+settings.py          what can be set about training: sections of a recipe (no torch)
 advantages.py        pure: group baselines and turn-level advantages
 batching.py          pure: trajectories -> micro-batches; updates, packing, balanced split over ranks
 logprobs.py          pure: (hidden, head) -> log-prob and exact entropy, chunked

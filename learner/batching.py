@@ -9,28 +9,17 @@ fewer parts, of the size that parts have otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.types import Group, Trajectory
 from learner.advantages import Advantage, returns_to_go, turn_baselines, whitened
+from learner.settings import BatchPlan
 from learner.types import Aggregation, MicroBatch, RankBatch
 
 # One a trajectory, or for each an array with one a turn.
 Advantages = NDArray[np.float64] | Sequence[NDArray[np.float64]]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchPlan:
-    """How a batch is divided. None of these changes the loss."""
-
-    updates: int  # optimiser steps over the batch
-    epochs: int  # passes over the batch; each pass is `updates` steps
-    ranks: int
-    micro_batch_tokens: int
-    packing: bool  # several trajectories one after the other in a row, instead of padded rows
 
 
 def trajectory_advantages(groups: Sequence[Group], advantage: Advantage) -> NDArray[np.float64]:

@@ -18,9 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from learner.settings import EngineSettings, TrainerPrecision
 from learner.weights.protocol import TensorSpec
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class UnsupportedPrecision(ValueError):
@@ -39,19 +38,7 @@ class Placement:
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    zero_stage: int
-    precision: Precision
-    lr: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    grad_clip: float  # global norm; 0: off
-    loss_scale_power: int = 16  # fp16: the dynamic loss scale starts at 2 to this
-
-
-def untrainable(precision: Precision, cuda: bool) -> str | None:
+def untrainable(precision: TrainerPrecision, cuda: bool) -> str | None:
     """Why this device cannot train in `precision`; None if it can. Forward passes may work all the same."""
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -68,8 +55,13 @@ def untrainable(precision: Precision, cuda: bool) -> str | None:
 class DeepSpeedEngine:
     """One rank of the group."""
 
-    def __init__(self, place: Placement, settings: EngineSettings) -> None:
-        """Joins the group; `attach` gives it a model. The environment is this process's own: one rank, one process."""
+    def __init__(
+        self, place: Placement, settings: EngineSettings, precision: TrainerPrecision, loss_scale_power: int = 16
+    ) -> None:
+        """Joins the group; `attach` gives it a model. The environment is this process's own: one rank, one process.
+
+        precision: the one in use, whatever `settings` leave to the precision switch.
+        """
         os.environ.update(
             MASTER_ADDR=place.master_addr,
             MASTER_PORT=str(place.master_port),
@@ -77,10 +69,8 @@ class DeepSpeedEngine:
             LOCAL_RANK="0",
             WORLD_SIZE=str(place.world_size),
         )
-        if reason := untrainable(settings.precision, place.cuda):
-            raise UnsupportedPrecision(
-                f"the trainer's precision is {settings.precision} and {reason}: set another precision"
-            )
+        if reason := untrainable(precision, place.cuda):
+            raise UnsupportedPrecision(f"the trainer's precision is {precision} and {reason}: set another precision")
         import deepspeed  # here: it probes the accelerator and the environment at import
         import deepspeed.ops
 
@@ -90,6 +80,7 @@ class DeepSpeedEngine:
 
         self._deepspeed = deepspeed
         self.place, self.settings = place, settings
+        self.precision, self._loss_scale_power = precision, loss_scale_power
         self.device = torch.device("cuda", 0) if place.cuda else torch.device("cpu")
         if place.cuda:
             torch.cuda.set_device(self.device)
@@ -106,8 +97,8 @@ class DeepSpeedEngine:
         decay = [p for p in model.parameters() if p.ndim >= 2]
         rest = [p for p in model.parameters() if p.ndim < 2]
         groups = [{"params": decay, "weight_decay": s.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        # A client optimizer: one named in the config is compiled at first use, which takes minutes on a CPU.
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=s.lr, betas=s.betas, eps=s.eps)
+        # A client optimizer: one named in the config is compiled at first use, which takes minutes on a CPU. `step` sets its rate.
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=s.betas, eps=s.eps)
         engine: Any
         engine, *_ = self._deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())
         self.engine = engine
@@ -120,7 +111,7 @@ class DeepSpeedEngine:
         call. Under ZeRO-3 it is partitioned as well, and its forward is a collective."""
         model.requires_grad_(False).eval()
         if self.settings.zero_stage < 3:
-            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.settings.precision, torch.float32)
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
             for parameter in model.parameters():  # these alone, as DeepSpeed does: buffers keep their own precision
                 parameter.data = parameter.data.to(dtype)
             return model.to(self.device)
@@ -139,11 +130,11 @@ class DeepSpeedEngine:
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
-        if s.precision == "bf16":
+        if self.precision == "bf16":
             config["bf16"] = {"enabled": True}
-        if s.precision == "fp16":
+        if self.precision == "fp16":
             # loss_scale 0: dynamic. Halved after a step whose gradient overflowed, doubled after 1,000 that did not.
-            config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": s.loss_scale_power}
+            config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": self._loss_scale_power}
         return config
 
     def __call__(self, *inputs: Any) -> Any:
@@ -163,7 +154,7 @@ class DeepSpeedEngine:
     @property
     def loss_scale(self) -> float | None:
         """What fp16's next loss is multiplied by before backward; None in the other precisions."""
-        return float(self.engine.optimizer.loss_scale) if self.settings.precision == "fp16" else None
+        return float(self.engine.optimizer.loss_scale) if self.precision == "fp16" else None
 
     def step(self, lr: float) -> float:
         """Take the optimiser step at learning rate `lr`; returns the global gradient norm before clipping.
@@ -173,7 +164,7 @@ class DeepSpeedEngine:
         scale = self.loss_scale or 1.0  # the step may change it
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        if self.settings.zero_stage == 0 and self.settings.precision == "fp32":
+        if self.settings.zero_stage == 0 and self.precision == "fp32":
             # No optimizer of DeepSpeed's own here, hence no norm; the gradients are whole and already averaged over ranks.
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(grads)

@@ -18,18 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.deepspeed_engine import DeepSpeedEngine, EngineSettings, Placement
+from learner.deepspeed_engine import DeepSpeedEngine, Placement
 from learner.draws import token_uniform
 from learner.entropy.base import AtBoundary
-from learner.entropy.base import Settings as KindSettings
 from learner.entropy.build import build
+from learner.entropy.settings import EntropySettings
+from learner.entropy.steering import Steering
 from learner.entropy.target import TargetSettings
 from learner.ledger.history import Ledger, update_metrics
 from learner.ledger.predicted import Fresh, tally_policy, tally_shaping, tally_update
 from learner.ledger.tally import Tally
-from learner.objective import Objective, reference_pull, token_loss, with_reference
+from learner.objective import reference_pull, token_loss, weigh, with_reference
 from learner.policy import Policy, load_policy
-from learner.schedule import Shape, learning_rate
+from learner.schedule import learning_rate
+from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings, TrainerPrecision
 from learner.types import LossData, MicroBatch, RankBatch, Shaping, StepMetrics, TokenStats
 from learner.weights.channel import listen
 from learner.weights.protocol import Rendezvous, WeightManifest, make_manifest
@@ -41,35 +43,28 @@ class NonFiniteError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class LearnerSettings:
-    """Everything a rank needs; built by orchestration from the run's configuration."""
+class RankSettings:
+    """Holds what one learner rank is started with: a run's sections, and what follows from several of them."""
 
-    model: str
-    attention: str
-    gradient_checkpointing: bool
-    threads: int  # torch threads of the rank on CPU; 0: torch's own choice
-    engine: EngineSettings
-    schedule: Shape
-    warmup: int
-    total_steps: int
-    floor: float
-    objective: Objective
-    method: KindSettings
-    controller: KindSettings
-    target: TargetSettings
-    environments: Mapping[str, TargetSettings]  # that have a target of their own
+    model: ModelSettings  # its path: the weights to start from, the configured model's or a checkpoint's
+    learner: LearnerSettings
+    objective: ObjectiveSettings
+    entropy: EntropySettings
+    precision: TrainerPrecision
+    loss_scale_power: int
+    fp32_head: bool  # the LM head's product in float32
     reference: str  # the model that a KL penalty, if there is one, is taken to
+    hold_reference: bool  # even without a KL penalty now: a later stage has one
+    total_steps: int
     seed: int
     bucket_bytes: int
-    fp32_head: bool = False  # the LM head's product in float32
-    hold_reference: bool = False  # even without a KL penalty now: a later stage has one
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerStage:
     """What a stage changes, and what it does to what the stages before have left."""
 
-    objective: Objective
+    objective: ObjectiveSettings
     lr: float
     target: TargetSettings
     controller: AtBoundary = "keep"
@@ -77,25 +72,28 @@ class LearnerStage:
 
 
 class Learner:
-    def __init__(self, settings: LearnerSettings, place: Placement) -> None:
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+    def __init__(self, settings: RankSettings, place: Placement) -> None:
+        if settings.learner.threads:
+            torch.set_num_threads(settings.learner.threads)
         self.settings, self.rank = settings, place.rank
-        self.engine = DeepSpeedEngine(place, settings.engine)
+        self.engine = DeepSpeedEngine(place, settings.learner, settings.precision, settings.loss_scale_power)
         self.policy = load_policy(
-            settings.model,
-            attention=settings.attention,
-            checkpointing=settings.gradient_checkpointing,
+            settings.model.path,
+            attention=settings.model.attention,
+            checkpointing=settings.learner.gradient_checkpointing,
             fp32_head=settings.fp32_head,
         )
         self.engine.attach(self.policy)
         self.reference: Policy | None = None
-        if settings.objective.kl or settings.hold_reference:
+        if settings.objective.kl.coefficient or settings.hold_reference:
             self.reference = load_policy(
-                settings.reference, attention=settings.attention, checkpointing=False, fp32_head=settings.fp32_head
+                settings.reference,
+                attention=settings.model.attention,
+                checkpointing=False,
+                fp32_head=settings.fp32_head,
             )
             self.frozen = self.engine.freeze(self.reference)
-        self.steering = build(settings.method, settings.controller, settings.target, settings.environments)
+        self.steering = _steering(settings.entropy)
         self.ledger = Ledger()
         self.steps = 0  # optimiser steps so far
         self.publisher: Publisher | None = None
@@ -108,9 +106,12 @@ class Learner:
         engine's checkpoint, beside `settings`: a learner that resumes in a stage is built with that stage's."""
         s = self.settings
         self.settings = s = replace(
-            s, objective=stage.objective, target=stage.target, engine=replace(s.engine, lr=stage.lr)
+            s,
+            objective=stage.objective,
+            learner=s.learner.model_copy(update={"lr": stage.lr}),
+            entropy=s.entropy.model_copy(update={"target": stage.target}),
         )
-        self.steering.begin_stage(build(s.method, s.controller, s.target, s.environments), stage.controller)
+        self.steering.begin_stage(_steering(s.entropy), stage.controller)
         self.ledger.interrupt()
         if stage.optimiser == "reset":
             self.engine.reset_optimiser()
@@ -227,14 +228,14 @@ class Learner:
         with torch.no_grad():
             logp, entropy, kappa, entropy_grad_sq = self._forward(micro, batch.temperature)
             reference = None
-            if self.reference is not None and self.settings.objective.kl:
+            if self.reference is not None and self.settings.objective.kl.coefficient:
                 reference, *_ = self.frozen(*self._inputs(micro), batch.temperature)
         engine_logp, advantages = self._tensor(micro.engine_logprobs), self._tensor(micro.advantages)
         advantages = with_reference(advantages, logp, reference, self.settings.objective)
         uniform = token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.action_index)
         objective, importance = self.settings.objective, None
         if objective.importance.kind != "none":
-            importance, _ = objective.importance.weigh(logp - engine_logp, self._tensor(micro.trajectory))
+            importance, _ = weigh(objective.importance, logp - engine_logp, self._tensor(micro.trajectory))
         return Fresh(
             stats=TokenStats(
                 logp=logp,
@@ -277,10 +278,7 @@ class Learner:
         return torch.tensor(array, device=self.engine.device)
 
     def _lr(self) -> float:
-        s = self.settings
-        return learning_rate(
-            self.steps, peak=s.engine.lr, shape=s.schedule, warmup=s.warmup, total=s.total_steps, floor=s.floor
-        )
+        return learning_rate(self.steps, self.settings.learner, self.settings.total_steps)
 
     def _reduce(self, tally: Tally) -> None:
         sums, peaks = tally.vectors()
@@ -316,7 +314,7 @@ class Learner:
         if self.publisher is not None:
             self.publisher.close()
         self.publisher = Publisher(
-            rendezvous, timeout_s, listener=self._listener, overlap=self.settings.engine.zero_stage < 3
+            rendezvous, timeout_s, listener=self._listener, overlap=self.settings.learner.zero_stage < 3
         )
 
     def manifest(self, version: int) -> WeightManifest:
@@ -360,3 +358,7 @@ class Learner:
         if self.publisher is not None:
             self.publisher.close()
         self.engine.close()
+
+
+def _steering(entropy: EntropySettings) -> Steering:
+    return build(entropy.method, entropy.controller, entropy.target, entropy.environments)

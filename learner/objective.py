@@ -18,52 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from learner.settings import Estimator, ImportanceSettings, ObjectiveSettings
 from learner.types import LossData, LossTerms, Shaping
-
-Estimator = Literal["k1", "k2", "k3"]
-
-
-@dataclass(frozen=True, slots=True)
-class Importance:
-    """Correction from the engine's log-probs to the trainer's, w = pi_old(trainer) / pi_old(engine), always detached.
-
-    truncated  min(w, cap): TIS, "Your efficient RL framework secretly brings you off-policy RL training", Yao et al. 2025
-    masked     w where floor <= w <= cap, else 0: MIS, "When speed kills stability", Liu et al. 2025; with a floor, IcePop
-    level      "token", or "sequence": w is the product over the trajectory's tokens
-    """
-
-    kind: Literal["none", "truncated", "masked"] = "none"
-    cap: float = 2.0
-    floor: float = 0.0
-    level: Literal["token", "sequence"] = "token"
-
-    def weigh(self, log_ratio: Tensor, trajectory: Tensor) -> tuple[Tensor, Tensor]:
-        """log(trainer / engine) [N] -> (weight [N], which tokens were limited, bool [N])."""
-        if self.kind == "none":
-            return torch.ones_like(log_ratio), torch.zeros_like(log_ratio, dtype=torch.bool)
-        total = per_trajectory(log_ratio, trajectory, mean=False) if self.level == "sequence" else log_ratio
-        w = total.exp()
-        if self.kind == "truncated":
-            return w.clamp(max=self.cap), w > self.cap
-        out = (w > self.cap) | (w < self.floor)
-        return torch.where(out, torch.zeros_like(w), w), out
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """The loss's settings, all of them."""
-
-    surrogate: str = "ppo"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    importance: Importance = Importance()
-    kl: float = 0.0  # coefficient of the KL to the reference policy
-    estimator: Estimator = "k3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +43,18 @@ def per_trajectory(values: Tensor, trajectory: Tensor, *, mean: bool) -> Tensor:
     _, index, count = trajectory.unique_consecutive(return_inverse=True, return_counts=True)
     sums = values.new_zeros(len(count)).index_add(0, index, values)
     return (sums / count if mean else sums)[index]
+
+
+def weigh(importance: ImportanceSettings, log_ratio: Tensor, trajectory: Tensor) -> tuple[Tensor, Tensor]:
+    """Corrects for the engine's log-probs: log(trainer / engine) [N] -> (weight [N], which tokens were limited, bool [N])."""
+    if importance.kind == "none":
+        return torch.ones_like(log_ratio), torch.zeros_like(log_ratio, dtype=torch.bool)
+    total = per_trajectory(log_ratio, trajectory, mean=False) if importance.level == "sequence" else log_ratio
+    w = total.exp()
+    if importance.kind == "truncated":
+        return w.clamp(max=importance.cap), w > importance.cap
+    out = (w > importance.cap) | (w < importance.floor)
+    return torch.where(out, torch.zeros_like(w), w), out
 
 
 # --- surrogates: (log ratio with gradient, advantages, clip) -> loss [N] --------------------------------------------------
@@ -146,13 +118,13 @@ def reference_penalty(logp: Tensor, reference: Tensor, estimator: Estimator) -> 
     return k3(difference)
 
 
-def reference_pull(logp: Tensor, reference: Tensor | None, objective: Objective) -> Tensor | None:
+def reference_pull(logp: Tensor, reference: Tensor | None, objective: ObjectiveSettings) -> Tensor | None:
     """Minus the penalty's slope in log pi, coefficient included: the advantage that would move a token as the penalty does. With
     k2 kl * log(ref / pi), with k3 kl * (ref / pi - 1). None where nothing pulls, or where k1 has it in the advantage. [N]"""
-    if reference is None or objective.kl == 0.0 or objective.estimator == "k1":
+    if reference is None or objective.kl.coefficient == 0.0 or objective.kl.estimator == "k1":
         return None
     apart = reference - logp
-    return objective.kl * (apart if objective.estimator == "k2" else torch.expm1(apart))
+    return objective.kl.coefficient * (apart if objective.kl.estimator == "k2" else torch.expm1(apart))
 
 
 def k3(difference: Tensor) -> Tensor:
@@ -160,17 +132,21 @@ def k3(difference: Tensor) -> Tensor:
     return difference.exp() - difference - 1.0
 
 
-def with_reference(advantages: Tensor, old_logp: Tensor, reference: Tensor | None, objective: Objective) -> Tensor:
+def with_reference(
+    advantages: Tensor, old_logp: Tensor, reference: Tensor | None, objective: ObjectiveSettings
+) -> Tensor:
     """A - kl * (log pi_old - log ref) with estimator k1: the penalty as a reward of every token; else A. [N]"""
-    if reference is None or objective.estimator != "k1" or objective.kl == 0.0:
+    if reference is None or objective.kl.estimator != "k1" or objective.kl.coefficient == 0.0:
         return advantages
-    return advantages - objective.kl * (old_logp - reference)
+    return advantages - objective.kl.coefficient * (old_logp - reference)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------------
 
 
-def token_loss(logp: Tensor, entropy: Tensor, data: LossData, shaping: Shaping, objective: Objective) -> LossTerms:
+def token_loss(
+    logp: Tensor, entropy: Tensor, data: LossData, shaping: Shaping, objective: ObjectiveSettings
+) -> LossTerms:
     """logp and entropy float32 [N], with gradient. `shaping.advantages`, if given, replaces data.advantages altogether."""
     clip = ClipRange(objective.clip_low, objective.clip_high if shaping.clip_high is None else shaping.clip_high)
     shaped = data.advantages if shaping.advantages is None else shaping.advantages
@@ -182,7 +158,7 @@ def token_loss(logp: Tensor, entropy: Tensor, data: LossData, shaping: Shaping, 
     if data.engine_logp is None:
         importance, limited = torch.ones_like(data.old_logp), torch.zeros_like(data.old_logp, dtype=torch.bool)
     else:
-        importance, limited = objective.importance.weigh(data.old_logp - data.engine_logp, data.trajectory)
+        importance, limited = weigh(objective.importance, data.old_logp - data.engine_logp, data.trajectory)
     if objective.importance.kind != "none":
         per_token = per_token * importance
     if shaping.weight is not None:
@@ -191,8 +167,9 @@ def token_loss(logp: Tensor, entropy: Tensor, data: LossData, shaping: Shaping, 
         per_token = per_token - shaping.bonus * entropy
     if shaping.kl is not None:
         per_token = per_token + shaping.kl * k3(data.old_logp - logp)
-    if objective.kl and data.reference_logp is not None:
-        per_token = per_token + objective.kl * reference_penalty(logp, data.reference_logp, objective.estimator)
+    if objective.kl.coefficient and data.reference_logp is not None:
+        penalty = reference_penalty(logp, data.reference_logp, objective.kl.estimator)
+        per_token = per_token + objective.kl.coefficient * penalty
     with torch.no_grad():
         ratio = log_ratio.exp()
         # CISPO limits a token's weight whatever the sign of its advantage; PPO's minimum takes the clip on one side only.

@@ -13,6 +13,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from actors.settings import LengthSettings, OverlongSettings
 from actors.verifier import ScoreRequest
 from envs.reward_terms import length as shaping
 from envs.types import Message, Observation, Prompt, Status, Trajectory, Verdict
@@ -94,33 +95,27 @@ async def _finite(term: Term, ended: FinishedTrajectory) -> float | TermFailed:
 # --- terms --------------------------------------------------------------------------------------------------------------
 
 
-def length_term(
-    weight: float,
-    shape: shaping.Shape,
-    free: int,
-    full: int | None,
-    correct: tuple[float, float],
-    wrong: tuple[float, float],
-) -> Term:
-    """By the tokens of all responses of a trajectory: the first value of `correct` or `wrong` up to `free`, the second from
-    `full` on (None: the most that one response may have)."""
+def length_term(settings: LengthSettings) -> Term:
+    """Rewards by the tokens of all responses of a trajectory: the first value of `correct` or `wrong` up to `free`, the second
+    from `full` on (None: the most that one response may have)."""
 
     async def value(ended: FinishedTrajectory) -> float:
-        trajectory = ended.trajectory
-        share = shaping.progress(trajectory.response_tokens, free, ended.max_tokens if full is None else full)
-        return shaping.between(*(correct if trajectory.verdict.correct else wrong), share, shape)
+        trajectory, s = ended.trajectory, settings
+        share = shaping.progress(trajectory.response_tokens, s.free, ended.max_tokens if s.full is None else s.full)
+        start, end = s.correct if trajectory.verdict.correct else s.wrong
+        return shaping.between(start, end, share, s.shape)
 
-    return Term("length", weight, value)
+    return Term("length", settings.weight, value)
 
 
-def overlong_term(weight: float, buffer: int) -> Term:
-    """Of the longest response of a trajectory, since the limit is one response's."""
+def overlong_term(settings: OverlongSettings) -> Term:
+    """Punishes the length of the longest response of a trajectory, since the limit is one response's."""
 
     async def value(ended: FinishedTrajectory) -> float:
         longest = max(len(turn.response_ids) for turn in ended.trajectory.turns)
-        return shaping.overlong(longest, ended.max_tokens, buffer)
+        return shaping.overlong(longest, ended.max_tokens, settings.buffer)
 
-    return Term("overlong", weight, value)
+    return Term("overlong", settings.weight, value)
 
 
 def asked_term(name: str, weight: float, score: ScoreFn, request: Callable[[FinishedTrajectory], ScoreRequest]) -> Term:

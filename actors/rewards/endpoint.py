@@ -6,33 +6,23 @@ import asyncio
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from actors.rewards.judge import Answer, NoScore, shown
+from actors.settings import EndpointSettings
 
 AGAIN = (408, 409, 429, 500, 502, 503, 504)
 LONGEST_WAIT_S = 60.0  # between two tries, whatever a server asks for
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointSettings:
-    """See orchestration/config/reward_sections.py: JudgeTerm. The key is not among them: it is in no configuration."""
-
-    url: str
-    model: str
-    timeout_s: float
-    retries: int
-    backoff_s: float
-    concurrency: int
 
 
 class Endpoint:
     """A judge's JudgeBackend. Belongs to one event loop."""
 
     def __init__(self, settings: EndpointSettings, key: str | None = None) -> None:
+        if settings.url is None or settings.model is None:
+            raise ValueError("an endpoint needs a url and a model")
         self.settings = settings
         self.name, self.source = settings.model, settings.url
         self.counts = {"requests": 0, "retries": 0}
@@ -76,7 +66,7 @@ class Endpoint:
             self._client = httpx.AsyncClient(headers=headers, timeout=None, limits=limits)
         self.counts["requests"] += 1
         # Escaped to ASCII: httpx's own JSON fails at half a surrogate pair, which a policy can write.
-        return await self._client.post(f"{self.settings.url}/chat/completions", content=json.dumps(body))
+        return await self._client.post(f"{self.source}/chat/completions", content=json.dumps(body))
 
     def _read(self, response: httpx.Response) -> Answer:
         try:

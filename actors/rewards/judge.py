@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from actors.settings import JudgeSettings
 from actors.verifier import ScoreRequest
 from envs.reward_terms import length as shaping
 from envs.types import Message, Status, Verdict
@@ -33,21 +34,6 @@ SYSTEM = (
 )
 SHOWN = 300  # characters of an answer that a message quotes
 _PLACE = re.compile(r"\{(prompt|response|reference)\}")
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeSettings:
-    """See orchestration/config/reward_sections.py: JudgeTerm."""
-
-    rubric: str
-    reference: str
-    score: str
-    low: float
-    high: float
-    temperature: float
-    max_tokens: int
-    cache_entries: int
-    cache_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +79,8 @@ class Judge:
         self.settings, self.speaker = settings, speaker
         self.cached = 0  # answers that nobody was asked for again
         self._score = re.compile(settings.score)
-        self._cache = Cache(settings.cache_entries, settings.cache_file)
+        file = None if settings.cache_file is None else Path(settings.cache_file).expanduser()
+        self._cache = Cache(settings.cache_entries, file)
         self._under_way: dict[str, asyncio.Task[float]] = {}
 
     async def score(self, request: ScoreRequest) -> Verdict:

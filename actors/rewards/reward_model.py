@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from actors.settings import RewardModelSettings, cpu_threads
 from actors.verifier import ScoreRequest
 from envs.reward_terms import length as shaping
 from envs.types import Message, Observation, Status, Verdict
@@ -22,36 +22,20 @@ from learner import chat
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True, slots=True)
-class RewardModelSettings:
-    """See orchestration/config/reward_sections.py: RewardModelTerm."""
-
-    path: str
-    cuda: bool = False
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    label: int | None = None
-    chat_template: bool | None = None
-    max_batch_tokens: int = 8192
-    scale: float = 1.0
-    shift: float = 0.0
-    clip: tuple[float, float] = (-math.inf, math.inf)
-    threads: int = 0  # 0: as torch has them
-
-
 class RewardModel:
     """Raises ValueError, one sentence, for a model or tokenizer that cannot judge. Not thread-safe."""
 
     def __init__(self, settings: RewardModelSettings) -> None:
         self.settings = settings
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        if (threads := cpu_threads(settings.cpus, settings.gpus)) is not None:
+            torch.set_num_threads(threads)
         self.tokenizer: Any = chat.load_tokenizer(settings.path)
         self._chat = bool(self.tokenizer.chat_template) if settings.chat_template is None else settings.chat_template
         if self._chat and not self.tokenizer.chat_template:
             raise ValueError(
                 f"the tokenizer of {settings.path} has no chat template: set rewards.model.chat_template=false"
             )
-        self.device = torch.device("cuda" if settings.cuda else "cpu")
+        self.device = torch.device("cuda" if settings.gpus else "cpu")
         self.model = _load(settings).to(self.device).eval()
         config = self.model.config.get_text_config()
         pad = self.tokenizer.pad_token_id
@@ -104,7 +88,7 @@ class RewardModel:
         s = self.settings
         if not math.isfinite(score):
             return _failed(f"its score is {score}")
-        return Verdict(shaping.normalised(score, s.scale, s.shift, *s.clip))
+        return Verdict(shaping.normalised(score, s.scale, s.shift, *(s.clip or ())))
 
     def _ids(self, conversation: Sequence[Message]) -> list[int]:
         """Raises ValueError for what the model cannot read, and whatever its chat template raises."""

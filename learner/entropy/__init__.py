@@ -10,4 +10,5 @@ steering.py     a controller with its target is a loop; Steering joins a method 
 controllers.py  fixed, doubling, proportional, additive, pi, isentropic: pure, bounded, validated
 target.py       the entropy to hold: nats or a fraction of the start, scheduled, over all or the correct responses
 build.py        the two dicts kind -> class, and build()
+settings.py     the section `entropy`: method, controller, target
 """

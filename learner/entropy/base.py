@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from learner.settings import KindSettings
 from learner.types import Shaping, TokenStats
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Settings(BaseModel):
-    """Refuses unknown keys and wrong types: the base of all settings of entropy control. Frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class CoefficientRange(BaseModel):
@@ -40,7 +35,7 @@ class CoefficientRange(BaseModel):
 class Method(Protocol):
     """Acts on entropy in one way. Pure: `shape` depends on its arguments alone."""
 
-    Settings: ClassVar[type[Settings]]
+    Settings: ClassVar[type[KindSettings]]
     coefficient_range: ClassVar[CoefficientRange]
     # "token": `shape` treats every token by itself, may be called on any part of a batch, and takes a coefficient a token.
     # "batch": `shape` takes statistics over tokens and is called once per update, on the whole global batch.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from learner.entropy import base
+from learner.settings import KindSettings
 from learner.types import Shaping, TokenStats
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Bonus:
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["bonus"]
 
     coefficient_range = base.CoefficientRange(

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, cast
 
-from learner.entropy import base, steering
+from learner.entropy import steering
 from learner.entropy.bonus import Bonus
 from learner.entropy.clip import Adapo, ClipHigher
 from learner.entropy.controllers import PI, Additive, Doubling, Fixed, Isentropic, Proportional
@@ -14,6 +14,7 @@ from learner.entropy.covariance import ClipCov, KLCov
 from learner.entropy.none import NoControl
 from learner.entropy.repo import RepoD, RepoR
 from learner.entropy.target import Target, TargetSettings
+from learner.settings import KindSettings
 
 METHODS: dict[str, Any] = {
     "none": NoControl,
@@ -36,9 +37,9 @@ CONTROLLERS: dict[str, Any] = {
 }
 
 
-def parse(kinds: Mapping[str, Any], value: Any, what: str) -> base.Settings:
+def parse(kinds: Mapping[str, Any], value: Any, what: str) -> KindSettings:
     """Parses {kind: ..., ...} as the kind's Settings. Raises ValueError naming the nearest kind, or pydantic's ValidationError."""
-    if isinstance(value, base.Settings):
+    if isinstance(value, KindSettings):
         return value
     fields = cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
     kind = fields.get("kind")
@@ -52,8 +53,8 @@ def parse(kinds: Mapping[str, Any], value: Any, what: str) -> base.Settings:
 
 
 def build(
-    method: base.Settings,
-    controller: base.Settings,
+    method: KindSettings,
+    controller: KindSettings,
     target: TargetSettings,
     environments: Mapping[str, TargetSettings] | None = None,
 ) -> steering.Steering:
@@ -62,17 +63,17 @@ def build(
     environments: targets of their own, by the name an environment's metrics go by; each gets a controller of its own.
     Raises ValueError where the parts do not fit together (bounds, signs, a method that cannot tell environments apart).
     """
-    made = METHODS[getattr(method, "kind")](method)  # noqa: B009 - every Settings of a kind has one; the base has not
+    made = METHODS[method.kind](method)
     if environments and made.scope == "batch":
         raise ValueError(
-            f"entropy.environments gives {len(environments)} targets of their own, and {getattr(method, 'kind')} takes its "  # noqa: B009
+            f"entropy.environments gives {len(environments)} targets of their own, and {method.kind} takes its "
             "statistics over the whole batch, with one coefficient: leave them out or choose another method"
         )
     released = {t.release_at for t in (target, *(environments or {}).values())}
     if len(released) > 1 and not made.coefficient_range.linear:
         raise ValueError(
             f"entropy.environments let go at different iterations ({', '.join(map(str, sorted(released, key=str)))}), and "
-            f"{getattr(method, 'kind')} has no coefficient value that does nothing: give all the same release_at"  # noqa: B009
+            f"{method.kind} has no coefficient value that does nothing: give all the same release_at"
         )
 
     def loop(settings: TargetSettings) -> steering.Loop:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from learner.entropy import base
+from learner.settings import KindSettings
 from learner.types import Shaping, TokenStats
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ class _UpperClip:
 
 
 class ClipHigher(_UpperClip):
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["clip_higher"]
 
     def __init__(self, settings: Settings) -> None: ...
 
 
 class Adapo(_UpperClip):
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["adapo"]
 
     def __init__(self, settings: Settings) -> None: ...

@@ -13,10 +13,11 @@ from typing import ClassVar, Literal, Protocol, Self
 from pydantic import Field, model_validator
 
 from learner.entropy import base
+from learner.settings import KindSettings
 from learner.types import Observed
 
 
-class Range(base.Settings):
+class Range(KindSettings):
     """Bounds the coefficient's magnitude and its changes; what is left out of the bounds comes from the method."""
 
     start: float | None = None
@@ -50,7 +51,7 @@ class Range(base.Settings):
 class Controller(Protocol):
     """Moves one coefficient towards its target."""
 
-    Settings: ClassVar[type[base.Settings]]
+    Settings: ClassVar[type[KindSettings]]
     coefficient_range: base.CoefficientRange
     value: float
 
@@ -130,7 +131,7 @@ def relative_error(entropy: float, target: float) -> float:
 class Fixed(_Base):
     """Keeps the coefficient where it was set. A fixed coefficient is never saturated: nothing steers it."""
 
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["fixed"] = "fixed"
         value: float | None = None  # None: the method's start
 
@@ -280,7 +281,7 @@ class Isentropic(_Base):
     distant target: the sum counts no error as larger than REACH and stops growing while the coefficient is at its bound. Needs
     a method whose effect is linear in the coefficient: repo_r, repo_d, bonus."""
 
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["isentropic"]
         gain: float = Field(default=3.0, ge=0)
         integral: float = Field(default=0.15, ge=0)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from learner.entropy import base
+from learner.settings import KindSettings
 from learner.types import Shaping, TokenStats
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def _first(order: Tensor, count: int) -> Tensor:
 
 
 class ClipCov:
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["clip_cov"]
         low: float = 1.0
         high: float = Field(default=5.0, gt=0)
@@ -63,7 +64,7 @@ class ClipCov:
 
 
 class KLCov:
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["kl_cov"]
         share: float = Field(default=2e-3, gt=0, le=1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from learner.entropy import base
+from learner.settings import KindSettings
 from learner.types import Shaping, TokenStats
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class NoControl:
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["none"] = "none"
 
     coefficient_range = base.CoefficientRange(start=0.0, low=0.0, high=0.0, signed=False)

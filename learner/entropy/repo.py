@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from learner.entropy import base
+from learner.settings import KindSettings
 from learner.types import Shaping, TokenStats
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def surprise(tokens: TokenStats, centred: bool) -> Tensor:
 
 
 class RepoD:
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["repo_d"]
         centred: bool = True
 
@@ -51,7 +52,7 @@ class RepoD:
 
 
 class RepoR:
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["repo_r"]
         centred: bool = True
         part: Literal["both", "positive"] = "both"

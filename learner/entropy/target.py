@@ -9,12 +9,12 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from learner.entropy import base
+from learner.settings import Settings
 
 SMALLEST = 1e-9  # nats
 
 
-class TargetSettings(base.Settings):
+class TargetSettings(Settings):
     """Sets at most one of `nats` and `fraction`; the default is the run's own start, as published. A schedule multiplies it."""
 
     nats: float | None = Field(default=None, gt=0)

@@ -27,14 +27,14 @@ from actors.remote import (
     answer,
     vllm_factory,
 )
+from actors.settings import VLLMSettings, cpu_threads
 from learner.deepspeed_engine import Placement
 from learner.weights.checksum import verify_checksums
 from learner.weights.protocol import WeightManifest, WeightSyncError, make_rendezvous
 from orchestration.cluster import actor_settings, placement
-from orchestration.cluster.actor_settings import Start, cpu_env, threads
+from orchestration.cluster.actor_settings import Start, cpu_env
 from orchestration.cluster.actor_slots import ActorSlots
 from orchestration.config.run_config import RunConfig
-from orchestration.config.sections import GeneratorSection
 from orchestration.errors import ConfigError, NumericsError, PlacementError
 
 Member = RemoteVerifier | RemoteRewardModel | RemoteGenerator
@@ -99,7 +99,7 @@ class Cluster:
         await self._replace_judges()
         specs = actor_settings.environment_specs(self.config)
         starts = [
-            actor.start.remote(actor_settings.learner_settings(self.config, start), place)
+            actor.start.remote(actor_settings.rank_settings(self.config, start), place)
             for actor, place in zip(self.learner.actors, self._places, strict=True)
         ]
         await asyncio.gather(
@@ -177,13 +177,13 @@ class Cluster:
     async def _start_learner(self, start: Start) -> None:
         config = self.config
         ranks, limit = config.learner.ranks, config.cluster.start_timeout_s
-        number = config.learner.threads or threads(config.learner.cpus, config.learner.gpus)
+        number = config.learner.threads or cpu_threads(config.learner.cpus, config.learner.gpus)
         env = {} if self.cuda else {**cpu_env(number), "DS_ACCELERATOR": "cpu"}
         kind = "learner rank"
         actors = [self._slots.place(self._slots.name(kind), kind, r, LearnerActor, env=env) for r in range(ranks)]
         host, port = await answer("learner rank 0", actors[0].address.remote(), limit)
         self._host = host
-        settings = actor_settings.learner_settings(config, start)
+        settings = actor_settings.rank_settings(config, start)
         self._places = [Placement(r, ranks, host, port, self.cuda, config.learner.timeout_s) for r in range(ranks)]
         starts = [actor.start.remote(settings, place) for actor, place in zip(actors, self._places, strict=True)]
         await asyncio.gather(*(answer(f"learner rank {r}", ref, limit) for r, ref in enumerate(starts)))
@@ -193,20 +193,18 @@ class Cluster:
     def _generator(self, i: int, model: str) -> RemoteGenerator:
         """It starts STALE: it serves once somebody has called its weights current."""
         settings = actor_settings.policy_engine(self.config, model, self._source.version)
-        return self._engine("generator", i, self.config.generators, settings, self.version)
+        return self._engine("generator", i, settings, self.version)
 
     def _judge(self, i: int) -> RemoteGenerator:
         judge = self.config.judge_generator
         if judge is None:
             raise PlacementError("generators that judge are placed where the reward asks for them")
-        return self._engine("judge", i, judge, actor_settings.judge_engine(self.config, judge), None)
+        return self._engine("judge", i, actor_settings.judge_engine(self.config, judge), None)
 
-    def _engine(
-        self, kind: str, i: int, g: GeneratorSection, settings: dict[str, Any], required: int | None
-    ) -> RemoteGenerator:
-        number, name = threads(g.cpus, g.gpus), self._slots.name(kind)
-        built = vllm_factory(settings, number), name, required
-        actor = self._slots.place(name, kind, i, GeneratorActor, *built, env=cpu_env(number), max_concurrency=1000)
+    def _engine(self, kind: str, i: int, settings: VLLMSettings, required: int | None) -> RemoteGenerator:
+        g, name = settings.generator, self._slots.name(kind)
+        built, env = (vllm_factory(settings), name, required), cpu_env(cpu_threads(g.cpus, g.gpus))
+        actor = self._slots.place(name, kind, i, GeneratorActor, *built, env=env, max_concurrency=1000)
         return RemoteGenerator(name, actor, g.timeout_s)
 
     def _verifier(self, i: int) -> RemoteVerifier:
@@ -219,8 +217,8 @@ class Cluster:
         term, kind = self.config.rewards.model, "reward-model"
         if term is None:
             raise PlacementError("a reward model is placed where the reward has such a term")
-        settings, name = actor_settings.reward_model_settings(term), self._slots.name(kind)
-        env = cpu_env(threads(term.cpus, term.gpus))
+        settings, name = actor_settings.reward_model(term), self._slots.name(kind)
+        env = cpu_env(cpu_threads(term.cpus, term.gpus))
         actor = self._slots.place(name, kind, i, RewardModelActor, settings, env=env)
         return RemoteRewardModel(name, actor, term.timeout_s)
 

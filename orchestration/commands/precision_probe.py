@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from actors.settings import DTYPE_OF, GeneratorSettings, VLLMSettings
 from envs.types import Prompt, Trajectory, Turn, Verdict
-from orchestration.config.sections import BODY, DTYPE_OF, Mode
+from learner.settings import BODY, BatchPlan, Mode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from learner.phantom import Phantom
     from learner.policy import Policy
 
-CPU_KV_CACHE = 2**28  # bytes
+GPU_MEMORY_SHARE = 0.9  # of a GPU that nobody else is on
 MICRO_BATCH_TOKENS = 2048  # a packed row's attention is quadratic in it, and emulated where a CPU has no bf16
 
 
@@ -120,15 +121,18 @@ def _serve(pipe: Any, model: str, mode: Mode, tasks: Tasks, options: Options) ->
     import torch
 
     from actors.inference import Request, SamplingParams
-    from actors.vllm_engine import EngineDead, VLLMEngine, VLLMSettings
+    from actors.vllm_engine import EngineDead, VLLMEngine
 
     cuda = torch.cuda.is_available()
     settings = VLLMSettings(
         model=model,
+        generator=GeneratorSettings(
+            max_model_len=max(map(len, tasks.prompts)) + options.max_tokens,
+            gpus=int(cuda),
+            gpu_memory_utilization=GPU_MEMORY_SHARE,
+        ),
         dtype=DTYPE_OF[BODY[mode]],
         fp32_head=mode == "bf16-fp32head",
-        max_model_len=max(map(len, tasks.prompts)) + options.max_tokens,
-        kv_cache_bytes=None if cuda else CPU_KV_CACHE,
         seed=options.seed,
     )
     sampling = SamplingParams(options.max_tokens, stop_token_ids=tasks.stop_token_ids)
@@ -230,9 +234,9 @@ def _score(policy: Policy, trajectories: Sequence[Trajectory], *, packing: bool)
     import numpy as np
     import torch
 
-    from learner.batching import BatchPlan, build_batches
+    from learner.batching import build_batches
 
-    plan = BatchPlan(updates=1, epochs=1, ranks=1, micro_batch_tokens=MICRO_BATCH_TOKENS, packing=packing)
+    plan = BatchPlan(micro_batch_tokens=MICRO_BATCH_TOKENS, packing=packing)
     (batch,) = build_batches(trajectories, np.zeros(len(trajectories)), plan=plan, aggregation="token", temperature=1.0)
     device = next(policy.parameters()).device
     found, owner = [], []

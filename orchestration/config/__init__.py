@@ -1,10 +1,11 @@
-"""Configuration: recipes and overrides, strict, every mistake one sentence (no torch, no ray).
+"""Configures a run: recipes and overrides, strict, every mistake one sentence (no torch, no ray).
 
 | file | what |
 |---|---|
+| checks.py          | rules between sections, each a pure function |
 | loader.py          | YAML, overrides at dotted keys, errors as sentences |
 | preflight.py       | whether what it names is there: models, environments, keys |
-| reward_sections.py | those of `rewards`: the terms of a reward |
-| run_config.py      | RunConfig: recipes and overrides, strict, every mistake one sentence |
-| sections.py        | its sections |
+| reward_sections.py | the section `rewards`, composed of the terms' settings |
+| run_config.py      | RunConfig: all sections, and what follows from them |
+| sections.py        | the sections that belong to the conductor; the others are declared by whoever reads them |
 """

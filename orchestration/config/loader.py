@@ -1,8 +1,7 @@
-"""What a person writes, read: YAML with 1e-4 as a number, overrides at dotted keys, pydantic's errors as one sentence."""
+"""Reads what a person writes: YAML with 1e-4 as a number, overrides at dotted keys; turns pydantic's errors into one sentence."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from learner.entropy import base as entropy_base
+from envs.suggest import nearest
 from learner.entropy import build as entropy
+from learner.settings import KindSettings
 from orchestration.errors import ConfigError
 
 SHORTHAND = {"precision": "mode"}  # sections that may be written as one value, and the key this value is
@@ -39,7 +39,7 @@ for _yaml in (_Loader, _Dumper):
 
 
 def write_yaml(data: Mapping[str, Any]) -> str:
-    """What read_yaml reads back as equal data."""
+    """Writes what read_yaml reads back as equal data."""
     text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     if yaml.load(text, _Loader) == data:
         return text
@@ -47,7 +47,7 @@ def write_yaml(data: Mapping[str, Any]) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Raises ConfigError where the file is not a mapping."""
+    """Reads a file. Raises ConfigError where it is not a mapping."""
     try:
         data = yaml.load(path.read_text("utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -69,7 +69,7 @@ def with_present_names(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
-    """`a.b=c`, `--a.b=c` and `--a.b c`; values are YAML. Raises ConfigError."""
+    """Parses `a.b=c`, `--a.b=c` and `--a.b c`; values are YAML. Raises ConfigError."""
     pairs: list[tuple[str, Any]] = []
     rest = list(arguments)
     while rest:
@@ -88,7 +88,8 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def put(data: dict[str, Any], key: str, value: Any) -> None:
-    """data[a][b] = value for key a.b; a number indexes a list. Unknown keys are left to validation, which names the nearest.
+    """Sets data[a][b] to `value` for key a.b; a number indexes a list. Unknown keys are left to validation, which names the
+    nearest.
 
     A section with a shorthand is one whichever way it is written: `precision=bf16` sets precision.mode and leaves the rest.
     """
@@ -117,7 +118,7 @@ def put(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def sentence(error: ValidationError, data: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """The first of pydantic's errors about `data`, meant for `model`, as one sentence, and how many more there are."""
+    """Puts the first of pydantic's errors about `data`, meant for `model`, into one sentence, with how many more there are."""
     first = error.errors()[0]
     where = ".".join(str(x) for x in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -134,7 +135,7 @@ def sentence(error: ValidationError, data: Mapping[str, Any], model: type[BaseMo
 
 
 def _unknown(location: tuple[int | str, ...], data: Any, model: Any) -> str:
-    """Walk the models to the place of an unknown key and name its nearest neighbour."""
+    """Walks the models to where an unknown key stands and names its nearest neighbour."""
     for part in location[:-1]:
         data = data[part]
         if isinstance(part, int):
@@ -147,17 +148,17 @@ def _unknown(location: tuple[int | str, ...], data: Any, model: Any) -> str:
             (a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)),
             annotation,
         )
-    if model is entropy_base.Settings:  # which settings they are, the kind says
+    if model is KindSettings:  # which settings they are, the kind says
         model = (entropy.METHODS if location[-2] == "method" else entropy.CONTROLLERS)[data["kind"]].Settings
     key, known = str(location[-1]), list(getattr(model, "model_fields", {}))
     return f"unknown key {'.'.join(map(str, location))}{_nearest(key, known)}"
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-    return f": did you mean '{near[0]}'?" if near else f": known there: {', '.join(known)}"
+    near = nearest(key, known)
+    return f": did you mean '{near}'?" if near else f": known there: {', '.join(known)}"
 
 
 def local(path: str) -> str:
-    """A local folder is named in full: actors have working directories of their own. A hub id stays as it is."""
+    """Names a local folder in full, since actors have working directories of their own; a hub id stays as it is."""
     return str(Path(path).resolve()) if Path(path).exists() else path

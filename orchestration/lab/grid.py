@@ -27,10 +27,10 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from learner.settings import Settings
 from orchestration.config import run_config as configuration
 from orchestration.config.loader import read_yaml, sentence
 from orchestration.config.run_config import RunConfig
-from orchestration.config.sections import Section
 from orchestration.errors import ConfigError
 
 GRIDS = Path(__file__).parents[1] / "grids"
@@ -38,7 +38,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 ARM_KEYS = ("note", "seeds")  # of an arm, beside its overrides
 
 
-class Grid(Section):
+class Grid(Settings):
     name: str = Field(min_length=1, pattern=NAME)
     recipe: str
     seeds: list[int] = Field(default=[0], min_length=1)

@@ -20,12 +20,12 @@ import yaml
 from pydantic import ValidationError
 
 from learner.checkpoint import CheckpointError, Checkpoints, read_state, write_whole
+from learner.settings import BODY
 from orchestration.cluster import placement
 from orchestration.config import preflight as world
 from orchestration.config.loader import local, with_present_names
 from orchestration.config.reward_sections import RewardsSection
 from orchestration.config.run_config import RunConfig
-from orchestration.config.sections import BODY
 from orchestration.errors import ConfigError, IsentropeError, NumericsError, Stopped
 from orchestration.report.run_report import write_report
 from orchestration.sampling.curriculum import Curriculum, stages_of

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from envs.types import Group, Trajectory
 from learner.advantages import ADVANTAGES
-from learner.batching import BatchPlan, build_batches, trajectory_advantages, turn_advantages
+from learner.batching import build_batches, trajectory_advantages, turn_advantages
 from learner.checkpoint import Checkpoints
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import Stopped
@@ -183,13 +183,7 @@ class Run:
         batches = build_batches(
             [t for g in groups for t in g.trajectories],
             advantages,
-            plan=BatchPlan(
-                updates=config.learner.updates,
-                epochs=config.learner.epochs,
-                ranks=config.learner.ranks,
-                micro_batch_tokens=config.learner.micro_batch_tokens,
-                packing=config.learner.packing,
-            ),
+            plan=config.learner,
             aggregation=config.objective.aggregation,
             temperature=config.sampling.temperature,
             length_scale=config.sampling.max_tokens,

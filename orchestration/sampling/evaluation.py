@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from actors.settings import SamplingSettings
 from envs.types import Group, Prompt
-from orchestration.config.sections import EvaluationSection, SamplingSection
+from orchestration.config.sections import EvaluationSection
 from orchestration.sampling.rollouts import Rollouts
 from orchestration.stats import distinct_correct, mean_pass_at_k
 
 
 async def evaluate(
     settings: EvaluationSection,
-    sampling: SamplingSection,
+    sampling: SamplingSettings,
     prompts: Sequence[tuple[int, Prompt]],
     rollouts: Rollouts,
     stage: Callable[[str, float, float], None],

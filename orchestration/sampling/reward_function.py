@@ -16,8 +16,8 @@ from actors.rewards.composite import (
     length_term,
     overlong_term,
 )
-from actors.rewards.endpoint import Endpoint, EndpointSettings
-from actors.rewards.judge import Judge, JudgeBackend, JudgeSettings
+from actors.rewards.endpoint import Endpoint
+from actors.rewards.judge import Judge, JudgeBackend
 from actors.rewards.judge_generators import Generators
 from actors.rollout import GenerateFn
 from envs.base import Environment
@@ -35,13 +35,11 @@ def make_judge(config: RunConfig, codec: HFCodec | None, generate: GenerateFn) -
     term = config.rewards.judge
     if term is None:
         return None
-    cache = None if term.cache_file is None else Path(term.cache_file).expanduser()
-    same = ("rubric", "reference", "score", "low", "high", "temperature", "max_tokens", "cache_entries")
-    settings = JudgeSettings(**{key: getattr(term, key) for key in same}, cache_file=cache)
     speaker = _speaker(term, codec, generate)
     try:
-        return Judge(settings, speaker)
+        return Judge(term, speaker)
     except OSError as error:
+        cache = Path(term.cache_file or "").expanduser()
         raise ConfigError(f"rewards.judge.cache_file {cache} cannot be used: {error}") from None
 
 
@@ -50,8 +48,7 @@ def _speaker(term: JudgeTerm, codec: HFCodec | None, generate: GenerateFn) -> Ju
         return Generators(g.path, generate, codec, g.max_model_len)
     if term.url is None or term.model is None:
         raise ConfigError("rewards.judge has neither an endpoint nor a generator")
-    limits = (term.timeout_s, term.retries, term.backoff_s, term.concurrency)
-    return Endpoint(EndpointSettings(term.url, term.model, *limits), os.environ.get(term.api_key_env or ""))
+    return Endpoint(term, os.environ.get(term.api_key_env or ""))
 
 
 def compose(
@@ -72,13 +69,12 @@ def compose(
         return None
     terms: list[Term] = []
     if (t := rewards.length) is not None:
-        ends = (t.correct[0], t.correct[1]), (t.wrong[0], t.wrong[1])
-        terms.append(length_term(t.weight, t.shape, t.free, t.full, *ends))
+        terms.append(length_term(t))
     if (t := rewards.format) is not None:
         forms = [t.pattern if t.pattern is not None else getattr(e, "form", "") for e in environments]
         terms.append(asked_term("format", t.weight, verify, form_request(forms, len(environments))))
     if (t := rewards.overlong) is not None:
-        terms.append(overlong_term(t.weight, t.buffer))
+        terms.append(overlong_term(t))
     if (t := rewards.model) is not None:
         terms.append(asked_term("model", t.weight, model, last_response))
     if (t := rewards.judge) is not None and judge is not None:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from actors.inference import Completion, Request, SamplingParams
+from actors.inference import Completion, Request
 from actors.pool import GeneratorPool, VerifierPool
 from actors.rewards.composite import FinishedTrajectory, RewardFunction
 from actors.rollout import RolloutSettings, rollout_group
+from actors.settings import SamplingSettings
 from actors.verifier import ScoreRequest
 from envs.types import Group, Observation, Prompt, Verdict
 from orchestration.config.run_config import RunConfig
-from orchestration.config.sections import SamplingSection
 from orchestration.sampling.codec import HFCodec
 
 
@@ -68,7 +68,7 @@ class Rollouts:
     async def collect(
         self,
         prompts: Sequence[tuple[int, Prompt]],
-        sampling: SamplingSection,
+        sampling: SamplingSettings,
         *,
         responses: int,
         temperature: float,
@@ -79,18 +79,12 @@ class Rollouts:
         """prompts: (environment index, prompt); `temperature` takes the place of that of `sampling`; composed=False leaves the
         environment's verdicts as they are. Beside the groups: seconds spent in `generate` and in `verify`."""
         settings = RolloutSettings(
-            sampling=SamplingParams(
-                max_tokens=sampling.max_tokens,
-                temperature=temperature,
-                top_p=sampling.top_p,
-                stop_token_ids=self._codec.stop_token_ids,
-            ),
+            sampling=sampling,
             responses=responses,
-            max_turns=sampling.max_turns,
             max_model_len=self._config.generators.max_model_len,
             seed=self._config.run.seed,
-            max_total_tokens=sampling.max_total_tokens,
-            max_seconds=sampling.max_seconds,
+            stop_token_ids=self._codec.stop_token_ids,
+            temperature=temperature,
         )
         total = len(prompts) * responses
         clocks = {"generate": BusyClock(), "verify": BusyClock()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from support.fakes import FakeCodec, FakeGeneratorMember, FakeVerifierMember, fa
 from actors.inference import Completion, Request, SamplingParams
 from actors.pool import GeneratorPool, MemberDied, PoolEmpty, VerifierPool
 from actors.rollout import RolloutSettings, rollout_group
+from actors.settings import SamplingSettings
 from actors.verifier import ScoreRequest
 from envs.types import Message, Observation, Status, Verdict
 
@@ -351,11 +351,17 @@ def test_a_session_stays_with_its_verifier() -> None:
 
 
 @pytest.mark.parametrize(
-    "limit", [{"max_turns": 2}, {"max_total_tokens": 6}, {"max_model_len": 40}, {"max_seconds": 0.5}]
+    ("limit", "room"),
+    [({"max_turns": 2}, 500), ({"max_total_tokens": 6}, 500), ({}, 40), ({"max_seconds": 0.5}, 500)],
 )
-def test_a_pool_forgets_sessions_that_a_limit_ended(limit: dict[str, Any]) -> None:
+def test_a_pool_forgets_sessions_that_a_limit_ended(limit: dict[str, Any], room: int) -> None:
     """Their environment never gave a verdict, which is what a pool forgets a session by."""
-    settings = replace(RolloutSettings(SamplingParams(5), responses=3, max_turns=9, max_model_len=500, seed=0), **limit)
+    settings = RolloutSettings(
+        SamplingSettings.model_validate({"max_tokens": 5, "max_turns": 9, **limit}),
+        responses=3,
+        max_model_len=room,
+        seed=0,
+    )
 
     async def work() -> None:
         pool, _ = verifiers(*(FakeVerifierMember(f"v{i}", until(100)) for i in range(2)))
@@ -379,7 +385,7 @@ def test_a_pool_forgets_sessions_that_a_limit_ended(limit: dict[str, Any]) -> No
 
 
 def test_a_pool_forgets_sessions_whose_rollout_was_cancelled_though_their_verifier_dies_later() -> None:
-    settings = RolloutSettings(SamplingParams(5), responses=3, max_turns=9, max_model_len=500, seed=0)
+    settings = RolloutSettings(SamplingSettings(max_tokens=5, max_turns=9), responses=3, max_model_len=500, seed=0)
 
     async def work() -> None:
         members = [FakeVerifierMember(f"v{i}", until(2), hold=i == 0) for i in range(2)]

@@ -11,12 +11,13 @@ import pytest
 from support.builders import make_prompt
 from support.fakes import FakeCodec, fake_response
 
-from actors.inference import Completion, Request, SamplingParams
+from actors.inference import Completion, Request
 from actors.rollout import RolloutSettings, response_seed, rollout_group
+from actors.settings import SamplingSettings
 from actors.verifier import ScoreRequest
 from envs.types import Group, Message, Observation, Prompt, Status, Verdict
 
-SETTINGS = RolloutSettings(SamplingParams(max_tokens=5), responses=3, max_turns=8, max_model_len=200, seed=1)
+SETTINGS = RolloutSettings(SamplingSettings(max_tokens=5), responses=3, max_model_len=200, seed=1)
 PROMPT = make_prompt(7)
 
 
@@ -44,7 +45,9 @@ class Stage:
         return Verdict(1.0, True, solution="s")
 
     def group(self, prompt: Prompt = PROMPT, stamp: str = "iteration 3", environment: int = 0, **changes: Any) -> Group:
-        settings = replace(SETTINGS, **changes)
+        limits = {key: value for key, value in changes.items() if key in SamplingSettings.model_fields}
+        rest = {key: value for key, value in changes.items() if key not in limits}
+        settings = replace(SETTINGS, sampling=SETTINGS.sampling.model_copy(update=limits), **rest)
         parts = (prompt, environment, self.generate, self.score, FakeCodec(), settings, stamp)
         return asyncio.run(asyncio.wait_for(rollout_group(*parts, clock=lambda: self.now), 10))
 

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Sequence
 from support.fakes import FakeCodec, FakeEngine
 
 from actors.generator import Generator
-from actors.inference import Completion, Request, SamplingParams
+from actors.inference import Completion, Request
 from actors.pool import GeneratorPool, VerifierPool
 from actors.rollout import RolloutSettings, rollout_group
+from actors.settings import SamplingSettings
 from actors.verifier import ScoreRequest
 from envs.base import Session
 from envs.builtin.toolbox.environment import Toolbox
@@ -59,7 +60,7 @@ class SessionMember:
 
 def test_a_thousand_conversations_at_once() -> None:
     tasks = Toolbox(level=1, max_calls=6)
-    settings = RolloutSettings(SamplingParams(12), responses=RESPONSES, max_turns=8, max_model_len=2000, seed=0)
+    settings = RolloutSettings(SamplingSettings(max_tokens=12), responses=RESPONSES, max_model_len=2000, seed=0)
     members = [EngineMember(f"generator {i}") for i in range(2)]
     events: list[str] = []
     judges = [SessionMember(f"verifier {i}", tasks) for i in range(2)]

@@ -24,8 +24,9 @@ from integration import learner_cases as lc  # noqa: E402
 from envs.types import Group, Prompt, Trajectory, Turn, Verdict  # noqa: E402
 from learner import learner as module  # noqa: E402
 from learner.advantages import ADVANTAGES  # noqa: E402
-from learner.batching import BatchPlan, build_batches, trajectory_advantages  # noqa: E402
+from learner.batching import build_batches, trajectory_advantages  # noqa: E402
 from learner.deepspeed_engine import Placement  # noqa: E402
+from learner.settings import BatchPlan  # noqa: E402
 
 TALLIES = ("tally_policy", "tally_shaping", "tally_update")
 
@@ -108,7 +109,7 @@ def main() -> None:
     model = make_model(tempfile.mkdtemp(), args.hidden, args.layers, args.vocab)
     place = Placement(0, 1, "127.0.0.1", lc.free_port(), args.cuda, 120.0)
     learner = module.Learner(lc.settings(model, {"stage": 0, "precision": "bf16" if args.cuda else "fp32"}), place)
-    plan = BatchPlan(args.updates, 1, 1, 16384, False)
+    plan = BatchPlan(updates=args.updates, epochs=1, ranks=1, micro_batch_tokens=16384, packing=False)
 
     def once(seed: int) -> float:
         made = groups(args.prompts, args.responses, args.response, seed)

@@ -71,7 +71,8 @@ def make_groups(iteration: int) -> list[Any]:
 
 def batches(iteration: int, ranks: int, tokens: int, packing: bool, aggregation: Any) -> list[Any]:
     from learner.advantages import ADVANTAGES
-    from learner.batching import BatchPlan, build_batches, trajectory_advantages
+    from learner.batching import build_batches, trajectory_advantages
+    from learner.settings import BatchPlan
 
     groups = make_groups(iteration)
     return build_batches(
@@ -86,35 +87,31 @@ def batches(iteration: int, ranks: int, tokens: int, packing: bool, aggregation:
 def settings(model: str, case: dict[str, Any]) -> Any:
     """case: stage, and where they are not the usual: precision (a mode), method, coefficient (fixed), objective,
     loss_scale_power."""
-    from learner.deepspeed_engine import EngineSettings
-    from learner.entropy.build import CONTROLLERS, METHODS, parse
+    from learner.entropy.settings import EntropySettings
     from learner.entropy.target import TargetSettings
-    from learner.learner import LearnerSettings
-    from learner.objective import Objective
+    from learner.learner import RankSettings
+    from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings
 
     method = case.get("method") or {"kind": "repo_r"}
     precision: Any = case.get("precision", "fp32")
     body: Any = precision.removesuffix("-fp32head")
-    power = case.get("loss_scale_power", 16)
     fixed = method["kind"] == "none" or "coefficient" in case
     controller = {"kind": "fixed", "value": case.get("coefficient")} if fixed else {"kind": "doubling", "start": 0.04}
-    return LearnerSettings(
-        model=model,
-        attention="sdpa",
-        gradient_checkpointing=False,
-        threads=1,
-        engine=EngineSettings(case["stage"], body, LR, (0.9, 0.95), EPS, 0.01, GRAD_CLIP, power),
+    return RankSettings(
+        model=ModelSettings(path=model),
+        learner=LearnerSettings(
+            zero_stage=case["stage"], lr=LR, eps=EPS, weight_decay=0.01, grad_clip=GRAD_CLIP, threads=1
+        ),
+        objective=ObjectiveSettings(**{"clip_low": CLIP, "clip_high": CLIP, **case.get("objective", {})}),
+        entropy=EntropySettings.model_validate(
+            {"method": method, "controller": controller, "target": TargetSettings(fraction=0.7)}
+        ),
+        precision=body,
+        loss_scale_power=case.get("loss_scale_power", 16),
         fp32_head=precision != body,
-        schedule="constant",
-        warmup=0,
-        total_steps=100,
-        floor=0.1,
-        objective=Objective(**{"clip_low": CLIP, "clip_high": CLIP, **case.get("objective", {})}),
-        method=parse(METHODS, method, "method"),
-        controller=parse(CONTROLLERS, controller, "controller"),
-        target=TargetSettings(fraction=0.7),
-        environments={},
         reference=model,
+        hold_reference=False,
+        total_steps=100,
         seed=0,
         bucket_bytes=1 << 20,
     )
@@ -224,7 +221,9 @@ def rank_main(
                     learner.load_state_dict(state)
                 s = learner.settings
                 learner.begin_stage(
-                    LearnerStage(s.objective, s.engine.lr, s.target, optimiser="reset" if how == "reset" else "keep")
+                    LearnerStage(
+                        s.objective, s.learner.lr, s.entropy.target, optimiser="reset" if how == "reset" else "keep"
+                    )
                 )
         full = weights(learner)
         if rank == 0:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from integration import learner_cases as lc
 
-from learner.objective import Importance
+from learner.settings import ImportanceSettings, KLSettings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -47,9 +47,8 @@ RICH: list[dict[str, Any]] = [
         "coefficient": 0.2,
         "objective": {
             "surrogate": "gspo",
-            "importance": Importance("masked", cap=1e6, floor=1e-6, level="sequence"),
-            "kl": 0.1,
-            "estimator": "k2",
+            "importance": ImportanceSettings(kind="masked", cap=1e6, floor=1e-6, level="sequence"),
+            "kl": KLSettings(coefficient=0.1, estimator="k2"),
         },
     }
     for s, t, p in ((0, 100_000, False), (2, 80, True), (3, 150, False))

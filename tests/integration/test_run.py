@@ -258,12 +258,14 @@ LOADS = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors.inference import Request, SamplingParams
-from actors.vllm_engine import VLLMEngine, VLLMSettings
+from actors.settings import GeneratorSettings, VLLMSettings
+from actors.vllm_engine import VLLMEngine
 import threading, torch
 folder = sys.argv[1]
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
 ids = tokenizer.apply_chat_template([{"role": "user", "content": "1+2="}], add_generation_prompt=True)["input_ids"]
-engine = VLLMEngine(VLLMSettings(folder, dtype="float32", max_model_len=32, kv_cache_bytes=1 << 24))
+generator = GeneratorSettings(max_model_len=32, kv_cache_mb=16)
+engine = VLLMEngine(VLLMSettings(model=folder, generator=generator, dtype="float32"))
 with torch.no_grad():
     expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
 expected = [float(expected[i, t]) for i, t in enumerate(ids[1:])]

@@ -20,7 +20,8 @@ import torch
 import transformers as hf
 
 from actors.inference import Completion, Request, SamplingParams
-from actors.vllm_engine import EngineDead, VLLMEngine, VLLMSettings
+from actors.settings import EngineDtype, GeneratorSettings, VLLMSettings
+from actors.vllm_engine import EngineDead, VLLMEngine
 from learner.policy import Policy
 from learner.weights.channel import listen
 from learner.weights.protocol import WeightSyncError, make_manifest, make_rendezvous
@@ -149,7 +150,9 @@ def in_thread(work) -> Future:
 
 
 @contextmanager
-def bench(folder: str, family: str, tied: bool, **changes) -> Iterator[Bench]:
+def bench(
+    folder: str, family: str, tied: bool, dtype: EngineDtype = "float32", fp32_head: bool = False
+) -> Iterator[Bench]:
     torch.set_num_threads(1)  # the twin shares two cores with the engine
     torch.manual_seed(0)
     config = CONFIGS[family](tied)
@@ -159,9 +162,14 @@ def bench(folder: str, family: str, tied: bool, **changes) -> Iterator[Bench]:
             parameter.add_(0.05 * torch.randn_like(parameter))
     path = Path(folder) / f"{family}-{tied}"
     model.save_pretrained(path)
-    options = {"dtype": "float32", "max_model_len": MAX_LEN, "max_num_seqs": 64, "kv_cache_bytes": 2**25, **changes}
-    options["gpu_memory_utilization"] = 0.2  # on a GPU that others may be on
-    engine = VLLMEngine(VLLMSettings(str(path), **options), start_timeout_s=180)
+    generator = GeneratorSettings(
+        max_model_len=MAX_LEN,
+        max_num_seqs=64,
+        kv_cache_mb=32,
+        gpu_memory_utilization=0.2,  # of a GPU that others may be on
+    )
+    settings = VLLMSettings(model=str(path), generator=generator, dtype=dtype, fp32_head=fp32_head)
+    engine = VLLMEngine(settings, start_timeout_s=180)
     listener = listen("127.0.0.1")
     learner, generator = make_rendezvous("127.0.0.1", listener.getsockname()[1], [("generator 0", 1)], "gloo", 0)
     joined = in_thread(lambda: engine.connect_weights(generator, TIMEOUT))

@@ -13,7 +13,8 @@ from support.builders import make_trajectory, trajectories
 
 from envs.types import Group, Status, Trajectory
 from learner.advantages import Advantage, leave_one_out
-from learner.batching import BatchPlan, build_batches, informative, trajectory_advantages
+from learner.batching import build_batches, informative, trajectory_advantages
+from learner.settings import BatchPlan
 from learner.types import Aggregation, RankBatch
 
 
@@ -203,7 +204,7 @@ def test_what_was_dropped_is_measured_and_the_rest_is_cut_into_updates_of_the_us
     batches = build_batches(
         responses[:kept],
         advantages,
-        plan=BatchPlan(updates, 2, ranks, tokens, packing=False),
+        plan=BatchPlan(updates=updates, epochs=2, ranks=ranks, micro_batch_tokens=tokens, packing=False),
         aggregation=aggregation,
         temperature=1.0,
         measured=responses[kept:],
@@ -248,7 +249,7 @@ def test_a_group_is_informative_where_a_group_baseline_leaves_it_an_advantage(
 @given(trajectories(), st.integers(1, 3), st.booleans())
 def test_the_tokens_of_a_turn_share_its_advantage(responses: list[Trajectory], ranks: int, packing: bool) -> None:
     advantages = [np.array([10.0 * i + k for k in range(len(t.turns))]) for i, t in enumerate(responses)]
-    plan = BatchPlan(1, 1, ranks, 30, packing)
+    plan = BatchPlan(updates=1, epochs=1, ranks=ranks, micro_batch_tokens=30, packing=packing)
     batches = build_batches(responses, advantages, plan=plan, aggregation="token", temperature=1.0)
     found: dict[int, list[float]] = {}
     for micro in (m for b in batches for m in b.updates[0]):

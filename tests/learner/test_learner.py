@@ -15,24 +15,34 @@ from support.builders import assert_close, make_trajectory
 from support.ranks import learner_settings, train
 
 from envs.types import Trajectory
-from learner.batching import BatchPlan, build_batches
+from learner.batching import build_batches
 from learner.entropy import build
-from learner.objective import Importance, Objective
+from learner.settings import BatchPlan, ImportanceSettings, KLSettings, ObjectiveSettings
 from learner.types import MicroBatch, RankBatch
 
 RESPONSES = 12
 CUTS = [(1, 14, False), (1, 25, True), (2, 10_000, False), (2, 20, True), (3, 16, False)]  # ranks, tokens, packing
 
 # Every method, and the parts of the objective that look beyond one token.
-CASES: dict[str, tuple[Objective, dict[str, Any], str]] = {
-    **{kind: (Objective("ppo", 0.2, 0.2), {"kind": kind}, "token") for kind in build.METHODS},
-    "clip_cov, wide": (Objective(), {"kind": "clip_cov", "low": -1.0, "high": 9.0}, "token"),
-    "kl_cov, wide": (Objective(), {"kind": "kl_cov", "share": 0.3}, "token"),
-    "gspo": (Objective("gspo", 0.01, 0.01), {"kind": "repo_r"}, "sequence"),
-    "cispo, masked": (Objective("cispo", importance=Importance("masked", 3.0, 0.3)), {"kind": "repo_d"}, "token"),
-    "reference": (Objective(kl=0.02, estimator="k3"), {"kind": "bonus"}, "sequence"),
+CASES: dict[str, tuple[ObjectiveSettings, dict[str, Any], str]] = {
+    **{
+        kind: (ObjectiveSettings(surrogate="ppo", clip_low=0.2, clip_high=0.2), {"kind": kind}, "token")
+        for kind in build.METHODS
+    },
+    "clip_cov, wide": (ObjectiveSettings(), {"kind": "clip_cov", "low": -1.0, "high": 9.0}, "token"),
+    "kl_cov, wide": (ObjectiveSettings(), {"kind": "kl_cov", "share": 0.3}, "token"),
+    "gspo": (ObjectiveSettings(surrogate="gspo", clip_low=0.01, clip_high=0.01), {"kind": "repo_r"}, "sequence"),
+    "cispo, masked": (
+        ObjectiveSettings(surrogate="cispo", importance=ImportanceSettings(kind="masked", cap=3.0, floor=0.3)),
+        {"kind": "repo_d"},
+        "token",
+    ),
+    "reference": (ObjectiveSettings(kl=KLSettings(coefficient=0.02, estimator="k3")), {"kind": "bonus"}, "sequence"),
     "k1, sequence": (
-        Objective(kl=0.3, estimator="k1", importance=Importance("truncated", 2.0, level="sequence")),
+        ObjectiveSettings(
+            importance=ImportanceSettings(kind="truncated", cap=2.0, level="sequence"),
+            kl=KLSettings(coefficient=0.3, estimator="k1"),
+        ),
         {"kind": "repo_r", "part": "positive"},
         "constant",
     ),
@@ -63,7 +73,7 @@ def batches_of(
     return build_batches(
         responses_of(iteration, observation),
         advantages,
-        plan=BatchPlan(2, 2, ranks, tokens, packing),
+        plan=BatchPlan(updates=2, epochs=2, ranks=ranks, micro_batch_tokens=tokens, packing=packing),
         aggregation=aggregation,
         temperature=0.8,
         length_scale=10,
@@ -151,9 +161,9 @@ def test_what_is_predicted_is_for_the_steps_that_are_taken() -> None:
 def test_the_reference_is_in_the_advantage_with_k1_and_in_the_loss_with_the_others() -> None:
     found = {}
     for name, objective in (
-        ("none", Objective()),
-        ("k1", Objective(kl=0.3, estimator="k1")),
-        ("k2", Objective(kl=0.01, estimator="k2")),
+        ("none", ObjectiveSettings()),
+        ("k1", ObjectiveSettings(kl=KLSettings(coefficient=0.3, estimator="k1"))),
+        ("k2", ObjectiveSettings(kl=KLSettings(coefficient=0.01, estimator="k2"))),
     ):
         settings = learner_settings(objective, {"kind": "none"}, {"kind": "fixed"})
         found[name] = train(settings, [batches_of(0, "token")])[0][0]
@@ -173,7 +183,7 @@ def filtered(kept: int, iteration: int = 0, measure: bool = True, **plan: Any) -
     return build_batches(
         responses[:kept],
         np.array([((7 * i + iteration) % 5 - 2) / 2 for i in range(kept)]),
-        plan=BatchPlan(2, 2, **sizes),
+        plan=BatchPlan(updates=2, epochs=2, **sizes),
         aggregation="token",
         temperature=0.8,
         measured=responses[kept:] if measure else (),
@@ -199,7 +209,7 @@ def test_measured_responses_are_in_the_entropy_and_in_no_update(case: str) -> No
 
 
 def test_ranks_and_micro_batches_change_nothing_where_groups_were_dropped() -> None:
-    settings = learner_settings(Objective(), {"kind": "repo_d"}, {"kind": "isentropic"})
+    settings = learner_settings(ObjectiveSettings(), {"kind": "repo_d"}, {"kind": "isentropic"})
 
     def iterations(**plan: Any) -> Any:
         return train(settings, [filtered(kept, i, **plan) for i, kept in enumerate((1, 0, 7, 9))])
@@ -211,7 +221,7 @@ def test_ranks_and_micro_batches_change_nothing_where_groups_were_dropped() -> N
 
 
 def test_an_iteration_without_anything_to_train_on_is_measured_and_changes_no_weight() -> None:
-    settings = learner_settings(Objective(), {"kind": "repo_d"}, {"kind": "doubling"})
+    settings = learner_settings(ObjectiveSettings(), {"kind": "repo_d"}, {"kind": "doubling"})
     rows, table = train(settings, [filtered(RESPONSES), filtered(0, 1), filtered(0, 1), filtered(RESPONSES, 2)])
     _, expected = train(settings, [filtered(RESPONSES)])
     _, same = train(settings, [filtered(RESPONSES), filtered(0, 1)])
@@ -230,9 +240,8 @@ def test_an_iteration_without_anything_to_train_on_is_measured_and_changes_no_we
 
 
 def test_the_learning_rate_goes_on_by_the_steps_of_a_whole_batch() -> None:
-    settings = replace(
-        learner_settings(Objective(), {"kind": "none"}, {"kind": "fixed"}), schedule="linear", total_steps=16
-    )
+    made = learner_settings(ObjectiveSettings(), {"kind": "none"}, {"kind": "fixed"})
+    settings = replace(made, learner=made.learner.model_copy(update={"schedule": "linear"}), total_steps=16)
     rates = [
         [row.get("lr") for row in train(settings, [filtered(k, i) for i, k in enumerate(kept)])[0]]
         for kept in ((RESPONSES, RESPONSES, RESPONSES), (1, 0, RESPONSES))

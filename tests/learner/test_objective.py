@@ -17,8 +17,9 @@ from support.builders import assert_close, loss_data, make_stats, make_trajector
 from torch import Tensor
 
 from envs.types import Trajectory
-from learner.batching import BatchPlan, build_batches
-from learner.objective import SURROGATES, ClipRange, Objective, token_loss
+from learner.batching import build_batches
+from learner.objective import SURROGATES, ClipRange, token_loss
+from learner.settings import BatchPlan, ObjectiveSettings
 from learner.types import Aggregation, LossData, MicroBatch, Shaping
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
@@ -65,7 +66,7 @@ def ours(case: dict[str, Any]) -> float:
     )
     assert logp is not None
     data = LossData(old, advantages, weight, torch.arange(len(logp)))  # type: ignore[arg-type]
-    objective = Objective(**{k: case[k] for k in ("surrogate", "clip_low", "clip_high")})
+    objective = ObjectiveSettings(**{k: case[k] for k in ("surrogate", "clip_low", "clip_high")})
     return float(token_loss(logp, entropy, data, shaping, objective).loss)  # type: ignore[arg-type]
 
 
@@ -111,7 +112,7 @@ def test_policy_gradient_has_the_gradient_of_reinforce_whatever_the_old_policy(l
 def run(stats_seed: int, shaping: Shaping, surrogate: str = "ppo") -> tuple[Any, Tensor]:
     stats = make_stats(20, stats_seed)
     logp = stats.logp.clone().requires_grad_()
-    objective = Objective(surrogate, clip_low=0.1, clip_high=0.15)
+    objective = ObjectiveSettings(surrogate=surrogate, clip_low=0.1, clip_high=0.15)
     terms = token_loss(logp, stats.entropy, loss_data(stats), shaping, objective)
     return terms, logp
 
@@ -165,7 +166,7 @@ def test_the_penalty_is_never_negative_and_pulls_towards_the_old_policy() -> Non
 def test_a_ratio_that_underflows_leaves_finite_diagnostics() -> None:
     x = torch.tensor([-200.0])
     one = torch.ones(1)
-    terms = token_loss(x, one, LossData(one, one, one, torch.zeros(1).long()), Shaping(), Objective())
+    terms = token_loss(x, one, LossData(one, one, one, torch.zeros(1).long()), Shaping(), ObjectiveSettings())
     assert terms.tokens["ratio"].item() == 0.0
     assert terms.tokens["kl"].item() == pytest.approx(200.0)
 
@@ -186,7 +187,7 @@ def micro_loss(micro: MicroBatch, shaping: Shaping | None = None) -> float:
     advantages, weight = (torch.tensor(x, dtype=torch.float64) for x in (micro.advantages, micro.weight))
     shaping = Shaping(bonus=0.3) if shaping is None else shaping
     data = LossData(old, advantages, weight, torch.tensor(micro.trajectory).long())
-    return float(token_loss(logp, entropy, data, shaping, Objective()).loss)
+    return float(token_loss(logp, entropy, data, shaping, ObjectiveSettings()).loss)
 
 
 def update_losses(

@@ -17,8 +17,9 @@ from support.tables import make_method
 
 from envs.types import Group, Trajectory
 from learner.advantages import ADVANTAGES
-from learner.batching import BatchPlan, build_batches, trajectory_advantages
-from learner.objective import CLIPPED, Importance, Objective, token_loss, with_reference
+from learner.batching import build_batches, trajectory_advantages
+from learner.objective import CLIPPED, token_loss, with_reference
+from learner.settings import BatchPlan, ImportanceSettings, KLSettings, ObjectiveSettings
 from learner.types import LossData, Shaping, TokenStats
 
 few = settings(max_examples=40)
@@ -63,13 +64,12 @@ def ours(
     given_ones: list[Trajectory], logps: list[np.ndarray], responses: list[Response], rules: Rules, plan: BatchPlan
 ) -> tuple[float, list[np.ndarray]]:
     """The loss of the update over all micro-batches of all ranks, and its gradient in every log-prob."""
-    objective = Objective(
-        rules.surrogate,
-        rules.low,
-        rules.high,
-        Importance(rules.importance, rules.cap, rules.floor, rules.level),  # type: ignore[arg-type]
-        rules.kl,
-        rules.estimator,  # type: ignore[arg-type]
+    objective = ObjectiveSettings(
+        surrogate=rules.surrogate,
+        clip_low=rules.low,
+        clip_high=rules.high,
+        importance=ImportanceSettings(kind=rules.importance, cap=rules.cap, floor=rules.floor, level=rules.level),
+        kl=KLSettings(coefficient=rules.kl, estimator=rules.estimator),
     )
     aggregation: Any = rules.aggregation
     advantages = np.array([r.advantage for r in responses])
@@ -107,7 +107,13 @@ def near_a_bound(logps: list[np.ndarray], responses: list[Response], rules: Rule
 
 @st.composite
 def cuts(draw: st.DrawFn) -> BatchPlan:
-    return BatchPlan(1, 1, draw(st.integers(1, 3)), draw(st.sampled_from([1, 20, 1000])), draw(st.booleans()))
+    return BatchPlan(
+        updates=1,
+        epochs=1,
+        ranks=draw(st.integers(1, 3)),
+        micro_batch_tokens=draw(st.sampled_from([1, 20, 1000])),
+        packing=draw(st.booleans()),
+    )
 
 
 def check(rules: Rules, responses: list[Trajectory], plan: BatchPlan, seed: int) -> None:
@@ -165,7 +171,9 @@ def test_gspo_is_the_clipped_objective_of_whole_responses(seed: int) -> None:
     logps, made = make_responses(responses, seed, 0.3)
     made = [replace(r, advantage=a) for r, a in zip(made, (1.5, -0.5), strict=True)]
     rules = Rules("gspo", 0.05, 0.05, "sequence")
-    _, grads = ours(responses, logps, made, rules, BatchPlan(1, 1, 1, 100, False))
+    _, grads = ours(
+        responses, logps, made, rules, BatchPlan(updates=1, epochs=1, ranks=1, micro_batch_tokens=100, packing=False)
+    )
     for logp, response, found in zip(logps, made, grads, strict=True):
         s = np.exp((logp - response.old).mean())
         stopped = s > 1.05 if response.advantage > 0 else s < 0.95
@@ -178,7 +186,9 @@ def test_a_token_clipped_by_cispo_keeps_its_gradient_with_a_limited_weight() -> 
         x = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
         old = (x - np.log(ratio)).detach()
         data = LossData(old, torch.tensor([2.0]).double(), torch.ones(1).double(), torch.zeros(1).long())
-        token_loss(x, x.detach(), data, Shaping(), Objective("cispo", 0.1, 0.3)).loss.backward()
+        token_loss(
+            x, x.detach(), data, Shaping(), ObjectiveSettings(surrogate="cispo", clip_low=0.1, clip_high=0.3)
+        ).loss.backward()
         assert x.grad is not None
         assert x.grad.item() == pytest.approx(-2.0 * kept)
 

@@ -13,11 +13,11 @@ import torch
 from support.builders import make_trajectory
 from support.ranks import Meeting, learner_settings, simulated
 
-from learner.batching import BatchPlan, build_batches
+from learner.batching import build_batches
 from learner.deepspeed_engine import Placement
 from learner.entropy.target import TargetSettings
-from learner.learner import Learner, LearnerSettings, LearnerStage
-from learner.objective import Objective
+from learner.learner import Learner, LearnerStage, RankSettings
+from learner.settings import BatchPlan, KLSettings, ObjectiveSettings
 from learner.types import RankBatch
 
 PLACE = Placement(0, 1, "", 0, False, 60.0)
@@ -33,17 +33,21 @@ def batch(iteration: int, env: str) -> RankBatch:
     made = [make_trajectory([(3, 4)], reward=i % 2, index=i, env=env, seed=iteration) for i in range(8)]
     advantages = np.array([((7 * i + iteration) % 5 - 2) / 2 for i in range(8)])
     return build_batches(
-        made, advantages, plan=BatchPlan(2, 1, 1, 10_000, False), aggregation="token", temperature=1.0
+        made,
+        advantages,
+        plan=BatchPlan(updates=2, epochs=1, ranks=1, micro_batch_tokens=10_000, packing=False),
+        aggregation="token",
+        temperature=1.0,
     )[0]
 
 
-def settings(controller: dict[str, Any]) -> LearnerSettings:
-    made = learner_settings(Objective(), {"kind": "repo_r"}, controller)
-    return replace(made, engine=replace(made.engine, lr=4.0))
+def settings(controller: dict[str, Any]) -> RankSettings:
+    made = learner_settings(ObjectiveSettings(), {"kind": "repo_r"}, controller)
+    return replace(made, learner=made.learner.model_copy(update={"lr": 4.0}))
 
 
 def stage(**more: Any) -> LearnerStage:
-    return LearnerStage(**{"objective": Objective(clip_high=0.4), "lr": 2.0, "target": TARGET, **more})
+    return LearnerStage(**{"objective": ObjectiveSettings(clip_high=0.4), "lr": 2.0, "target": TARGET, **more})
 
 
 def trained(controller: dict[str, Any]) -> Learner:
@@ -119,7 +123,7 @@ def test_the_optimiser_is_reset_where_that_was_asked_for(optimiser: str) -> None
 def test_a_reference_that_a_later_stage_needs_is_held_from_the_start() -> None:
     learner = Learner(replace(settings(CONTROLLERS[0]), hold_reference=True), PLACE)
     assert "kl/reference" not in learner.train(batch(0, "a"))
-    learner.begin_stage(stage(objective=Objective(kl=0.1)))
+    learner.begin_stage(stage(objective=ObjectiveSettings(kl=KLSettings(coefficient=0.1))))
     assert learner.train(batch(1, "b"))["kl/reference"] > 0
 
 
@@ -144,8 +148,9 @@ def test_stopped_at_or_after_a_boundary_and_resumed_is_the_same_to_the_bit(mode:
     saved, weights = json.loads(json.dumps(stopped.state_dict())), dict(stopped.policy.weights())
     at = first
     if stop > 2:
-        engine = replace(first.engine, lr=second.lr)
-        at = replace(first, objective=second.objective, target=second.target, engine=engine)
+        learner = first.learner.model_copy(update={"lr": second.lr})
+        entropy = first.entropy.model_copy(update={"target": second.target})
+        at = replace(first, objective=second.objective, learner=learner, entropy=entropy)
     resumed = Learner(at, PLACE)
     resumed.load_state_dict(saved)
     for name, parameter in resumed.policy.weights():

@@ -15,7 +15,8 @@ from support.tables import METHODS, MOVED, SURROGATES, TABLES, Table, change_of_
 
 from learner.ledger.predicted import Fresh, planned_dh, predicted_dh, tally_update
 from learner.ledger.tally import Tally
-from learner.objective import Importance, Objective, reference_pull, with_reference
+from learner.objective import reference_pull, weigh, with_reference
+from learner.settings import ImportanceSettings, KLSettings, ObjectiveSettings
 from learner.types import Shaping
 
 KNOBS = st.sampled_from([0.05, 0.3, 0.9])
@@ -47,7 +48,7 @@ def test_the_predicted_change_is_the_derivative_along_the_step_of_the_loss(
     """At the start of an iteration, for every method under every surrogate."""
     shaping = make_method(name).shape(table.stats(), coefficient)
     for surrogate in SURROGATES:
-        found = change_of_entropy(table.logits, table.descent(shaping, Objective(surrogate)))
+        found = change_of_entropy(table.logits, table.descent(shaping, ObjectiveSettings(surrogate=surrogate)))
         assert_close(by_position(table, shaping), found, 1e-9, 1e-12, surrogate)
 
 
@@ -55,7 +56,7 @@ def test_the_predicted_change_is_the_derivative_along_the_step_of_the_loss(
 @given(TABLES, st.floats(0.05, 2))
 def test_the_bonus_is_predicted_by_the_entropy_grad_sq_and_raises_entropy(table: Table, coefficient: float) -> None:
     still = replace(table, advantages=torch.zeros_like(table.advantages))
-    found = change_of_entropy(table.logits, still.descent(Shaping(bonus=coefficient), Objective()))
+    found = change_of_entropy(table.logits, still.descent(Shaping(bonus=coefficient), ObjectiveSettings()))
     entropy_grad_sq = table.stats().entropy_grad_sq.view_as(table.logits)[:, 0]
     assert_close(found, coefficient * table.share * entropy_grad_sq, 1e-9, 1e-14)
     assert (found >= 0).all()
@@ -68,7 +69,7 @@ def test_the_bonus_is_predicted_by_the_entropy_grad_sq_and_raises_entropy(table:
 def test_a_token_that_drops_out_of_the_surrogate_keeps_its_bonus(table: Table, coefficient: float) -> None:
     keep = (table.uniform.flatten() > 0.5).double()
     shaping = Shaping(weight=keep, bonus=coefficient)
-    found = change_of_entropy(table.logits, table.descent(shaping, Objective()))
+    found = change_of_entropy(table.logits, table.descent(shaping, ObjectiveSettings()))
     assert_close(by_position(table, shaping), found, 1e-9, 1e-12)
 
 
@@ -83,16 +84,27 @@ def test_the_predicted_change_counts_the_reference_and_the_correction_for_the_en
     stats, reference = table.stats(), reference_of(table).flatten()
     generator = torch.Generator().manual_seed(2)
     engine = stats.old_logp + 0.3 * torch.randn(len(stats.logp), generator=generator, dtype=torch.float64)
-    objective = Objective("ppo", 0.2, 0.2, Importance(kind, cap=1.1), penalty, estimator)
+    objective = ObjectiveSettings(
+        surrogate="ppo",
+        clip_low=0.2,
+        clip_high=0.2,
+        importance=ImportanceSettings(kind=kind, cap=1.1),
+        kl=KLSettings(coefficient=penalty, estimator=estimator),
+    )
     shaping = replace(make_method("repo_r").shape(stats, coefficient), bonus=coefficient)
     step = table.descent(shaping, objective, engine_logp=engine, reference_logp=reference)
-    importance, _ = objective.importance.weigh(stats.old_logp - engine, table.data().trajectory)
+    importance, _ = weigh(objective.importance, stats.old_logp - engine, table.data().trajectory)
     no = torch.zeros_like(stats.logp, dtype=torch.bool)
     pull = reference_pull(stats.logp, reference, objective)
     fresh = Fresh(stats, table.weight, engine, no, no, no, reference, None if kind == "none" else importance, pull)
     found = (table.weight * planned_dh(fresh, shaping)).view_as(table.logits).sum(-1)
     assert_close(found, change_of_entropy(table.logits, step), 1e-9, 1e-12)
-    assert reference_pull(stats.logp, reference, replace(objective, estimator="k1")) is None  # in the advantage already
+    assert (
+        reference_pull(
+            stats.logp, reference, objective.model_copy(update={"kl": KLSettings(coefficient=penalty, estimator="k1")})
+        )
+        is None
+    )  # in the advantage already
 
 
 # --- what clipping withheld -----------------------------------------------------------------------------------------------
@@ -109,8 +121,10 @@ def test_the_forgone_change_is_what_the_step_lacks_for_being_clipped(
     generator = torch.Generator().manual_seed(1)
     engine = stats.old_logp + 0.3 * torch.randn(len(stats.logp), generator=generator, dtype=torch.float64)
     for surrogate in SURROGATES:
-        rule = Objective(surrogate, 0.1, 0.15, Importance(kind, cap=1.1))
-        free = table.descent(shaping, replace(rule, **UNBOUNDED), engine_logp=engine)
+        rule = ObjectiveSettings(
+            surrogate=surrogate, clip_low=0.1, clip_high=0.15, importance=ImportanceSettings(kind=kind, cap=1.1)
+        )
+        free = table.descent(shaping, rule.model_copy(update=UNBOUNDED), engine_logp=engine)
         clipped = table.descent(shaping, rule, engine_logp=engine)
         lacking = float(change_of_entropy(table.logits, free - clipped).sum())
         terms, tally = table.loss(table.logits, shaping, rule, engine_logp=engine), Tally()
@@ -147,10 +161,10 @@ def test_the_expected_gradient_of_each_estimator_is_the_one_stated(table: Table,
     still = replace(table, advantages=torch.zeros_like(table.advantages))
     stated: tuple[tuple[Any, str], ...] = (("k2", "pi || ref"), ("k3", "ref || pi"))
     for estimator, value in stated:
-        objective = Objective(kl=coefficient, estimator=estimator)
+        objective = ObjectiveSettings(kl=KLSettings(coefficient=coefficient, estimator=estimator))
         found = still.descent(Shaping(), objective, reference_logp=reference)
         assert_close(found, coefficient * descent_of(table, value), 1e-9, 1e-12)
-    objective = Objective(kl=coefficient, estimator="k1")
+    objective = ObjectiveSettings(kl=KLSettings(coefficient=coefficient, estimator="k1"))
     rewarded = with_reference(torch.zeros_like(reference), table.old.flatten(), reference, objective)
     in_advantage = replace(table, advantages=rewarded.view_as(table.logits))
     found = in_advantage.descent(Shaping(), objective, reference_logp=reference)
@@ -165,10 +179,12 @@ def test_the_values_of_k2_and_k3_and_of_the_old_policy(table: Table) -> None:
     """k3 averages to KL(pi || ref); the ledger's kl, over samples of old, to KL(old || pi)."""
     reference = reference_of(table)
     still = replace(table, advantages=torch.zeros_like(table.advantages))
-    loss = still.loss(still.logits, Shaping(), Objective(kl=0.5), reference_logp=reference.flatten()).loss
+    loss = still.loss(
+        still.logits, Shaping(), ObjectiveSettings(kl=KLSettings(coefficient=0.5)), reference_logp=reference.flatten()
+    ).loss
     exact = 0.5 * divergence(still.logits.log_softmax(-1), reference, still.share)
     assert float(loss) == pytest.approx(float(exact), rel=1e-9, abs=1e-14)
     moved = replace(table, old=reference)
-    tokens = moved.loss(moved.logits, Shaping(), Objective()).tokens
+    tokens = moved.loss(moved.logits, Shaping(), ObjectiveSettings()).tokens
     exact = divergence(reference, moved.logits.log_softmax(-1), moved.share)
     assert float((moved.weight * tokens["kl"]).sum()) == pytest.approx(float(exact), rel=1e-9, abs=1e-14)

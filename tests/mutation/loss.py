@@ -108,12 +108,12 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         "objective",
         IMPORTANCE,
         ("masked the others", "torch.where(out, torch.zeros_like(w), w)", "torch.where(out, w, torch.zeros_like(w))"),
-        ("importance without a floor", "(w > self.cap) | (w < self.floor)", "(w > self.cap)"),
-        ("importance without a cap", "(w > self.cap) | (w < self.floor)", "(w < self.floor)"),
+        ("importance without a floor", "(w > importance.cap) | (w < importance.floor)", "(w > importance.cap)"),
+        ("importance without a cap", "(w > importance.cap) | (w < importance.floor)", "(w < importance.floor)"),
         (
             "importance outside both bounds at once",
-            "(w > self.cap) | (w < self.floor)",
-            "(w > self.cap) & (w < self.floor)",
+            "(w > importance.cap) | (w < importance.floor)",
+            "(w > importance.cap) & (w < importance.floor)",
         ),
         (
             "importance a mean over the sequence",
@@ -122,8 +122,8 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         ),
         (
             "importance levels swapped",
-            'if self.level == "sequence" else log_ratio',
-            'if self.level == "token" else log_ratio',
+            'if importance.level == "sequence" else log_ratio',
+            'if importance.level == "token" else log_ratio',
         ),
         (
             "importance on the bonus too",
@@ -132,8 +132,8 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         ),
         (
             "importance on the reference penalty too",
-            "per_token + objective.kl * reference_penalty(",
-            "per_token + importance * objective.kl * reference_penalty(",
+            "per_token + objective.kl.coefficient * penalty",
+            "per_token + importance * objective.kl.coefficient * penalty",
         ),
     ),
     *entries(
@@ -145,15 +145,15 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         ("k3's log added", "return difference.exp() - difference - 1.0", "return difference.exp() + difference - 1.0"),
         (
             "k1's sign",
-            "return advantages - objective.kl * (old_logp - reference)",
-            "return advantages + objective.kl * (old_logp - reference)",
+            "return advantages - objective.kl.coefficient * (old_logp - reference)",
+            "return advantages + objective.kl.coefficient * (old_logp - reference)",
         ),
-        ("k1 for every estimator", 'objective.estimator != "k1" or', 'objective.estimator == "" or'),
+        ("k1 for every estimator", 'objective.kl.estimator != "k1" or', 'objective.kl.estimator == "" or'),
     ),
     *entries(
         "objective",
         PULL,
-        ("the pull without its coefficient", "return objective.kl * (apart if", "return (apart if"),
+        ("the pull without its coefficient", "return objective.kl.coefficient * (apart if", "return (apart if"),
         ("k3's pull of k2", "else torch.expm1(apart))", "else apart)"),
     ),
     *entries(

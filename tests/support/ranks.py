@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from learner import learner as module
-from learner.deepspeed_engine import EngineSettings, Placement
-from learner.entropy import build
+from learner.deepspeed_engine import Placement
+from learner.entropy.settings import EntropySettings
 from learner.entropy.target import TargetSettings
-from learner.learner import Learner, LearnerSettings
-from learner.objective import Objective
+from learner.learner import Learner, RankSettings
+from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings
 from learner.types import RankBatch
 from support.builders import VOCAB
 
@@ -112,24 +112,21 @@ class FakeEngine:
         return self.meeting.exchange(self.place.rank, value)
 
 
-def learner_settings(objective: Objective, method: dict[str, Any], controller: dict[str, Any]) -> LearnerSettings:
+def learner_settings(objective: ObjectiveSettings, method: dict[str, Any], controller: dict[str, Any]) -> RankSettings:
     """Steps so large that ratios leave the clip range in the first iteration."""
-    return LearnerSettings(
-        model="0",
-        attention="",
-        gradient_checkpointing=False,
-        threads=0,
-        engine=EngineSettings(0, "fp32", 40.0, (0.9, 0.95), 1e-8, 0.0, 0.0),
-        schedule="constant",
-        warmup=0,
-        total_steps=100,
-        floor=0.1,
+    return RankSettings(
+        model=ModelSettings(path="0"),
+        learner=LearnerSettings(lr=40.0, grad_clip=0.0),
         objective=objective,
-        method=build.parse(build.METHODS, method, "method"),
-        controller=build.parse(build.CONTROLLERS, controller, "controller"),
-        target=TargetSettings(fraction=0.7),
-        environments={},
+        entropy=EntropySettings.model_validate(
+            {"method": method, "controller": controller, "target": TargetSettings(fraction=0.7)}
+        ),
+        precision="fp32",
+        loss_scale_power=16,
+        fp32_head=False,
         reference="1",
+        hold_reference=False,
+        total_steps=100,
         seed=5,
         bucket_bytes=1 << 20,
     )
@@ -139,12 +136,12 @@ def learner_settings(objective: Objective, method: dict[str, Any], controller: d
 def simulated(meeting: Meeting) -> Iterator[None]:
     """Within it a Learner is one on these engines and policies."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "DeepSpeedEngine", lambda place, _: FakeEngine(place, meeting))
+        patch.setattr(module, "DeepSpeedEngine", lambda place, *_: FakeEngine(place, meeting))
         patch.setattr(module, "load_policy", lambda path, **_: TablePolicy(int(path)))
         yield
 
 
-def train(settings: LearnerSettings, iterations: list[list[RankBatch]]) -> tuple[list[dict[str, float]], Tensor]:
+def train(settings: RankSettings, iterations: list[list[RankBatch]]) -> tuple[list[dict[str, float]], Tensor]:
     """Every iteration's batches, one a rank -> (each iteration's metrics, the table at the end); all ranks have to agree."""
     world = len(iterations[0])
     meeting = Meeting(world)

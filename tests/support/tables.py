@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learner.entropy import build
-from learner.objective import Objective, token_loss
+from learner.objective import token_loss
+from learner.settings import ObjectiveSettings
 from learner.types import LossData, Shaping, TokenStats
 
 # Every method in the forms it has.
@@ -71,13 +72,13 @@ class Table:
         n = self.logits.numel()
         return LossData(self.old.flatten(), self.advantages.flatten(), self.weight, torch.arange(n), **more)
 
-    def loss(self, logits: Tensor, shaping: Shaping, objective: Objective, **more: Tensor) -> Any:
+    def loss(self, logits: Tensor, shaping: Shaping, objective: ObjectiveSettings, **more: Tensor) -> Any:
         """LossTerms of the table at these logits."""
         logp = logits.log_softmax(-1)
         entropy = entropies(logits)[:, None].expand_as(logp).flatten()
         return token_loss(logp.flatten(), entropy, self.data(**more), shaping, objective)
 
-    def descent(self, shaping: Shaping, objective: Objective, **more: Tensor) -> Tensor:
+    def descent(self, shaping: Shaping, objective: ObjectiveSettings, **more: Tensor) -> Tensor:
         """Minus the gradient of the loss in the logits. [S, V]"""
         z = self.logits.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(self.loss(z, shaping, objective, **more).loss, z)

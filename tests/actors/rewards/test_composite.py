@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.builders import make_prompt
 from support.fakes import FakeCodec, fake_response
 
-from actors.inference import Completion, Request, SamplingParams
+from actors.inference import Completion, Request
 from actors.rewards.composite import (
     FinishedTrajectory,
     RewardFunction,
@@ -26,6 +26,7 @@ from actors.rewards.composite import (
     overlong_term,
 )
 from actors.rollout import RolloutSettings, rollout_group
+from actors.settings import LengthSettings, OverlongSettings, SamplingSettings
 from actors.verifier import ScoreRequest
 from envs.types import Group, Message, Observation, Prompt, Status, Trajectory, Turn, Verdict
 
@@ -127,20 +128,19 @@ def value_of(one: Term, what: FinishedTrajectory) -> float:
 
 
 def test_the_length_term_counts_all_responses_and_tells_correct_from_wrong() -> None:
-    one = length_term(1.0, "linear", 4, None, (0.0, -1.0), (-0.5, 0.5))
+    one = length_term(LengthSettings(weight=1.0, free=4, wrong=[-0.5, 0.5]))
     assert value_of(one, ended(3, 4)) == pytest.approx(-0.5)  # 7 tokens, half way from 4 to max_tokens
     assert value_of(one, ended(3)) == 0.0
     assert value_of(one, ended(6, 6)) == -1.0
     wrong = Verdict(0.0)
     assert value_of(one, ended(3, 4, verdict=wrong)) == pytest.approx(0.0)
     assert value_of(one, ended(9, 9, verdict=wrong)) == 0.5
-    assert value_of(length_term(1.0, "cosine", 0, 20, (0.0, -1.0), (0.0, 0.0)), ended(5)) == pytest.approx(
-        -(1 - math.sqrt(0.5)) / 2
-    )
+    cosine = length_term(LengthSettings(weight=1.0, shape="cosine", full=20, wrong=[0.0, 0.0]))
+    assert value_of(cosine, ended(5)) == pytest.approx(-(1 - math.sqrt(0.5)) / 2)
 
 
 def test_overlong_shaping_looks_at_the_longest_response() -> None:
-    one = overlong_term(1.0, 4)
+    one = overlong_term(OverlongSettings(weight=1.0, buffer=4))
     assert value_of(one, ended(6, 6)) == 0.0
     assert value_of(one, ended(6, 8, 2)) == pytest.approx(-0.5)
     assert value_of(one, ended(10)) == -1.0
@@ -205,7 +205,7 @@ def test_a_rollout_gives_the_reward_the_conversation_up_to_the_last_response() -
         return Verdict(1.0, True) if len(request.responses) == turns else Observation((Message("tool", "go on"),))
 
     def group(most: int) -> Group:
-        settings = RolloutSettings(SamplingParams(max_tokens=5), 2, most, 200, 1)
+        settings = RolloutSettings(SamplingSettings(max_tokens=5, max_turns=most), 2, 200, 1)
         prompt = Prompt("toy", "train", 7, (Message("user", "task"),))
         parts = (prompt, 1, generate, score, FakeCodec(), settings, "it 1")
         return asyncio.run(asyncio.wait_for(rollout_group(*parts, reward=reward), 10))

@@ -17,11 +17,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from actors.rewards import endpoint as judge_endpoint
-from actors.rewards.endpoint import EndpointSettings
-from actors.rewards.judge import Cache, Judge, JudgeSettings, conversation, render
+from actors.rewards.judge import Cache, Judge, conversation, render
+from actors.settings import RUBRIC, SCORE, EndpointSettings, JudgeSettings
 from actors.verifier import ScoreRequest
 from envs.types import Message, Prompt, Status, Verdict
-from orchestration.config.reward_sections import RUBRIC, SCORE
 
 T = TypeVar("T")
 KEY = "sk-test-0123456789"
@@ -112,7 +111,7 @@ def judge_at(url: str, key: str | None = None, **changes: Any) -> Judge:
     }
     endpoint |= {k: v for k, v in changes.items() if k in endpoint}
     asked |= {k: v for k, v in changes.items() if k not in endpoint}
-    return Judge(JudgeSettings(**asked), judge_endpoint.Endpoint(EndpointSettings(url, **endpoint), key))
+    return Judge(JudgeSettings(**asked), judge_endpoint.Endpoint(EndpointSettings(url=url, **endpoint), key))
 
 
 def counts(judge: Judge) -> dict[str, int]:
@@ -298,7 +297,7 @@ def test_an_error_is_not_kept(endpoint: Endpoint) -> None:
 )
 def test_another_question_is_another_one(endpoint: Endpoint, tmp_path: Path, change: dict[str, Any]) -> None:
     endpoint.answers = [completion("SCORE: 5")]
-    kept: dict[str, Any] = {"cache_file": tmp_path / "judge.jsonl"}
+    kept: dict[str, Any] = {"cache_file": str(tmp_path / "judge.jsonl")}
     scored(judge_at(endpoint.url, **kept), ask())
     scored(judge_at(endpoint.url, **kept, **change), ask())
     assert len(endpoint.requests) == 2
@@ -309,11 +308,11 @@ def test_another_question_is_another_one(endpoint: Endpoint, tmp_path: Path, cha
 def test_answers_are_kept_over_runs_without_texts_or_keys(endpoint: Endpoint, tmp_path: Path) -> None:
     file = tmp_path / "some" / "judge.jsonl"
     endpoint.answers = [completion("SCORE: 5"), completion("SCORE: 6"), completion("SCORE: 9")]
-    assert scored(judge_at(endpoint.url, cache_file=file, key=KEY), ask("a secret"), ask("b"))[0] == Verdict(0.5)
+    assert scored(judge_at(endpoint.url, cache_file=str(file), key=KEY), ask("a secret"), ask("b"))[0] == Verdict(0.5)
     text = file.read_text()
     assert KEY not in text and "secret" not in text
     file.write_text(text + '{"key": "to')  # the process was killed here
-    made = judge_at(endpoint.url, cache_file=file, key=KEY)
+    made = judge_at(endpoint.url, cache_file=str(file), key=KEY)
     assert scored(made, ask("b"), ask("a secret")) == [Verdict(0.6), Verdict(0.5)]
     assert len(endpoint.requests) == 2
 

@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from actors.inference import Completion, Request
 from actors.pool import GeneratorPool, MemberDied
-from actors.rewards.judge import Judge, JudgeSettings
+from actors.rewards.judge import Judge
 from actors.rewards.judge_generators import Generators, fingerprint
+from actors.settings import RUBRIC, SCORE, JudgeSettings
 from actors.verifier import ScoreRequest
 from envs.types import Message, Prompt, Status, Verdict
 from learner.chat import defuse
-from orchestration.config.reward_sections import RUBRIC, SCORE
 from orchestration.sampling.codec import HFCodec
 
 CHATML = (

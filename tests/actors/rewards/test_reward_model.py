@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from actors.pool import VerifierPool
-from actors.rewards.reward_model import RewardModel, RewardModelSettings, batches
+from actors.rewards.reward_model import RewardModel, batches
+from actors.settings import RewardModelSettings
 from actors.verifier import ScoreRequest
 from envs.types import Message, Observation, Prompt, Status, Verdict
 from learner.warmstart.tokenizer import build_tokenizer
@@ -59,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def made(path: str, **settings: Any) -> RewardModel:
-    return RewardModel(RewardModelSettings(path, **settings))
+    return RewardModel(RewardModelSettings(path=path, **settings))
 
 
 def ask(response: str, *before: Message) -> ScoreRequest:
@@ -136,7 +137,7 @@ def test_of_several_labels_one_has_its_probability(tmp_path: Path) -> None:
 def test_a_score_is_normalised(folder: str) -> None:
     raw = rewards(made(folder).score(RESPONSES))
     middle = sorted(raw)[2]
-    found = rewards(made(folder, scale=2.0, shift=-2 * middle, clip=(-0.1, math.inf)).score(RESPONSES))
+    found = rewards(made(folder, scale=2.0, shift=-2 * middle, clip=[-0.1, 1e9]).score(RESPONSES))
     assert found == pytest.approx([max(-0.1, 2 * (x - middle)) for x in raw], abs=1e-4)
     assert -0.1 in found and max(found) > 0
 

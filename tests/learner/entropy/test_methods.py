@@ -18,7 +18,8 @@ from learner.entropy import base, build
 from learner.entropy.target import TargetSettings
 from learner.ledger.predicted import predicted_dh
 from learner.logprobs import token_logprobs
-from learner.objective import Objective, token_loss
+from learner.objective import token_loss
+from learner.settings import KindSettings, ObjectiveSettings
 from learner.types import LossData, Shaping, TokenStats
 
 # What each kind needs beside its name.
@@ -198,7 +199,7 @@ def test_the_bonus_adds_the_gradient_of_the_exact_entropy() -> None:
     zero = torch.zeros(6)
     stats = TokenStats(logp.detach(), exact.detach(), zero, zero, logp.detach(), zero, zero, zero.long())
     shaping = make_method("bonus").shape(stats, coefficient)
-    terms = token_loss(logp, exact, loss_data(stats, weight), shaping, Objective())
+    terms = token_loss(logp, exact, loss_data(stats, weight), shaping, ObjectiveSettings())
     terms.loss.backward()
     assert hidden.grad is not None
     assert z.grad is not None
@@ -220,9 +221,9 @@ def test_clip_methods_widen_the_upper_range_and_count_the_tokens_at_it(
         if abs(ratio - 1 - coefficient) > 1e-12:
             assert touched == (float(stats.advantages[i]) > 0 and ratio > 1 + coefficient)
     plain = (stats.logp, stats.entropy, loss_data(stats))
-    terms = token_loss(*plain, shaping, Objective())
+    terms = token_loss(*plain, shaping, ObjectiveSettings())
     assert terms.tokens["clipped_high"].tolist() == shaping.touched.tolist()
-    assert float(terms.loss) == float(token_loss(*plain, Shaping(), Objective(clip_high=coefficient)).loss)
+    assert float(terms.loss) == float(token_loss(*plain, Shaping(), ObjectiveSettings(clip_high=coefficient)).loss)
 
 
 def test_clip_methods_need_the_surrogate_that_clips() -> None:
@@ -278,7 +279,7 @@ def test_every_coefficient_is_oriented_towards_more_entropy(kind: str) -> None:
             entropy = -(logp.exp() * logp).sum().expand(6)
             stats = replace(table(logits, advantages), old_logp=old)
             data = LossData(old, advantages, old.exp(), torch.arange(6))
-            terms = token_loss(logp, entropy, data, method.shape(stats, coefficient), Objective())
+            terms = token_loss(logp, entropy, data, method.shape(stats, coefficient), ObjectiveSettings())
             terms.loss.backward()
             assert z.grad is not None
             after = (logits - 0.05 * z.grad).log_softmax(-1)
@@ -290,7 +291,7 @@ def test_every_coefficient_is_oriented_towards_more_entropy(kind: str) -> None:
 class Covariance:
     """Test-only: drops the half of the tokens with the larger advantage, which only the whole batch can tell."""
 
-    class Settings(base.Settings):
+    class Settings(KindSettings):
         kind: Literal["test_covariance"]
 
     coefficient_range = base.CoefficientRange(start=0.5, low=0.1, high=1.0, signed=False)
@@ -313,7 +314,7 @@ def test_a_method_over_the_whole_batch_is_cut_back_to_its_micro_batches(monkeypa
 
     def loss(part: slice, shaping: Shaping) -> float:
         s = stats.take(part)
-        return float(token_loss(s.logp, s.entropy, loss_data(s, weight[part]), shaping, Objective()).loss)
+        return float(token_loss(s.logp, s.entropy, loss_data(s, weight[part]), shaping, ObjectiveSettings()).loss)
 
     shaping = steering.shape(stats, ("toy",))
     assert shaping.touched is not None

@@ -13,10 +13,11 @@ from support import references_control as reference
 from support.builders import trajectories
 
 from envs.types import Trajectory
-from learner.batching import BatchPlan, build_batches
+from learner.batching import build_batches
 from learner.draws import _mix, token_uniform
 from learner.entropy import base, build
 from learner.entropy.target import Target, TargetSettings
+from learner.settings import BatchPlan
 from learner.types import Observed
 
 LOW, HIGH = 0.001, 0.1
@@ -173,6 +174,6 @@ def test_a_token_keeps_its_draw_wherever_it_is_moved(
             found |= dict(zip(zip(m.trajectory.tolist(), m.action_index.tolist(), strict=True), numbers, strict=True))
         return found
 
-    whole = draws(BatchPlan(1, 1, 1, 10_000, False))
+    whole = draws(BatchPlan(updates=1, epochs=1, ranks=1, micro_batch_tokens=10_000, packing=False))
     assert len(whole) == sum(t.response_tokens for t in responses)
-    assert draws(BatchPlan(1, 1, ranks, budget, packing)) == whole
+    assert draws(BatchPlan(updates=1, epochs=1, ranks=ranks, micro_batch_tokens=budget, packing=packing)) == whole

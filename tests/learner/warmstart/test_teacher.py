@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from actors.inference import Completion, Request, SamplingParams
+from actors.inference import Completion, Request
 from actors.rollout import RolloutSettings, rollout_group
+from actors.settings import SamplingSettings
 from actors.verifier import ScoreRequest
 from envs import catalog
 from envs.base import demonstrate
@@ -87,7 +88,9 @@ def test_the_teacher_has_the_tokens_of_a_rollout_of_the_same_responses(
         async def score(request: ScoreRequest, session: Any = session) -> Observation | Verdict:
             return session.reply(request.responses[-1])
 
-        settings = RolloutSettings(SamplingParams(64), responses=1, max_turns=20, max_model_len=2000, seed=0)
+        settings = RolloutSettings(
+            SamplingSettings(max_tokens=64, max_turns=20), responses=1, max_model_len=2000, seed=0
+        )
         group = asyncio.run(rollout_group(prompt, 0, generate, score, codec, settings, "s"))
         (trajectory,) = group.trajectories
         assert trajectory.texts == played.responses and trajectory.verdict.correct

@@ -1,0 +1,260 @@
+"""Declares what can be set about generators, verifiers, sampling and reward terms. Without torch, vLLM and Ray.
+
+The sections `generators`, `verifiers` and `sampling` of a recipe are these classes, those of `rewards` are composed of them in
+orchestration/config/reward_sections.py, and actors read the same objects: nothing is declared twice and nothing is copied.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from learner.settings import ModelPath, Settings, TrainerPrecision
+
+EngineDtype = Literal["float32", "bfloat16", "float16"]
+DTYPE_OF: dict[TrainerPrecision, EngineDtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+MEMORY_SHARE = 0.85  # of its GPU, or of its share of one, for a generator's weights and KV cache
+CPU_KV_MB = 256
+RUBRIC = """\
+Judge the response to the task below. What counts is whether it does what was asked, correctly and completely.
+
+{prompt}
+
+{response}
+
+Explain in a sentence or two, then end with one line: SCORE: n, where n is from 0 (useless) to 10 (perfect)."""
+SCORE = r"SCORE:\s*([0-9]+(?:\.[0-9]+)?)"
+
+
+def cpu_threads(cpus: float, gpus: float) -> int | None:
+    """Returns the threads of an actor that works on the CPU; None on a GPU."""
+    return None if gpus else max(1, int(cpus))
+
+
+# --- sampling -------------------------------------------------------------------------------------------------------------
+
+
+class SamplingSettings(Settings):
+    """Limits and shapes what the policy samples: section `sampling`."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(ge=1)  # of one response
+    max_turns: int = Field(default=8, ge=1)
+    max_total_tokens: int | None = Field(default=None, ge=1)  # of all responses of a trajectory; None: no such limit
+    # Of a trajectory, waiting included; looked at between its turns, so a response under way is finished. What ends there
+    # depends on the machine: a resumed run no longer equals one that was never stopped.
+    max_seconds: float | None = Field(default=None, gt=0)
+
+
+# --- actors -----------------------------------------------------------------------------------------------------------------
+
+
+class GeneratorSettings(Settings):
+    """Places and sizes the policy's generators: section `generators`."""
+
+    count: int = Field(default=1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    dtype: EngineDtype | None = None  # None: what `precision` says
+    max_model_len: int = Field(ge=2)  # tokens, prompt and response together
+    max_num_seqs: int = Field(default=256, ge=1)  # responses sampled at the same time
+    kv_cache_mb: int | None = Field(default=None, ge=1)  # None on CUDA: gpu_memory_utilization decides
+    # Of the GPU; None: 0.85 of the share in `gpus`.
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    enforce_eager: bool = True
+    prefix_caching: bool = True
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)  # 1, 0, or a share of a GPU that others have the rest of
+    timeout_s: float = Field(default=600, gt=0)  # of one batch of responses
+
+    @property
+    def kv_cache_bytes(self) -> int | None:
+        """Returns the memory of the KV cache; None on a GPU where nothing is set: `memory_share` decides there."""
+        megabytes = CPU_KV_MB if self.kv_cache_mb is None and not self.gpus else self.kv_cache_mb
+        return None if megabytes is None else megabytes * 2**20
+
+    @property
+    def memory_share(self) -> float:
+        """Returns the share of a GPU's memory that the engine may have, 0 to 1."""
+        return self.gpu_memory_utilization or MEMORY_SHARE * (self.gpus or 1.0)
+
+
+class JudgeGeneratorSettings(GeneratorSettings):
+    """Places generators of the run's own that only judge: their model stays as it is."""
+
+    path: ModelPath
+    chat_template: bool = True  # false: the messages' text is joined as it is
+
+
+class VLLMSettings(Settings):
+    """Holds what a vLLM engine is built from: a section, and what follows for this engine from the rest of the run.
+
+    There is no end-of-sequence id here: a response ends at `SamplingParams.stop_token_ids` and nowhere else.
+    """
+
+    model: str  # a Hugging Face folder; its weights are policy version `version`
+    generator: GeneratorSettings
+    dtype: EngineDtype
+    fp32_head: bool = False  # the LM head's product in float32, as in the trainer
+    seed: int = 0
+    version: int = 0
+
+
+class VerifierSettings(Settings):
+    """Places verifiers: section `verifiers`."""
+
+    count: int = Field(default=1, ge=1)
+    cpus: float = Field(default=0.1, ge=0)
+    timeout_s: float = Field(default=10, gt=0)  # of one verdict
+
+
+# --- terms of a reward ------------------------------------------------------------------------------------------------------
+
+
+class TermSettings(Settings):
+    """Weighs one term of a reward."""
+
+    weight: float  # may be negative; 0 measures the term without rewarding it
+
+
+class LengthSettings(TermSettings):
+    """Rewards by the tokens of all of a trajectory's responses: from the first value at `free` tokens to the second at `full`."""
+
+    shape: Literal["linear", "cosine"] = "linear"
+    free: int = Field(default=0, ge=0)
+    full: int | None = Field(default=None, ge=1)  # None: sampling.max_tokens
+    # Of responses that the environment calls correct, and of the others.
+    correct: list[float] = Field(default=[0.0, -1.0], min_length=2, max_length=2)
+    wrong: list[float] = Field(default=[0.0, -1.0], min_length=2, max_length=2)
+
+
+class FormatSettings(TermSettings):
+    """Rewards the share of a trajectory's responses that match as a whole."""
+
+    pattern: str | None = None  # None: the environment's own form
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        return value if value is None else _pattern(value)
+
+
+class OverlongSettings(TermSettings):
+    """Adds DAPO's soft punishment: from 0 at sampling.max_tokens - buffer to -1 at sampling.max_tokens, of the longest response."""
+
+    buffer: int = Field(ge=1)  # tokens
+
+
+class RewardModelSettings(Settings):
+    """Names a Hugging Face sequence classifier and places its actors. Its score is scale * raw + shift, cut to `clip`."""
+
+    path: ModelPath
+    count: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, gt=0)
+    gpus: Literal[0, 1] = 0
+    precision: TrainerPrecision = "fp32"
+    label: int | None = Field(default=None, ge=0)  # of several labels: whose probability is the score
+    # None: the tokenizer's own where it has one; false: the messages' text is joined as it is
+    chat_template: bool | None = None
+    max_batch_tokens: int = Field(default=8192, ge=1)  # of one forward pass, padding included; 1: each alone
+    gather_ms: float = Field(default=5.0, ge=0)  # how long the first response of a batch waits for others
+    scale: float = 1.0
+    shift: float = 0.0
+    clip: list[float] | None = Field(default=None, min_length=2, max_length=2)
+    timeout_s: float = Field(default=300, gt=0)  # of one message to an actor
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.clip is not None and self.clip[0] >= self.clip[1]:
+            raise ValueError(f"clip goes from {self.clip[0]:g} to {self.clip[1]:g}: the first has to be the smaller")
+        if self.scale == 0:
+            raise ValueError(
+                "scale is 0, so that every response would have the same score: leave it out or leave the term out"
+            )
+        return self
+
+
+class JudgeSettings(Settings):
+    """Says what a language model is asked about a response and how its answer is read. Its score, from `low` to `high`, becomes
+    0 to 1."""
+
+    rubric: str = RUBRIC  # {prompt}, {response} and {reference} are replaced, each within delimiters of its own
+    reference: str = "answer"  # the key of a prompt's task that {reference} is
+    score: str = SCORE  # a regular expression with one group; of several matches the last
+    low: float = 0.0
+    high: float = 10.0
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: int = Field(default=512, ge=1)
+    cache_entries: int = Field(default=10_000, ge=0)
+    cache_file: str | None = None  # answers kept over runs
+
+    @field_validator("score")
+    @classmethod
+    def _one_group(cls, value: str) -> str:
+        if (groups := re.compile(_pattern(value)).groups) != 1:
+            raise ValueError(f"'{value}' has {groups} groups: exactly one of them is the number")
+        return value
+
+    @field_validator("rubric")
+    @classmethod
+    def _shows_the_response(cls, value: str) -> str:
+        value = value.replace("{reply}", "{response}")  # as it was called before
+        if "{response}" not in value:
+            raise ValueError("the judge would never see what it judges: write {response} where it should stand")
+        return value
+
+    @model_validator(mode="after")
+    def _a_scale(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) has to be under high ({self.high:g})")
+        return self
+
+
+class EndpointSettings(Settings):
+    """Says where an OpenAI-compatible endpoint is and how patiently it is asked. The key itself is in no configuration."""
+
+    url: str | None = None  # up to and without /chat/completions: http://localhost:8000/v1
+    model: str | None = Field(default=None, min_length=1)
+    api_key_env: str | None = None  # the NAME of an environment variable
+    timeout_s: float = Field(default=60, gt=0)  # of one request
+    retries: int = Field(default=4, ge=0)  # after a time-out, a lost connection, 408, 429 or 5xx
+    backoff_s: float = Field(default=1.0, ge=0)  # before the first of them; doubled every time
+    concurrency: int = Field(default=16, ge=1)  # requests at the same time
+
+    @field_validator("url")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            _ = parts.port  # looked at only when it is asked for
+        except ValueError:
+            raise ValueError("its port is no number from 0 to 65535, or its address is none") from None
+        if parts.username or parts.password or parts.query or parts.fragment:
+            # Not shown: whatever stands there may be a secret.
+            raise ValueError(
+                "it has more than an address: a key belongs in an environment variable, whose name goes to api_key_env"
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("it is no address of an endpoint: give the like of http://localhost:8000/v1")
+        return value.rstrip("/").removesuffix("/chat/completions")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            # Not shown: somebody may have written the key itself.
+            raise ValueError("it is no name of an environment variable: give the name, never the key itself")
+        return value
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"'{value}' is no regular expression: {error}") from None
+    return value

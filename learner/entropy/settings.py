@@ -1,0 +1,60 @@
+"""Declares the section `entropy`: which method, moved by which controller, towards which target. Without torch."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from learner.entropy import build as entropy
+from learner.entropy.target import TargetSettings
+from learner.settings import KindSettings, Settings
+
+# What holds entropy where a recipe names no method. Chosen by measurement: see "The entropy grid" in tests/benchmarks/RESULTS.md.
+HELD: dict[str, Any] = {"method": {"kind": "repo_d"}, "controller": {"kind": "isentropic"}, "target": {"fraction": 0.7}}
+
+
+class EntropySettings(Settings):
+    """Holds the parts of entropy control. Without a method they are `HELD`; `method: {kind: none}` controls nothing.
+
+    A target that is given is taken whole: without nats and fraction it is the run's own start, as everywhere. A method that is
+    named without a controller has the fixed one.
+    """
+
+    method: SerializeAsAny[KindSettings]
+    controller: SerializeAsAny[KindSettings]
+    target: TargetSettings = TargetSettings()
+    # Targets of their own, by the name an environment's metrics go by.
+    environments: dict[str, TargetSettings] = Field(default={})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {**HELD, **data} if "method" not in data else {"controller": {"kind": "fixed"}, **data}
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> Any:
+        return entropy.parse(entropy.METHODS, value, "method")
+
+    @field_validator("controller", mode="before")
+    @classmethod
+    def _controller(cls, value: Any) -> Any:
+        return entropy.parse(entropy.CONTROLLERS, value, "controller")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.method.kind == "none" and (self.environments or self.controller.kind != "fixed"):
+            what = "entropy.environments" if self.environments else "entropy.controller"
+            raise ValueError(
+                f"entropy.method is none, which has no coefficient to steer: leave {what} out or choose a method"
+            )
+        entropy.build(self.method, self.controller, self.target, self.environments)
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Returns the method's kind."""
+        return self.method.kind

@@ -1,0 +1,153 @@
+"""Declares what can be set about training: a recipe's sections `model`, `precision`, `learner` and `objective`. Without torch.
+
+The sections of a RunConfig are these classes, and the code that trains reads the same objects: nothing is declared twice and
+nothing is copied. The section `entropy` is in learner/entropy/settings.py. Values that follow from several sections are in
+learner/learner.py:RankSettings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+
+from learner.types import Aggregation
+
+TrainerPrecision = Literal["fp32", "bf16", "fp16"]
+Mode = Literal["fp32", "bf16", "fp16", "bf16-fp32head"]
+# What a mode means for the trainer's and the engine's weights and arithmetic; bf16-fp32head is bf16 but for the LM head's product.
+BODY: dict[Mode, TrainerPrecision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "bf16-fp32head": "bf16"}
+Estimator = Literal["k1", "k2", "k3"]
+ModelPath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser()) if path.startswith("~") else path)]
+
+
+class Settings(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=False):
+    """Refuses unknown keys, values of another type, infinities and nan; instances do not change."""
+
+
+class KindSettings(Settings):
+    """Holds the settings of one of several kinds, which `kind` names."""
+
+    kind: str
+
+
+class ModelSettings(Settings):
+    """Names the model that is trained."""
+
+    path: ModelPath  # a Hugging Face folder or id
+    attention: str = "sdpa"
+    chat_template: bool = True  # false: the messages' text is joined as it is
+
+
+class PrecisionSettings(Settings):
+    """Switches trainer, LM head, log-softmax, engine and transfer at once. `precision: bf16` is short for {mode: bf16}.
+
+    Log-softmax and entropy are float32 in every mode. Weights travel in the trainer's type.
+    """
+
+    mode: Mode = "fp32"
+    allow_mixed: bool = False  # let learner.precision or generators.dtype be another than the mode's
+    loss_scale_power: int = Field(default=16, ge=0, le=32)  # fp16: the dynamic loss scale starts at 2 to this
+
+
+# --- section learner: one class for each reader, composed flat -----------------------------------------------------------------
+
+
+class BatchPlan(Settings):
+    """Divides a batch into updates, ranks and micro-batches. None of these but `updates` and `epochs` changes the training."""
+
+    ranks: int = Field(default=1, ge=1)
+    updates: int = Field(default=1, ge=1)  # optimiser steps per pass over the batch
+    epochs: int = Field(default=1, ge=1)  # passes over the batch; each pass is `updates` steps
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    packing: bool = False  # several trajectories one after the other in a row, instead of padded rows
+
+
+class EngineSettings(Settings):
+    """Holds what DeepSpeed and AdamW are built with, but for the learning rate, which every step is given."""
+
+    zero_stage: int = Field(default=0, ge=0, le=3)
+    precision: TrainerPrecision | None = None  # None: what the section `precision` says
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float = Field(default=1.0, ge=0)  # global norm; 0: off
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _list_is_a_pair(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class ScheduleSettings(Settings):
+    """Shapes the learning rate over optimiser steps: see learner/schedule.py."""
+
+    lr: float = Field(gt=0)  # the peak
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    lr_floor: float = Field(default=0.1, ge=0, le=1)  # the fraction of `lr` that linear and cosine end at
+
+
+class LearnerSettings(BatchPlan, EngineSettings, ScheduleSettings):
+    """Composes the section `learner`: plan, engine and schedule, and the processes they run in."""
+
+    gradient_checkpointing: bool = False
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0)  # torch threads of a rank on CPU; 0: torch's own choice
+    timeout_s: float = Field(default=1800, gt=0)
+
+
+# --- section objective ------------------------------------------------------------------------------------------------------
+
+
+class ImportanceSettings(KindSettings):
+    """Corrects from the engine's log-probs to the trainer's, w = pi_old(trainer) / pi_old(engine), always detached.
+
+    truncated  min(w, cap): TIS, "Your efficient RL framework secretly brings you off-policy RL training", Yao et al. 2025
+    masked     w where floor <= w <= cap, else 0: MIS, "When speed kills stability", Liu et al. 2025; with a floor, IcePop
+    level      "token", or "sequence": w is the product over the trajectory's tokens
+    """
+
+    kind: Literal["none", "truncated", "masked"] = "none"
+    cap: float = Field(default=2.0, gt=0)
+    floor: float = Field(default=0.0, ge=0)
+    level: Literal["token", "sequence"] = "token"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.floor >= self.cap:
+            raise ValueError(f"floor ({self.floor:g}) has to be under cap ({self.cap:g})")
+        if self.floor and self.kind != "masked":
+            raise ValueError(f"floor ({self.floor:g}) belongs to kind masked, not {self.kind}: leave it out")
+        return self
+
+
+class KLSettings(Settings):
+    """Weighs the KL to the reference policy, which is the model the run started from."""
+
+    coefficient: float = Field(default=0.0, ge=0)  # 0: no reference policy is held
+    estimator: Estimator = "k3"
+
+
+class CreditSettings(KindSettings):
+    """Chooses what a token's advantage is about: the whole trajectory's reward, or what its turn and those after it earn (learner/
+    advantages.py:turn_baselines): the observations' rewards, where the environment gives any, and at the end the verdict's."""
+
+    kind: Literal["trajectory", "turn"] = "trajectory"
+    # Of what a turn earns, for every turn it comes later; of kind turn.
+    discount: float = Field(default=1.0, gt=0, le=1)
+
+
+class ObjectiveSettings(Settings):
+    """Holds all settings of the loss: see learner/objective.py and learner/advantages.py."""
+
+    advantage: Literal["grpo", "rloo", "loop", "dr_grpo", "reinforce_pp", "reinforce_pp_baseline"] = "grpo"
+    surrogate: Literal["policy_gradient", "ppo", "cispo", "gspo"] = "ppo"
+    aggregation: Aggregation = "token"
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    clip_high: float = Field(default=0.2, ge=0)
+    importance: ImportanceSettings = ImportanceSettings()
+    kl: KLSettings = KLSettings()
+    credit: CreditSettings = CreditSettings()

@@ -1,0 +1,216 @@
+"""Checks rules between the sections of a RunConfig. Each check raises ValueError, one sentence with the numbers in it.
+
+What can be said of a section alone is a validator of that section.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actors.settings import DTYPE_OF
+from learner.entropy import build as entropy
+from learner.settings import BODY
+
+if TYPE_CHECKING:
+    from orchestration.config.run_config import RunConfig
+
+
+def something_to_train(config: RunConfig) -> None:
+    """Requires environments or stages, and an end of the run."""
+    if config.stages and config.environments:
+        raise ValueError(
+            f"environments and stages are both given: each of the {len(config.stages)} stages names its own environments, "
+            "leave those of the top level out"
+        )
+    if not config.stages and not config.environments:
+        raise ValueError("environments is missing: give what the run trains on, or stages of it")
+    if not config.stages and config.run.iterations is None:
+        raise ValueError("run.iterations is missing: give it in the recipe or as run.iterations=VALUE")
+
+
+def batch_divides(config: RunConfig) -> None:
+    """Requires that a batch can be divided evenly into updates and over ranks, and that there are groups."""
+    responses = config.batch.prompts * config.batch.responses
+    if responses % config.learner.updates:
+        raise ValueError(
+            f"a batch of {config.batch.prompts} prompts x {config.batch.responses} responses = {responses} trajectories cannot be "
+            f"divided into learner.updates = {config.learner.updates} equal updates: change one of the three"
+        )
+    if responses // config.learner.updates < config.learner.ranks:
+        raise ValueError(
+            f"an update of {responses // config.learner.updates} trajectories cannot be divided over learner.ranks = "
+            f"{config.learner.ranks}: make the batch larger, or the updates or ranks fewer"
+        )
+    if (responses // config.learner.updates) % config.learner.ranks:
+        raise ValueError(
+            f"an update of {responses // config.learner.updates} trajectories cannot be divided evenly over learner.ranks = "
+            f"{config.learner.ranks}: change batch.prompts ({config.batch.prompts}), batch.responses ({config.batch.responses}), "
+            f"learner.updates ({config.learner.updates}) or learner.ranks"
+        )
+    if config.batch.responses < 2:
+        raise ValueError(
+            f"a group baseline compares responses of one prompt: batch.responses is {config.batch.responses}, give 2 or more"
+        )
+
+
+def sampling_fits(config: RunConfig) -> None:
+    """Requires that a response, and all of a trajectory's, have room."""
+    if config.sampling.max_tokens >= config.generators.max_model_len:
+        raise ValueError(
+            f"sampling.max_tokens ({config.sampling.max_tokens}) leaves no room for a prompt in generators.max_model_len "
+            f"({config.generators.max_model_len})"
+        )
+    if config.sampling.max_total_tokens is not None and config.sampling.max_total_tokens < config.sampling.max_tokens:
+        raise ValueError(
+            f"sampling.max_total_tokens ({config.sampling.max_total_tokens}) is for all responses of a trajectory and "
+            f"sampling.max_tokens ({config.sampling.max_tokens}) for one of them: give the first at least the second"
+        )
+
+
+def objective_fits(config: RunConfig) -> None:
+    """Refuses parts of the objective that do not go together, or with the batch."""
+    o, dynamic = config.objective, config.batch.dynamic.kind
+    steps = config.learner.updates * config.learner.epochs
+    if o.advantage == "loop" and o.surrogate != "ppo":
+        raise ValueError(
+            "objective.advantage loop is a leave-one-out baseline with PPO's clip: use surrogate ppo, or advantage rloo"
+        )
+    if o.advantage == "reinforce_pp" and dynamic != "none":
+        raise ValueError(
+            f"batch.dynamic {dynamic} drops groups of equal rewards, and objective.advantage reinforce_pp "
+            "learns from them, since its baseline is the batch's: use reinforce_pp_baseline or another group baseline"
+        )
+    if o.credit.kind == "turn" and dynamic != "none":
+        raise ValueError(
+            f"batch.dynamic {dynamic} drops groups of equal verdicts, and objective.credit turn learns from "
+            "what their turns earn: use one of the two"
+        )
+    if o.surrogate == "policy_gradient" and steps > 1:
+        raise ValueError(
+            f"objective.surrogate policy_gradient is on-policy and learner.updates x epochs = {steps} steps are taken on one "
+            "batch: all but the first would be off-policy without a correction; set both to 1, or use surrogate ppo"
+        )
+    if o.surrogate == "gspo" and o.aggregation != "sequence":
+        raise ValueError(
+            f"objective.surrogate gspo clips a response as a whole and aggregation is {o.aggregation}, which weighs responses "
+            "by their length: use aggregation sequence"
+        )
+
+
+def entropy_method_acts(config: RunConfig) -> None:
+    """Refuses an entropy method that would do nothing under this objective."""
+    kind, surrogate = config.entropy.kind, config.objective.surrogate
+    steps = config.learner.updates * config.learner.epochs
+    needs = entropy.METHODS[kind].surrogates
+    if needs is not None and surrogate not in needs:
+        raise ValueError(
+            f"entropy.method {kind} acts on the clip range, which surrogate {surrogate} "
+            f"does not have: use surrogate {', '.join(sorted(needs))}"
+        )
+    if kind == "kl_cov" and steps == 1:
+        raise ValueError(
+            "entropy.method kl_cov is a penalty towards the policy at the start of the iteration, which the only step of "
+            "learner.updates x epochs = 1 starts from: it would do nothing; take several updates a batch"
+        )
+
+
+def gpus_fit(config: RunConfig) -> None:
+    """Requires a whole GPU or a share of one for every actor, GPUs or CPUs for all, and memory for who shares one."""
+    g, c = config.generators, config.learner
+    judges = config.judge_generator
+    engines = {"generators": g} if judges is None else {"generators": g, "rewards.judge.generator": judges}
+    groups = [("learner", c.gpus, "ranks", c.ranks)]
+    groups += [(name, e.gpus, "tensor_parallel", e.tensor_parallel) for name, e in engines.items()]
+    for section, gpus, key, members in groups:
+        if gpus > 1:
+            raise ValueError(
+                f"{section}.gpus is {gpus:g}: a learner rank, and each of the tensor_parallel shards of a generator, has one "
+                "GPU at most: give 1, 0 or a share"
+            )
+        if 0 < gpus < 1 and members > 1:
+            raise ValueError(
+                f"{section}.gpus is {gpus:g}, a share of a GPU, and {section}.{key} is {members}: NCCL refuses a group two of "
+                f"whose members have the same GPU; give {section}.gpus 1, or {section}.{key} 1"
+            )
+    if (g.gpus > 0) != (c.gpus > 0):
+        raise ValueError(
+            f"generators.gpus is {g.gpus:g} and learner.gpus {c.gpus:g}: both work on GPUs or both on CPUs; give both a "
+            "GPU (or a share of one) or both 0"
+        )
+    if judges is not None and (judges.gpus > 0) != (g.gpus > 0):
+        raise ValueError(
+            f"rewards.judge.generator.gpus is {judges.gpus:g} and generators.gpus {g.gpus:g}: an installed vLLM works on GPUs "
+            "or on CPUs; give both a GPU (or a share of one) or both 0"
+        )
+    for section, e in engines.items():
+        if 0 < e.gpus < 1 and (e.gpu_memory_utilization or 0.0) > e.gpus:
+            raise ValueError(
+                f"{section}.gpu_memory_utilization is {e.gpu_memory_utilization:g} and a generator has {e.gpus:g} of its GPU: "
+                "the others on it would have too little memory; lower it or leave it out"
+            )
+
+
+def rewards_fit(config: RunConfig) -> None:
+    """Requires that terms of the length, and a judge's answer, go with the limits on tokens."""
+    limit, length, overlong = config.sampling.max_tokens, config.rewards.length, config.rewards.overlong
+    if overlong is not None and overlong.buffer > limit:
+        raise ValueError(
+            f"rewards.overlong.buffer ({overlong.buffer}) is the end of what a response may have and sampling.max_tokens is "
+            f"{limit}: make the buffer smaller"
+        )
+    if length is not None and length.free >= (limit if length.full is None else length.full):
+        key, value = ("sampling.max_tokens", limit) if length.full is None else ("rewards.length.full", length.full)
+        raise ValueError(
+            f"rewards.length.free ({length.free}) has to be under {key} ({value}): the term goes from one to the other"
+        )
+    judge = config.rewards.judge
+    if judge is not None and judge.generator is not None and judge.max_tokens >= judge.generator.max_model_len:
+        raise ValueError(
+            f"rewards.judge.max_tokens ({judge.max_tokens}) leaves no room for a question in "
+            f"rewards.judge.generator.max_model_len ({judge.generator.max_model_len})"
+        )
+
+
+def one_precision(config: RunConfig) -> None:
+    """Refuses another precision of trainer or engine than the switch means, unless mixing is allowed."""
+    switch, body = config.precision, BODY[config.precision.mode]
+    pairs = (
+        ("learner.precision", config.learner.precision, body),
+        ("generators.dtype", config.generators.dtype, DTYPE_OF[body]),
+    )
+    for key, given, meant in pairs:
+        if given not in (None, meant) and not switch.allow_mixed:
+            raise ValueError(
+                f"{key} is {given} where precision {switch.mode} means {meant}: entropy and ratios would be measured in "
+                f"two precisions; leave {key} out and set precision, or allow it with precision.allow_mixed=true"
+            )
+
+
+def stages_in_order(config: RunConfig) -> None:
+    """Requires stages with names of their own, a first one that has nothing to keep or reset, and a cap within their length."""
+    names = [stage.name for stage in config.stages]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"stages {', '.join(names)}: '{twice[0]}' is there twice, give each a name of its own")
+    if config.stages:
+        first, most = config.stages[0], sum(stage.iterations for stage in config.stages)
+        for key, value in (("controller", first.controller), ("optimiser", first.optimiser)):
+            if value != "keep":
+                raise ValueError(f"stages.0.{key} is {value}, and nothing comes before the first stage: leave it out")
+        if config.run.iterations is not None and config.run.iterations > most:
+            raise ValueError(
+                f"run.iterations caps the run at {config.run.iterations} and its stages have {most} iterations at most: leave it "
+                "out, or give stages more"
+            )
+
+
+CHECKS = (
+    something_to_train,
+    batch_divides,
+    sampling_fits,
+    objective_fits,
+    entropy_method_acts,
+    gpus_fit,
+    rewards_fit,
+    one_precision,
+    stages_in_order,
+)
