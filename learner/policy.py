@@ -1,6 +1,6 @@
 """Wraps a Hugging Face causal LM so that its forward returns token statistics instead of logits."""
 
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # transformers leaves parameters of from_pretrained, get_output_embeddings and others untyped.
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from learner.logprobs import DEFAULT_CHUNK, token_logprobs
 
@@ -27,7 +27,7 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool, fp32_h
     attention: an `attn_implementation` of transformers ("sdpa", "eager", "flash_attention_2").
     fp32_head: whatever it is cast to later, the head's product is taken in float32.
     """
-    config: PretrainedConfig = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(
         path, config=config, dtype=torch.float32, attn_implementation=attention, low_cpu_mem_usage=True
     )
@@ -51,7 +51,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.chunk, self.fp32_head = chunk, fp32_head
-        head: object = model.get_output_embeddings()
+        head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ValueError(
                 f"{type(model).__name__} has no linear output head: only causal language models can be trained"
@@ -62,7 +62,7 @@ class Policy(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        head: object = self.model.get_output_embeddings()
+        head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Linear)  # checked in __init__
         return head
 

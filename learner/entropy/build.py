@@ -41,7 +41,7 @@ def parse(kinds: Mapping[str, Any], value: Any, what: str) -> KindSettings:
     """Parses {kind: ..., ...} as the kind's Settings. Raises ValueError naming the nearest kind, or pydantic's ValidationError."""
     if isinstance(value, KindSettings):
         return value
-    fields = cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
+    fields: Mapping[str, object] = cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
     kind = fields.get("kind")
     if not isinstance(kind, str):
         raise ValueError(f"the entropy {what} needs a kind, one of: {', '.join(kinds)}")

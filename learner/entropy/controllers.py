@@ -277,7 +277,7 @@ class Isentropic(_Base):
     The predicted dH of a batch is free + coefficient * slope (learner/ledger/predicted.py), so the first term holds entropy
     where it is, to first order; M is a running mean over iterations. `unit` is the root mean square of the advantages for
     coefficients that are added to advantages, 1 for coefficients that multiply them: the gains need no tuning to the scale of
-    rewards. There is no range to tune either: the bounds are +-`high`, in the same unit. Nothing winds up on the way to a
+    rewards. Nor does a range need tuning: the bounds are +-`high`, in the same unit. Nothing winds up on the way to a
     distant target: the sum counts no error as larger than REACH and stops growing while the coefficient is at its bound. Needs
     a method whose effect is linear in the coefficient: repo_r, repo_d, bonus."""
 

@@ -95,17 +95,21 @@ def _make(settings: InitModelSettings, folder: Path, progress: Callable[[WarmSta
     from learner.warmstart.teacher import Teacher, create_model
 
     begin = time.monotonic()
+
+    def report(step: int, steps: int, loss: float | None, accuracy: float | None, pass_at_k: float | None) -> None:
+        progress(WarmStartProgress(step, steps, loss, accuracy, pass_at_k, time.monotonic() - begin))
+
     environments = [_load(spec, settings.seed) for spec in settings.environments]
     tokenizer = build_tokenizer(character for environment in environments for character in environment.alphabet())
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
         torch.manual_seed(settings.seed)
         model = create_model(settings, tokenizer)
         teacher = Teacher(settings, environments, tokenizer, model)
-        report = teacher.run(lambda **seen: progress(WarmStartProgress(seconds=time.monotonic() - begin, **seen)))
+        result = teacher.run(report)
     with _no_progress_bars():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    record = {"format": FORMAT, "key": settings.key(), "settings": settings.model_dump(mode="json"), **report}
+    record = {"format": FORMAT, "key": settings.key(), "settings": settings.model_dump(mode="json"), **result}
     record["seconds"] = round(time.monotonic() - begin, 2)
     (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """Computes the checksum that proves a transfer byte for byte."""
 
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # torch leaves the type of Tensor.tolist open.
 
 from __future__ import annotations

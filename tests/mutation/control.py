@@ -118,7 +118,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
         "batching",
         f"{_AT}test_batching.py -k usual_size or informative",
-        ("as many updates of what is left", "max(1, count * plan.updates // whole)", "plan.updates"),
+        ("as many updates of what is left", "max(1, count * updates // full_batch)", "updates"),
         ("an error makes a group informative", "if t.verdict.status.scored}) > 1", "}) > 1"),
     ),
     *entries(
@@ -150,7 +150,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ),
         ("another rank's part", "for p in parts[: self.rank])", "for p in parts[: 0])"),
         ("micro-batches share the start", "            start += len(stats.logp)\n", "            start += 0\n"),
-        ("not reduced", "        self._reduce(seen)\n", ""),
+        ("not reduced", "        self._reduce(measured)\n", ""),
         ("updates not reduced", "        self._reduce(updated)\n", ""),
         ("planned not reduced", "        self._reduce(planned)\n", ""),
         ("a step in the middle", "boundary(i == len(update) - 1)", "boundary(i == 0)"),

@@ -1,4 +1,4 @@
-"""Advantages, the cut of a batch and the loss, broken one formula at a time (tests/mutation/runner.py)."""
+"""Breaks advantages, the batch plan and the loss one formula at a time (tests/mutation/runner.py)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
             "t.verdict.status.scored for t",
             "t.verdict.status != 'timeout' for t",
         ),
-        ("a lone response is scored", "if mine.sum() > 1:", "if mine.sum() > 0:"),
+        ("a lone response is scored", "if scored.sum() > 1:", "if scored.sum() > 0:"),
     ),
     *entries(
         "batching",
