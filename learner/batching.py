@@ -111,7 +111,7 @@ def build_batches(
     aggregation "constant" divides every response by; the others do not need it. measured: responses that are not trained on and
     belong to the iteration's entropy all the same. full_batch: how many trajectories `plan` is meant for, where there may be
     fewer. They are divided into as many updates of that plan's size as they fill, one at least, and what is left over is spread
-    over these: an update is noisier only where less than one's worth is left. """
+    over these: an update is noisier only where less than one's worth is left."""
     count = len(trajectories)
     if count != len(advantages):
         raise ValueError(f"{count} trajectories but {len(advantages)} advantages")

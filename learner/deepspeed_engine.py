@@ -4,6 +4,9 @@ ZeRO 0-3; fp32, bf16, fp16 (float32 masters; fp16 with a dynamic loss scale). Gr
 our loss is already a global one, so `backward` multiplies it by the number of ranks.
 """
 
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# DeepSpeed has no stubs, and torch leaves the results of its collectives untyped.
+
 from __future__ import annotations
 
 import gc

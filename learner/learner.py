@@ -345,7 +345,8 @@ class Learner:
         self.engine.save(engine)
         weights = dict(self.engine.full_weights(self.policy.weights()))
         if self.rank == 0:
-            self.policy.model.save_pretrained(hf, state_dict={k: v.cpu().contiguous() for k, v in weights.items()})
+            model: Any = self.policy.model  # transformers leaves parameters of save_pretrained untyped
+            model.save_pretrained(hf, state_dict={k: v.cpu().contiguous() for k, v in weights.items()})
 
     def load(self, engine: Path) -> None:
         self.engine.load(engine)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -38,11 +39,14 @@ class ClipRange:
         return torch.minimum(ratio.clamp(min=1.0 - self.low), 1.0 + high)
 
 
+def _consecutive(trajectory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (values, index into them [N], counts) of runs of equal values; torch leaves the types open."""
+    return cast(Any, trajectory).unique_consecutive(return_inverse=True, return_counts=True)
+
+
 def per_trajectory(values: Tensor, trajectory: Tensor, *, mean: bool) -> Tensor:
     """Gives each token the sum or mean of its trajectory's values. [N], [N] -> [N]"""
-    index: Tensor
-    count: Tensor
-    _, index, count = trajectory.unique_consecutive(return_inverse=True, return_counts=True)
+    _, index, count = _consecutive(trajectory)
     sums = values.new_zeros(len(count)).index_add(0, index, values)
     return (sums / count if mean else sums)[index]
 

@@ -22,7 +22,8 @@ from typing import Any
 
 from envs import catalog
 from envs.base import demonstrates
-from learner.warmstart.settings import FORMAT, EnvironmentSpec, InitModelSettings
+from learner.settings import EnvironmentSettings
+from learner.warmstart.settings import FORMAT, InitModelSettings
 from learner.warmstart.tokenizer import build_tokenizer
 
 MARKER = "isentrope_init.json"
@@ -128,7 +129,7 @@ def _no_progress_bars() -> Generator[None, None, None]:
             logging.enable_progress_bar()
 
 
-def _load(spec: EnvironmentSpec, seed: int) -> Any:
+def _load(spec: EnvironmentSettings, seed: int) -> Any:
     """An Environment that demonstrates: one response, or whole conversations."""
     environment = catalog.load(spec.name, spec.params, seed)
     if not demonstrates(environment):

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs import catalog
+from learner.settings import EnvironmentSettings
 
 FORMAT = 2  # part of the cache key: raise it when the same settings give another model
-
-
-class EnvironmentSpec(BaseModel):
-    """Names one environment of the mixture in the catalog, with the parameters it is loaded with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    params: dict[str, Any] = {}
 
 
 class InitModelSettings(BaseModel):
@@ -34,7 +27,7 @@ class InitModelSettings(BaseModel):
     intermediate_size: int = Field(192, gt=0)
     tie_word_embeddings: bool = True
     max_position_embeddings: int = Field(256, gt=0)
-    environments: tuple[EnvironmentSpec, ...] = Field(min_length=1, description="mixed with equal shares")
+    environments: tuple[EnvironmentSettings, ...] = Field(min_length=1, description="mixed with equal shares")
     seed: int = Field(0, ge=0)
     steps: int = Field(700, ge=0, description="0: random weights")
     batch_size: int = Field(64, gt=0, description="prompts a step")

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from envs import catalog
 from envs.types import Message
 from learner.chat import decode, render, stop_token_ids
+from learner.settings import EnvironmentSettings
 from learner.warmstart.model_cache import MARKER, WarmStartProgress, init_model
-from learner.warmstart.settings import EnvironmentSpec, InitModelSettings
+from learner.warmstart.settings import InitModelSettings
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -133,7 +134,7 @@ def test_key_changes_with_every_field() -> None:
     other: dict[str, Any] = {
         "architecture": "llama",
         "tie_word_embeddings": False,
-        "environments": (EnvironmentSpec(name="arithmetic", params={"digits": 2}),),
+        "environments": (EnvironmentSettings(name="arithmetic", params={"digits": 2}),),
         "target_accuracy": 0.5,
     }
     for name in InitModelSettings.model_fields:
