@@ -72,7 +72,7 @@ def build(
     released = {t.release_at for t in (target, *(environments or {}).values())}
     if len(released) > 1 and not made.coefficient_range.linear:
         raise ValueError(
-            f"entropy.environments let go at different iterations ({', '.join(map(str, sorted(released, key=str)))}), and "
+            f"entropy.environments are released at different iterations ({', '.join(map(str, sorted(released, key=str)))}), and "
             f"{method.kind} has no coefficient value that does nothing: give all the same release_at"
         )
 
