@@ -18,9 +18,10 @@ from learner.draws import _mix, token_uniform
 from learner.entropy import base, build
 from learner.entropy.target import Target, TargetSettings
 from learner.settings import BatchPlan
+from learner.types import Observed
 
 LOW, HIGH = 0.001, 0.1
-KNOB = base.CoefficientRange(start=0.01, low=LOW, high=HIGH, signed=True, linear=True)
+RANGE = base.CoefficientRange(start=0.01, low=LOW, high=HIGH, signed=True, linear=True)
 few = settings(max_examples=60)
 
 ENTROPY = st.floats(0.02, 4)
@@ -29,7 +30,7 @@ HISTORY = st.lists(SEEN, min_size=1, max_size=25)
 TARGET = st.floats(0.1, 3)
 
 
-def controller(kind: str, coefficient: base.CoefficientRange = KNOB, **more: Any) -> Any:
+def controller(kind: str, coefficient: base.CoefficientRange = RANGE, **more: Any) -> Any:
     return build.CONTROLLERS[kind](build.parse(build.CONTROLLERS, {"kind": kind, **more}, "controller"), coefficient)
 
 
@@ -37,7 +38,7 @@ def walk(made: Any, history: list[reference.Seen], target: float) -> list[tuple[
     """(value, effective) after each observation."""
     out = []
     for seen in history:
-        made.update(base.Observed(*seen), target)
+        made.update(Observed(*seen), target)
         out.append((made.value, made.effective))
     return out
 
@@ -52,7 +53,7 @@ def observed(*entropies: float) -> list[reference.Seen]:
     observed(*[3.0] * 6, *[0.1] * 9), 1.0, True, True
 )  # over to the other side and back: a walk drawn at random seldom gets there
 def test_doubling(history: list[reference.Seen], target: float, signed: bool, allowed: bool) -> None:
-    made = controller("doubling", KNOB.model_copy(update={"signed": signed}), allow_negative=allowed)
+    made = controller("doubling", RANGE.model_copy(update={"signed": signed}), allow_negative=allowed)
     expected = reference.doubling(history, target, 0.01, LOW, HIGH, signed and allowed)
     assert [v for v, _ in walk(made, history, target)] == pytest.approx(expected, rel=1e-12)
 
@@ -60,7 +61,7 @@ def test_doubling(history: list[reference.Seen], target: float, signed: bool, al
 @few
 @given(HISTORY, TARGET, st.booleans(), st.floats(0.001, 1))
 def test_proportional(history: list[reference.Seen], target: float, signed: bool, gain: float) -> None:
-    made = controller("proportional", KNOB.model_copy(update={"signed": signed}), gain=gain)
+    made = controller("proportional", RANGE.model_copy(update={"signed": signed}), gain=gain)
     expected = reference.proportional(history, target, gain, -HIGH if signed else LOW, HIGH)
     assert [v for v, _ in walk(made, history, target)] == pytest.approx(expected, rel=1e-12)
 
@@ -91,7 +92,7 @@ def test_pi_is_its_closed_form_while_it_is_free(
 @few
 @given(HISTORY, TARGET, st.booleans(), st.sampled_from([0.2, 5.0]), st.floats(0, 0.95))
 def test_isentropic(history: list[reference.Seen], target: float, added: bool, high: float, memory: float) -> None:
-    coefficient = KNOB.model_copy(update={"unit": "advantage" if added else "factor"})
+    coefficient = RANGE.model_copy(update={"unit": "advantage" if added else "factor"})
     form = {"gain": 0.3, "integral": 0.05, "memory": memory, "high": high}
     found = walk(controller("isentropic", coefficient, **form), history, target)
     expected = reference.isentropic(history, target, **form, added=added)
@@ -169,8 +170,8 @@ def test_a_token_keeps_its_draw_wherever_it_is_moved(
         batches = build_batches(responses, np.ones(len(responses)), plan=plan, aggregation="token", temperature=1.0)
         found: dict[tuple[int, int], float] = {}
         for m in (m for b in batches for m in b.updates[0]):
-            numbers = token_uniform(7, 3, m.trajectory, m.place).tolist()
-            found |= dict(zip(zip(m.trajectory.tolist(), m.place.tolist(), strict=True), numbers, strict=True))
+            numbers = token_uniform(7, 3, m.trajectory, m.action_index).tolist()
+            found |= dict(zip(zip(m.trajectory.tolist(), m.action_index.tolist(), strict=True), numbers, strict=True))
         return found
 
     whole = draws(BatchPlan(updates=1, epochs=1, ranks=1, micro_batch_tokens=10_000, packing=False))

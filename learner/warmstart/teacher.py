@@ -1,7 +1,7 @@
-"""The teacher of a warm start: a model with random weights, lessons drawn from the environments, steps, measurements.
+"""Creates a tiny model and teaches it on the demonstrations of environments: supervised, fp32, on the CPU."""
 
-Supervised training on demonstrations, fp32 on the CPU. `learner/warmstart.py` has the settings and keeps the result.
-"""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# transformers leaves from_config, get_decoder and generate untyped, torch manual_seed, from_numpy and tolist.
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from envs.base import Played, Session, demonstrate
 from envs.types import Message, Prompt, Verdict
-from learner.tokenizer import END_ID, PAD_ID, decode, render, render_observation
+from learner.chat import decode, render, render_observation
+from learner.warmstart.tokenizer import END_ID, PAD_ID
 
 if TYPE_CHECKING:
-    from learner.warmstart import InitModelSettings
+    from learner.warmstart.settings import InitModelSettings
 
 
 def create_model(settings: InitModelSettings, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """Random fp32 weights of these shapes; config and generation config carry the tokenizer's ids."""
+    """Creates random fp32 weights of these shapes; config and generation config carry the tokenizer's ids."""
     ids = {"pad_token_id": PAD_ID, "eos_token_id": END_ID, "bos_token_id": None}
     config = AutoConfig.for_model(
         settings.architecture,
@@ -51,7 +52,7 @@ MAX_TURNS = 8  # of a held-out conversation: what sampling.max_turns is by defau
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What follows a prompt: one response, or responses and observations in turn, token for token as a rollout has them.
+    """Holds what follows a prompt: one response, or responses and observations in turn, as a rollout has them.
 
     ids     the responses with their end tokens, and what is rendered between them
     taught  as ids where a response is, PAD_ID where an observation is: the loss leaves those out
@@ -63,7 +64,7 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A prompt and demonstrations of it."""
+    """Holds a prompt and demonstrations of it."""
 
     prompt_ids: tuple[int, ...]
     demonstrations: tuple[Demonstration, ...]
@@ -87,7 +88,7 @@ class Teacher:
         self.longest_response = 0  # tokens of any one response taught, its end included
 
     def run(self, report: Callable[..., None]) -> dict[str, Any]:
-        """Train and evaluate; the record's loss, accuracy, pass_at_k and steps."""
+        """Trains and evaluates; returns the record's loss, accuracy, pass_at_k and steps."""
         settings, steps = self.settings, self.settings.steps
         optimizers = _optimizers(settings, self.model)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -115,7 +116,7 @@ class Teacher:
         return {**seen, "steps": step}
 
     def _lesson(self) -> Lesson:
-        """A new prompt until there are `train_prompts`, then each of them again, in a new order every round.
+        """Returns a new prompt until there are `train_prompts`, then each of them again, in a new order every round.
 
         Prompts are made as they are needed: listing solutions costs about as much as a training step does.
         """
@@ -135,7 +136,7 @@ class Teacher:
         return lesson
 
     def _render(self, prompt: Prompt, played: Played) -> Demonstration:
-        """As actors/rollout.py builds a trajectory: responses are encoded, only observations are rendered."""
+        """Builds token ids as actors/rollout.py does: responses are encoded, only observations are rendered."""
         before: list[Message] = list(prompt.messages)
         ids: list[int] = []
         taught: list[int] = []
@@ -146,15 +147,16 @@ class Teacher:
             ids += response
             taught += response
             if turn < len(played.observations):
-                seen = played.observations[turn].messages
-                context = render_observation(self.tokenizer, before, seen, response)
+                observed = played.observations[turn].messages
+                context = render_observation(self.tokenizer, before, observed, response)
                 ids += context
                 taught += [PAD_ID] * len(context)
-                before += [Message("assistant", text), *seen]
+                before += [Message("assistant", text), *observed]
         return Demonstration(tuple(ids), tuple(taught))
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor, int]:
-        """ids int64 [B, P + K*R], prompts padded on the left and responses on the right; taught [B, K*R]; prompt lengths [B]; P."""
+        """Returns ids int64 [B, P + K*R], prompts padded on the left and responses on the right; taught [B, K*R]; prompt
+        lengths [B]; P."""
         count = self.settings.responses_per_prompt
         lessons = [self._lesson() for _ in range(self.settings.batch_size)]
         drawn = [self.rng.sample(lesson.demonstrations, count) for lesson in lessons]
@@ -172,7 +174,7 @@ class Teacher:
         return torch.from_numpy(ids), torch.from_numpy(taught), lengths, columns
 
     def _loss(self, ids: Tensor, taught: Tensor, lengths: Tensor, columns: int) -> Tensor:
-        """Mean cross-entropy over the tokens of responses, ends included, in nats. What an environment said is not learned.
+        """Returns the mean cross-entropy over the tokens of responses, ends included, in nats. Observations are not learned.
 
         The K demonstrations of a prompt follow it in one row, each seeing the prompt and itself only, at the positions
         it would have alone: the prompt is computed once instead of K times.
@@ -181,14 +183,14 @@ class Teacher:
         width = (total - columns) // count
         column = torch.arange(total)
         response = torch.where(column < columns, -1, (column - columns) // width)  # which response a column belongs to
-        place = torch.where(column < columns, column, columns + (column - columns) % width)
+        position = torch.where(column < columns, column, columns + (column - columns) % width)
         first = (columns - lengths)[:, None]
         visible = (column[:, None] >= column) & ((response == -1) | (response[:, None] == response))
         # Padding sees itself, because a row that sees nothing is NaN.
         mask = visible & (column >= first[:, :, None]) | torch.eye(total, dtype=torch.bool)
         hidden = self.model.get_decoder()(
             input_ids=ids,
-            position_ids=(place - first).clamp(min=0),
+            position_ids=(position - first).clamp(min=0),
             attention_mask=mask[:, None],
             use_cache=False,
         ).last_hidden_state
@@ -199,7 +201,7 @@ class Teacher:
         return functional.cross_entropy(logits.flatten(0, 1), taught.flatten(), ignore_index=PAD_ID)
 
     def _accuracy(self) -> tuple[float, float]:
-        """Shares of conversations and of prompts solved, sampled at temperature 1 on the eval split's first prompts."""
+        """Returns the shares of conversations and of prompts solved, sampled at temperature 1 on the eval split's first prompts."""
         settings, count = self.settings, len(self.environments)
         asked = [(self.environments[i % count], i // count) for i in range(settings.holdout_prompts)]
         prompts = [(environment, environment.prompt("eval", index)) for environment, index in asked]
@@ -224,7 +226,7 @@ class Teacher:
         return float(solved.mean()), float(solved.any(axis=1).mean())
 
     def _sample(self, conversations: Sequence[_Conversation], longest: int) -> list[list[int]]:
-        """A response to each, at most `longest` tokens, padded behind its end."""
+        """Samples a response to each, at most `longest` tokens, padded behind its end."""
         columns = max(len(one.ids) for one in conversations)
         ids = torch.full((len(conversations), columns), PAD_ID)
         mask = torch.zeros_like(ids)
@@ -238,7 +240,7 @@ class Teacher:
 
 
 class _Conversation:
-    """A held-out session under way: its token ids so far, and in the end whether it was solved."""
+    """Follows a held-out session: its token ids so far, and in the end whether it was solved."""
 
     def __init__(self, session: Session, prompt: Prompt, ids: tuple[int, ...]) -> None:
         self.session, self.prompt, self.ids = session, prompt, ids
@@ -246,7 +248,7 @@ class _Conversation:
         self.over = self.correct = False
 
     def take(self, tokenizer: PreTrainedTokenizerFast, sampled: Sequence[int]) -> None:
-        """The next response, padding behind it allowed."""
+        """Plays the next response; padding behind it is allowed."""
         response = tuple(sampled[: sampled.index(END_ID) + 1] if END_ID in sampled else sampled)
         text = decode(tokenizer, response)
         answer = self.session.reply(text)

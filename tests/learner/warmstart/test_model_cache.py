@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from envs import catalog
 from envs.types import Message
+from learner.chat import decode, render, stop_token_ids
 from learner.settings import EnvironmentSettings
-from learner.tokenizer import decode, render, stop_token_ids
-from learner.warmstart import MARKER, InitModelSettings, WarmStartProgress, init_model
+from learner.warmstart.model_cache import MARKER, WarmStartProgress, init_model
+from learner.warmstart.settings import InitModelSettings
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,
@@ -165,6 +166,6 @@ def test_environment_without_demonstrations_is_refused(tmp_path: Path, monkeypat
 
 
 def test_settings_import_without_torch() -> None:
-    program = "import sys, learner.warmstart; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    program = "import sys, learner.warmstart.model_cache; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert done.stdout.strip() == "[]"

@@ -12,23 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.types import Message
-from learner.tokenizer import (
-    ASSISTANT,
-    END,
-    PAD,
-    REPLACEMENT,
-    SENTINEL,
-    SPECIAL_TOKENS,
-    TOOL,
-    UNK,
-    USER,
-    build_tokenizer,
-    decode,
-    load_tokenizer,
-    render,
-    render_observation,
-    stop_token_ids,
-)
+from learner.chat import REPLACEMENT, decode, load_tokenizer, render, render_observation, stop_token_ids
+from learner.warmstart.tokenizer import ASSISTANT, END, PAD, SENTINEL, SPECIAL_TOKENS, TOOL, UNK, USER, build_tokenizer
 
 ALPHABET = "0123456789+-*= \n\t<>abcdenrsu/ée\u0301"
 TOKENIZER = build_tokenizer(ALPHABET)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from learner.entropy import base, build
 from learner.entropy.target import TargetSettings
-from learner.ledger import predicted_dh
+from learner.ledger.predicted import predicted_dh
 from learner.logprobs import token_logprobs
 from learner.objective import token_loss
 from learner.settings import KindSettings, ObjectiveSettings

@@ -15,19 +15,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.weights import (
-    Checksum,
-    Publisher,
+from learner.weights.channel import listen
+from learner.weights.checksum import Checksum, verify_checksums
+from learner.weights.protocol import (
     Rendezvous,
-    Subscriber,
     TensorSpec,
     WeightManifest,
     WeightSyncError,
-    listen,
     make_manifest,
     make_rendezvous,
-    verify_checksums,
 )
+from learner.weights.publisher import Publisher
+from learner.weights.subscriber import Subscriber
 
 DTYPES = ["float32", "bfloat16", "float16", "int64", "uint8"]
 TIMEOUT = 10.0

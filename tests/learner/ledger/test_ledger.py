@@ -15,18 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import make_stats
 
-from learner.entropy.base import Observed
-from learner.ledger import (
-    Fresh,
-    Ledger,
-    Tally,
-    policy_metrics,
-    tally_policy,
-    tally_shaping,
-    tally_update,
-    update_metrics,
-)
-from learner.types import Shaping, TokenStats
+from learner.ledger.history import Ledger, policy_metrics, update_metrics
+from learner.ledger.predicted import Fresh, tally_policy, tally_shaping, tally_update
+from learner.ledger.tally import Tally
+from learner.types import Observed, Shaping, TokenStats
 
 ENVS = ("a", "b")
 

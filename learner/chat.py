@@ -1,84 +1,31 @@
-"""A character-level tokenizer for models made here, and chat templates to token ids for any Hugging Face tokenizer.
+"""Turns chats into token ids and responses into text, for any Hugging Face tokenizer.
 
-How typed text is kept from becoming a special token: every special token of `build_tokenizer` starts with U+E000, a
-private-use character that alphabets refuse, and the chat template replaces U+E000 in a message by U+FFFD before it adds
-its own. A user's "<end>" is therefore five characters, and the real token cannot be typed at all. A tokenizer that was
-not made here keeps whatever its own template does.
-
-transformers is imported where it is needed, so that this module costs nothing to import.
+A tokenizer keeps whatever its own chat template does against typed special tokens; `defuse` adds to it where a text comes from
+somebody who gains by typing them. transformers is imported where it is needed, so that this module costs nothing to import.
 """
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# transformers leaves its tokenizers' attributes and the results of apply_chat_template untyped.
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs.types import Message
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-SENTINEL = "\ue000"
 REPLACEMENT = "\ufffd"
-PAD, UNK, END, SYSTEM, USER, ASSISTANT, TOOL = (
-    f"{SENTINEL}<{name}>" for name in ("pad", "unk", "end", "system", "user", "assistant", "tool")
-)
-SPECIAL_TOKENS = (PAD, UNK, END, SYSTEM, USER, ASSISTANT, TOOL)  # ids 0..6, in this order
-PAD_ID, END_ID = 0, 2
-
-# Jinja reads \u escapes inside its own string literals, so the saved file stays plain ASCII.
-CHAT_TEMPLATE = (
-    r"{%- for message in messages -%}"
-    r"{%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] -%}"
-    r"{{- raise_exception('unknown role: ' + message['role']) -}}"
-    r"{%- endif -%}"
-    r"{{- '\ue000<' + message['role'] + '>' + message['content'] | replace('\ue000', '\ufffd') + '\ue000<end>' -}}"
-    r"{%- endfor -%}"
-    r"{%- if add_generation_prompt -%}{{- '\ue000<assistant>' -}}{%- endif -%}"
-)
-
-
-def build_tokenizer(alphabet: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token a character: encode and decode are lossless over the alphabet, other characters become <unk>.
-
-    alphabet: single characters (code points) in any order, repeats allowed; the ids depend only on the set. Special
-    tokens take ids 0-6, so the vocabulary has 7 + len(set(alphabet)) entries. A chat is <user>text<end><assistant>.
-    Raises ValueError for an empty alphabet, an entry that is not one character, U+E000 or a surrogate.
-    """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    characters = sorted(set(alphabet))
-    if not characters:
-        raise ValueError("the tokenizer's alphabet is empty: it needs at least one character")
-    for character in characters:
-        if len(character) != 1:
-            raise ValueError(f"an alphabet entry is one character, but {character!r} has {len(character)}")
-        if character == SENTINEL or "\ud800" <= character <= "\udfff":
-            raise ValueError(f"U+{ord(character):04X} cannot be in an alphabet: special token mark or surrogate")
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *characters))}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
-    # Oniguruma's (?m) lets the dot match newlines; no normalizer, so composed and decomposed forms stay apart.
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex("(?m:.)"), "isolated")
-    backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        unk_token=UNK,
-        eos_token=END,
-        extra_special_tokens=[SYSTEM, USER, ASSISTANT, TOOL],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-    )
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name.
+    """Loads the tokenizer of a folder or hub name.
 
-    A tokenizer that says it is no family's own is loaded as it was saved: AutoTokenizer goes by the model's type instead, and
+    One whose saved class belongs to no model family is loaded as it was saved: AutoTokenizer goes by the model's type instead, and
     beside a Qwen2 config would put Qwen2's rules for splitting text around any vocabulary; ours lost its spaces.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -89,7 +36,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Token ids of the chat template over `messages` with the generation prompt: what goes before a sampled response.
+    """Returns the ids of the chat template over `messages` with the generation prompt: what goes before a response.
 
     Example: render(tokenizer, [Message("user", "1+1=")]) -> ids of <user> 1 + 1 = <end> <assistant>.
     Raises ValueError when the tokenizer has no chat template.
@@ -100,7 +47,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> t
 
 
 def render_whole(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Token ids of the chat template over `messages` as they stand: what a reward model reads.
+    """Returns the ids of the chat template over `messages` as they stand: what a reward model reads.
 
     Raises ValueError when the tokenizer has no chat template.
     """
@@ -114,11 +61,11 @@ def render_observation(
     observation: Sequence[Message],
     response_ids: Sequence[int],
 ) -> tuple[int, ...]:
-    """Token ids to append after a sampled response so that the model can answer `observation`.
+    """Returns the ids to append after a sampled response so that the model can answer `observation`.
 
     messages     what came before the response, the response itself left out (it stays the ids that were sampled)
     observation  the messages the environment answered with, at least one
-    response_ids    the sampled ids; only their last one is looked at: where it already is the token with which the
+    response_ids the sampled ids; only their last one is looked at: where it already is the token with which the
                  template ends an assistant turn, that token is not repeated
     The ids are what the template puts after a stand-in response, tokenised on their own: nothing is re-tokenised and
     ids(context) + response_ids + the result is the sequence to generate from. Templates that rewrite earlier turns
@@ -137,7 +84,8 @@ def render_observation(
 def stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None
 ) -> tuple[int, ...]:
-    """Ids that end a response, ascending: the tokenizer's and the generation config's eos and the template's end of turn.
+    """Returns the ids that end a response, ascending: the tokenizer's and the generation config's eos and the template's end of
+    turn.
 
     The last matters for base models whose eos is <|endoftext|> while their template closes a turn with <|im_end|>. It
     counts only when it is a special token. Raises ValueError when none of the three names one.
@@ -157,7 +105,7 @@ def stop_token_ids(
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of a response, without trailing padding and the special token that ended it.
+    """Returns the text of a response, without trailing padding and the special token that ended it.
 
     A special token inside the response becomes U+FFFD instead of vanishing: what the policy sampled must not be cleaned up
     before it is scored, or noise tokens would be free entropy.
@@ -181,11 +129,10 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text with a zero-width space in everything that this tokenizer would read as a special token, so that it stays text.
+    """Returns the text with a zero-width space in everything that this tokenizer would read as a special token.
 
-    For what somebody wrote who gains by ending his own turn and beginning another's. Half a surrogate pair, which no tokenizer
-    reads, becomes "?".
-    """
+    It is meant for texts whose author gains by ending his own turn and beginning another's. Half a surrogate pair, which no
+    tokenizer reads, becomes "?"."""
     text = text.encode("utf-8", "replace").decode()
     added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     for special in sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True):
@@ -193,7 +140,7 @@ def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
             text = text.replace(special, REPLACEMENT)
         else:  # where one begins, also within another: |a|a| is |a| twice
             text = re.sub(
-                f"{re.escape(special[0])}(?={re.escape(special[1:])})", lambda found: f"{found.group()}\u200b", text
+                f"{re.escape(special[0])}(?={re.escape(special[1:])})", lambda match: f"{match.group()}\u200b", text
             )
     return text
 
@@ -201,7 +148,7 @@ def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 def _after_response(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], observation: Sequence[Message]
 ) -> str:
-    """What the template writes after an assistant response; with an observation, up to the next generation prompt."""
+    """Returns what the template writes after an assistant response; with an observation, up to the next generation prompt."""
     _check_template(tokenizer)
     stand_in = "STANDINRESPONSE"
     while any(stand_in in message.content for message in (*messages, *observation)):
@@ -211,9 +158,9 @@ def _after_response(
         tokenize=False,
         add_generation_prompt=bool(observation),
     )
-    found = str(text).count(stand_in)
-    if found != 1:
-        raise ValueError(f"the chat template shows an assistant response {found} times, not once: cannot append turns")
+    count = str(text).count(stand_in)
+    if count != 1:
+        raise ValueError(f"the chat template shows an assistant response {count} times, not once: cannot append turns")
     return str(text).partition(stand_in)[2]
 
 
@@ -227,7 +174,7 @@ def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def _ids(encoded: Any) -> tuple[int, ...]:
-    """transformers 5 answers with a mapping where 4 gave a list; either may hold a batch of one."""
+    """Returns the ids of what transformers answers: 5 gives a mapping where 4 gave a list, either may hold a batch of one."""
     if isinstance(encoded, Mapping):
         encoded = encoded["input_ids"]
     if len(encoded) and not isinstance(encoded[0], int):

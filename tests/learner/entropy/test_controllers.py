@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from support.builders import assert_close, make_stats
 
 from learner.entropy import base, build
+from learner.entropy.steering import COMMON, Steering
 from learner.entropy.target import Target, TargetSettings
-from learner.ledger import LedgerRow, Part
+from learner.ledger.history import LedgerRow, Part
+from learner.types import Observed
 
-KNOB = base.CoefficientRange(start=0.01, low=0.001, high=0.1, signed=True, linear=True)
-UNSIGNED = KNOB.model_copy(update={"signed": False})
+RANGE = base.CoefficientRange(start=0.01, low=0.001, high=0.1, signed=True, linear=True)
+UNSIGNED = RANGE.model_copy(update={"signed": False})
 SETTINGS: dict[str, dict[str, Any]] = {
     "fixed": {"kind": "fixed"},
     "doubling": {"kind": "doubling"},
@@ -30,14 +32,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 LOW, HIGH = 0.5, 1.5  # entropies around a target of 1
 
 
-def make(kind: str, coefficient: base.CoefficientRange = KNOB, **settings: Any) -> Any:
+def make(kind: str, coefficient: base.CoefficientRange = RANGE, **settings: Any) -> Any:
     return build.CONTROLLERS[kind](
         build.parse(build.CONTROLLERS, {**SETTINGS[kind], **settings}, "controller"), coefficient
     )
 
 
-def seen(entropy: float) -> base.Observed:
-    return base.Observed(entropy, free=-0.02 * entropy, slope=1.0, advantage=0.9)
+def seen(entropy: float) -> Observed:
+    return Observed(entropy, free=-0.02 * entropy, slope=1.0, advantage=0.9)
 
 
 def row(entropy: float, correct: float = math.nan) -> LedgerRow:
@@ -86,7 +88,7 @@ def test_without_allow_negative_it_stops_at_the_low_bound() -> None:
     st.floats(0.05, 4),
 )
 def test_a_coefficient_never_leaves_its_bounds(kind: str, signed: bool, entropies: list[float], target: float) -> None:
-    coefficient = KNOB.model_copy(update={"signed": signed})
+    coefficient = RANGE.model_copy(update={"signed": signed})
     controller = make(kind, coefficient)
     for value in walk(controller, entropies, target):
         assert abs(value) <= coefficient.high * (1 if kind != "isentropic" else 1.0000001)
@@ -101,7 +103,7 @@ def test_the_doubling_coefficient_moves_the_way_that_was_asked(entropies: list[f
         before = controller.value
         controller.update(seen(entropy), target)
         assert controller.value >= before if entropy < target else controller.value <= before
-        assert controller.value != before or abs(before) == KNOB.high
+        assert controller.value != before or abs(before) == RANGE.high
 
 
 def test_saturation_is_the_bound_the_error_pushes_against() -> None:
@@ -199,7 +201,7 @@ def isentropic(unit: Any, **settings: Any) -> Any:
 def test_on_target_the_coefficient_is_where_the_predicted_change_vanishes(unit: str) -> None:
     controller = isentropic(unit)
     for free, slope in [(-0.02, 0.1), (-0.04, 0.1), (0.01, 0.3)]:
-        controller.update(base.Observed(1.0, free, slope, 0.5), 1.0)
+        controller.update(Observed(1.0, free, slope, 0.5), 1.0)
     means = [
         sum(0.9 ** (2 - i) * x[k] for i, x in enumerate([(-0.02, 0.1), (-0.04, 0.1), (0.01, 0.3)])) for k in (0, 1)
     ]
@@ -213,18 +215,18 @@ def test_feedback_is_in_the_coefficients_own_unit(unit: str, scale: float) -> No
     total = 0.0
     for entropy in (0.95, 0.8, 1.1):
         total += min(1 - entropy, 0.1)  # a distant target winds nothing up
-        controller.update(base.Observed(entropy, -0.02, 0.1, 0.5), 1.0)
+        controller.update(Observed(entropy, -0.02, 0.1, 0.5), 1.0)
         assert controller.value == pytest.approx(0.2 + scale * (0.3 * (1 - entropy) + 0.02 * total))
 
 
 def test_the_integral_does_not_wind_up_at_a_bound() -> None:
     controller = isentropic("factor", high=0.3, integral=0.1)
     for _ in range(40):
-        controller.update(base.Observed(0.5, -0.02, 0.1, 1.0), 1.0)
+        controller.update(Observed(0.5, -0.02, 0.1, 1.0), 1.0)
     assert controller.value == 0.3
     assert controller.saturated(0.5, 1.0)
     assert controller.sum < 2  # the sum of 40 errors of a half would be 20
-    controller.update(base.Observed(1.2, -0.02, 0.1, 1.0), 1.0)
+    controller.update(Observed(1.2, -0.02, 0.1, 1.0), 1.0)
     assert controller.value < 0.3
 
 
@@ -235,7 +237,7 @@ def test_scaling_rewards_scales_an_additive_coefficient_and_leaves_a_factor_alon
             controller = isentropic(unit)
             for entropy in (0.9, 0.8):
                 slope = 0.1 if unit == "advantage" else 0.1 * scale  # |A| L scales with the rewards
-                controller.update(base.Observed(entropy, -0.02 * scale, slope, 0.5 * scale), 1.0)
+                controller.update(Observed(entropy, -0.02 * scale, slope, 0.5 * scale), 1.0)
             values.append(controller.value)
         assert values[1] / values[0] == pytest.approx(expected)
 
@@ -244,7 +246,7 @@ def test_isentropic_needs_a_method_that_is_linear_in_its_coefficient() -> None:
     with pytest.raises(
         ValueError, match="needs a method whose effect is linear in its coefficient: repo_r, repo_d or bonus"
     ):
-        make("isentropic", KNOB.model_copy(update={"linear": False}))
+        make("isentropic", RANGE.model_copy(update={"linear": False}))
 
 
 # --- dead band, rate limit ----------------------------------------------------------------------------------------------
@@ -274,32 +276,32 @@ def test_a_rate_limit_bounds_what_one_iteration_can_do(kind: str, entropies: lis
 @pytest.mark.parametrize(
     ("kind", "coefficient", "settings", "message"),
     [
-        ("doubling", KNOB, {"low": 0.5, "high": 0.2}, r"low \(0\.5\) is above high \(0\.2\): give low <= high"),
-        ("doubling", KNOB, {"low": 0.5}, r"the coefficient's low \(0\.5\) is above its high \(0\.1\)"),
-        ("doubling", KNOB, {"start": 0.2}, r"the coefficient starts at 0\.2, outside its bounds \[0\.001, 0\.1\]"),
+        ("doubling", RANGE, {"low": 0.5, "high": 0.2}, r"low \(0\.5\) is above high \(0\.2\): give low <= high"),
+        ("doubling", RANGE, {"low": 0.5}, r"the coefficient's low \(0\.5\) is above its high \(0\.1\)"),
+        ("doubling", RANGE, {"start": 0.2}, r"the coefficient starts at 0\.2, outside its bounds \[0\.001, 0\.1\]"),
         ("doubling", UNSIGNED, {"start": -0.01}, r"the coefficient starts at -0\.01, outside its bounds"),
-        ("doubling", KNOB, {"low": 0.0}, "needs a low bound above 0: halving never reaches 0"),
+        ("doubling", RANGE, {"low": 0.0}, "needs a low bound above 0: halving never reaches 0"),
         (
             "pi",
-            KNOB,
+            RANGE,
             {"low": 0.0},
             r"moves the logarithm of the coefficient: low \(0\) and start \(0\.01\) have to be above 0",
         ),
-        ("additive", KNOB, {"step": 0.0}, "greater than 0"),
-        ("isentropic", KNOB, {"memory": 1.0}, "less than 1"),
-        ("doubling", KNOB, {"dead_band": -0.1}, "greater than or equal to 0"),
-        ("doubling", KNOB, {"max_change": 0.0}, "greater than 0"),
-        ("proportional", KNOB, {"gain": 0.0}, "greater than 0"),
-        ("proportional", KNOB, {"gain": float("inf")}, "finite number"),
-        ("proportional", KNOB, {"high": -1.0}, "greater than 0"),
+        ("additive", RANGE, {"step": 0.0}, "greater than 0"),
+        ("isentropic", RANGE, {"memory": 1.0}, "less than 1"),
+        ("doubling", RANGE, {"dead_band": -0.1}, "greater than or equal to 0"),
+        ("doubling", RANGE, {"max_change": 0.0}, "greater than 0"),
+        ("proportional", RANGE, {"gain": 0.0}, "greater than 0"),
+        ("proportional", RANGE, {"gain": float("inf")}, "finite number"),
+        ("proportional", RANGE, {"high": -1.0}, "greater than 0"),
         (
             "fixed",
             UNSIGNED,
             {"value": -1.0},
             "a fixed coefficient of -1 is negative and this method's coefficient cannot be",
         ),
-        ("fixed", KNOB, {"value": float("nan")}, "finite number"),
-        ("fixed", KNOB, {"gain": 1.0}, "Extra inputs"),
+        ("fixed", RANGE, {"value": float("nan")}, "finite number"),
+        ("fixed", RANGE, {"gain": 1.0}, "Extra inputs"),
     ],
 )
 def test_bad_settings_are_refused_with_the_numbers(
@@ -365,7 +367,7 @@ def test_an_entropy_that_was_not_measured_does_not_define_the_start() -> None:
 # --- the whole ----------------------------------------------------------------------------------------------------------
 
 
-def steering(kind: str, **target: Any) -> base.Steering:
+def steering(kind: str, **target: Any) -> Steering:
     method = build.parse(build.METHODS, {"kind": "repo_d"}, "method")
     controller = build.parse(build.CONTROLLERS, SETTINGS[kind], "controller")
     return build.build(method, controller, TargetSettings(**{"fraction": 0.7, "average_over": 3, **target}))
@@ -392,7 +394,7 @@ def test_a_steering_resumed_from_its_state_goes_on_bit_for_bit(kind: str, entrop
 def test_a_saved_coefficient_that_is_not_a_number_is_refused() -> None:
     made = steering("doubling")
     state = made.state_dict()
-    state[base.COMMON]["controller"]["value"] = math.nan
+    state[COMMON]["controller"]["value"] = math.nan
     with pytest.raises(ValueError, match="the saved coefficient is nan: the checkpoint cannot be resumed"):
         made.load_state_dict(state)
 

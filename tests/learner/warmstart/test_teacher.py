@@ -18,9 +18,10 @@ from actors.verifier import ScoreRequest
 from envs import catalog
 from envs.base import demonstrate
 from envs.types import Message, Observation, Verdict
-from learner.teacher import Demonstration, Lesson, Teacher, create_model
-from learner.tokenizer import END_ID, PAD_ID, build_tokenizer, render
-from learner.warmstart import InitModelSettings
+from learner.chat import render
+from learner.warmstart.settings import InitModelSettings
+from learner.warmstart.teacher import Demonstration, Lesson, Teacher, create_model
+from learner.warmstart.tokenizer import END_ID, PAD_ID, build_tokenizer
 from orchestration.sampling.codec import HFCodec
 
 SHAPE = {"hidden_size": 32, "layers": 1, "heads": 1, "kv_heads": 1, "intermediate_size": 32}
