@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.builders import config_data
 
+from actors.handles import RemoteVerifier
 from actors.pool import MemberDied, VerifierPool
-from actors.remote import RemoteVerifier
 from orchestration.cluster.cluster import Cluster
 from orchestration.config.run_config import validate
 from orchestration.errors import ConfigError
