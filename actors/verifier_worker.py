@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from envs import catalog
 from envs.base import Environment, Session
@@ -39,22 +39,29 @@ def answers(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    raw = request["prompt"]
-    prompt = Prompt(**{**raw, "messages": tuple(Message(**m) for m in raw["messages"])})
-    responses = request["responses"]
+    raw: dict[str, Any] = request["prompt"]
+    responses: list[str] = request["responses"]
+    index: int = request["environment"]
+    prompt = Prompt(raw["env"], raw["split"], raw["index"], tuple(Message(**m) for m in raw["messages"]), raw["task"])
     session, given = _sessions.pop(request["session"], (None, 0))
     if session is None or given != len(responses) - 1:
-        session, given = _environments[request["environment"]].open(prompt), 0
+        session, given = _environments[index].open(prompt), 0
     result: Observation | Verdict = Observation(())
     for text in responses[given:]:
         result = session.reply(text)
-    if not isinstance(result, Observation | Verdict):
-        raise TypeError(f"a session answered with {type(result).__name__}: it has to be an Observation or a Verdict")
-    if not isinstance(result.reward, int | float) or not math.isfinite(result.reward):
-        raise ValueError(f"the reward is {result.reward!r}: it has to be a finite number")
+    _validate(result)
     if isinstance(result, Verdict):
         return {"observation": None, "verdict": asdict(result)}
     if len(_sessions) >= MAX_SESSIONS:
         _sessions.pop(next(iter(_sessions)))
     _sessions[request["session"]] = (session, len(responses))
     return {"observation": [asdict(m) for m in result.messages], "reward": result.reward, "verdict": None}
+
+
+def _validate(result: object) -> None:
+    """Raises TypeError or ValueError for an answer of the user's code that does not keep to its type."""
+    if not isinstance(result, Observation | Verdict):
+        raise TypeError(f"a session answered with {type(result).__name__}: it has to be an Observation or a Verdict")
+    reward = cast(object, result.reward)
+    if not isinstance(reward, int | float) or not math.isfinite(reward):
+        raise ValueError(f"the reward is {reward!r}: it has to be a finite number")
