@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,12 +71,30 @@ def test_sequences_are_scored_in_their_order(engines: Any) -> None:
     assert stats == EngineStats(4, alive=True, in_flight=0, step_s=stats.step_s, steps=1)
 
 
-@pytest.mark.timeout(20)
-def test_scores_end_in_an_error_where_the_engine_dies_before_it_has_them_all(engines: Any) -> None:
-    """Those that were not yet given to the core had nobody to answer them: the caller waited for ever."""
+def test_a_core_that_breaks_ends_every_score(engines: Any) -> None:
     engine = engines(Core(fail_at=1))
     with pytest.raises(EngineDead, match="the core is broken"):
         engine.sequence_logprobs([[1, 2], [3, 4], [5, 6]])
     with pytest.raises(EngineDead, match="the core is broken"):
         engine.sequence_logprobs([[1, 2]])
     assert not engine.stats().alive
+
+
+@pytest.mark.timeout(20)
+def test_a_score_that_an_engine_had_no_time_for_ends_in_an_error(engines: Any) -> None:
+    """It was in the inbox when the engine died, and its caller waited for ever."""
+    engine: VLLMEngine = engines(Core())
+    gate = threading.Event()
+
+    def work() -> None:
+        gate.wait(10)
+        raise RuntimeError("the core is broken")
+
+    engine._post(work)
+    with ThreadPoolExecutor(1) as caller:
+        asked = caller.submit(engine.sequence_logprobs, [[1, 2]])
+        while not (engine._inbox or asked.done()):  # the thread is busy with the first: the second waits behind it
+            time.sleep(0.01)
+        gate.set()
+        with pytest.raises(EngineDead, match="the core is broken"):
+            asked.result(5)
