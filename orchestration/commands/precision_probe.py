@@ -120,8 +120,8 @@ def _serve(pipe: Any, model: str, mode: Mode, tasks: Tasks, options: Options) ->
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
-    from actors.inference import Request, SamplingParams
-    from actors.vllm_engine import EngineDead, VLLMEngine
+    from actors.inference import EngineDead, Request, SamplingParams
+    from actors.vllm_engine import VLLMEngine
 
     cuda = torch.cuda.is_available()
     settings = VLLMSettings(
