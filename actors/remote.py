@@ -20,7 +20,7 @@ from actors.inference import Completion, Request
 from actors.pool import MemberDied
 from actors.verifier import EnvSpec, ScoreRequest, Verifier
 from actors.vllm_engine import EngineDead
-from envs.isolation.killable import SandboxError
+from envs.isolation.killable import KillableError
 from envs.types import Observation, Verdict
 from learner.weights import Rendezvous, WeightManifest
 
@@ -87,7 +87,7 @@ class VerifierActor:
         """What keeps an environment from being built on this node, or None."""
         try:
             self._verifier.prepare()
-        except SandboxError as error:
+        except KillableError as error:
             return f"on {ray.util.get_node_ip_address()}: {error}"
         return None
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from envs import catalog
 from envs.base import Environment, Session
-from envs.isolation.killable import Sandbox, SandboxError, SandboxTimeout
+from envs.isolation.killable import KillableError, KillableProcess, KillableTimeout
 from envs.types import Message, Observation, Prompt, Status, Verdict
 
 MAX_TOGETHER = 64
@@ -48,7 +48,7 @@ class Verifier:
     def __init__(self, specs: Sequence[EnvSpec], timeout_s: float) -> None:
         self._specs = [asdict(s) for s in specs]
         self._timeout_s = timeout_s
-        self._sandbox = Sandbox()
+        self._sandbox = KillableProcess()
         self._configured: int | None = None  # process id of the subprocess that has the environments
         self._together = MAX_TOGETHER  # responses scored in one call
 
@@ -65,7 +65,7 @@ class Verifier:
         if len(requests) > 1:
             try:
                 found = self._call("_answers", [[asdict(r) for r in requests]])
-            except SandboxError:
+            except KillableError:
                 self._together = 1
             else:
                 self._together = min(MAX_TOGETHER, 2 * self._together)
@@ -78,15 +78,15 @@ class Verifier:
     def _judge(self, request: ScoreRequest) -> Observation | Verdict:
         try:
             return _read(self._call("_answers", [[asdict(request)]])[0])
-        except SandboxTimeout:
+        except KillableTimeout:
             return Verdict(
                 0.0, status=Status.TIMEOUT, detail=f"no verdict within verifiers.timeout_s = {self._timeout_s:g} s"
             )
-        except SandboxError as error:
+        except KillableError as error:
             return Verdict(0.0, status=Status.ERROR, detail=str(error))
 
     def prepare(self) -> None:
-        """Build the environments. Raises SandboxError with the sentence of the first that cannot be."""
+        """Build the environments. Raises KillableError with the sentence of the first that cannot be."""
         if self._configured is None or self._configured != self._sandbox.pid:
             self._sandbox.call("actors.verifier:_configure", [self._specs], 600.0)
             self._configured = self._sandbox.pid

@@ -92,7 +92,7 @@ def test_a_file_for_eval(tmp_path: Path) -> None:
     [
         ('{"prompt": "a", "answer": 1', "not JSON"),
         ('["a", 1]', "is a list"),
-        ('{"prompt": "a"}', 'no "answer", only "prompt"'),
+        ('{"prompt": "a"}', '"answer" is missing; the columns are "prompt"'),
         ('{"answer": 1}', '"prompt" or "messages"'),
         ('{"prompt": "a", "messages": [], "answer": 1}', "not both"),
         ('{"messages": [], "answer": 1}', "at least one message"),
