@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from envs.isolation import sandbox as untrusted
+from envs.isolation import sandbox
 from orchestration.cli import app
 from orchestration.commands import doctor
 from orchestration.errors import PlacementError
@@ -34,7 +34,7 @@ def test_it_says_what_there_is() -> None:
     assert result.exit_code == 0, result.output
     for words in ("torch         " + importlib.metadata.version("torch"), "GiB memory", "a run starts its own"):
         assert words in result.output
-    assert untrusted.active().sentence in result.output
+    assert sandbox.active().sentence in result.output
 
 
 def test_what_is_missing_is_a_sentence_and_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,9 +68,9 @@ def test_graphics_cards_are_read_from_the_driver(tmp_path: Path, monkeypatch: py
 
 def test_no_sandbox_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Any:
-        raise untrusted.IsolationError("no isolation here")
+        raise sandbox.IsolationError("no isolation here")
 
-    monkeypatch.setattr(untrusted, "active", none)
+    monkeypatch.setattr(sandbox, "active", none)
     assert found("sandbox").found == "none, python_program cannot be used: no isolation here"
 
 
