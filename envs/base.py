@@ -1,20 +1,31 @@
 """Defines the two protocols that every environment implements, and the optional ones for demonstrations and a response format.
 
-Write a class with `size`, `prompt` and `open` (Environment) and a class with `reply` (Session), then name it in a recipe:
+An environment is a class with `size`, `prompt` and `open` (Environment); what `open` returns has `reply` (Session). Example:
 
-    environments:
-      - {name: "my_module:MyEnvironment", params: {level: 2}}
+    class Sums:
+        def __init__(self, seed, high=9):  # the run gives the seed, the recipe everything else
+            self.seed, self.high = seed, high
 
-    class MyEnvironment:
-        def __init__(self, seed: int, level: int = 1): ...                  # the run passes the seed, the recipe the params
-        def size(self, split): return None                                  # None: prompts are generated without end
-        def prompt(self, split, index): return Prompt("mine", split, index, (Message("user", "2+2="),), {"answer": "4"})
-        def open(self, prompt): return OneReply(lambda text: Verdict(float(text == prompt.task["answer"])))
+        def size(self, split):
+            return None  # prompts are generated without end
+
+        def prompt(self, split, index):
+            rng = task_random(self.seed, split, index)
+            while True:
+                a, b = rng.randint(0, self.high), rng.randint(0, self.high)
+                if in_split(f"{a}+{b}=", split):  # 20 % of all sums are in the eval split only
+                    return Prompt("sums", split, index, (Message("user", f"{a}+{b}="),), {"answer": str(a + b)})
+
+        def open(self, prompt):
+            answer = prompt.task["answer"]
+            return OneReply(lambda text: Verdict(1.0, correct=True) if text.strip() == answer else Verdict(0.0))
+
+with names from `envs.types` and `envs.tasks`. A recipe uses it as `environments: [{name: "my_module:Sums", params: {high: 99}}]`,
+with my_module.py beside the recipe; `isentrope play my_module:Sums high=99` shows a prompt.
 
 An environment must be deterministic: `prompt(split, index)` depends on the constructor's arguments and on its own two
 arguments, never on earlier calls. Runs resume at any position and every process builds its own copy of the environment. A
-session scores one trajectory and is then discarded; there is no reset() and so no state that could leak between trajectories.
-`envs.tasks` has what most environments need: OneReply, a train/eval split, a random generator for each prompt.
+session scores one trajectory and is then discarded; without a reset() no state can leak between trajectories.
 """
 
 from __future__ import annotations

@@ -261,8 +261,8 @@ def _check_parameters(name: str, build: Any, params: Mapping[str, Any]) -> None:
     hints = _hints(build)
     for key, value in params.items():
         if key in hints and not _fits(value, hints[key]):
-            wanted = inspect.formatannotation(hints[key])
-            raise EnvironmentParameterError(f"environment '{name}': {key} is {value!r}, it must be {wanted}")
+            type_name = inspect.formatannotation(hints[key])
+            raise EnvironmentParameterError(f"environment '{name}': {key} is {value!r}, it must be {type_name}")
 
 
 def _hints(build: Any) -> dict[str, Any]:

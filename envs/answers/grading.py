@@ -132,5 +132,5 @@ def symbolically_equal(answer: str, reference: str) -> bool:
     from math_verify import parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn at every call that time-outs are off
-    wanted, given = (parse(f"${text}$", parsing_timeout=None) for text in (reference, answer))  # type: ignore[arg-type]
-    return bool(wanted and given) and verify(wanted, given, timeout_seconds=None)
+    parsed_reference, parsed_answer = (parse(f"${text}$", parsing_timeout=None) for text in (reference, answer))  # type: ignore[arg-type]
+    return bool(parsed_reference and parsed_answer) and verify(parsed_reference, parsed_answer, timeout_seconds=None)

@@ -104,7 +104,7 @@ class Countdown:
 
     def open(self, prompt: Prompt) -> OneReply:
         numbers, target = _task(prompt)
-        return OneReply(lambda text: self._judge(text, numbers, target), limit=MAX_EXPRESSION)
+        return OneReply(lambda text: self._score(text, numbers, target), limit=MAX_EXPRESSION)
 
     def solutions(self, prompt: Prompt) -> tuple[str, ...]:
         """Returns every correct expression, sorted, in the form of `Verdict.solution`."""
@@ -133,7 +133,7 @@ class Countdown:
         messages = (*system, Message("user", _text(numbers, target)))
         return Prompt(self._name, split, index, messages, {"numbers": list(numbers), "target": target})
 
-    def _judge(self, text: str, numbers: Numbers, target: int) -> Verdict:
+    def _score(self, text: str, numbers: Numbers, target: int) -> Verdict:
         expression = "".join(text.split())
         if not _EXPRESSION.fullmatch(expression):
             return Verdict(0.0, detail="not an expression")

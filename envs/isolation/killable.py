@@ -76,10 +76,10 @@ class KillableProcess:
         with self._lock:
             if self.pid is None:
                 self._start()
-            wanted = sorted(set(preload) - self._preloaded)
-            if wanted:
-                self._exchange({"function": "envs.isolation.killable:_preload", "args": [wanted]}, START_TIMEOUT_S)
-                self._preloaded.update(wanted)
+            to_import = sorted(set(preload) - self._preloaded)
+            if to_import:
+                self._exchange({"function": "envs.isolation.killable:_preload", "args": [to_import]}, START_TIMEOUT_S)
+                self._preloaded.update(to_import)
             return self._exchange(request, timeout_s)
 
     def close(self) -> None:

@@ -188,10 +188,10 @@ def _filter(name: Name) -> bytes:
 def _shown() -> list[str]:
     """Returns the paths the program may read: the interpreter's folder and system libraries, none inside another."""
     prefix, executable = os.path.realpath(sys.base_prefix), os.path.realpath(sys.executable)
-    wanted = [prefix, *_SYSTEM] if executable.startswith(f"{prefix}/") else [prefix, executable, *_SYSTEM]
+    paths = [prefix, *_SYSTEM] if executable.startswith(f"{prefix}/") else [prefix, executable, *_SYSTEM]
     if prefix == "/":
         raise IsolationError("Python is installed in /, so showing its folder to the program would show everything")
-    return [x for x in wanted if not any(x != y and x.startswith(f"{y}/") for y in wanted)]
+    return [x for x in paths if not any(x != y and x.startswith(f"{y}/") for y in paths)]
 
 
 def _command(name: Name, report: int, limits: Limits) -> list[str]:
@@ -204,10 +204,10 @@ def _command(name: Name, report: int, limits: Limits) -> list[str]:
 
 
 def _bubblewrap(limits: Limits) -> list[str]:
-    found = shutil.which("bwrap")
-    if not found:
+    bwrap = shutil.which("bwrap")
+    if not bwrap:
         raise IsolationError("bwrap is not on the PATH")
-    command = [found, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--die-with-parent"]
+    command = [bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--die-with-parent"]
     # Makes the supervisor process 1: with bwrap's own in between, bwrap would not wait until everything inside has ended.
     command.append("--as-pid-1")
     # Root keeps the capabilities to switch to the program's user; any other user gets a user namespace without rights.

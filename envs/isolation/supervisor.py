@@ -176,11 +176,11 @@ def _end_all(pid: int, uid: int | None) -> None:
 
 def _processes() -> list[tuple[int, list[str]]]:
     """Returns (process id, fields of its stat line from the state on) of every visible process."""
-    found = []
+    processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # the process ended meanwhile
-            found.append((int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()))
-    return found
+            processes.append((int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()))
+    return processes
 
 
 def _children() -> list[int]:
@@ -266,7 +266,7 @@ def _limit(limits: dict[str, Any], level: str, uid: int | None) -> None:
     tasks = limits["processes"]
     if uid is None:  # the kernel counts all of the user's: in this namespace, or on the whole machine
         tasks += _tasks_of(os.geteuid()) if level in ("seccomp", "limits") else 4
-    wanted = {
+    soft_limits = {
         resource.RLIMIT_CPU: limits["cpu_s"],
         resource.RLIMIT_AS: limits["memory"],
         resource.RLIMIT_FSIZE: limits["file"],
@@ -276,7 +276,7 @@ def _limit(limits: dict[str, Any], level: str, uid: int | None) -> None:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    for kind, value in wanted.items():
+    for kind, value in soft_limits.items():
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))

@@ -39,9 +39,9 @@ def checks(environ: Mapping[str, str] = os.environ) -> list[Check]:
 
 
 def _python() -> Check:
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    version = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     wrong = sys.version_info[:2] not in PYTHONS
-    return Check("python", found, f"Python is {platform.python_version()}, it must be 3.11 or 3.12." if wrong else "")
+    return Check("python", version, f"Python is {platform.python_version()}, it must be 3.11 or 3.12." if wrong else "")
 
 
 def _version(package: str) -> str | None:
@@ -62,12 +62,12 @@ def _packages() -> Iterator[Check]:
 
 
 def _engine() -> Check:
-    found = {name: version for name in ENGINES if (version := _version(name))}
-    text = ", ".join(f"{name} {version}" for name, version in found.items()) or "not installed"
-    if len(found) == 1:
+    engines = {name: version for name in ENGINES if (version := _version(name))}
+    text = ", ".join(f"{name} {version}" for name, version in engines.items()) or "not installed"
+    if len(engines) == 1:
         return Check("engine", text)
     one = " or ".join(ENGINES)
-    return Check("engine", text, f"{len(found)} engines are installed, exactly one is needed: {one}.")
+    return Check("engine", text, f"{len(engines)} engines are installed, exactly one is needed: {one}.")
 
 
 def _machine() -> Check:

@@ -72,14 +72,14 @@ def engine_responses(
     model: str, tasks: Tasks, options: Options, rows: Mapping[Mode, Row], progress: Any
 ) -> dict[Mode, list[Trajectory]]:
     """Returns the responses, with log-probs, of every mode whose engine runs here; the other modes get a note."""
-    found: dict[Mode, list[Trajectory]] = {}
+    responses: dict[Mode, list[Trajectory]] = {}
     for mode, row in rows.items():
         progress.print(f"{mode}: engine", highlight=False)
         try:
-            found[mode] = _ask(model, mode, tasks, options)
+            responses[mode] = _ask(model, mode, tasks, options)
         except EngineFailed as error:
             row.notes.append(f"no engine: {error}")
-    return found
+    return responses
 
 
 def _ask(model: str, mode: Mode, tasks: Tasks, options: Options) -> list[Trajectory]:
@@ -102,10 +102,10 @@ def _ask(model: str, mode: Mode, tasks: Tasks, options: Options) -> list[Traject
     if isinstance(answer, str):
         raise EngineFailed(answer)
     prompt = Prompt("probe", "train", 0, ())
-    asked = [ids for ids in tasks.prompts for _ in range(options.responses)]
+    prompts = [ids for ids in tasks.prompts for _ in range(options.responses)]
     return [
         Trajectory(prompt, (Turn(ids, r.response_ids, r.logprobs, r.finish, 0, 0),), ("",), Verdict(0.0))
-        for ids, r in zip(asked, answer, strict=True)
+        for ids, r in zip(prompts, answer, strict=True)
     ]
 
 
@@ -152,13 +152,13 @@ def _complete(engine: Any, requests: Sequence[Any]) -> list[Any]:
 
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
     engine.submit(requests, done.put)
-    found: dict[str, Any] = {}
-    while len(found) < len(requests):
+    completions: dict[str, Any] = {}
+    while len(completions) < len(requests):
         item = done.get()
         if isinstance(item, BaseException):
             raise item
-        found[item.id] = item
-    return [found[request.id] for request in requests]
+        completions[item.id] = item
+    return [completions[request.id] for request in requests]
 
 
 # --- trainer ------------------------------------------------------------------------------------------------------------
@@ -235,11 +235,11 @@ def _score(policy: Policy, trajectories: Sequence[Trajectory], *, packing: bool)
     plan = BatchPlan(updates=1, epochs=1, ranks=1, micro_batch_tokens=MICRO_BATCH_TOKENS, packing=packing)
     (batch,) = build_batches(trajectories, np.zeros(len(trajectories)), plan=plan, aggregation="token", temperature=1.0)
     device = next(policy.parameters()).device
-    found, owner = [], []
+    logprobs, owner = [], []
     for micro in batch.updates[0]:
         arrays = (micro.tokens, micro.positions, micro.predict, micro.targets)
         with torch.no_grad():
             logp, *_ = policy(*(torch.tensor(a, device=device) for a in arrays), 1.0)
-        found.append(logp.double().cpu().numpy())
+        logprobs.append(logp.double().cpu().numpy())
         owner.append(micro.trajectory)
-    return np.concatenate(found)[np.argsort(np.concatenate(owner), kind="stable")]
+    return np.concatenate(logprobs)[np.argsort(np.concatenate(owner), kind="stable")]

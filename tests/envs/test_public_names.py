@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import random
+import textwrap
 
 import pytest
 
-from envs import catalog
-from envs.base import Demonstrates, Environment, HasForm, Session, demonstrate
-from envs.tasks import OneReply, check_index, in_split, task_random
-from envs.types import Message, Prompt, Split, Verdict
+from envs import base, catalog, tasks, types
 
 PUBLIC = {
     "envs.types": [
@@ -99,39 +97,30 @@ def test_every_built_in_environment_is_where_the_catalog_says(name: str) -> None
     assert catalog.find(catalog.BUILTIN[name]) is environment
 
 
-class Echo:
-    """Asks for the prompt's own text: an environment as a user writes one, from public names alone."""
-
-    form = "[a-z]+"
-
-    def __init__(self, seed: int = 0) -> None:
-        self._seed = seed
-
-    def size(self, split: Split) -> int | None:
-        return None
-
-    def prompt(self, split: Split, index: int) -> Prompt:
-        check_index(split, index)
-        rng = task_random(self._seed, split, index)
-        while not in_split(word := "".join(rng.choices("abcdefgh", k=6)), split):
-            pass
-        return Prompt("echo", split, index, (Message("user", word),), {"answer": word})
-
-    def open(self, prompt: Prompt) -> Session:
-        return OneReply(lambda text: Verdict(float(text == prompt.task["answer"]), text == prompt.task["answer"]))
-
-    def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
-        return prompt.task["answer"]
-
-    def alphabet(self) -> list[str]:
-        return list("abcdefgh")
+def test_the_example_for_authors_of_environments_works() -> None:
+    lines = str(base.__doc__).split("\n")
+    code = "\n".join(line for line in lines if line.startswith("    ") or not line)
+    names = {**vars(types), **vars(tasks)}
+    exec(textwrap.dedent(code), names)
+    sums = names["Sums"](seed=0, high=9)
+    catalog.try_out("my_module:Sums", sums)
+    prompt = sums.prompt("eval", 3)
+    assert sums.open(prompt).reply(f" {prompt.task['answer']}\n") == types.Verdict(1.0, correct=True)
+    assert sums.open(prompt).reply("none") == types.Verdict(0.0)
 
 
-def test_an_environment_from_public_names_keeps_the_protocols() -> None:
-    echo: Environment = Echo()
-    catalog.try_out("echo", echo)
-    assert isinstance(echo, HasForm) and isinstance(echo, Demonstrates)
-    prompt = echo.prompt("eval", 3)
-    response = demonstrate(echo, prompt, random.Random(0)).responses[0]
-    assert echo.open(prompt).reply(response) == Verdict(1.0, True)
-    assert echo.open(prompt).reply(f"{response}!") == Verdict(0.0)
+def test_optional_protocols_are_recognised_by_their_methods() -> None:
+    class OneTurn:
+        form = "[0-9]+"
+
+        def demonstration(self, prompt: types.Prompt, rng: random.Random) -> str:
+            return "4"
+
+        def alphabet(self) -> str:
+            return "0123456789"
+
+    environment = OneTurn()
+    assert isinstance(environment, base.HasForm) and isinstance(environment, base.Demonstrates)
+    assert base.demonstrates(environment) and not base.demonstrates(object())
+    prompt = types.Prompt("sums", "train", 0, (types.Message("user", "2+2="),))
+    assert base.demonstrate(environment, prompt, random.Random(0)) == base.Played(("4",), (), None)

@@ -89,7 +89,7 @@ class AppWorld:
         self.servers = [Server(url, timeout_s) for url in dict.fromkeys([urls] if isinstance(urls, str) else urls)]
         if not self.servers:
             raise ValueError("appworld: urls is empty, give at least one server")
-        train_ids, held_ids = (_task_ids(given, root) for given in (train, eval))
+        train_ids, held_ids = (_task_ids(tasks, root) for tasks in (train, eval))
         if both := sorted(set(train_ids) & set(held_ids)):
             raise ValueError(f"appworld: {len(both)} tasks, {both[0]} first, are in both train and eval")
         random.Random(f"{seed}/appworld").shuffle(train_ids)
@@ -238,7 +238,7 @@ class AppWorldSession:
             failed = "; ".join(str(failure["requirement"]) for failure in tests["failures"])
         except (KeyError, TypeError, ValueError) as error:
             raise Refused(
-                f"{server.url}/evaluate answered what is not AppWorld's: {type(error).__name__}: {error}"
+                f"{server.url}/evaluate gave an answer that is not AppWorld's: {type(error).__name__}: {error}"
             ) from error
         unfinished = "" if done else f", not completed within {turns} turns"
         detail = (
@@ -251,24 +251,24 @@ class AppWorldSession:
     def _shown(self, output: str) -> str:
         output = output.encode("utf-8", "replace").decode()
         if len(output) > self._owner.characters:
-            half, left = self._owner.characters // 2, len(output) - self._owner.characters
-            output = f"{output[:half]}\n[{left} characters left out]\n{output[half + left :]}"
+            half, omitted = self._owner.characters // 2, len(output) - self._owner.characters
+            output = f"{output[:half]}\n[{omitted} characters left out]\n{output[half + omitted :]}"
         return output
 
 
-def _task_ids(given: str | list[str], root: str | None) -> list[str]:
+def _task_ids(tasks: str | list[str], root: str | None) -> list[str]:
     """Returns ids as given, or those of one of AppWorld's lists.
 
     A list has one id a line, some with a tag behind a colon (appworld/task.py:load_task_ids).
     """
-    if not isinstance(given, str):
-        return list(dict.fromkeys(given))
+    if not isinstance(tasks, str):
+        return list(dict.fromkeys(tasks))
     folder = root or os.environ.get("APPWORLD_ROOT")
     if folder is None:
         raise ValueError(
-            f"appworld: the tasks of {given!r} are in AppWorld's folder: give the folder as root, or set APPWORLD_ROOT"
+            f"appworld: the tasks of {tasks!r} are in AppWorld's folder: give the folder as root, or set APPWORLD_ROOT"
         )
-    file = Path(folder).expanduser() / "data" / "datasets" / f"{given}.txt"
+    file = Path(folder).expanduser() / "data" / "datasets" / f"{tasks}.txt"
     try:
         lines = file.read_text("utf-8").splitlines()
     except OSError as error:

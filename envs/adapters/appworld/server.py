@@ -61,7 +61,7 @@ class Server:
         try:
             return json.loads(content)["output"]
         except (ValueError, KeyError, TypeError) as error:
-            raise Refused(f"{self.url}{path} answered what is not AppWorld's: {content[:300]!r}") from error
+            raise Refused(f"{self.url}{path} gave an answer that is not AppWorld's: {content[:300]!r}") from error
 
     @contextmanager
     def held(self, block: bool) -> Iterator[bool]:

@@ -32,11 +32,11 @@ class Game:
     def reset(self) -> str:
         """Returns the first observation."""
         with self._randomness():
-            known = _parameters(self._environment.reset)
-            arguments: dict[str, Any] = {"seed": self._seed} if known is None or "seed" in known else {}
+            parameters = _parameters(self._environment.reset)
+            arguments: dict[str, Any] = {"seed": self._seed} if parameters is None or "seed" in parameters else {}
             if not arguments and has_method(self._environment, "seed"):
                 self._environment.seed(self._seed)
-            if known is not None and "num_players" in known:
+            if parameters is not None and "num_players" in parameters:
                 arguments["num_players"] = 1
             answer = self._environment.reset(**arguments)
             if self._textarena:

@@ -89,7 +89,7 @@ class ReasoningGym:
         return self._prompt(family, split, index)
 
     def open(self, prompt: Prompt) -> OneReply:
-        return OneReply(lambda text: self._judge(text, prompt.task["family"], prompt.task["item"]))
+        return OneReply(lambda text: self._score(text, prompt.task["family"], prompt.task["item"]))
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
         """Returns the item's own answer, one only, even where the family accepts others.
@@ -125,7 +125,7 @@ class ReasoningGym:
         messages = (*system, Message("user", drawn["question"]))
         return Prompt(f"{self._name}/{family}", split, index, messages, task)
 
-    def _judge(self, text: str, family: str, item: list[int]) -> Verdict:
+    def _score(self, text: str, family: str, item: list[int]) -> Verdict:
         # Raw first: an answer may have several lines, or spaces that matter.
         texts = list(dict.fromkeys((text, text.strip(), extract(text))))
         params = self._params[family]

@@ -237,8 +237,8 @@ class _Plain(ast.NodeTransformer):
         bound |= {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
         # A name that a call uses as a keyword has to keep its name.
         bound -= {n.arg for n in ast.walk(node) if isinstance(n, ast.keyword) and n.arg}
-        for found in ast.walk(node):
-            name = found.arg if isinstance(found, ast.arg) else found.id if isinstance(found, ast.Name) else ""
+        for child in ast.walk(node):
+            name = child.arg if isinstance(child, ast.arg) else child.id if isinstance(child, ast.Name) else ""
             if name in bound and name != "f":
                 self._names.setdefault(name, f"v{len(self._names)}")
         return self.generic_visit(node)
@@ -256,17 +256,17 @@ class _Plain(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _check_isolation(wanted: str) -> None:
+def _check_isolation(weakest: str) -> None:
     names = list(sandbox.LEVELS)
-    check_choice("python_program", "isolation", wanted, names)
+    check_choice("python_program", "isolation", weakest, names)
     try:
         active = sandbox.active().name
     except sandbox.IsolationError as error:
         raise ValueError(f"python_program: {error}") from None
-    if names.index(active) > names.index(wanted):
+    if names.index(active) > names.index(weakest):
         raise ValueError(
             f"python_program: this machine isolates untrusted programs by {active!r}, which is weaker than "
-            f"isolation={wanted!r}: {sandbox.active().sentence}"
+            f"isolation={weakest!r}: {sandbox.active().sentence}"
         )
 
 

@@ -82,13 +82,13 @@ class Questions:
         rows = self._agreed(read(path, system, form, split, template), conflicts)
         if separate:
             held_form = form if eval_columns is None else columns_of(eval_columns)
-            held = self._agreed(read(eval_path or path, system, held_form, eval_split, template), conflicts)
-            train = self._unseen(rows, held, overlap)
+            held_out = self._agreed(read(eval_path or path, system, held_form, eval_split, template), conflicts)
+            train = self._without(rows, held_out, overlap)
         else:
-            train, held = _divide(rows, fraction)
+            train, held_out = _divide(rows, fraction)
         # Files are often sorted by difficulty or topic: shuffle train by the seed, keep the file's order for eval.
         random.Random(f"{seed}/questions").shuffle(train)
-        self._rows: dict[Split, list[Row]] = {"train": train, "eval": held}
+        self._rows: dict[Split, list[Row]] = {"train": train, "eval": held_out}
         self._symbolic = symbolic
         self._timeout_s = timeout_s
         self._name = name
@@ -106,7 +106,7 @@ class Questions:
 
     def open(self, prompt: Prompt) -> OneReply:
         reference = prompt.task["answer"]
-        return OneReply(lambda text: self._judge(text, reference))
+        return OneReply(lambda text: self._score(text, reference))
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
         """Returns the reference answer alone, one correct response of many."""
@@ -143,15 +143,15 @@ class Questions:
         self.dropped["conflicts"] += len(contradicted)
         return [row for question, row in first.items() if question not in contradicted]
 
-    def _unseen(self, train: list[Row], held: list[Row], overlap: str) -> list[Row]:
-        """Returns the train rows that no eval row asks."""
-        asked = {row.problem: row for row in held}
-        kept = [row for row in train if row.problem not in asked]
+    def _without(self, train: list[Row], held_out: list[Row], overlap: str) -> list[Row]:
+        """Returns the train rows whose problem no held-out row asks."""
+        eval_rows = {row.problem: row for row in held_out}
+        kept = [row for row in train if row.problem not in eval_rows]
         shared = len(train) - len(kept)
         if shared and overlap == "error":
-            row = next(row for row in train if row.problem in asked)
+            row = next(row for row in train if row.problem in eval_rows)
             raise ValueError(
-                f"questions: {asked[row.problem].where} asks what {row.where} asks, and so do {shared} of {len(train)} train "
+                f"questions: {eval_rows[row.problem].where} asks what {row.where} asks, and so do {shared} of {len(train)} train "
                 "questions in all: the eval split must be unseen; overlap=drop takes them out of train"
             )
         if not kept:
@@ -161,7 +161,7 @@ class Questions:
         self.dropped["overlap"] += shared
         return kept
 
-    def _judge(self, text: str, reference: str) -> Verdict:
+    def _score(self, text: str, reference: str) -> Verdict:
         result = grade(extract(text), reference, symbolic=self._symbolic, timeout_s=self._timeout_s)
         if not result.correct:
             return Verdict(0.0, detail=result.how)
@@ -173,17 +173,17 @@ def _divide(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
 
     Rows that ask the same but for spaces are in the same split.
     """
-    asked: dict[str, str] = {}  # problem -> as it was first put
+    wording: dict[str, str] = {}  # problem -> one of its questions, the same for any order of rows
     for row in rows:
-        asked[row.problem] = min(row.question, asked.get(row.problem, row.question))
-    questions = sorted(asked, key=lambda problem: (stable_hash(asked[problem]), problem))
+        wording[row.problem] = min(row.question, wording.get(row.problem, row.question))
+    questions = sorted(wording, key=lambda problem: (stable_hash(wording[problem]), problem))
     count = round(fraction * len(questions))
     if fraction and len(questions) > 1:
         count = min(max(count, 1), len(questions) - 1)
-    held = set(questions[:count])
-    if len(held) == len(questions) or (fraction and not held):
+    held_out = set(questions[:count])
+    if len(held_out) == len(questions) or (fraction and not held_out):
         raise ValueError(f"questions: {len(questions)} distinct question cannot be divided into train and eval")
-    return [row for row in rows if row.problem not in held], [row for row in rows if row.problem in held]
+    return [row for row in rows if row.problem not in held_out], [row for row in rows if row.problem in held_out]
 
 
 def _same(one: str, other: str) -> bool:

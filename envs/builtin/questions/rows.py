@@ -104,15 +104,17 @@ CONVENTIONS: dict[str, Columns] = {
 }
 
 
-def columns_of(given: str | Mapping[str, Any]) -> Columns:
+def columns_of(columns: str | Mapping[str, Any]) -> Columns:
     """Returns the columns of a format's name or of {"prompt": path, "answer": path}. Raises ValueError, one sentence."""
-    if isinstance(given, str):
-        if given not in CONVENTIONS:
-            raise ValueError(f"questions: columns is {given!r}, it must be one of {', '.join(CONVENTIONS)}, or a dict")
-        return CONVENTIONS[given]
-    if set(given) != {"prompt", "answer"} or not all(isinstance(path, str) and path for path in given.values()):
-        raise ValueError(f'questions: columns is {given!r}, it must be {{"prompt": "column", "answer": "column"}}')
-    return Columns((given["prompt"],), ((given["answer"], _as_it_is),))
+    if isinstance(columns, str):
+        if columns not in CONVENTIONS:
+            raise ValueError(
+                f"questions: columns is {columns!r}, it must be one of {', '.join(CONVENTIONS)}, or a dict"
+            )
+        return CONVENTIONS[columns]
+    if set(columns) != {"prompt", "answer"} or not all(isinstance(path, str) and path for path in columns.values()):
+        raise ValueError(f'questions: columns is {columns!r}, it must be {{"prompt": "column", "answer": "column"}}')
+    return Columns((columns["prompt"],), ((columns["answer"], _as_it_is),))
 
 
 def read(
@@ -153,9 +155,7 @@ def _plain(data: Any, where: str, system: str, template: str) -> Row:
         like = [name for name, columns in CONVENTIONS.items() if _has(data, columns)]
         hint = f": its columns are those of columns={like[0]}" if like else ""
         if "answer" not in data:
-            raise ValueError(
-                f'"answer" is missing; the columns are {", ".join(map(json.dumps, data)) or "nothing"}{hint}'
-            )
+            raise ValueError(f'"answer" is missing; the columns are {", ".join(map(json.dumps, data)) or "none"}{hint}')
         raise ValueError(f'there must be either "prompt" or "messages"{hint}')
     if "prompt" in data and "messages" in data:
         raise ValueError('there must be either "prompt" or "messages", not both')
@@ -174,25 +174,23 @@ def _named(data: Any, where: str, system: str, template: str, columns: Columns) 
         raise ValueError(f"the row is a {_kind(data)}, it must be an object")
     for paths in (columns.prompt, [path for path, _ in columns.answer]):
         if not any(_at(data, path) is not None for path in paths):
-            raise ValueError(
-                f"{' or '.join(paths)} is missing; the columns are {', '.join(map(str, data)) or 'nothing'}"
-            )
-    asked = next(value for path in columns.prompt if (value := _at(data, path)) is not None)
-    given, find = next((value, find) for path, find in columns.answer if (value := _at(data, path)) is not None)
-    answer = find(given) if isinstance(given, str) else given
+            raise ValueError(f"{' or '.join(paths)} is missing; the columns are {', '.join(map(str, data)) or 'none'}")
+    question = next(value for path in columns.prompt if (value := _at(data, path)) is not None)
+    marked, find = next((value, find) for path, find in columns.answer if (value := _at(data, path)) is not None)
+    answer = find(marked) if isinstance(marked, str) else marked
     if answer is None:
-        raise ValueError(f"no answer is marked in {json.dumps(given)[:200]}")
-    return _row(where, asked, isinstance(asked, str), answer, system, template)
+        raise ValueError(f"no answer is marked in {json.dumps(marked)[:200]}")
+    return _row(where, question, isinstance(question, str), answer, system, template)
 
 
-def _row(where: str, asked: Any, text: bool, answer: Any, system: str, template: str) -> Row:
-    """Builds a row. asked: a text if `text`, else messages."""
+def _row(where: str, question: Any, text: bool, answer: Any, system: str, template: str) -> Row:
+    """Builds a row. question: a text if `text`, else messages."""
     if text:
-        messages = (_message({"role": "user", "content": asked}, '"prompt"'),)
+        messages = (_message({"role": "user", "content": question}, '"prompt"'),)
     else:
-        if not isinstance(asked, list) or not asked:
+        if not isinstance(question, list) or not question:
             raise ValueError('"messages" must be a list with at least one message')
-        messages = tuple(_message(item, f"message {i}") for i, item in enumerate(asked, start=1))
+        messages = tuple(_message(item, f"message {i}") for i, item in enumerate(question, start=1))
     asked_text = "\n".join(message.content.strip() for message in messages if message.role != "system")
     if text:
         messages = (Message("user", template.replace("{prompt}", messages[0].content)),)
@@ -203,8 +201,10 @@ def _row(where: str, asked: Any, text: bool, answer: Any, system: str, template:
 
 def _has(data: dict[str, Any], columns: Columns) -> bool:
     """Returns whether a row has these columns and an answer in them."""
-    asked = any(_at(data, path) is not None for path in columns.prompt)
-    return asked and any(isinstance(value := _at(data, path), str) and find(value) for path, find in columns.answer)
+    has_question = any(_at(data, path) is not None for path in columns.prompt)
+    return has_question and any(
+        isinstance(value := _at(data, path), str) and find(value) for path, find in columns.answer
+    )
 
 
 def _at(data: Any, path: str) -> Any:

@@ -74,8 +74,8 @@ def _folder(folder: Path, path: str, split: str | None) -> Iterable[Any]:
     if split is not None:
         files = [file for file in files if file.name.startswith(split)]
     if not files:
-        wanted = "*.parquet" if split is None else f"{split}*.parquet"
-        raise ValueError(f"questions: the folder {path} has neither what save_to_disk writes nor {wanted}")
+        pattern = "*.parquet" if split is None else f"{split}*.parquet"
+        raise ValueError(f"questions: the folder {path} has neither what save_to_disk writes nor {pattern}")
     return _parquet(files, path)
 
 
@@ -83,22 +83,22 @@ def _hub(name: str, config: str | None, split: str | None) -> Iterable[Any]:
     path = f"{HUB}{name}"
     datasets = _library("datasets", path)
     try:
-        found = datasets.load_dataset(name, config)
+        dataset = datasets.load_dataset(name, config)
     except Exception as error:
         fault = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"questions: {path} cannot be loaded: {fault}") from error
-    return _one_split(found, path, split)
+    return _one_split(dataset, path, split)
 
 
-def _one_split(found: Any, path: str, split: str | None) -> Iterable[Any]:
+def _one_split(dataset: Any, path: str, split: str | None) -> Iterable[Any]:
     """Returns the split asked for of a DatasetDict, or its only one; a Dataset itself."""
-    if not isinstance(found, Mapping):
+    if not isinstance(dataset, Mapping):
         if split is not None:
             raise ValueError(f"questions: {path} has no splits: leave split and eval_split out")
-        return found
-    if split is None and len(found) == 1:
-        return next(iter(found.values()))
-    if split not in found:
-        wanted = "give split" if split is None else f"not {split!r}"
-        raise ValueError(f"questions: {path} has the splits {', '.join(found)}: {wanted}")
-    return found[split]
+        return dataset
+    if split is None and len(dataset) == 1:
+        return next(iter(dataset.values()))
+    if split not in dataset:
+        hint = "give split" if split is None else f"not {split!r}"
+        raise ValueError(f"questions: {path} has the splits {', '.join(dataset)}: {hint}")
+    return dataset[split]

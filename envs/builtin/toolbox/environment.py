@@ -68,8 +68,10 @@ class Toolbox:
         if not NEEDED[level] <= max_calls <= 100:
             raise ValueError(f"toolbox: max_calls is {max_calls}, it must be {NEEDED[level]} to 100 at level {level}")
         of_level = [key for key, template in TEMPLATES.items() if template.level == level]
-        self._apps = frozenset(_known("app", apps, APPS))
-        self._templates = [key for key in _known("template", templates, of_level) if TEMPLATES[key].apps <= self._apps]
+        self._apps = frozenset(_check_names("app", apps, APPS))
+        self._templates = [
+            key for key in _check_names("template", templates, of_level) if TEMPLATES[key].apps <= self._apps
+        ]
         if not self._templates:
             raise ValueError(
                 f"toolbox: no template of level {level} needs only the apps {' '.join(sorted(self._apps))}"
@@ -159,7 +161,7 @@ class ToolboxSession:
         if len(call.arguments) != (call.function == "answer"):
             raise CallError("end with finish() or answer(text)")
         answer = call.arguments[0] if call.arguments else None
-        self._verdict = _judge(self._before, self._world, self._task, answer, self._partial)
+        self._verdict = _score(self._before, self._world, self._task, answer, self._partial)
         if self._verdict.correct:
             solution = "; ".join(map(str, (*self._done, call)))
             self._verdict = Verdict(1.0, correct=True, solution=solution)
@@ -175,23 +177,23 @@ class ToolboxExpert:
         return next(self._plan)
 
 
-def _judge(before: World, after: World, task: Task, answer: str | None, partial: bool) -> Verdict:
+def _score(before: World, after: World, task: Task, answer: str | None, partial: bool) -> Verdict:
     """Scores by comparing the changes of the state with the changes that the task's own calls make."""
-    wanted = difference(before, _after(before, task))
-    made = difference(before, after)
-    right = sum(made.get(entry) == change for entry, change in wanted.items()) + (answer == task.answer)
-    extra = [entry for entry in made if entry not in wanted]
-    total = len(wanted) + 1
-    if right == total and not extra:
+    expected = difference(before, _after(before, task))
+    actual = difference(before, after)
+    correct = sum(actual.get(entry) == change for entry, change in expected.items()) + (answer == task.answer)
+    extra = [entry for entry in actual if entry not in expected]
+    total = len(expected) + 1
+    if correct == total and not extra:
         return Verdict(1.0, correct=True)
-    missing = [entry for entry, change in wanted.items() if made.get(entry) != change]
+    missing = [entry for entry, change in expected.items() if actual.get(entry) != change]
     faults = [
         f"{what} {', '.join(entries[:3])}" for what, entries in (("not done", missing), ("touched", extra)) if entries
     ]
     if answer != task.answer:
         faults.append("no answer was asked for" if task.answer is None else f"the answer is {task.answer}")
     # The right ending alone earns nothing: an episode that changed nothing made no progress.
-    share = (right / total if right > (answer == task.answer) else 0.0) if partial and not extra else 0.0
+    share = (correct / total if correct > (answer == task.answer) else 0.0) if partial and not extra else 0.0
     return Verdict(share, detail="; ".join(faults))
 
 
@@ -221,7 +223,7 @@ def _task(prompt: Prompt) -> Task:
     return Task(task["text"], tuple(task["actions"]), lookups, task["answer"])
 
 
-def _known(what: str, chosen: list | None, known: Iterable[str]) -> list[str]:
+def _check_names(what: str, chosen: list | None, known: Iterable[str]) -> list[str]:
     known = list(known)
     for word in chosen or ():
         if word not in known:

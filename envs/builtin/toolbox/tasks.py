@@ -70,8 +70,8 @@ def _slot(rng: random.Random) -> tuple[str, int]:
     return rng.choice(DAYS), rng.randint(*HOURS)
 
 
-# How a question ends. With one ending only, a question would have a dozen texts: the one or two held out would ask for words
-# that training never asked for, and what the others teach is their answers' words rather than to copy.
+# Ways to end a question. With a single one, each kind of question would have only a dozen texts: the one or two held out would
+# ask for words that are never asked for in training, and the others would teach their own answers instead of copying.
 ENDINGS = ("?", ", please", ", now", " again?")
 
 

@@ -260,9 +260,13 @@ def test_a_server_that_hung_is_used_again_where_there_is_no_other(stubs: list[St
 @pytest.mark.parametrize(
     ("path", "answer", "words"),
     [
-        ("/evaluate", {"output": {"success": True}}, "/evaluate answered what is not AppWorld's: KeyError: 'passes'"),
-        ("/execute", {"detail": "odd"}, "/execute answered what is not AppWorld's"),
-        ("/execute", "<html>", "/execute answered what is not AppWorld's"),
+        (
+            "/evaluate",
+            {"output": {"success": True}},
+            "/evaluate gave an answer that is not AppWorld's: KeyError: 'passes'",
+        ),
+        ("/execute", {"detail": "odd"}, "/execute gave an answer that is not AppWorld's"),
+        ("/execute", "<html>", "/execute gave an answer that is not AppWorld's"),
     ],
 )
 def test_what_is_not_appworld_is_told(stub: Stub, path: str, answer: Any, words: str) -> None:
