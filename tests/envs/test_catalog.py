@@ -1,4 +1,4 @@
-"""Names, parameters, and errors that say what to write instead."""
+"""Tests names, parameters, and errors that say what to write instead."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_module_that_raises_is_named_with_its_line(folder: Path, text: str, wo
         ("session", "open\\(prompt\\) is a NoneType without a method reply"),
     ],
 )
-def test_what_does_not_keep_the_protocol_is_told(folder: Path, fault: str, words: str) -> None:
+def test_a_broken_protocol_is_reported(folder: Path, fault: str, words: str) -> None:
     (folder / "users_game.py").write_text(USERS)
     catalog.look_in(folder)
     with pytest.raises(catalog.BrokenEnvironment, match=words):

@@ -1,4 +1,4 @@
-"""Holds the import paths and names that environments outside this repository use."""
+"""Tests the import paths, names and signatures that environments outside this repository use."""
 
 from __future__ import annotations
 

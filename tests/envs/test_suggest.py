@@ -1,4 +1,4 @@
-"""Checks nearest names and the sentences that constructors refuse values with."""
+"""Tests nearest names, and the sentences with which constructors refuse values."""
 
 from __future__ import annotations
 

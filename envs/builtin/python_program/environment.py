@@ -257,7 +257,7 @@ class _Plain(ast.NodeTransformer):
 
 
 def _check_isolation(weakest: str) -> None:
-    names = list(sandbox.LEVELS)
+    names: list[str] = list(sandbox.LEVELS)
     check_choice("python_program", "isolation", weakest, names)
     try:
         active = sandbox.active().name

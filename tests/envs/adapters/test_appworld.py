@@ -1,4 +1,4 @@
-"""AppWorld over HTTP, against a stand-in for its server (tests/support/appworld_stub.py says what of it is made after what).
+"""Tests AppWorld over HTTP against a stand-in for its server (tests/support/appworld_stub.py says what it imitates).
 
 test_every_environment.py asks for demonstrations, which AppWorld has none of; the rest of it is asked here.
 """
@@ -269,7 +269,7 @@ def test_a_server_that_hung_is_used_again_where_there_is_no_other(stubs: list[St
         ("/execute", "<html>", "/execute gave an answer that is not AppWorld's"),
     ],
 )
-def test_what_is_not_appworld_is_told(stub: Stub, path: str, answer: Any, words: str) -> None:
+def test_an_answer_that_is_not_appworlds_is_reported(stub: Stub, path: str, answer: Any, words: str) -> None:
     tasks = AppWorld(urls=stub.url, **LISTS)
     prompt = tasks.prompt("train", 0)
     stub.answers[path] = answer

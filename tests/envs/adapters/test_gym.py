@@ -1,4 +1,4 @@
-"""Text environments of other libraries: their dialects, replays, and everything they may do wrong.
+"""Tests text environments of other libraries: their signatures, replays, and faults of every kind.
 
 test_every_environment.py asks for demonstrations, which nobody has for any such object; the rest of it is asked here.
 """

@@ -1,4 +1,4 @@
-"""Task families of reasoning-gym, through the subprocess."""
+"""Tests task families of reasoning-gym, through the subprocess."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs: experts are right, wrong programs are told why, and no program talks its way to a reward."""
+"""Tests that experts are right, wrong programs get a reason, and no program can fake a reward."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from support.fuzz import assert_plain, fuzzed
 
 from envs.answers import extract
 from envs.base import demonstrate
-from envs.builtin.python_program import environment as python_program
-from envs.builtin.python_program.environment import PythonProgram, canonical
+from envs.builtin.python_program.environment import MAX_OBSERVATION, ProgramSession, PythonProgram, canonical
 from envs.builtin.python_program.templates import TEMPLATES
 from envs.isolation import sandbox
 from envs.isolation.killable import KillableProcess
@@ -47,7 +46,7 @@ def test_every_way_of_every_template_is_right(number: int) -> None:
     task = {"visible": tests[:5], "hidden": tests[5:]}
     solutions = set()
     for way in template.ways:
-        session = python_program.ProgramSession(task, 1, sandbox.Limits(wall_s=60.0))
+        session = ProgramSession(task, 1, sandbox.Limits(wall_s=60.0))
         verdict = session.reply(way.format(**numbers))
         assert isinstance(verdict, Verdict) and verdict.correct, (way, verdict)
         solutions.add(verdict.solution)
@@ -114,10 +113,10 @@ def test_turns_end_with_a_verdict_and_observations_say_what_is_wrong(tasks: Pyth
     ],
     ids=range(16),
 )
-def test_what_a_model_is_told(tasks: PythonProgram, program: str, words: str) -> None:
+def test_observations_of_wrong_programs(tasks: PythonProgram, program: str, words: str) -> None:
     text = said(first(tasks, tasks.prompt("train", 0), program))
     assert words in text
-    assert len(text) <= python_program.MAX_OBSERVATION and set(text) <= set(tasks.alphabet())
+    assert len(text) <= MAX_OBSERVATION and set(text) <= set(tasks.alphabet())
 
 
 # Programs that try to be taken for right ones; RIGHT is put in for the values of the examples, in order.
@@ -286,7 +285,7 @@ def test_no_response_and_nothing_a_program_prints_makes_it_raise(monkeypatch: py
         answer = first(tasks, prompt, fuzzed_program(rng, tasks.solutions(prompt)))
         assert_plain(answer)
         assert isinstance(answer, Verdict)
-        assert len(answer.detail) <= python_program.MAX_OBSERVATION and set(answer.detail) <= set(tasks.alphabet())
+        assert len(answer.detail) <= MAX_OBSERVATION and set(answer.detail) <= set(tasks.alphabet())
         passed += answer.correct
     assert passed > 2_000
 
@@ -312,7 +311,7 @@ def test_no_program_that_is_run_makes_it_raise(tasks: PythonProgram, monkeypatch
 def test_true_is_not_one() -> None:
     task = {"visible": [[[1], 1]], "hidden": [[[1], 1]]}
     for value, right in (("1", True), ("True", False), ("1.0", False), ("[1]", False)):
-        session = python_program.ProgramSession(task, 1, sandbox.Limits(wall_s=60.0))
+        session = ProgramSession(task, 1, sandbox.Limits(wall_s=60.0))
         verdict = session.reply(f"def f(x): return {value}")
         assert isinstance(verdict, Verdict) and verdict.correct is right, value
 

@@ -1,4 +1,4 @@
-"""A user's file: what it may hold, how it is divided, and what a broken line says."""
+"""Tests a user's file: what it may hold, how it is split, and the sentence for a broken line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets in the forms they come in: rows made as the real ones are, conventions, duplicates, overlap."""
+"""Tests data sets in their usual formats, with rows like the real ones: columns, duplicates, overlap."""
 
 from __future__ import annotations
 

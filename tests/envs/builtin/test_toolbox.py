@@ -1,4 +1,4 @@
-"""Toolbox: calls do what they say, tasks mean what they say, and a verdict sees every change."""
+"""Tests that calls do what their docs say, tasks mean what their text says, and a verdict sees every change."""
 
 from __future__ import annotations
 

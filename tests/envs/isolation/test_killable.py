@@ -1,4 +1,4 @@
-"""The killable subprocess: killed in time, reused, restarted, never an orphan."""
+"""Tests the killable subprocess: killed in time, reused, restarted, never orphaned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs that try to get out. At every level that works here, none does what the level says it stops."""
+"""Tests that programs cannot escape: at every level that works here, each attack that the level claims to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine has, and a sentence with an exit code where something needed is missing."""
+"""Tests what `doctor` reports of a machine, and the sentence and exit code where something required is missing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def found(name: str) -> doctor.Check:
     return next(check for check in doctor.checks() if check.name == name)
 
 
-def test_it_says_what_there_is() -> None:
+def test_it_reports_what_is_installed() -> None:
     result = run.invoke(app, ["doctor"])
     assert result.exit_code == 0, result.output
     for words in ("torch         " + importlib.metadata.version("torch"), "GiB memory", "a run starts its own"):
@@ -37,7 +37,7 @@ def test_it_says_what_there_is() -> None:
     assert sandbox.active().sentence in result.output
 
 
-def test_what_is_missing_is_a_sentence_and_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_a_sentence_and_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "NEEDED", ("torch", "no-such-package-anywhere"))
     monkeypatch.setattr(doctor, "ENGINES", ())
     result = run.invoke(app, ["doctor"])
@@ -66,7 +66,7 @@ def test_graphics_cards_are_read_from_the_driver(tmp_path: Path, monkeypatch: py
     assert found("cuda").found == "NVIDIA H100; CUDA_VISIBLE_DEVICES=''"
 
 
-def test_no_sandbox_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_sandbox_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Any:
         raise sandbox.IsolationError("no isolation here")
 

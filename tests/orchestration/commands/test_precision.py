@@ -1,4 +1,4 @@
-"""The precision command's own input: what it asks of a model, and what it refuses in one sentence."""
+"""Tests the precision command's prompts, and what it refuses in one sentence."""
 
 from __future__ import annotations
 
