@@ -31,7 +31,7 @@ from typing import Literal
 from envs.isolation import seccomp, supervisor
 from envs.isolation.watch import IsolationError, Limits, Outcome, Watch
 
-Name = Literal["namespaces", "bubblewrap", "seccomp", "limits"]
+LevelName = Literal["namespaces", "bubblewrap", "seccomp", "limits"]
 
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")  # what an interpreter is linked with
 
@@ -44,7 +44,7 @@ class Level:
     gaps   what is not stopped: kind -> phrase
     """
 
-    name: Name
+    name: LevelName
     stops: str
     gaps: Mapping[str, str] = field(default_factory=dict)
 
@@ -59,7 +59,7 @@ _OWN_VIEW = (
     "the program sees Python and system libraries, read-only, a small folder of its own, no network, no other process, "
     "and a kernel without its rarely used calls; it ends with all it started"
 )
-LEVELS: dict[Name, Level] = {
+LEVELS: dict[LevelName, Level] = {
     level.name: level  # strongest first
     for level in (
         Level("namespaces", f"own namespaces and a system-call filter: {_OWN_VIEW}"),
@@ -96,7 +96,7 @@ LEVELS: dict[Name, Level] = {
 }
 
 
-def run_python(code: str, stdin: str = "", limits: Limits | None = None, level: Name | None = None) -> Outcome:
+def run_python(code: str, stdin: str = "", limits: Limits | None = None, level: LevelName | None = None) -> Outcome:
     """Runs a program and returns its outcome; never raises because of what the program does.
 
     level: the way to isolate, for tests; by default `active()`. Thread-safe. Raises IsolationError if the program was not run.
@@ -108,7 +108,7 @@ def run_python(code: str, stdin: str = "", limits: Limits | None = None, level: 
         "code": code,
         "stdin": stdin,
         "limits": asdict(limits),
-        "shown": _shown(),
+        "shown": _readable_paths(),
         "filter": _filter(name).hex(),
         "number": 64 * os.getpid() + next(_runs) % 64,
     }
@@ -142,7 +142,7 @@ def active() -> Level:
     """Returns the strongest level that works on this machine, tried once in each process. Raises IsolationError if none works."""
     reasons = []
     for name, level in LEVELS.items():
-        reason = why_not(name)
+        reason = why_unavailable(name)
         if reason is None:
             return level
         reasons.append(f"{name}: {reason}")
@@ -150,7 +150,7 @@ def active() -> Level:
 
 
 @functools.cache
-def why_not(name: Name) -> str | None:
+def why_unavailable(name: LevelName) -> str | None:
     """Returns None if the level works here, else the reason as a phrase; runs a program that checks the isolation from inside."""
     try:
         outcome = run_python(_PROBE, stdin=json.dumps([name, __file__]), level=name)
@@ -177,7 +177,7 @@ print("isolated")
 """
 
 
-def _filter(name: Name) -> bytes:
+def _filter(name: LevelName) -> bytes:
     if name == "limits":
         return b""
     if (platform.machine(), sys.maxsize) != ("x86_64", 2**63 - 1):
@@ -185,7 +185,7 @@ def _filter(name: Name) -> bytes:
     return seccomp.alone() if name == "seccomp" else seccomp.in_namespaces()
 
 
-def _shown() -> list[str]:
+def _readable_paths() -> list[str]:
     """Returns the paths the program may read: the interpreter's folder and system libraries, none inside another."""
     prefix, executable = os.path.realpath(sys.base_prefix), os.path.realpath(sys.executable)
     paths = [prefix, *_SYSTEM] if executable.startswith(f"{prefix}/") else [prefix, executable, *_SYSTEM]
@@ -194,7 +194,7 @@ def _shown() -> list[str]:
     return [x for x in paths if not any(x != y and x.startswith(f"{y}/") for y in paths)]
 
 
-def _command(name: Name, report: int, limits: Limits) -> list[str]:
+def _command(name: LevelName, report: int, limits: Limits) -> list[str]:
     """Returns the command of the supervisor.
 
     It uses the interpreter behind the virtual environment, without site: the program must not see our installed packages.
@@ -212,7 +212,7 @@ def _bubblewrap(limits: Limits) -> list[str]:
     command.append("--as-pid-1")
     # Root keeps the capabilities to switch to the program's user; any other user gets a user namespace without rights.
     command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.geteuid() == 0 else ["--unshare-user"]
-    for path in _shown():
+    for path in _readable_paths():
         for folder in reversed(Path(path).parents[:-1]):
             command += ["--dir", str(folder)]  # folders that bwrap makes itself would be closed to other users
         link = Path(path).is_symlink()

@@ -24,9 +24,9 @@ from support.attacks import ATTACKS, PREAMBLE, Attack
 
 from envs.isolation import sandbox
 from envs.isolation.killable import KillableProcess, KillableTimeout
-from envs.isolation.sandbox import LEVELS, IsolationError, Limits, Name, run_python
+from envs.isolation.sandbox import LEVELS, IsolationError, LevelName, Limits, run_python
 
-WORKING: list[Name] = [name for name in LEVELS if sandbox.why_not(name) is None]
+WORKING: list[LevelName] = [name for name in LEVELS if sandbox.why_unavailable(name) is None]
 FEW = Limits(wall_s=20.0, cpu_s=1)
 MARK = f"program-{uuid.uuid4().hex}"  # in the command lines of what these tests run, and of nobody else's programs
 
@@ -131,7 +131,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.mark.parametrize("level", WORKING)
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_no_way_out(attack: Attack, level: Name, world: World) -> None:
+def test_no_way_out(attack: Attack, level: LevelName, world: World) -> None:
     gaps = LEVELS[level].gaps
     if attack.kind in gaps:
         pytest.skip(f"{level} does not stop {gaps[attack.kind]}")
@@ -186,7 +186,7 @@ def test_attacks_have_names_of_their_own() -> None:
         ("import json, random, math, itertools, collections, re, string; print('ok')", "ok", 0, "ok\n"),
     ],
 )
-def test_what_a_program_gives_back(code: str, status: str, exit_code: int, stdout: str, level: Name) -> None:
+def test_what_a_program_gives_back(code: str, status: str, exit_code: int, stdout: str, level: LevelName) -> None:
     outcome = run_python(code, "ab\u00e9", FEW, level)
     assert (outcome.status, outcome.exit_code, outcome.stdout) == (status, exit_code, stdout), outcome
     assert 0 < outcome.seconds < 20
@@ -236,7 +236,7 @@ assert sandbox.run_python("print(1)").stdout == "1\\n"
 
 
 @pytest.mark.parametrize("level", [name for name in WORKING if name in ("seccomp", "limits")])
-def test_a_program_dies_with_its_supervisor_where_no_namespace_ends_it(level: Name) -> None:
+def test_a_program_dies_with_its_supervisor_where_no_namespace_ends_it(level: LevelName) -> None:
     before = left_folders()
     done: list[sandbox.Outcome] = []
     thread = threading.Thread(target=lambda: done.append(run_python("import time; time.sleep(600)", "", FEW, level)))
