@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 
 def check_range(environment: str, name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Raises ValueError unless low <= value <= high; the sentence says "low or more" where there is no upper limit."""
+    """Raises ValueError unless low <= value <= high; without an upper limit the sentence says "low or more"."""
     if not low <= value <= high:
         limits = f"{low} or more" if high == math.inf else f"{low} to {high}"
         raise ValueError(f"{environment}: {name} is {value}, it must be {limits}")
