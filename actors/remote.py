@@ -21,7 +21,7 @@ from ray.util import get_node_ip_address
 from actors.inference import Completion, EngineDead, InferenceEngine, Request
 from actors.settings import RewardModelSettings, VLLMSettings, cpu_threads
 from actors.verifier import EnvSpec, ScoreRequest, Verifier
-from envs.isolation.killable import SandboxError
+from envs.isolation.killable import KillableError
 from envs.types import Observation, Verdict
 from learner.weights.protocol import Rendezvous, WeightManifest
 
@@ -110,7 +110,7 @@ class VerifierActor(RemoteActor):
         """Returns what keeps an environment from being built on this node, or None."""
         try:
             self._verifier.prepare()
-        except SandboxError as error:
+        except KillableError as error:
             return f"on {get_node_ip_address()}: {error}"
         return None
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from envs.isolation.killable import Sandbox, SandboxError, SandboxTimeout
+from envs.isolation.killable import KillableError, KillableProcess, KillableTimeout
 from envs.types import Message, Observation, Prompt, Status, Verdict
 
 MAX_TOGETHER = 64
@@ -49,7 +49,7 @@ class Verifier:
     def __init__(self, specs: Sequence[EnvSpec], timeout_s: float) -> None:
         self._specs = [asdict(s) for s in specs]
         self._timeout_s = timeout_s
-        self._sandbox = Sandbox()
+        self._sandbox = KillableProcess()
         self._configured: int | None = None  # process id of the subprocess that has the environments
         self._together = MAX_TOGETHER  # responses scored in one call
 
@@ -66,7 +66,7 @@ class Verifier:
         if len(requests) > 1:
             try:
                 answers = self._call(requests)
-            except SandboxError:
+            except KillableError:
                 self._together = 1
             else:
                 self._together = min(MAX_TOGETHER, 2 * self._together)
@@ -79,15 +79,15 @@ class Verifier:
     def _score_alone(self, request: ScoreRequest) -> Observation | Verdict:
         try:
             return _read(self._call([request])[0])
-        except SandboxTimeout:
+        except KillableTimeout:
             return Verdict(
                 0.0, status=Status.TIMEOUT, detail=f"no verdict within verifiers.timeout_s = {self._timeout_s:g} s"
             )
-        except SandboxError as error:
+        except KillableError as error:
             return Verdict(0.0, status=Status.ERROR, detail=str(error))
 
     def prepare(self) -> None:
-        """Builds the environments. Raises SandboxError with the sentence of the first that cannot be."""
+        """Builds the environments. Raises KillableError with the sentence of the first that cannot be."""
         if self._configured is None or self._configured != self._sandbox.pid:
             self._sandbox.call(f"{WORKER}:configure", [self._specs], BUILD_TIMEOUT_S)
             self._configured = self._sandbox.pid

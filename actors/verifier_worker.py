@@ -1,6 +1,6 @@
 """Runs in a verifier's subprocess: builds environments, keeps their sessions, answers requests.
 
-Requests and answers are JSON values, which is what `envs.isolation.killable.Sandbox` carries. actors/verifier.py is the other side.
+Requests and answers are JSON values, which is what `envs.isolation.killable.KillableProcess` carries. actors/verifier.py is the other side.
 """
 
 from __future__ import annotations

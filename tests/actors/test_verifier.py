@@ -12,7 +12,7 @@ from support.misbehaving import Misbehaving
 
 from actors import verifier_worker
 from actors.verifier import EnvSpec, ScoreRequest, Verifier
-from envs.isolation.killable import SandboxError
+from envs.isolation.killable import KillableError
 from envs.types import Message, Observation, Prompt, Status, Verdict
 
 ONE = EnvSpec("support.misbehaving:Misbehaving", {}, 5)
@@ -126,7 +126,7 @@ def test_an_environment_that_cannot_be_built_is_an_error_verdict_with_the_reason
             (verdict,) = made.score([ask("x", "a")])
             assert isinstance(verdict, Verdict)
             assert verdict.status is Status.ERROR
-            assert "no parameter 'turn', did you mean 'turns'" in verdict.detail
+            assert "no parameter 'turn': did you mean 'turns'" in verdict.detail
     finally:
         made.close()
 
@@ -171,6 +171,6 @@ def test_a_users_module_is_found_where_the_spec_says(tmp_path: Path, monkeypatch
         assert made.score([ScoreRequest("a", 0, prompt, ("x",))]) == [Verdict(0.25)]
         made.close()
     lost = Verifier([EnvSpec("users_own_game:Mine", {}, 0)], timeout_s=5)
-    with pytest.raises(SandboxError, match="there is no module 'users_own_game' on the Python path"):
+    with pytest.raises(KillableError, match="no module 'users_own_game' on the Python path"):
         lost.prepare()
     lost.close()
