@@ -26,6 +26,7 @@ from learner.weights import Rendezvous, WeightManifest
 
 if TYPE_CHECKING:
     from learner.learner import LearnerStage
+    from learner.types import RankBatch
 
 T = TypeVar("T")
 
@@ -226,6 +227,14 @@ class RemoteLearner:
         """Rank 0 alone: for calls that are not collectives."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         return await answer("learner rank 0", self.actors[0].call.remote(method, *args), limit)
+
+    async def train(self, batches: Sequence[RankBatch]) -> dict[str, float]:
+        """Does one iteration on one batch per rank and returns its metrics, which are reduced over the ranks."""
+        metrics = await self.each("train", [(batch,) for batch in batches])
+        return metrics[0]
+
+    async def state_dict(self) -> dict[str, Any]:
+        return await self.first("state_dict")
 
     async def begin_stage(self, stage: LearnerStage) -> None:
         await self.all("begin_stage", stage)

@@ -18,6 +18,8 @@ from envs.base import Environment, Session
 from envs.isolation.killable import Sandbox, SandboxError, SandboxTimeout
 from envs.types import Message, Observation, Prompt, Status, Verdict
 
+# Scorers that every verifier has beside its environments, by the name a request gives.
+SCORERS = {"format": "envs.reward_terms.format_match:Form"}
 MAX_TOGETHER = 64
 MAX_SESSIONS = 100_000  # kept by one subprocess; beyond it the oldest is dropped and, if asked for again, replayed
 
@@ -34,12 +36,19 @@ class EnvSpec:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """`session` is unique to the trajectory; `responses` are all its responses so far, the last one not yet scored."""
+    """Asks for the score of a trajectory's last response.
+
+    session    unique to the trajectory and to who scores it
+    prompt     what was asked; its `environment` is an index into the verifier's specs
+    responses  all responses of the trajectory so far, the last one not yet scored
+    scorer     a key of SCORERS, for what is scored by something else than the prompt's own environment
+    Example: ScoreRequest("iteration 3/0:toy/train/7/2", Prompt("toy", "train", 7, ()), ("4",))
+    """
 
     session: str
-    environment: int  # index into the verifier's specs
     prompt: Prompt
     responses: tuple[str, ...]
+    scorer: str | None = None
 
 
 class Verifier:
@@ -116,6 +125,7 @@ def _read(answer: dict[str, Any]) -> Observation | Verdict:
 # --- inside the subprocess ---------------------------------------------------------------------------------------------
 
 _environments: list[Environment] = []
+_scorers: dict[str, Environment] = {}
 _sessions: dict[str, tuple[Session, int]] = {}  # session id -> (session, responses it has been given)
 
 
@@ -123,6 +133,7 @@ def _configure(specs: list[dict[str, Any]]) -> None:
     for place in (place for spec in specs for place in spec["module_path"]):
         catalog.look_in(place)
     _environments[:] = [catalog.load(s["name"], s["params"], seed=s["seed"]) for s in specs]
+    _scorers.update({name: catalog.load(path, {}, seed=0) for name, path in SCORERS.items()})
     _sessions.clear()
 
 
@@ -142,7 +153,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     responses = request["responses"]
     session, given = _sessions.pop(request["session"], (None, 0))
     if session is None or given != len(responses) - 1:
-        session, given = _environments[request["environment"]].open(prompt), 0
+        scorer = request["scorer"]
+        session, given = (_environments[prompt.environment] if scorer is None else _scorers[scorer]).open(prompt), 0
     result: Observation | Verdict = Observation(())
     for text in responses[given:]:
         result = session.reply(text)

@@ -6,6 +6,7 @@
 | __main__.py  | `python -m orchestration` |
 | errors.py    | exceptions and their exit codes |
 | stats.py     | pure: pass@k, means, a fitted line |
+| group_stats.py | pure: statistics of scored groups |
 | config/      | RunConfig: recipes and overrides, strict, every mistake one sentence |
 | cluster/     | Ray actors: placement, start, replacement, weights |
 | sampling/    | prompts to scored groups |

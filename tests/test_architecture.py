@@ -34,6 +34,7 @@ LIGHT = (
     "orchestration/cli.py",
     "orchestration/errors.py",
     "orchestration/stats.py",
+    "orchestration/group_stats.py",
 )
 
 

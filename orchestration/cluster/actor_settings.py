@@ -93,10 +93,9 @@ def reward_model_settings(term: RewardModelTerm) -> dict[str, Any]:
 
 
 def environment_specs(config: RunConfig) -> list[EnvSpec]:
-    """The run's environments and, behind them, whoever judges the form of responses."""
+    """Lists the run's environments in the order that `Prompt.environment` counts in."""
     places, seed = catalog.module_path(), config.run.seed
-    environments = [EnvSpec(e.name, e.params, seed, places) for e in config.all_environments]
-    return [*environments, EnvSpec("envs.reward_terms.format_match:Form", {}, 0)]
+    return [EnvSpec(e.name, e.params, seed, places) for e in config.all_environments]
 
 
 def learner_stage(run: RunConfig, index: int) -> LearnerStage:

@@ -25,12 +25,13 @@ from orchestration.errors import ConfigError, IsentropeError, Stopped
 from orchestration.lab.grid import Cell, Grid, cells, load_grid, notes, to_yaml
 from orchestration.lab.lab_report import write_lab_report
 from orchestration.lab.results import ArmRuns, collect, lab_table, markdown_matrix, markdown_table, matrices, tables
-from orchestration.run.lifecycle import Job, conduct, connected, is_finished, prepare, signals
+from orchestration.run.lifecycle import Job, conduct, connected, prepare
+from orchestration.run.resume import is_finished
+from orchestration.run.stop import StopSignal, signals
 from orchestration.telemetry.sinks import read_rows
 
 if TYPE_CHECKING:
     from orchestration.cluster.cluster import Cluster
-    from orchestration.run.loop import StopSignal
 
 
 class LabError(IsentropeError):
@@ -146,8 +147,6 @@ def _checked(cell: Cell, progress: Progress, config: RunConfig, resume: bool) ->
 
 async def _lanes(todo: list[tuple[Cell, Job]], lanes: int, progress: Progress) -> None:
     """Raises Stopped once every lane has checkpointed and ended."""
-    from orchestration.run.loop import StopSignal
-
     stop, queue = StopSignal(), list(reversed(todo))
     with signals(stop, progress.say):
         tasks = [asyncio.ensure_future(_lane(queue, progress, stop)) for _ in range(min(lanes, len(todo)))]

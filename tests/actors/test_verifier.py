@@ -28,7 +28,7 @@ def verifier() -> Iterator[Verifier]:
 
 def ask(session: str, *responses: str, environment: int = 0) -> ScoreRequest:
     prompt = Misbehaving(5 + environment).prompt("train", 3)
-    return ScoreRequest(session, environment, prompt, responses)
+    return ScoreRequest(session, replace(prompt, environment=environment), responses)
 
 
 def seen(opens: int, text: str) -> Observation:
@@ -139,7 +139,7 @@ def test_the_oldest_session_makes_room_and_is_replayed_if_asked_for(monkeypatch:
 
     def answer(session: str, *responses: str) -> str:
         prompt = {"env": "e", "split": "train", "index": 0, "messages": [], "task": {"secret": 1}}
-        request = {"session": session, "environment": 0, "prompt": prompt, "responses": responses}
+        request = {"session": session, "prompt": prompt, "responses": responses, "scorer": None}
         return verifier_module._answer(request)["observation"][0]["content"]
 
     for name in "abc":
@@ -168,7 +168,7 @@ def test_a_users_module_is_found_where_the_spec_says(tmp_path: Path, monkeypatch
     for places in ((str(tmp_path / "games"),), ("games",)):
         made = Verifier([EnvSpec("users_own_game:Mine", {}, 0, places)], timeout_s=5)
         made.prepare()
-        assert made.score([ScoreRequest("a", 0, prompt, ("x",))]) == [Verdict(0.25)]
+        assert made.score([ScoreRequest("a", prompt, ("x",))]) == [Verdict(0.25)]
         made.close()
     lost = Verifier([EnvSpec("users_own_game:Mine", {}, 0)], timeout_s=5)
     with pytest.raises(SandboxError, match="there is no module 'users_own_game' on the Python path"):

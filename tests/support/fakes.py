@@ -222,12 +222,12 @@ class FakeRun:
     async def begin_stage(self, index: int) -> None:
         self.events.append(("begin_stage", index))
 
-    async def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[dict[str, float]]:
-        self.events.append((method,))
-        self.trained.append(arguments[0][0])
-        return [{"loss": 0.0} for _ in arguments]
+    async def train(self, batches: Sequence[Any]) -> dict[str, float]:
+        self.events.append(("train",))
+        self.trained.append(batches[0])
+        return {"loss": 0.0}
 
-    async def first(self, method: str) -> dict[str, Any]:
+    async def state_dict(self) -> dict[str, Any]:
         return {}
 
     async def save(self, hf: Any, engine: Any) -> None:
@@ -245,15 +245,16 @@ class FakeRun:
     def save_tokenizer(self, folder: Any) -> None: ...
 
     async def collect(
-        self, prompts: Sequence[tuple[int, Prompt]], sampling: Any, *, responses: int, stamp: str, **more: Any
+        self, prompts: Sequence[Prompt], sampling: Any, *, responses: int, stamp: str, **more: Any
     ) -> tuple[list[Group], dict[str, float]]:
         self.before_collect(stamp)
         for _tick in range(10):  # long enough for a stop that was asked for just now to come first
             await asyncio.sleep(0)
-        self.events.append((stamp.partition("/")[0], tuple(f"{i}:{p.key}" for i, p in prompts), sampling.temperature))
+        asked = tuple(f"{p.environment}:{p.key}" for p in prompts)
+        self.events.append((stamp.partition("/")[0], asked, sampling.temperature))
         turn = Turn((1, 2), (3, 4), (-0.5, -0.5), "stop", self.version, self.version)
         groups = []
-        for _, p in prompts:
+        for p in prompts:
             rewards = [self.reward(p, i) for i in range(responses)]
             groups.append(
                 Group(

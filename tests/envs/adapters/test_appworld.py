@@ -175,7 +175,7 @@ def test_a_verifier_that_lost_the_session_replays_it(stub: Stub) -> None:
     prompt = AppWorld(seed=3, **params).prompt("train", 0)
     responses = tuple(solution(prompt.task["task_id"]))
     judges = [Verifier([EnvSpec("appworld", params, 3)], timeout_s=20) for _ in range(2)]
-    seen = [judges[turn % 2].score([ScoreRequest("a", 0, prompt, responses[: turn + 1])])[0] for turn in range(3)]
+    seen = [judges[turn % 2].score([ScoreRequest("a", prompt, responses[: turn + 1])])[0] for turn in range(3)]
     for judge in judges:
         judge.close()
     assert [type(answer) for answer in seen] == [Observation, Observation, Verdict]

@@ -9,9 +9,10 @@ import pytest
 import yaml
 from support.builders import config_data, stopped_run
 
+from orchestration.config.resume_rules import resolve_precision
 from orchestration.config.run_config import load_config, validate
 from orchestration.errors import ConfigError
-from orchestration.run.lifecycle import _resolve_precision, _resume_state
+from orchestration.run.resume import resume_state
 
 
 def written(folder: Path, data: Any) -> str:
@@ -110,13 +111,13 @@ def test_a_resumed_run_may_not_change_its_precision(
     old, new = (validate(config_data() | here | change) for change in (before, now))
     checkpoints = stopped_run(old)
     if refused is None:
-        assert _resume_state(new, checkpoints)[1] == checkpoints.latest()
+        assert resume_state(new, checkpoints)[1] == checkpoints.latest()
         return
     with pytest.raises(ConfigError, match=refused):
-        _resume_state(new, checkpoints)
+        resume_state(new, checkpoints)
 
 
 def test_a_run_older_than_the_switch_can_be_resumed() -> None:
     data: dict[str, Any] = {"learner": {"precision": "bf16"}}
-    _resolve_precision(data)
+    resolve_precision(data)
     assert (data["learner"]["precision"], data["precision"]["mode"]) == ("bf16", "bf16")
