@@ -149,6 +149,16 @@ def test_the_oldest_session_makes_room_and_is_replayed_if_asked_for(monkeypatch:
     assert answer("a", "1", "2") == "opens=4 seen=1,2"
 
 
+def test_a_request_may_name_a_scorer_beside_the_environments(verifier: Verifier) -> None:
+    """Whatever the number of the environment that the prompt is of."""
+    prompt = Prompt("e", "train", 0, (), {"pattern": "a+", "responses": 2}, environment=7)
+    first, second = (ScoreRequest("x/form", prompt, ("aa", "b")[:n], scorer="format") for n in (1, 2))
+    assert verifier.score([first]) == [Observation(())]
+    assert verifier.score([second]) == [Verdict(0.5)]
+    (unknown,) = verifier.score([ScoreRequest("y", prompt, ("aa",), scorer="no such scorer")])
+    assert unknown.status is Status.ERROR  # type: ignore[union-attr]
+
+
 OWN = """
 from envs.types import Verdict
 class Mine:
