@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
 
 import pytest
@@ -74,6 +75,16 @@ def test_every_pass_has_its_own_order_which_follows_from_the_seed() -> None:
     assert a != b != c != a
     assert orders(1) == [a, b, c]
     assert orders(2)[0] != a
+
+
+def test_prompts_carry_the_index_of_their_environment() -> None:
+    """Two environments of one name and the same prompts: their keys are equal, and the index is what request ids differ by."""
+    twins = Curriculum([Numbered("e", None)] * 2, [Stage("only", (0.5, 0.5), 9)], 0)
+    first, second = twins.next(2)
+    assert (first.environment, second.environment) == (0, 1)
+    assert first.key == second.key and first == Numbered("e", None).prompt("train", 0) != second
+    assert [p.environment for p in twins.held_out("eval", 2)] == [0, 0, 1, 1]
+    assert pickle.loads(pickle.dumps(second)) == second
 
 
 def test_generated_environments_are_walked_by_index() -> None:
