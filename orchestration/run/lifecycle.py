@@ -149,7 +149,7 @@ async def _train(job: Job, cluster: Cluster, sink: FanOut, codecs: Codecs, stop:
     from orchestration.run.loop import Run
     from orchestration.run.state import RunState
     from orchestration.sampling.producer import SynchronousProducer
-    from orchestration.sampling.reward_function import compose, make_judge
+    from orchestration.sampling.reward_function import make_judge, make_reward_function
     from orchestration.sampling.rollouts import Rollouts
 
     config = job.config
@@ -163,7 +163,7 @@ async def _train(job: Job, cluster: Cluster, sink: FanOut, codecs: Codecs, stop:
     judge = make_judge(config, codecs.judge, lambda requests: cluster.judges.generate(requests))
     try:
         await cluster.begin(config, _start(job, state))
-        reward = compose(
+        reward = make_reward_function(
             config,
             environments,
             verify=cluster.verifiers.score,

@@ -59,7 +59,7 @@ def _form(environment: Environment) -> str:
     return environment.form if isinstance(environment, HasForm) else ""
 
 
-def compose(
+def make_reward_function(
     config: RunConfig,
     environments: Sequence[Environment],
     *,

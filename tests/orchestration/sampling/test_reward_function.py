@@ -22,7 +22,7 @@ from orchestration.cluster.actor_settings import judge_engine, layout_key
 from orchestration.config.preflight import check_world
 from orchestration.config.run_config import RunConfig, validate
 from orchestration.errors import ConfigError
-from orchestration.sampling.reward_function import compose, make_judge
+from orchestration.sampling.reward_function import make_judge, make_reward_function
 from orchestration.telemetry.keys import lookup
 from orchestration.telemetry.rollout_metrics import describe
 
@@ -234,7 +234,9 @@ class Asked:
 def composed(config: RunConfig, asked: Asked, events: list[str] | None = None) -> RewardFunction | None:
     environments = [catalog.load(e.name, e.params) for e in config.all_environments]
     on_event = (events if events is not None else []).append
-    return compose(config, environments, verify=asked.verify, model=asked.model, judge=asked.score, on_event=on_event)
+    return make_reward_function(
+        config, environments, verify=asked.verify, model=asked.model, judge=asked.score, on_event=on_event
+    )
 
 
 def ended(tokens: int = 12, environment: int = 0) -> FinishedTrajectory:
