@@ -229,7 +229,7 @@ class RemoteLearner:
         return await answer("learner rank 0", self.actors[0].call.remote(method, *args), limit)
 
     async def train(self, batches: Sequence[RankBatch]) -> dict[str, float]:
-        """Does one iteration on one batch per rank and returns its metrics, which are reduced over the ranks."""
+        """Runs one iteration on one batch per rank and returns its metrics, which are reduced over the ranks."""
         metrics = await self.each("train", [(batch,) for batch in batches])
         return metrics[0]
 

@@ -36,7 +36,7 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any], stage: int) -> 
     """Raises ConfigError where `now` changes what a resumed run has to keep.
 
     before  the run's config.yaml, with present key names; it may be older than some keys
-    now     the configuration to go on with, as JSON values
+    now     the configuration that continues the run, as JSON values
     stage   index of the stage that the checkpoint is in
     """
     for data in (before, now):

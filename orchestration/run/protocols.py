@@ -16,7 +16,7 @@ class LearnerGroup(Protocol):
     """Trains on every rank of the learner."""
 
     async def train(self, batches: Sequence[RankBatch]) -> StepMetrics:
-        """Does one iteration on one batch per rank; returns its metrics, reduced over the ranks."""
+        """Runs one iteration on one batch per rank; returns its metrics, reduced over the ranks."""
         ...
 
     async def save(self, hf: Path, engine: Path) -> None:
