@@ -70,7 +70,7 @@ class NoScore(RuntimeError):
 
 
 class Judge:
-    """`judge` is an asked_term's ScoreFn. Belongs to one event loop; `close` ends what is under way.
+    """`judge` is a scored_term's ScoreFn. Belongs to one event loop; `close` ends what is under way.
 
     Equal questions under way at the same time are asked once: responses of a group often are the same.
     """

@@ -14,7 +14,7 @@ import typer.main
 from support.readme import ROOT, write_own_data, write_own_environment, write_own_reward
 
 from envs import catalog
-from learner.warmstart import InitModelSettings
+from learner.warmstart.settings import InitModelSettings
 from orchestration.cli import app
 from orchestration.config.loader import parse_overrides
 from orchestration.config.run_config import RunConfig, load_config

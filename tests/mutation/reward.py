@@ -68,7 +68,7 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         ("free is not", "progress(trajectory.response_tokens, s.free, ", "progress(trajectory.response_tokens, 0, "),
         ("the shortest response", "longest = max(len(", "longest = min(len("),
         ("no value is one", "if not answer.status.scored:", "if False:"),
-        ("the response is in the prompt", "messages=ended.said[:-1]", "messages=ended.said"),
+        ("the response is in the prompt", "messages=finished.conversation[:-1]", "messages=finished.conversation"),
     ),
     *_entries(
         "orchestration/telemetry/reward_hacking",

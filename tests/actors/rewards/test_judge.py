@@ -123,7 +123,7 @@ def ask(response: str = "7", task: dict[str, Any] | None = None, *messages: Mess
     prompt = Prompt(
         "toy", "train", 3, messages or (Message("user", "3+4="),), {"answer": "7"} if task is None else task
     )
-    return ScoreRequest("it 1/0:toy/train/3/0", 0, prompt, (response,))
+    return ScoreRequest("it 1/0:toy/train/3/0", prompt, (response,))
 
 
 def run(made: Judge, work: Callable[[Judge], Coroutine[Any, Any, T]]) -> T:
