@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from learner.types import Aggregation
 
@@ -22,8 +22,10 @@ Estimator = Literal["k1", "k2", "k3"]
 ModelPath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser()) if path.startswith("~") else path)]
 
 
-class Settings(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=False):
+class Settings(BaseModel):
     """Refuses unknown keys, values of another type, infinities and nan; instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class KindSettings(Settings):
