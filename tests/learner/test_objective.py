@@ -109,7 +109,7 @@ def test_policy_gradient_has_the_gradient_of_reinforce_whatever_the_old_policy(l
         assert (loss.item(), x.grad.item()) == (-a.item(), -a.item())
 
 
-def run(stats_seed: int, shaping: Shaping, surrogate: str = "ppo") -> tuple[Any, Tensor]:
+def run(stats_seed: int, shaping: Shaping, surrogate: Any = "ppo") -> tuple[Any, Tensor]:
     stats = make_stats(20, stats_seed)
     logp = stats.logp.clone().requires_grad_()
     objective = ObjectiveSettings(surrogate=surrogate, clip_low=0.1, clip_high=0.15)
