@@ -149,9 +149,9 @@ def test_the_key_is_in_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("SOME_KEY", "sk-very-secret-1")
     config = validate(config_data(rewards=judge(api_key_env="SOME_KEY")))
     made = make_judge(config, None, nobody)
-    assert made is not None and isinstance(made.speaker, Endpoint) and made.speaker._key == "sk-very-secret-1"
+    assert made is not None and isinstance(made.backend, Endpoint) and made.backend._key == "sk-very-secret-1"
     assert "sk-very-secret-1" not in config.to_yaml() + str(config.model_dump()) + repr(made.settings) + repr(
-        made.speaker.settings
+        made.backend.settings
     )
     assert "SOME_KEY" in config.to_yaml()
     assert make_judge(validate(config_data()), None, nobody) is None
