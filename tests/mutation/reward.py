@@ -9,6 +9,7 @@ COMPOSITE = "tests/actors/rewards/test_composite.py"
 REWARD_HACKING = "tests/orchestration/telemetry/test_reward_hacking.py"
 JUDGE = "tests/actors/rewards/test_judge.py"
 GENERATORS = "tests/actors/rewards/test_judge_generators.py"
+CONTROL = "tests/orchestration/analysis/test_control.py tests/orchestration/analysis/test_run_summary.py"
 RETENTION = "tests/orchestration/analysis/test_retention.py"
 MODEL = "tests/actors/rewards/test_reward_model.py"
 
@@ -141,7 +142,31 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         RETENTION,
         ("entropy from one iteration", "mean(entropy[:START_ROWS])", "entropy[0]"),
         ("entropy to one iteration", "mean(entropy[-END_ROWS:])", "entropy[-1]"),
-        ("a stage late", "found.at(stage, env) for env", "found.at(stage - 1 if stage > 0 else stage, env) for env"),
+        (
+            "a stage late",
+            "retention.at(stage, env) for env",
+            "retention.at(stage - 1 if stage > 0 else stage, env) for env",
+        ),
+    ),
+    *_entries(
+        "orchestration/analysis/control",
+        CONTROL,
+        (
+            "all responses stand in for the correct ones",
+            'if "entropy/controlled" in run.metric_keys() else',
+            "if False else",
+        ),
+        ("a release is no end", "if target and not released > 0.0 else", "if target else"),
+        ("equal bounds steer", "any(low < high for", "any(low <= high for"),
+        ("a fixed controller steers", 'run.setting("entropy.controller.kind") == "fixed"', "False"),
+        ("saturated on target", "return is_off_target(run) and mean(late)", "return mean(late)"),
+        ("too few tokens on target", "return too_few and is_off_target(run)", "return too_few"),
+    ),
+    *_entries(
+        "orchestration/thresholds",
+        CONTROL,
+        ("few tokens without exception", "method not in FEW_BY_DESIGN and affected", "affected"),
+        ("few tokens whatever they do", " and not effect >= NO_EFFECT", ""),
     ),
     *_entries(
         "actors/rewards/reward_model",
