@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from actors.inference import Completion, InferenceEngine, Request
-from learner.weights import Rendezvous, WeightManifest
+from learner.weights.protocol import Rendezvous, WeightManifest
 
 
 class StaleGenerator(RuntimeError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from learner.weights import Rendezvous, WeightManifest
+    from learner.weights.protocol import Rendezvous, WeightManifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from actors.verifier import EnvSpec, ScoreRequest, Verifier
 from actors.vllm_engine import EngineDead
 from envs.isolation.killable import SandboxError
 from envs.types import Observation, Verdict
-from learner.weights import Rendezvous, WeightManifest
+from learner.weights.protocol import Rendezvous, WeightManifest
 
 if TYPE_CHECKING:
     from learner.deepspeed_engine import Placement

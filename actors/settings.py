@@ -92,7 +92,7 @@ class JudgeGeneratorSettings(GeneratorSettings):
 class VLLMSettings(Settings):
     """Holds what a vLLM engine is built from: a section, and what follows for this engine from the rest of the run.
 
-    There is no end-of-sequence id here: a response ends at `SamplingParams.stop_token_ids` and nowhere else.
+    An end-of-sequence id does not belong here: a response ends at `SamplingParams.stop_token_ids` and nowhere else.
     """
 
     model: str  # a Hugging Face folder; its weights are policy version `version`

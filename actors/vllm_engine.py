@@ -23,7 +23,7 @@ import torch
 
 from actors.inference import Completion, Request
 from actors.settings import VLLMSettings
-from learner.weights import Rendezvous, WeightManifest, WeightSyncError
+from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from torch import nn
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from learner.weights import Rendezvous, Subscriber, WeightManifest, WeightSyncError
+from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
+from learner.weights.subscriber import Subscriber
 
 # It warns at every update of what was rightly not sent (a tied head, rotary tables); load_in_place checks for itself.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)

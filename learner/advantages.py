@@ -1,5 +1,7 @@
-"""Baselines: rewards [G] of one prompt's responses -> advantages [G]; some are then normalised over the global batch. Or, with
-credit by the turn, what each turn has yet to earn -> an advantage a turn. Pure numpy, float64.
+"""Computes advantages from rewards: pure numpy, float64.
+
+A baseline takes the rewards [G] of one prompt's responses to advantages [G]; some are then normalised over the global batch.
+Turn-level advantages compare returns-to-go instead, and give every turn an advantage of its own.
 
 `ADVANTAGES` is the whole list; a new one is a line there and, if its baseline is new, one function.
 """
@@ -19,61 +21,62 @@ GRPO_EPSILON = 1e-6  # a group of equal rewards does not divide by zero
 
 @dataclass(frozen=True, slots=True)
 class Advantage:
-    """How rewards become advantages."""
+    """Defines how rewards become advantages."""
 
     baseline: Callable[[Rewards], Rewards]  # within a group
     whiten: bool = False  # then to mean 0 and standard deviation 1 over the tokens of the global batch
 
 
 def centred(rewards: Rewards) -> Rewards:
-    """r - mean of the group; exactly zero where all are equal, which rounding of the mean would spoil."""
+    """Returns r - mean of the group; exactly zero where all are equal, which rounding of the mean would spoil."""
     return rewards - (rewards[0] if np.ptp(rewards) == 0 else rewards.mean())
 
 
 def grpo(rewards: Rewards) -> Rewards:
-    """(r - mean) / (std + 1e-6), population std. DeepSeekMath, arXiv 2402.03300, eq. 3."""
+    """Returns (r - mean) / (std + 1e-6), population std. DeepSeekMath, arXiv 2402.03300, eq. 3."""
     return centred(rewards) / (rewards.std() + GRPO_EPSILON)
 
 
 def leave_one_out(rewards: Rewards) -> Rewards:
-    """r_i minus the mean of the others' rewards: unbiased, no scale. RLOO, arXiv 2402.14740. Needs G >= 2."""
+    """Returns r_i minus the mean of the others' rewards: unbiased, no scale. RLOO, arXiv 2402.14740. Needs G >= 2."""
     if len(rewards) < 2:
         raise ValueError(f"a leave-one-out baseline needs at least 2 responses per prompt, not {len(rewards)}")
     return centred(rewards) * (len(rewards) / (len(rewards) - 1))
 
 
 def plain(rewards: Rewards) -> Rewards:
-    """The rewards themselves: no baseline but the batch's."""
+    """Returns the rewards themselves: no baseline but the batch's."""
     return rewards.copy()
 
 
-def to_go(rewards: Rewards, discount: float) -> Rewards:
-    """What is earned from each turn on: R_k = r_k + discount * R_(k+1). [turns] -> [turns]"""
-    found = np.zeros(len(rewards))
+def returns_to_go(rewards: Rewards, discount: float) -> Rewards:
+    """Returns what is earned from each turn on: R_k = r_k + discount * R_(k+1). [turns] -> [turns]"""
+    returns = np.zeros(len(rewards))
     after = 0.0
     for k in range(len(rewards) - 1, -1, -1):
-        found[k] = after = rewards[k] + discount * after
-    return found
+        returns[k] = after = rewards[k] + discount * after
+    return returns
 
 
-def by_turn(returns: Sequence[Rewards], baseline: Callable[[Rewards], Rewards]) -> list[Rewards]:
-    """`to_go` of a group's trajectories -> an advantage a turn: the baseline compares turn k with the others' turn k. [turns] each
+def turn_baselines(returns: Sequence[Rewards], baseline: Callable[[Rewards], Rewards]) -> list[Rewards]:
+    """Turns the returns-to-go of a group's trajectories into advantages, each turn compared with the others' same turn.
 
+    [turns] each.
     GRPO's process supervision (arXiv 2402.03300, sec. 4.1.3) gives a step the sum of the rewards from it on, less the group's
     mean; turn-level credit compares at the same turn (arXiv 2505.11821). A trajectory that ended has no turn k to compare with,
     and a turn that none of the others has is left without an advantage, as the only response of a group is.
     """
-    found = [np.zeros(len(r)) for r in returns]
+    advantages = [np.zeros(len(r)) for r in returns]
     for k in range(max(map(len, returns), default=0)):
-        there = [i for i, r in enumerate(returns) if len(r) > k]
-        if len(there) > 1:
-            for i, value in zip(there, baseline(np.array([returns[i][k] for i in there])), strict=True):
-                found[i][k] = value
-    return found
+        reached = [i for i, r in enumerate(returns) if len(r) > k]
+        if len(reached) > 1:
+            for i, value in zip(reached, baseline(np.array([returns[i][k] for i in reached])), strict=True):
+                advantages[i][k] = value
+    return advantages
 
 
 def whitened(advantages: NDArray[np.float64], lengths: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(A - mean) / std with both taken over TOKENS: a trajectory counts as often as it has tokens. [n], [n] -> [n]
+    """Returns (A - mean) / std with both taken over TOKENS: a trajectory counts as often as it has tokens. [n], [n] -> [n]
 
     REINFORCE++, arXiv 2501.03262: normalisation over the global batch in place of a group's. All zero where nothing varies.
     """

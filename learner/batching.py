@@ -1,20 +1,21 @@
-"""Trajectories -> micro-batches. Pure numpy; deterministic.
+"""Divides trajectories into micro-batches. Pure numpy; deterministic.
 
-An iteration's trajectories are divided into `updates` equal parts, in order; each part is dealt to the ranks by length and
+An iteration's trajectories are divided into equal updates, in order; those of an update are dealt to the ranks by length and
 filled into micro-batches of at most `micro_batch_tokens` token slots. Advantages and loss weights are set here, once, over the
-whole iteration, so that nothing downstream depends on how the batch was divided. Where dynamic sampling dropped groups there are
-fewer parts, of the size that parts have otherwise.
+whole iteration, so that nothing downstream depends on how the batch was divided. Where dynamic sampling dropped groups
+there are fewer updates, of the size that updates have otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.types import Group, Trajectory
-from learner.advantages import Advantage, by_turn, to_go, whitened
+from learner.advantages import Advantage, returns_to_go, turn_baselines, whitened
 from learner.settings import BatchPlan
 from learner.types import Aggregation, MicroBatch, RankBatch
 
@@ -23,26 +24,27 @@ Advantages = NDArray[np.float64] | Sequence[NDArray[np.float64]]
 
 
 def trajectory_advantages(groups: Sequence[Group], advantage: Advantage) -> NDArray[np.float64]:
-    """One advantage a trajectory, groups in order. [sum of group sizes]
+    """Returns one advantage a trajectory, groups in order. [sum of group sizes]
 
     A trajectory that could not be scored (ERROR, TIMEOUT) is left out of its group's baseline and has advantage 0: a
     verifier that fails must not teach the policy. So has one that is the only one scored. A trajectory that a limit ended
     (TURNS, TOKENS, SECONDS) counts with its reward of 0.
     """
-    parts, scored = [], []
+    advantages: list[NDArray[np.float64]] = []
+    compared: list[NDArray[np.bool_]] = []
     for group in groups:
-        mine = np.array([t.verdict.status.scored for t in group.trajectories])
+        scored = np.array([t.verdict.status.scored for t in group.trajectories])
         rewards = np.array([t.verdict.reward for t in group.trajectories], np.float64)
-        part = np.zeros(len(rewards))
-        if mine.sum() > 1:
-            part[mine] = advantage.baseline(rewards[mine])
+        values = np.zeros(len(rewards))
+        if scored.sum() > 1:
+            values[scored] = advantage.baseline(rewards[scored])
         else:
-            mine[:] = False
-        parts.append(part)
-        scored.append(mine)
+            scored[:] = False
+        advantages.append(values)
+        compared.append(scored)
     if not groups:
         return np.zeros(0)
-    values, counted = np.concatenate(parts), np.concatenate(scored)
+    values, counted = np.concatenate(advantages), np.concatenate(compared)
     if advantage.whiten and counted.any():
         lengths = np.array([t.response_tokens for g in groups for t in g.trajectories], np.float64)
         values[counted] = whitened(values[counted], lengths[counted])
@@ -52,24 +54,25 @@ def trajectory_advantages(groups: Sequence[Group], advantage: Advantage) -> NDAr
 def turn_advantages(
     groups: Sequence[Group], advantage: Advantage, discount: float, weight: float = 1.0
 ) -> list[NDArray[np.float64]]:
-    """One advantage a turn, trajectories in order. [turns] each. weight: of what the environment gives, as in the verdict.
+    """Returns one advantage a turn, trajectories in order. [turns] each.
 
+    weight: of what the environment gives, as in the verdict.
     A turn earns its observation's reward, the last one the verdict's as well. What could not be scored is left out of every
     baseline and has advantage 0, as in `trajectory_advantages`: with one turn each the two are the same.
     """
     values: list[NDArray[np.float64]] = []
     compared: list[NDArray[np.bool_]] = []
     for group in groups:
-        returns = []
+        returns: list[NDArray[np.float64]] = []
         for t in group.trajectories:
             rewards = weight * np.array([turn.reward for turn in t.turns], np.float64)
             rewards[-1] += t.verdict.reward
-            returns.append(to_go(rewards, discount))
+            returns.append(returns_to_go(rewards, discount))
         scored = [r for r, t in zip(returns, group.trajectories, strict=True) if t.verdict.status.scored]
-        found = iter(by_turn(scored, advantage.baseline))
+        of_scored = iter(turn_baselines(scored, advantage.baseline))
         others = np.array([sum(len(r) > k for r in scored) > 1 for k in range(max(map(len, returns), default=0))])
         for r, t in zip(returns, group.trajectories, strict=True):
-            values.append(next(found) if t.verdict.status.scored else np.zeros(len(r)))
+            values.append(next(of_scored) if t.verdict.status.scored else np.zeros(len(r)))
             compared.append(others[: len(r)] & t.verdict.status.scored)
     if not values:
         return []
@@ -82,12 +85,12 @@ def turn_advantages(
 
 
 def informative(group: Group) -> bool:
-    """Whether a group baseline leaves the group an advantage: not where all scored rewards are equal, or there is one."""
+    """Returns whether a group baseline leaves the group an advantage: not where all scored rewards are equal, or one is."""
     return len({t.verdict.reward for t in group.trajectories if t.verdict.status.scored}) > 1
 
 
 def no_signal(groups: Sequence[Group]) -> int:
-    """Groups without a gradient under a group baseline."""
+    """Counts the groups without a gradient under a group baseline."""
     return sum(not informative(g) for g in groups)
 
 
@@ -100,28 +103,28 @@ def build_batches(
     temperature: float,
     length_scale: int = 0,
     measured: Sequence[Trajectory] = (),
-    whole: int | None = None,
+    full_batch: int | None = None,
 ) -> list[RankBatch]:
-    """One RankBatch a rank. Raises ValueError where the numbers do not divide or a response is empty.
+    """Builds one RankBatch a rank. Raises ValueError where the numbers do not divide or a response is empty.
 
-    advantages: one a trajectory, or for each an array with one a turn; a turn's tokens share it.
-    length_scale: tokens that aggregation "constant" divides every response by; the others do not need it.
-    measured: responses that are not trained on and belong to the iteration's entropy all the same.
-    whole: how many trajectories `plan` is meant for, where there may be fewer. They are divided into as many updates of that plan's
-    size as they fill, one at least, and what is left over is spread over these: an update is noisier only
-    where less than one's worth is left.
-    """
+    advantages: one a trajectory, or for each an array with one a turn; a turn's tokens share it. length_scale: tokens that
+    aggregation "constant" divides every response by; the others do not need it. measured: responses that are not trained on and
+    belong to the iteration's entropy all the same. full_batch: how many trajectories `plan` is meant for, where there may be
+    fewer. They are divided into as many updates of that plan's size as they fill, one at least, and what is left over is spread
+    over these: an update is noisier only where less than one's worth is left."""
     count = len(trajectories)
     if count != len(advantages):
         raise ValueError(f"{count} trajectories but {len(advantages)} advantages")
-    if whole is None and count % plan.updates:
+    if full_batch is None and count % plan.updates:
         raise ValueError(f"{count} trajectories cannot be divided into {plan.updates} equal updates")
     everything = [*trajectories, *measured]
     envs = tuple(sorted({t.prompt.env for t in everything}))
-    parts = plan.updates if whole is None else min(plan.updates, max(1, count * plan.updates // whole), count)
+    updates = plan.updates
+    if full_batch is not None:
+        updates = min(updates, max(1, count * updates // full_batch), count)
     per_rank: list[list[tuple[MicroBatch, ...]]] = [[] for _ in range(plan.ranks)]
-    for k in range(parts):
-        members = list(range(k * count // parts, (k + 1) * count // parts))
+    for k in range(updates):
+        members = list(range(k * count // updates, (k + 1) * count // updates))
         per_update = len(members)
         for i in members:
             if trajectories[i].response_tokens == 0:
@@ -135,10 +138,10 @@ def build_batches(
             per_rank[rank].append(rows)
     rest = list(range(count, len(everything)))
     nothing, silent = dict.fromkeys(rest, 0.0), np.zeros(len(everything))
-    apart = _shares(rest, everything, silent, nothing, envs, plan)
+    untrained = _shares(rest, everything, silent, nothing, envs, plan)
     return [
-        RankBatch(tuple(updates) * plan.epochs, envs, temperature, mine, plan.updates * plan.epochs)
-        for updates, mine in zip(per_rank, apart, strict=True)
+        RankBatch(tuple(trained) * plan.epochs, envs, temperature, measured_only, plan.updates * plan.epochs)
+        for trained, measured_only in zip(per_rank, untrained, strict=True)
     ]
 
 
@@ -150,9 +153,9 @@ def _shares(
     envs: tuple[str, ...],
     plan: BatchPlan,
 ) -> list[tuple[MicroBatch, ...]]:
-    """Each rank's micro-batches of these members, the same number for all."""
+    """Returns each rank's micro-batches of these members, the same number for all."""
     length = {i: len(trajectories[i].token_ids) for i in members}
-    shares = []
+    shares: list[list[MicroBatch]] = []
     for share in _deal(members, [length[i] for i in members], plan.ranks):
         bins = _fill(share, {i: length[i] for i in share}, plan)
         rows = [_micro_batch(b, trajectories, advantages, [weight[i] for i in b], envs, plan.packing) for b in bins]
@@ -163,7 +166,7 @@ def _shares(
 
 
 def _deal(members: Sequence[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Longest first to the rank with the fewest tokens so far (ties: fewest members, then lowest rank)."""
+    """Deals members, longest first, to the rank with the fewest tokens so far (ties: fewest members, then lowest rank)."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
     for i, length in sorted(zip(members, lengths, strict=True), key=lambda x: (-x[1], x[0])):
@@ -174,7 +177,7 @@ def _deal(members: Sequence[int], lengths: Sequence[int], ranks: int) -> list[li
 
 
 def _fill(share: Sequence[int], length: dict[int, int], plan: BatchPlan) -> list[list[int]]:
-    """Members (longest first) into bins of at most micro_batch_tokens slots; a longer trajectory has a bin to itself.
+    """Fills members (longest first) into bins of at most micro_batch_tokens slots; a longer trajectory has a bin to itself.
 
     A padded bin of n rows costs n times its longest row; a packed bin costs the sum of its rows.
     """
@@ -213,9 +216,9 @@ def _micro_batch(
     # Padding goes on counting: a restart would read as another packed trajectory and cost the slow attention mask. Pad
     # tokens come after every real token of their row, so a causal model never sees them.
     positions = np.tile(np.arange(width), rows)
-    columns: dict[str, list[NDArray]] = {
+    columns: dict[str, list[NDArray[Any]]] = {
         name: []
-        for name in ("predict", "targets", "adv", "engine", "weight", "traj", "place", "last", "correct", "env")
+        for name in ("predict", "targets", "adv", "engine", "weight", "traj", "action_index", "last", "correct", "env")
     }
     for i, x, origin, weight in zip(chosen, ids, origins, weights, strict=True):
         tokens[origin : origin + len(x)] = x
@@ -228,7 +231,7 @@ def _micro_batch(
         columns["predict"].append(origin + at - 1)
         columns["targets"].append(x[at])
         columns["engine"].append(np.array(trajectories[i].engine_logprobs, np.float32)[at])
-        columns["place"].append(np.arange(len(at)))
+        columns["action_index"].append(np.arange(len(at)))
         lengths = [len(turn.response_ids) for turn in trajectories[i].turns]
         columns["adv"].append(np.repeat(np.broadcast_to(advantages[i], len(lengths)), lengths))
         columns["last"].append(np.arange(len(at)) == len(at) - 1)
@@ -239,7 +242,7 @@ def _micro_batch(
             ("env", envs.index(trajectories[i].prompt.env)),
         ):
             columns[name].append(np.full(len(at), value))
-    flat = {name: np.concatenate(parts) for name, parts in columns.items()}
+    flat: dict[str, NDArray[Any]] = {name: np.concatenate(pieces) for name, pieces in columns.items()}
     return MicroBatch(
         tokens=tokens.reshape(rows, width),
         positions=positions.reshape(rows, width),
@@ -249,7 +252,7 @@ def _micro_batch(
         engine_logprobs=flat["engine"],
         weight=flat["weight"].astype(np.float32),
         trajectory=flat["traj"].astype(np.int32),
-        place=flat["place"].astype(np.int32),
+        action_index=flat["action_index"].astype(np.int32),
         last=flat["last"].astype(np.bool_),
         correct=flat["correct"].astype(np.bool_),
         env=flat["env"].astype(np.int16),
@@ -257,7 +260,7 @@ def _micro_batch(
 
 
 def _empty() -> MicroBatch:
-    """A forward pass that counts for nothing, for a rank that has fewer than the others."""
+    """Makes a forward pass of zero weight, for a rank that has fewer than the others."""
     i, f, b = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.bool_)
     short = i.astype(np.int32)
     one = np.zeros((1, 1), np.int64)

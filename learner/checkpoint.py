@@ -1,4 +1,4 @@
-"""Checkpoint folders: written aside, renamed when whole, named by `latest`. Files only, no torch.
+"""Writes checkpoint folders aside and renames them when they are complete. Files only, no torch.
 
 checkpoints/step_000100/hf/          from_pretrained and vLLM load it
                         engine/      DeepSpeed's own state, every rank's part
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,18 @@ FORMAT = 1
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be used; the message says which and why."""
+    """Reports a checkpoint that cannot be used: the message names it and the reason."""
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """Manages the checkpoints of one run."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
     @contextmanager
-    def writing(self, iteration: int) -> Iterator[Path]:
-        """A folder to fill; on leaving without an error, and once `commit` put state.json there, it is the latest."""
+    def writing(self, iteration: int) -> Generator[Path, None, None]:
+        """Yields a folder to fill; on leaving without an error, and once `commit` put state.json there, it is the latest."""
         final = self.folder / f"step_{iteration:06d}"
         draft = self.folder / f"{final.name}.writing"
         shutil.rmtree(draft, ignore_errors=True)
@@ -51,7 +51,7 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def commit(self, draft: Path, state: Mapping[str, Any]) -> None:
-        """Write state.json, with the sizes of all files, and flush everything to disk."""
+        """Writes state.json, with the sizes of all files, and flushes everything to disk."""
         files = sorted(p for p in draft.rglob("*") if p.is_file())
         for path in files:
             with path.open("rb") as file:
@@ -60,12 +60,12 @@ class Checkpoints:
         write_whole(draft / "state.json", json.dumps({"format": FORMAT, **state, "files": sizes}, indent=1))
 
     def steps(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
-        found = (p for p in self.folder.glob("step_*") if p.suffix != ".writing" and (p / "state.json").is_file())
-        return sorted(found)
+        """Returns the complete checkpoints, oldest first."""
+        complete = (p for p in self.folder.glob("step_*") if p.suffix != ".writing" and (p / "state.json").is_file())
+        return sorted(complete)
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint; a `latest` that names a missing one is ignored."""
+        """Returns the newest complete checkpoint; a `latest` that names a missing one is ignored."""
         pointer = self.folder / "latest"
         if pointer.is_file():
             named = self.folder / pointer.read_text("utf-8").strip()
@@ -76,7 +76,7 @@ class Checkpoints:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json, after checking that every file it lists is there in full. Raises CheckpointError."""
+    """Reads state.json after checking that every file it lists is there in full. Raises CheckpointError."""
     try:
         state = json.loads((checkpoint / "state.json").read_text("utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -85,16 +85,17 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{checkpoint} has format {state.get('format')} and this version reads {FORMAT}")
     for name, size in state["files"].items():
         path = checkpoint / name
-        there = path.stat().st_size if path.is_file() else None
-        if there != size:
+        actual = path.stat().st_size if path.is_file() else None
+        if actual != size:
             raise CheckpointError(
-                f"{path} should have {size} bytes and has {there if there is not None else 'gone'}: use an older checkpoint"
+                f"{path} should have {size} bytes and "
+                f"{'is missing' if actual is None else f'has {actual}'}: use an older checkpoint"
             )
     return state
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Writes a file so that it is there in full or not at all."""
     draft = path.with_name(path.name + ".writing")
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -1,8 +1,11 @@
-"""DeepSpeed behind a small surface: backward, step, gather, save, load. The only file that imports it.
+"""Wraps DeepSpeed in a small surface: backward, step, gather, save, load. The only file that imports it.
 
 ZeRO 0-3; fp32, bf16, fp16 (float32 masters; fp16 with a dynamic loss scale). Gradients are averaged over ranks by DeepSpeed, and
 our loss is already a global one, so `backward` multiplies it by the number of ranks.
 """
+
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# DeepSpeed has no stubs, and torch leaves the results of its collectives untyped.
 
 from __future__ import annotations
 
@@ -19,16 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from learner.settings import EngineSettings, TrainerPrecision
-from learner.weights import TensorSpec
+from learner.weights.protocol import TensorSpec
 
 
 class UnsupportedPrecision(ValueError):
-    """The device cannot train in the precision asked for."""
+    """Reports a device that cannot train in the precision asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where one rank runs. The process must see one device: Ray sets CUDA_VISIBLE_DEVICES."""
+    """Locates one rank in its group. The process must see one device: Ray sets CUDA_VISIBLE_DEVICES."""
 
     rank: int
     world_size: int
@@ -39,7 +42,7 @@ class Placement:
 
 
 def untrainable(precision: TrainerPrecision, cuda: bool) -> str | None:
-    """Why this device cannot train in `precision`; None if it can. Forward passes may work all the same."""
+    """Returns why this device cannot train in `precision`; None if it can. Forward passes may work all the same."""
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
@@ -53,7 +56,7 @@ def untrainable(precision: TrainerPrecision, cuda: bool) -> str | None:
 
 
 class DeepSpeedEngine:
-    """One rank of the group."""
+    """Trains one rank's part of a model."""
 
     def __init__(
         self, place: Placement, settings: EngineSettings, precision: TrainerPrecision, loss_scale_power: int = 16
@@ -107,8 +110,10 @@ class DeepSpeedEngine:
             scaler.raise_error_at_min_scale = False
 
     def freeze(self, model: nn.Module) -> Any:
-        """A second model beside the trained one, in its precision and on its device, for forward passes alone: the module to
-        call. Under ZeRO-3 it is partitioned as well, and its forward is a collective."""
+        """Sets up a second model for forward passes alone, in the trained one's precision and on its device; returns it.
+
+        Under ZeRO-3 it is partitioned as well, and its forward is a collective.
+        """
         model.requires_grad_(False).eval()
         if self.settings.zero_stage < 3:
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
@@ -121,7 +126,7 @@ class DeepSpeedEngine:
     def _config(self) -> dict[str, Any]:
         s = self.settings
         config: dict[str, Any] = {
-            # Micro-batches are cut by tokens and the boundary is set by hand, so these two only have to be consistent.
+            # Micro-batches are made by tokens and the boundary is set by hand, so these two only have to be consistent.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "zero_optimization": {"stage": s.zero_stage},
@@ -141,7 +146,7 @@ class DeepSpeedEngine:
         return self.engine(*inputs)
 
     def boundary(self, last: bool) -> None:
-        """Before the forward of a micro-batch: whether it is the update's last."""
+        """Tells DeepSpeed, before the forward of a micro-batch, whether it is the update's last."""
         self.engine.set_gradient_accumulation_boundary(last)
 
     def backward(self, loss: Tensor) -> None:
@@ -153,11 +158,11 @@ class DeepSpeedEngine:
 
     @property
     def loss_scale(self) -> float | None:
-        """What fp16's next loss is multiplied by before backward; None in the other precisions."""
+        """Returns what fp16's next loss is multiplied by before backward; None in the other precisions."""
         return float(self.engine.optimizer.loss_scale) if self.precision == "fp16" else None
 
     def step(self, lr: float) -> float:
-        """Take the optimiser step at learning rate `lr`; returns the global gradient norm before clipping.
+        """Takes the optimiser step at learning rate `lr`; returns the global gradient norm before clipping.
 
         A step that fp16's loss scaler skipped returns nan: the gradient overflowed and the scale was lowered.
         """
@@ -185,16 +190,16 @@ class DeepSpeedEngine:
                 moments[key] = value.zero_() if isinstance(value, Tensor) else type(value)(0)
 
     def all_reduce(self, value: Tensor, op: Literal["sum", "max"]) -> Tensor:
-        """Over all ranks, in place; returns it. CPU tensors travel through the device where the backend needs that."""
+        """Reduces over all ranks and returns the result. CPU tensors travel through the device where the backend needs that."""
         if self.place.world_size == 1:
             return value
         reduce_op = torch.distributed.ReduceOp.SUM if op == "sum" else torch.distributed.ReduceOp.MAX
-        there = value.to(self.device)
-        torch.distributed.all_reduce(there, op=reduce_op)
-        return there.to(value.device)
+        on_device = value.to(self.device)
+        torch.distributed.all_reduce(on_device, op=reduce_op)
+        return on_device.to(value.device)
 
     def all_gather(self, value: Tensor) -> list[Tensor]:
-        """Tensors [n_r, ...] of every rank, in rank order; the n_r may differ."""
+        """Gathers tensors [n_r, ...] of every rank, in rank order; the n_r may differ."""
         if self.place.world_size == 1:
             return [value]
         counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.place.world_size)]
@@ -207,7 +212,7 @@ class DeepSpeedEngine:
         return [part[: int(c)] for part, c in zip(parts, counts, strict=True)]
 
     def full_weights(self, weights: Iterator[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
-        """(name, full tensor) in order. A collective on ALL ranks under ZeRO-3, done when the call returns.
+        """Yields (name, full tensor) in order. A collective on ALL ranks under ZeRO-3, done when the call returns.
 
         Under ZeRO-3 all of them are gathered and copied here, not as they are asked for: a gather that waited for a transfer
         to the generators in between would interleave two process groups, which deadlocks, and a transfer that fails at its
@@ -223,19 +228,19 @@ class DeepSpeedEngine:
         return iter(staged)
 
     def full_specs(self, weights: Iterator[tuple[str, nn.Parameter]]) -> list[TensorSpec]:
-        """Names, full shapes and dtypes, without a gather."""
+        """Returns names, full shapes and dtypes, without a gather."""
         return [
             TensorSpec(name, tuple(getattr(p, "ds_shape", p.shape)), str(p.dtype).removeprefix("torch."))
             for name, p in weights
         ]
 
     def save(self, folder: Path) -> None:
-        """Optimiser, masters and loss scale, each rank its part. Collective."""
+        """Saves optimiser, masters and loss scale, each rank its part. Collective."""
         if not self.engine.save_checkpoint(str(folder), tag="state", save_latest=False):
             raise OSError(f"DeepSpeed could not write its state to {folder}")
 
     def load(self, folder: Path) -> None:
-        """The same number of ranks and ZeRO stage as saved. Collective."""
+        """Loads what the same number of ranks saved at the same ZeRO stage. Collective."""
         path, _ = self.engine.load_checkpoint(str(folder), tag="state")
         if path is None:
             raise FileNotFoundError(
@@ -243,7 +248,7 @@ class DeepSpeedEngine:
             )
 
     def release(self) -> None:
-        """Free the model and the optimiser; the process group stays for the next engine of this process."""
+        """Frees the model and the optimiser; the process group stays for the next engine of this process."""
         self.engine.destroy()
         del self.engine, self.model
         gc.collect()  # DeepSpeed's hooks and its engine refer to each other

@@ -1,4 +1,4 @@
-"""A random number for every token that depends on nothing but the run's seed, the optimiser step and the token's place."""
+"""Draws a random number for every token from the run's seed, the optimiser step and the token's position alone."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def token_uniform(seed: int, step: int, trajectory: NDArray[np.int32], place: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Uniform on [0, 1), float32 [N]. trajectory, place [N]: which trajectory of the iteration, which of its action tokens.
+def token_uniform(
+    seed: int, step: int, trajectory: NDArray[np.int32], action_index: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """Returns numbers uniform on [0, 1), float32 [N].
 
+    trajectory, action_index [N]: which trajectory of the iteration, and which of its action tokens.
     Ranks, micro-batches and packing move a token about and do not change its number.
     """
     key = _mix(np.asarray([seed], np.uint64)) ^ np.uint64(step)
-    mixed = _mix(_mix(_mix(key) ^ trajectory.astype(np.uint64)) ^ place.astype(np.uint64))
+    mixed = _mix(_mix(_mix(key) ^ trajectory.astype(np.uint64)) ^ action_index.astype(np.uint64))
     return ((mixed >> np.uint64(40)).astype(np.float64) / 2.0**24).astype(np.float32)

@@ -1,4 +1,4 @@
-"""One rank of the learner group: a plain class, driven by one call at a time.
+"""Runs one rank of the learner group: a plain class, driven by one call at a time.
 
 An iteration: measure the policy on the fresh batch (log-probs, exact entropy, ledger), let the entropy controller observe, take
 K optimiser steps with the loss that its coefficient shapes. Every public method is a collective: all ranks are called with the same
@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,21 +20,26 @@ from torch import Tensor
 
 from learner.deepspeed_engine import DeepSpeedEngine, Placement
 from learner.draws import token_uniform
-from learner.entropy.base import AtBoundary, Steering
+from learner.entropy.base import AtBoundary
 from learner.entropy.build import build
 from learner.entropy.settings import EntropySettings
+from learner.entropy.steering import Steering
 from learner.entropy.target import TargetSettings
-from learner.ledger import Fresh, Ledger, Tally, tally_policy, tally_shaping, tally_update, update_metrics
+from learner.ledger.history import Ledger, update_metrics
+from learner.ledger.predicted import Fresh, tally_policy, tally_shaping, tally_update
+from learner.ledger.tally import Tally
 from learner.objective import reference_pull, token_loss, weigh, with_reference
 from learner.policy import Policy, load_policy
 from learner.schedule import learning_rate
 from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings, TrainerPrecision
 from learner.types import LossData, MicroBatch, RankBatch, Shaping, StepMetrics, TokenStats
-from learner.weights import Publisher, Rendezvous, WeightManifest, listen, make_manifest
+from learner.weights.channel import listen
+from learner.weights.protocol import Rendezvous, WeightManifest, make_manifest
+from learner.weights.publisher import Publisher
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient is not a number. The update that made it was not published."""
+    """Reports a loss or gradient that is not a number. The update that made it was not published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class RankSettings:
 
 @dataclass(frozen=True, slots=True)
 class LearnerStage:
-    """What a stage changes, and what it does to what the stages before have left."""
+    """Lists what a stage changes, and what it keeps of what the stages before have left."""
 
     objective: ObjectiveSettings
     lr: float
@@ -67,6 +72,8 @@ class LearnerStage:
 
 
 class Learner:
+    """Trains one rank's part of the policy and publishes its weights."""
+
     def __init__(self, settings: RankSettings, place: Placement) -> None:
         if settings.learner.threads:
             torch.set_num_threads(settings.learner.threads)
@@ -97,8 +104,11 @@ class Learner:
     # --- training -------------------------------------------------------------------------------------------------------
 
     def begin_stage(self, stage: LearnerStage) -> None:
-        """Between two iterations. A collective: all ranks are given the same. What it leaves is in `state_dict` and in the
-        engine's checkpoint, beside `settings`: a learner that resumes in a stage is built with that stage's."""
+        """Goes over to a stage between two iterations. A collective: all ranks are given the same.
+
+        What it leaves is in `state_dict` and in the engine's checkpoint, beside `settings`: a learner that resumes in a stage is
+        built with that stage's.
+        """
         s = self.settings
         self.settings = s = replace(
             s,
@@ -112,19 +122,19 @@ class Learner:
             self.engine.reset_optimiser()
 
     def train(self, batch: RankBatch) -> StepMetrics:
-        """One iteration. Returns the same metrics on every rank. Raises NonFiniteError.
+        """Trains for one iteration and returns the same metrics on every rank. Raises NonFiniteError.
 
-        A batch without updates is measured and observed like any other and changes no weight: without figures of an update.
+        A batch without updates is measured and observed like any other and changes no weight: without metrics of an update.
         """
         # The micro-batches of one pass, told apart by identity: epochs repeat them.
         first_pass = {id(m): m for part in (*batch.updates, batch.measured) for m in part}
         passes = len({tuple(id(m) for m in update) for update in batch.updates})
         fresh = {key: self._measure(micro, batch) for key, micro in first_pass.items()}
-        seen = Tally()
+        measured = Tally()
         for f in fresh.values():
-            tally_policy(seen, f, self.steering.probe(f.stats, batch.envs), batch.envs)
-        self._reduce(seen)
-        row = self.ledger.row(seen, passes, batch.envs)
+            tally_policy(measured, f, self.steering.probe(f.stats, batch.envs), batch.envs)
+        self._reduce(measured)
+        row = self.ledger.row(measured, passes, batch.envs)
         steered = self.steering.observe(row)
         began = self.steps
         if not batch.updates:
@@ -133,12 +143,13 @@ class Learner:
 
         planned = Tally()
         for update in batch.updates[:passes]:
-            mine = [fresh[id(m)] for m in update]
-            for f, shaping in zip(mine, self._shape([f.stats for f in mine], batch.envs), strict=True):
+            own = [fresh[id(m)] for m in update]
+            for f, shaping in zip(own, self._shape([f.stats for f in own], batch.envs), strict=True):
                 tally_shaping(planned, f, shaping)
         self._reduce(planned)
 
-        updated, eta, norms = Tally(), 0.0, []
+        updated, eta = Tally(), 0.0
+        norms: list[float] = []
         for update in batch.updates:
             lr = self._lr()
             norms.append(self._update(update, fresh, batch, lr, updated))
@@ -168,7 +179,7 @@ class Learner:
     def _update(
         self, update: Sequence[MicroBatch], fresh: Mapping[int, Fresh], batch: RankBatch, lr: float, tally: Tally
     ) -> float:
-        """One optimiser step over all micro-batches of all ranks; returns the gradient norm."""
+        """Takes one optimiser step over all micro-batches of all ranks; returns the gradient norm."""
         wide = None
         if self.steering.method.scope == "batch":  # one more forward pass per update, which only these methods pay
             with torch.no_grad():
@@ -193,33 +204,35 @@ class Learner:
             tally_update(tally, terms.loss, terms.tokens, stats, shaping, lr * f.weight)
         scale = self.engine.loss_scale
         norm = self.engine.step(lr)
-        if not math.isfinite(norm) and (
-            scale is None or scale <= 1
-        ):  # fp16 skips the step and goes on with a lower scale
+        # fp16 skips the step and goes on with a lower scale, as long as there is one.
+        if not math.isfinite(norm) and (scale is None or scale <= 1):
             last = "" if scale is None else f" even with a loss scale of {scale:g}"
             raise NonFiniteError(
                 f"the gradient norm is {norm} at optimiser step {self.steps + 1}{last}: lower learner.lr"
             )
         return norm
 
-    def _shape(self, mine: Sequence[TokenStats], envs: tuple[str, ...]) -> list[Shaping]:
-        """Shapings of one update's micro-batches. A method of scope "batch" is given the whole global batch of the update at
-        once; what it says is cut back to this rank's micro-batches."""
+    def _shape(self, own: Sequence[TokenStats], envs: tuple[str, ...]) -> list[Shaping]:
+        """Returns the shapings of one update's micro-batches.
+
+        A method of scope "batch" is given the global batch of the update at once; its shaping is divided among this rank's
+        micro-batches.
+        """
         if self.steering.method.scope == "token":
-            return [self.steering.shape(stats, envs) for stats in mine]
-        columns = torch.cat([torch.stack([getattr(s, f.name) for f in fields(s)], -1) for s in mine])
+            return [self.steering.shape(stats, envs) for stats in own]
+        columns = torch.cat([torch.stack([getattr(s, f.name) for f in fields(s)], -1) for s in own])
         parts = self.engine.all_gather(columns)
-        whole = dict(zip([f.name for f in fields(TokenStats)], torch.cat(parts).unbind(-1), strict=True))
-        shaping = self.steering.shape(TokenStats(**{**whole, "env": whole["env"].long()}), envs)
+        merged = dict(zip([f.name for f in fields(TokenStats)], torch.cat(parts).unbind(-1), strict=True))
+        shaping = self.steering.shape(TokenStats(**{**merged, "env": merged["env"].long()}), envs)
         start = sum(len(p) for p in parts[: self.rank])
-        cuts = []
-        for stats in mine:
-            cuts.append(shaping.take(slice(start, start + len(stats.logp))))
+        shapings: list[Shaping] = []
+        for stats in own:
+            shapings.append(shaping.take(slice(start, start + len(stats.logp))))
             start += len(stats.logp)
-        return cuts
+        return shapings
 
     def _measure(self, micro: MicroBatch, batch: RankBatch) -> Fresh:
-        """The policy at the start of the iteration, without gradient."""
+        """Measures the policy at the start of the iteration, without gradient."""
         with torch.no_grad():
             logp, entropy, kappa, entropy_grad_sq = self._forward(micro, batch.temperature)
             reference = None
@@ -227,8 +240,7 @@ class Learner:
                 reference, *_ = self.frozen(*self._inputs(micro), batch.temperature)
         engine_logp, advantages = self._tensor(micro.engine_logprobs), self._tensor(micro.advantages)
         advantages = with_reference(advantages, logp, reference, self.settings.objective)
-        place = self._tensor(micro.place)
-        uniform = token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.place)
+        uniform = token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.action_index)
         objective, importance = self.settings.objective, None
         if objective.importance.kind != "none":
             importance, _ = weigh(objective.importance, logp - engine_logp, self._tensor(micro.trajectory))
@@ -246,7 +258,7 @@ class Learner:
             weight=self._tensor(micro.weight),
             engine_logp=engine_logp,
             correct=self._tensor(micro.correct),
-            first=place == 0,
+            first=self._tensor(micro.action_index) == 0,
             last=self._tensor(micro.last),
             reference_logp=reference,
             importance=importance,
@@ -256,8 +268,8 @@ class Learner:
     def _stats(
         self, micro: MicroBatch, fresh: Fresh, logp: Tensor, entropy: Tensor, kappa: Tensor, entropy_grad_sq: Tensor
     ) -> TokenStats:
-        """The current policy on a micro-batch, beside what stays as it was at the start of the iteration."""
-        uniform = self._tensor(token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.place))
+        """Returns the current policy on a micro-batch, beside what stays as it was at the start of the iteration."""
+        uniform = self._tensor(token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.action_index))
         return replace(
             fresh.stats, logp=logp, entropy=entropy, kappa=kappa, entropy_grad_sq=entropy_grad_sq, uniform=uniform
         )
@@ -282,8 +294,8 @@ class Learner:
         tally.values = {key: self.engine.all_gather(torch.cat(parts)) for key, parts in sorted(tally.values.items())}
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probs at temperature 1 of tokens 1.. of each sequence, one sequence a forward: the engine's counterpart."""
-        out = []
+        """Returns log-probs at temperature 1 of tokens 1.. of each sequence, one sequence a forward: the engine's counterpart."""
+        out: list[list[float]] = []
         for ids in sequences:
             tokens = torch.tensor([ids], device=self.engine.device)
             n = len(ids) - 1
@@ -301,12 +313,12 @@ class Learner:
     # --- weights --------------------------------------------------------------------------------------------------------
 
     def listen(self) -> int:
-        """Rank 0: a free port for the next weight group, held open until `connect_weights` uses it."""
+        """Opens, on rank 0, a free port for the next weight group and holds it until `connect_weights` uses it."""
         self._listener = listen()
         return self._listener.getsockname()[1]
 
     def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
-        """Rank 0 opens the channel to the generators, on the port `listen` gave; the other ranks have no part in it."""
+        """Opens the channel from rank 0 to the generators, on the port `listen` gave; the other ranks have no part in it."""
         if self.publisher is not None:
             self.publisher.close()
         self.publisher = Publisher(
@@ -317,7 +329,7 @@ class Learner:
         return make_manifest(self.engine.full_specs(self.policy.weights()), version, self.settings.bucket_bytes)
 
     def publish(self, manifest: WeightManifest) -> int | None:
-        """Broadcast the weights; rank 0 returns their checksum. WeightSyncError where a generator does not take part."""
+        """Broadcasts the weights; rank 0 returns their checksum. WeightSyncError where a generator does not take part."""
         tensors = self.engine.full_weights(self.policy.weights())  # a collective under ZeRO-3: every rank's part in it
         if self.publisher is not None:
             return self.publisher.publish(manifest, tensors)
@@ -326,27 +338,33 @@ class Learner:
     # --- state ----------------------------------------------------------------------------------------------------------
 
     def save(self, hf: Path, engine: Path) -> None:
-        """hf: a folder that from_pretrained and vLLM load, written by rank 0. engine: DeepSpeed's own, by all ranks."""
+        """Saves the weights and the engine's state.
+
+        hf: a folder that from_pretrained and vLLM load, written by rank 0. engine: DeepSpeed's own, by all ranks.
+        """
         self.engine.save(engine)
         weights = dict(self.engine.full_weights(self.policy.weights()))
         if self.rank == 0:
-            self.policy.model.save_pretrained(hf, state_dict={k: v.cpu().contiguous() for k, v in weights.items()})
+            model: Any = self.policy.model  # transformers leaves parameters of save_pretrained untyped
+            model.save_pretrained(hf, state_dict={k: v.cpu().contiguous() for k, v in weights.items()})
 
     def load(self, engine: Path) -> None:
         self.engine.load(engine)
 
     def state_dict(self) -> dict[str, object]:
-        """What is not a tensor: step count, controller, ledger. JSON values, the same on every rank."""
+        """Returns what is not a tensor: step count, controller, ledger. JSON values, the same on every rank."""
         return {"steps": self.steps, "steering": self.steering.state_dict(), "ledger": dict(self.ledger.state)}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = int(state["steps"])
         self.steering.load_state_dict(state["steering"])
         self.ledger.state = {k: float(state["ledger"][k]) for k in Ledger.FIELDS}
 
     def release(self) -> Publisher | None:
-        """Free model and optimiser for another learner of this process, which goes on with the group and with the returned
-        channel to the generators."""
+        """Frees model and optimiser for another learner of this process.
+
+        That one goes on with the group and with the returned channel to the generators.
+        """
         self.engine.release()
         return self.publisher
 

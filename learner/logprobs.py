@@ -1,4 +1,4 @@
-"""Hidden states and head -> log-prob, exact entropy and its ledger statistics at the action tokens, in float32, a chunk at a time.
+"""Computes log-prob, exact entropy and the ledger's statistics at the action tokens from hidden states and head.
 
 For logits z = cap(h W^T) / temperature of one position, with p = softmax(z), H = -sum p log p and L = log p + H:
 
@@ -50,7 +50,7 @@ class _TokenLogProbs(torch.autograd.Function):
         chunk: int,
         fp32_head: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        parts = []
+        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         w, b = _head(weight, bias, fp32_head)
         for start in range(0, len(hidden), chunk):
             z = _logits(hidden[start : start + chunk].to(w.dtype), w, b, temperature, softcap)
@@ -117,7 +117,7 @@ def token_logprobs(
     chunk: int = DEFAULT_CHUNK,
     fp32_head: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """hidden [N, D], weight [V, D], targets [N] -> (logp, entropy, kappa, entropy_grad_sq), each float32 [N], in nats.
+    """Takes hidden [N, D], weight [V, D], targets [N] to (logp, entropy, kappa, entropy_grad_sq), each float32 [N], in nats.
 
     Differentiable in hidden, weight and bias through logp and entropy. N may be 0. fp32_head: the head's product in float32,
     whatever the types of hidden and weight; it costs a float32 copy of the weight while the chunks run.

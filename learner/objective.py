@@ -1,4 +1,4 @@
-"""THE loss. One function; everything else that shapes a gradient comes in through its arguments.
+"""Computes the loss in one function; everything else that shapes a gradient comes in through its arguments.
 
 Scaling contract: `token_loss` returns sum over the micro-batch of weight_t * loss_t, with the weights set once for all
 micro-batches of all ranks of one update (learner/batching.py, by `aggregation`):
@@ -7,7 +7,7 @@ micro-batches of all ranks of one update (learner/batching.py, by `aggregation`)
     sequence   weight = 1 / (trajectories * its action tokens)      sums to 1                            (GRPO, arXiv 2402.03300)
     constant   weight = 1 / (trajectories * sampling.max_tokens)    sums to mean length / max_tokens (Dr. GRPO, arXiv 2503.20783)
 
-Nothing here divides. The engine that averages gradients over ranks is handed loss * ranks (learner/deepspeed_engine.py).
+Nothing here divides. The engine that averages gradients over ranks is given loss * ranks (learner/deepspeed_engine.py).
 
     loss_t = importance_t * shaping.weight_t * surrogate_t - bonus_t * H_t + kl_t * k3(old) + coefficient * KL_t(reference)
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from learner.types import LossData, LossTerms, Shaping
 
 @dataclass(frozen=True, slots=True)
 class ClipRange:
-    """The ratio pi / pi_old is held in [1 - low, 1 + high]."""
+    """Holds the ratio pi / pi_old in [1 - low, 1 + high]."""
 
     low: float
     high: Tensor | float
@@ -38,9 +39,14 @@ class ClipRange:
         return torch.minimum(ratio.clamp(min=1.0 - self.low), 1.0 + high)
 
 
+def _consecutive(trajectory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (values, index into them [N], counts) of runs of equal values; torch leaves the types open."""
+    return cast(Any, trajectory).unique_consecutive(return_inverse=True, return_counts=True)
+
+
 def per_trajectory(values: Tensor, trajectory: Tensor, *, mean: bool) -> Tensor:
-    """Sum or mean of the values of each trajectory, given back to each of its tokens. [N], [N] -> [N]"""
-    _, index, count = trajectory.unique_consecutive(return_inverse=True, return_counts=True)
+    """Gives each token the sum or mean of its trajectory's values. [N], [N] -> [N]"""
+    _, index, count = _consecutive(trajectory)
     sums = values.new_zeros(len(count)).index_add(0, index, values)
     return (sums / count if mean else sums)[index]
 
@@ -61,26 +67,29 @@ def weigh(importance: ImportanceSettings, log_ratio: Tensor, trajectory: Tensor)
 
 
 def policy_gradient(logp: Tensor, log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
-    """-A * pi / stop_grad(pi): the gradient of REINFORCE, a loss of -A. On-policy: use it with one update per batch. [N]"""
+    """Returns -A * pi / stop_grad(pi): the gradient of REINFORCE, a loss of -A. On-policy: use it with one update per batch. [N]"""
     return -advantages * (logp - logp.detach()).exp()
 
 
 def ppo(logp: Tensor, log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
-    """-min(r A, clip(r, 1 - low, 1 + high) A), r = pi / pi_old. PPO, arXiv 1707.06347, eq. 7. [N]"""
+    """Returns -min(r A, clip(r, 1 - low, 1 + high) A), r = pi / pi_old. PPO, arXiv 1707.06347, eq. 7. [N]"""
     ratio = log_ratio.exp()
     return -torch.minimum(ratio * advantages, clip.apply(ratio) * advantages)
 
 
 def cispo(logp: Tensor, log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
-    """-stop_grad(clip(r)) A log pi: a clipped token keeps its gradient, with a limited weight. MiniMax-M1, arXiv 2506.13585,
-    eq. 4. [N]"""
+    """Returns -stop_grad(clip(r)) A log pi: a clipped token keeps its gradient, with a limited weight. [N]
+
+    MiniMax-M1, arXiv 2506.13585, eq. 4.
+    """
     return -clip.apply(log_ratio.exp()).detach() * advantages * logp
 
 
 def gspo(logp: Tensor, log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
-    """PPO's loss of the sequence ratio s = exp(mean over the response of log r), the same for all its tokens; its gradient is
-    spread over them. GSPO-token, arXiv 2507.18071, eq. 13: with aggregation "sequence" and one advantage a response it is
-    GSPO, eq. 5. `token_loss` hands it log s. [N]"""
+    """Returns PPO's loss of the sequence ratio s = exp(mean over the response of log r), the same for all its tokens.
+
+    Its gradient is spread over them. GSPO-token, arXiv 2507.18071, eq. 13: with aggregation "sequence" and one advantage a
+    response it is GSPO, eq. 5. `token_loss` gives it log s. [N]"""
     return ppo(logp, log_ratio, advantages, clip)
 
 
@@ -91,7 +100,7 @@ CLIPPED = frozenset({"ppo", "gspo", "cispo"})  # surrogates that look at the cli
 
 
 def sequence_log_ratio(logp: Tensor, old_logp: Tensor, trajectory: Tensor) -> Tensor:
-    """log s of GSPO: the value of every token is the trajectory's mean log ratio, its gradient is that of its own logp. [N]
+    """Returns log s of GSPO: the value of every token is the trajectory's mean log ratio, its gradient is that of its own logp. [N]
 
     Averaged over the tokens of a trajectory (aggregation "sequence") the gradients are that of the mean.
     """
@@ -102,7 +111,7 @@ def sequence_log_ratio(logp: Tensor, old_logp: Tensor, trajectory: Tensor) -> Te
 
 
 def reference_penalty(logp: Tensor, reference: Tensor, estimator: Estimator) -> Tensor:
-    """The differentiable part of the KL(pi || reference) penalty, on samples of pi. [N]
+    """Returns the differentiable part of the KL(pi || reference) penalty, on samples of pi. [N]
 
         k1  log pi - log ref          zero gradient on average as a loss, so it is NOT one: it goes into the advantage
         k2  (log pi - log ref)^2 / 2  its gradient is that of the KL, without bias
@@ -128,14 +137,14 @@ def reference_pull(logp: Tensor, reference: Tensor | None, objective: ObjectiveS
 
 
 def k3(difference: Tensor) -> Tensor:
-    """exp(d) - 1 - d for d = log(other / pi): never negative. [N]"""
+    """Returns exp(d) - 1 - d for d = log(other / pi): never negative. [N]"""
     return difference.exp() - difference - 1.0
 
 
 def with_reference(
     advantages: Tensor, old_logp: Tensor, reference: Tensor | None, objective: ObjectiveSettings
 ) -> Tensor:
-    """A - kl * (log pi_old - log ref) with estimator k1: the penalty as a reward of every token; else A. [N]"""
+    """Returns A - kl * (log pi_old - log ref) with estimator k1: the penalty as a reward of every token; else A. [N]"""
     if reference is None or objective.kl.estimator != "k1" or objective.kl.coefficient == 0.0:
         return advantages
     return advantages - objective.kl.coefficient * (old_logp - reference)
@@ -147,7 +156,10 @@ def with_reference(
 def token_loss(
     logp: Tensor, entropy: Tensor, data: LossData, shaping: Shaping, objective: ObjectiveSettings
 ) -> LossTerms:
-    """logp and entropy float32 [N], with gradient. `shaping.advantages`, if given, replaces data.advantages altogether."""
+    """Computes the loss of a micro-batch and its diagnostics. logp and entropy float32 [N], with gradient.
+
+    `shaping.advantages`, if given, replaces data.advantages altogether.
+    """
     clip = ClipRange(objective.clip_low, objective.clip_high if shaping.clip_high is None else shaping.clip_high)
     shaped = data.advantages if shaping.advantages is None else shaping.advantages
     if objective.surrogate in SEQUENCE_RATIO:

@@ -1,4 +1,4 @@
-"""Phantom clipping: what a clipped surrogate would cut although the policy has not moved. Pure numpy.
+"""Measures phantom clipping: what a clipped surrogate would cut although the policy has not moved. Pure numpy.
 
 Two computations of the same policy on the same tokens (engine and trainer, or two ways of the trainer) give log-probs whose
 difference is rounding. With ratio = exp(logp - reference), which should be 1,
@@ -28,7 +28,7 @@ NEAR = (0.9, 1.1)
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Of some of the tokens; the shares of none are nan. Example: Shares(2000, 0.01, 0.002)"""
+    """Holds shares of some of the tokens; those of none are nan. Example: Shares(2000, 0.01, 0.002)"""
 
     tokens: int
     outside: float
@@ -37,6 +37,8 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class Phantom:
+    """Holds what two computations of the same log-probs differ by."""
+
     sigma: float  # nats
     quantiles: Mapping[str, float]  # of log ratio, nats; keys of QUANTILES
     all: Shares
@@ -51,24 +53,27 @@ def phantom_clipping(
     clip_high: float,
     rare: float = RARE,
 ) -> Phantom:
-    """logp, reference [N]: log-probs of the same N tokens, nats. ValueError for none, for unequal lengths and for nan or inf."""
+    """Compares two log-probs of the same N tokens: logp, reference [N], nats.
+
+    Raises ValueError for no tokens, for unequal lengths and for nan or inf.
+    """
     logp, reference = np.asarray(logp, np.float64), np.asarray(reference, np.float64)
     if logp.shape != reference.shape or logp.ndim != 1:
         raise ValueError(f"log-probs of shape {logp.shape} cannot be compared with those of shape {reference.shape}")
     if not len(logp):
-        raise ValueError("there are no tokens to compare log-probs of")
+        raise ValueError("no tokens were given: log-probs cannot be compared")
     if wrong := int((~np.isfinite(logp) | ~np.isfinite(reference)).sum()):
         raise ValueError(f"{wrong} of {len(logp)} tokens have a log-prob that is not finite")
     gap = logp - reference
     ratio = np.exp(gap)
     outside = (ratio < NEAR[0]) | (ratio > NEAR[1])
     clipped = (ratio < 1.0 - clip_low) | (ratio > 1.0 + clip_high)
-    seldom = reference < rare
+    unlikely = reference < rare
     return Phantom(
         sigma=float(gap.std()),
         quantiles={name: float(np.quantile(gap, q)) for name, q in QUANTILES.items()},
         all=_shares(outside, clipped),
-        rare=_shares(outside[seldom], clipped[seldom]),
+        rare=_shares(outside[unlikely], clipped[unlikely]),
     )
 
 

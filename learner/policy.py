@@ -1,4 +1,7 @@
-"""A Hugging Face causal LM as a module whose forward returns token statistics instead of logits."""
+"""Wraps a Hugging Face causal LM so that its forward returns token statistics instead of logits."""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# transformers leaves parameters of from_pretrained, get_output_embeddings and others untyped.
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_policy(path: str | Path, *, attention: str, checkpointing: bool, fp32_head: bool = False) -> Policy:
-    """Any HF folder or id, loaded in float32 on the CPU: the engine casts it to the training precision, moves
-    (ZeRO-3: partitions) it to its device and keeps float32 masters, so no device ever holds all of it in float32.
+    """Loads any Hugging Face folder or id in float32 on the CPU.
+
+    The engine casts it to the training precision, moves (ZeRO-3: partitions) it to its device and keeps float32 masters, so no
+    device ever holds all of it in float32.
 
     attention: an `attn_implementation` of transformers ("sdpa", "eager", "flash_attention_2").
     fp32_head: whatever it is cast to later, the head's product is taken in float32.
@@ -36,7 +41,7 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool, fp32_h
 
 
 class Policy(nn.Module):
-    """forward(tokens, positions, predict, targets, temperature) -> (logp, entropy, kappa, entropy_grad_sq), float32 [N].
+    """Computes (logp, entropy, kappa, entropy_grad_sq), float32 [N], of (tokens, positions, predict, targets, temperature).
 
     The head is called as a module, with the targets, so that whatever hooks hang on it (ZeRO-3 gathers its weight there) run
     around the chunked log-probs; its plain forward, hidden -> logits, stays for everything else.
@@ -79,7 +84,7 @@ class Policy(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, predict: Tensor, targets: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """tokens, positions [B, T]; predict, targets [N]; see learner.types.MicroBatch.
+        """Returns the statistics of the targets. tokens, positions [B, T]; predict, targets [N]: see learner.types.MicroBatch.
 
         No attention mask is passed: rows are padded on the right, and positions that restart mark packed trajectories.
         """
@@ -88,11 +93,11 @@ class Policy(nn.Module):
         return self.head(hidden.flatten(0, 1)[predict], targets, temperature)
 
     def cast(self, dtype: torch.dtype) -> Policy:
-        """As DeepSpeed casts it for training: the parameters alone. Module.to would round the rotary frequencies as well."""
+        """Casts the parameters alone, as DeepSpeed does: Module.to would round the rotary frequencies as well."""
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
         return self
 
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """(Hugging Face name, parameter); a tied head appears once, under its embedding's name."""
+        """Yields (Hugging Face name, parameter); a tied head appears once, under its embedding's name."""
         return self.model.named_parameters()

@@ -1,4 +1,4 @@
-"""Computes the learning rate of an optimiser step: linear warm-up, then constant, linear or cosine to a floor. Pure."""
+"""Schedules the learning rate: linear warm-up, then constant, linear or cosine to a floor. Pure."""
 
 from __future__ import annotations
 

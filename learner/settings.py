@@ -8,9 +8,9 @@ learner/learner.py:RankSettings.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from learner.types import Aggregation
 
@@ -22,14 +22,23 @@ Estimator = Literal["k1", "k2", "k3"]
 ModelPath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser()) if path.startswith("~") else path)]
 
 
-class Settings(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=False):
+class Settings(BaseModel):
     """Refuses unknown keys, values of another type, infinities and nan; instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class KindSettings(Settings):
     """Holds the settings of one of several kinds, which `kind` names."""
 
-    kind: str
+    kind: Any  # a Literal in every subclass; a type checker does not let a field of type str be narrowed to one
+
+
+class EnvironmentSettings(Settings):
+    """Names an environment of the catalog and the parameters it is loaded with."""
+
+    name: str  # a built-in, or "module:Class"
+    params: dict[str, Any] = Field(default={})
 
 
 class ModelSettings(Settings):
@@ -77,7 +86,7 @@ class EngineSettings(Settings):
     @field_validator("betas", mode="before")
     @classmethod
     def _list_is_a_pair(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+        return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
 class ScheduleSettings(Settings):
@@ -133,7 +142,7 @@ class KLSettings(Settings):
 
 class CreditSettings(KindSettings):
     """Chooses what a token's advantage is about: the whole trajectory's reward, or what its turn and those after it earn (learner/
-    advantages.py:by_turn): the observations' rewards, where the environment gives any, and at the end the verdict's."""
+    advantages.py:turn_baselines): the observations' rewards, where the environment gives any, and at the end the verdict's."""
 
     kind: Literal["trajectory", "turn"] = "trajectory"
     # Of what a turn earns, for every turn it comes later; of kind turn.

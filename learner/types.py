@@ -1,4 +1,4 @@
-"""What crosses a function boundary in this room. The one shape legend:
+"""Defines what crosses function boundaries in this package. The one shape legend:
 
     B rows of a micro-batch        T tokens of a row          N action tokens of a micro-batch, flattened
     V vocabulary                   D hidden width             G responses of a group
@@ -9,12 +9,12 @@ for padded and for packed rows. Batches are numpy (they travel through Ray witho
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -23,11 +23,11 @@ Aggregation = Literal["token", "sequence", "constant"]  # see learner/objective.
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward pass of one rank.
+    """Holds one forward pass of one rank.
 
     `weight` is the scaling contract of the loss: over ALL micro-batches of ALL ranks of one update it sums to 1 (aggregation
-    "constant" aside), so the loss of an update is sum(weight * token loss) however the batch was cut. A trajectory lies whole
-    in one micro-batch, its action tokens in order.
+    "constant" aside), so the loss of an update is sum(weight * token loss) however the batch was divided. A trajectory lies
+    whole in one micro-batch, its action tokens in order.
     """
 
     tokens: NDArray[np.int64]  # [B, T] right-padded with 0, or several trajectories one after the other
@@ -38,7 +38,7 @@ class MicroBatch:
     engine_logprobs: NDArray[np.float32]  # [N] the generator's log-prob at the sampling temperature
     weight: NDArray[np.float32]  # [N] see above
     trajectory: NDArray[np.int32]  # [N] index into the iteration's trajectories
-    place: NDArray[np.int32]  # [N] place among its trajectory's action tokens, from 0
+    action_index: NDArray[np.int32]  # [N] which of its trajectory's action tokens, from 0
     last: NDArray[np.bool_]  # [N] the last of them
     correct: NDArray[np.bool_]  # [N] the trajectory was scored correct
     env: NDArray[np.int16]  # [N] index into IterationBatch.envs
@@ -50,7 +50,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class RankBatch:
-    """One rank's share of one iteration: updates[k] is the list of micro-batches of the k-th optimiser step.
+    """Holds one rank's share of an iteration: updates[k] is the list of micro-batches of the k-th optimiser step.
 
     Every rank has the same number of micro-batches in every update, and as many measured ones (ZeRO's collectives must pair
     up); the short ones are filled with empty micro-batches of zero weight.
@@ -61,40 +61,41 @@ class RankBatch:
     temperature: float  # sampling temperature of the responses
     # Responses of the iteration that are not trained on, of zero weight: entropy is measured on them as on the others.
     measured: tuple[MicroBatch, ...] = ()
-    # By how many optimiser steps the learning rate's schedule goes on where fewer are taken: those of a whole batch.
+    # By how many optimiser steps the learning rate's schedule goes on where fewer are taken: those of a full batch.
     steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """The current policy at N action tokens, all detached float32 [N]. Any subset of a batch, unless a method's scope is
-    "batch": then the whole global batch of the update."""
+    """Describes the current policy at N action tokens, all detached float32 [N].
+
+    The tokens are any subset of a batch, or, for a method of scope "batch", the global batch of the update.
+    """
 
     logp: Tensor  # log pi(a|s) at the sampling temperature
     entropy: Tensor  # H(s), exact, nats
     kappa: Tensor  # sum_b pi_b^2 L_b, for the unbiased dH (entropy.md: "unbiased from samples")
-    entropy_grad_sq: (
-        Tensor  # sum_b pi_b^2 L_b^2 = |dH/dz|^2 for logits z: what a step along the entropy's own gradient gains
-    )
+    # sum_b pi_b^2 L_b^2 = |dH/dz|^2 for logits z: what a step along the entropy's own gradient gains.
+    entropy_grad_sq: Tensor
     old_logp: Tensor  # log-prob under the policy at the start of the iteration
     advantages: Tensor  # A before any shaping
-    uniform: (
-        Tensor  # a draw from [0, 1) that belongs to the token: from the run's seed, the update and the token's place
-    )
+    # A draw from [0, 1) that belongs to the token: from the run\'s seed, the update and the token\'s position.
+    uniform: Tensor
     env: Tensor  # int64, index into RankBatch.envs
 
     @property
     def centred(self) -> Tensor:
-        """L = log pi + H, [N]; its mean under pi is 0 at every position."""
+        """Returns L = log pi + H, [N]; its mean under pi is 0 at every position."""
         return self.logp + self.entropy
 
     def take(self, index: slice | Tensor) -> TokenStats:
+        """Returns the statistics of a part of the tokens."""
         return TokenStats(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
 class Shaping:
-    """What an entropy method changes in the loss; None leaves the objective's own value. All [N]."""
+    """Lists what an entropy method changes in the loss; None leaves the objective's own value. All [N]."""
 
     advantages: Tensor | None = None  # replaces A
     clip_high: Tensor | float | None = None  # replaces the upper clip range
@@ -104,18 +105,18 @@ class Shaping:
     touched: Tensor | None = None  # bool: tokens the coefficient acts on; None: all of them
 
     def take(self, index: slice) -> Shaping:
-        """The part of a batch-wide shaping that belongs to one micro-batch."""
-        cut = {
+        """Returns the part of a batch-wide shaping that belongs to one micro-batch."""
+        part = {
             f.name: v[index]
             for f in fields(self)
             if (v := getattr(self, f.name)) is not None and not isinstance(v, float)
         }
-        return replace(self, **cut)
+        return replace(self, **part)
 
 
 @dataclass(frozen=True, slots=True)
 class LossData:
-    """What the loss of a micro-batch is made from besides the policy that is being trained: data, without gradient. All [N]."""
+    """Holds what the loss of a micro-batch takes besides the policy being trained: data, without gradient. All [N]."""
 
     old_logp: Tensor  # log-prob under the policy at the start of the iteration
     advantages: Tensor  # before any shaping
@@ -127,11 +128,28 @@ class LossData:
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """Sums over the tokens given, with the micro-batch's weights; the loss of an update is the sum of `loss` over micro-batches."""
+    """Holds sums over the tokens given, with the micro-batch's weights.
 
-    loss: torch.Tensor  # scalar, differentiable
+    The loss of an update is the sum of `loss` over its micro-batches.
+    """
+
+    loss: Tensor  # scalar, differentiable
     # Per-token diagnostics, detached [N]: ratio, clipped_high, clipped_low, withheld, kl, importance, limited.
-    tokens: dict[str, Any]
+    tokens: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Holds what a controller sees of an iteration, over all ranks, before the updates that its coefficient will shape."""
+
+    entropy: float  # nats per token, over the responses that the target is about
+    # Predicted dH, in nats per token, of a unit step on the logits where the coefficient has no effect.
+    free: float = math.nan
+    # What one unit of the coefficient adds to that; nan where the method is not linear in its coefficient.
+    slope: float = math.nan
+    advantage: float = math.nan  # root mean square of the advantages
+    # Whether updates follow that the coefficient can act on: dynamic sampling may have dropped every group.
+    trained: bool = True
 
 
 StepMetrics = dict[str, float]

@@ -13,7 +13,7 @@
 | `fit_line`          | slope, intercept and correlation of y on x                                   |
 
 Means are `statistics.fmean` of the finite values. `std` and `fit_line` are written out: `statistics.stdev`,
-`linear_regression` and `correlation` round other steps, so that recorded figures would change in their last digits; they
+`linear_regression` and `correlation` round other steps, so that recorded metrics would change in their last digits; they
 raise where the answer here is NaN, and the correlation underflows for the small changes of entropy of a converged run.
 numpy would take longer to import than the commands that need no more than a mean take to answer.
 """

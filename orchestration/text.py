@@ -1,12 +1,13 @@
 """Formats numbers, shares, durations and errors as short text for tables, sentences and charts.
 
-| name       | example                                            |
-|------------|----------------------------------------------------|
-| `number`   | 0.63 is "0.63"; NaN is a dash                      |
-| `label`    | 15000 is "15k", 0.0003 is "3e-4"                   |
-| `percent`  | 0.063 is "6.3 %"                                   |
-| `duration` | 117 s is "1 min 57 s"                              |
-| `one_line` | an error's message with its line breaks taken out  |
+| name        | example                                           |
+|-------------|---------------------------------------------------|
+| `number`    | 0.63 is "0.63"; NaN is a dash                     |
+| `label`     | 15000 is "15k", 0.0003 is "3e-4"                  |
+| `percent`   | 0.063 is "6.3 %"                                  |
+| `with_sign` | -0.35 with "0.35" is "−0.35"                      |
+| `duration`  | 117 s is "1 min 57 s"                             |
+| `one_line`  | an error's message with its line breaks taken out |
 """
 
 import math
@@ -39,11 +40,14 @@ def percent(value: float, sign: bool = False) -> str:
         return "—"
     digits = 1 if 0.0 < abs(value) < 0.0995 else 0
     text = f"{abs(value) * 100:.{digits}f}".removesuffix(".0")
-    return (
-        ("" if not sign or float(text) == 0.0 else "+" if value > 0 else "\N{MINUS SIGN}")
-        + text
-        + "\N{NO-BREAK SPACE}%"
-    )
+    return (with_sign(value, text) if sign else text) + "\N{NO-BREAK SPACE}%"
+
+
+def with_sign(value: float, magnitude: str) -> str:
+    """Puts the sign of a value before the text of its magnitude: "+0.12", "−0.35"; none where that text reads as zero."""
+    if not any(digit in magnitude for digit in "123456789"):
+        return magnitude
+    return ("+" if value > 0 else "\N{MINUS SIGN}" if value < 0 else "") + magnitude
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from actors.settings import RewardModelSettings, cpu_threads
 from actors.verifier import ScoreRequest
 from envs.reward_terms import length as shaping
 from envs.types import Message, Observation, Status, Verdict
-from learner import tokenizer as chat
+from learner import chat
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

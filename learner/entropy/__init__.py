@@ -1,11 +1,12 @@
-"""Entropy control: one method a file, and what steers its coefficient (no torch at import).
+"""Controls entropy: one method a file, and what steers its coefficient (no torch at import).
 
-base.py         the protocols, the coefficient, and Steering, which joins a method, a controller and a target
+base.py         the interface of a method, and the range of its coefficient
 none.py         no control: the baseline
 bonus.py        the exact-entropy bonus in the loss
 repo.py         REPO-R and REPO-D: the advantage is changed
 clip.py         clip-higher and ADAPO: the upper clip range is changed
 covariance.py   Clip-Cov and KL-Cov: the few tokens whose advantage goes with their log-prob
+steering.py     a controller with its target is a loop; Steering joins a method and its loops
 controllers.py  fixed, doubling, proportional, additive, pi, isentropic: pure, bounded, validated
 target.py       the entropy to hold: nats or a fraction of the start, scheduled, over all or the correct responses
 build.py        the two dicts kind -> class, and build()

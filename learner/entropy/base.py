@@ -1,4 +1,4 @@
-"""The interface of entropy control.
+"""Defines the interface of entropy control.
 
 A method says what its coefficient does to the loss; a controller moves the coefficient; a target says where entropy should be.
 A target with its controller is a `Loop`; a run has one, or one more for every environment that was given a target of its own.
@@ -7,9 +7,6 @@ class that satisfies `Method` and name it in build.METHODS."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -20,30 +17,23 @@ from learner.types import Shaping, TokenStats
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learner.entropy.controllers import Controller
-    from learner.entropy.target import Target
-    from learner.ledger import LedgerRow
-
-COMMON = ""  # the name of the loop of every environment without a target of its own
-
 
 class CoefficientRange(BaseModel):
-    """What a method asks of a controller: where it starts, how far it may go, whether a negative value means anything."""
+    """Tells a controller where the coefficient starts, how far it may go, and whether a negative value means anything."""
 
     model_config = ConfigDict(frozen=True)
     start: float
     low: float  # smallest magnitude a controller moves to
     high: float  # largest magnitude
     signed: bool  # a negative coefficient pushes entropy down
-    linear: bool = (
-        False  # the predicted change of entropy is linear in the coefficient, and a coefficient of 0 does nothing
-    )
+    # The predicted change of entropy is linear in the coefficient, and a coefficient of 0 does nothing.
+    linear: bool = False
     # What one unit of the coefficient is comparable with: an advantage of 1, or a factor of 1.
     unit: Literal["advantage", "factor"] = "factor"
 
 
 class Method(Protocol):
-    """One way to act on entropy. Pure: `shape` depends on its arguments alone."""
+    """Acts on entropy in one way. Pure: `shape` depends on its arguments alone."""
 
     Settings: ClassVar[type[KindSettings]]
     coefficient_range: ClassVar[CoefficientRange]
@@ -53,24 +43,9 @@ class Method(Protocol):
     # Surrogates under which the method acts at all; None: all. A combination that does nothing is refused.
     surrogates: ClassVar[frozenset[str] | None]
 
-    def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What a controller sees of an iteration, before the updates that its coefficient will shape. Global over all ranks."""
-
-    entropy: float  # nats per token, over the responses that the target is about
-    free: float = (
-        math.nan
-    )  # predicted dH of a unit step on the logits with the coefficient at no effect: nats per token
-    slope: float = (
-        math.nan
-    )  # what one unit of the coefficient adds to that; nan where the method is not linear in its coefficient
-    advantage: float = math.nan  # root mean square of the advantages
-    trained: bool = (
-        True  # whether updates follow that the coefficient can act on: dynamic sampling may have dropped every group
-    )
+    def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping:
+        """Returns what the coefficient changes in the loss of these tokens."""
+        ...
 
 
 # What a controller does where a run goes over to other environments: "keep" goes on as it is; "reset" starts coefficient,
@@ -78,129 +53,6 @@ class Observed:
 AtBoundary = Literal["keep", "reset", "reanchor"]
 
 
-@dataclass
-class Loop:
-    """One coefficient on its way to one target."""
-
-    controller: Controller
-    target: Target
-
-    def observe(self, seen: Observed) -> None:
-        """Moves the coefficient for the updates that follow. An entropy that was not measured (no successful response) moves
-        nothing; nor does one that no update follows, which would wind the coefficient up without an effect to be seen."""
-        self.aim = self.target.observe(seen.entropy)
-        self.seen = seen.entropy
-        if math.isfinite(seen.entropy) and seen.trained and not self.target.released:
-            self.controller.update(seen, self.aim)
-
-    @property
-    def error(self) -> float:
-        return (self.aim - self.seen) / self.aim
-
-    @property
-    def saturated(self) -> bool:
-        measured = math.isfinite(self.seen) and not self.target.released
-        return measured and self.controller.saturated(self.seen, self.aim)
-
-
-class Steering:
-    """A method and its loops: the entropy protocol the learner speaks.
-
-    Its state is in every checkpoint and is the same on every rank, because what it observes is globally reduced.
-    """
-
-    def __init__(self, method: Method, loops: Mapping[str, Loop]) -> None:
-        """loops: COMMON, and one for every environment that has a target of its own."""
-        self.method = method
-        self.loops = dict(loops)
-
-    def begin_stage(self, fresh: Steering, controller: AtBoundary) -> None:
-        """Go on as `fresh`, which was built for the new stage, with what `controller` keeps of the loops so far. Raises
-        ValueError where they are not the same loops."""
-        state = self.state_dict()
-        if controller != "reset":
-            fresh.load_state_dict(state)
-        if controller == "reanchor":
-            for loop in fresh.loops.values():
-                loop.target.anchor()
-        self.method, self.loops = fresh.method, fresh.loops
-
-    @property
-    def controller(self) -> Controller:
-        return self.loops[COMMON].controller
-
-    def shape(self, tokens: TokenStats, envs: tuple[str, ...]) -> Shaping:
-        """What the method does to these tokens at the present coefficients. envs: the names behind tokens.env."""
-        if all(loop.target.released for loop in self.loops.values()):
-            return untouched(tokens)
-        return self.method.shape(tokens, self._coefficient(tokens, envs))
-
-    def probe(self, tokens: TokenStats, envs: tuple[str, ...]) -> tuple[Shaping, float | Tensor] | None:
-        """The method at a coefficient that does something, and that coefficient: what `Observed.slope` is measured with. None
-        for a method that is not linear in its coefficient."""
-        if not self.method.coefficient_range.linear:
-            return None
-        coefficient = self._coefficient(
-            tokens, envs, at_least=self.method.coefficient_range.low or self.method.coefficient_range.start
-        )
-        return self.method.shape(tokens, coefficient), coefficient
-
-    def _coefficient(self, tokens: TokenStats, envs: tuple[str, ...], at_least: float = 0.0) -> float | Tensor:
-        """One number for all tokens, or, with several loops, a number a token. [N]"""
-
-        def value(loop: Loop) -> float:
-            found = 0.0 if loop.target.released else loop.controller.effective
-            return found if abs(found) >= at_least else at_least
-
-        if len(self.loops) == 1:
-            return value(self.loops[COMMON])
-        table = tokens.logp.new_tensor([value(self.loops.get(name, self.loops[COMMON])) for name in envs])
-        return table[tokens.env]
-
-    def observe(self, row: LedgerRow) -> dict[str, float]:
-        """Once per iteration, before its updates: the controllers move the coefficients these are shaped with. Returns metrics."""
-        for name, loop in self.loops.items():
-            mine = [env for env in row.parts if name == (env if env in self.loops else COMMON)]
-            loop.observe(row.observed(mine, loop.target.settings.over))
-        common = self.loops[COMMON]
-        out = {
-            "entropy/controlled": common.seen,
-            "entropy/target": common.aim,
-            "entropy/error": common.error,
-            "entropy/coefficient": common.controller.effective,
-            "entropy/coefficient_low": common.controller.lowest,
-            "entropy/coefficient_high": common.controller.coefficient_range.high,
-            "entropy/saturated": float(any(loop.saturated for loop in self.loops.values())),
-            "entropy/released": float(common.target.released),
-        }
-        for name, loop in self.loops.items():
-            if name != COMMON:
-                out |= {
-                    f"coefficient/{name}": loop.controller.effective,
-                    f"target/{name}": loop.aim,
-                    f"error/{name}": loop.error,
-                    f"saturated/{name}": float(loop.saturated),
-                }
-        return out
-
-    def state_dict(self) -> dict[str, dict[str, dict[str, float]]]:
-        return {
-            name: {"controller": loop.controller.state_dict(), "target": loop.target.state_dict()}
-            for name, loop in self.loops.items()
-        }
-
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-        """Raises ValueError where the state is not of these loops."""
-        if state.keys() != self.loops.keys():
-            there, here = (", ".join(x or "all" for x in names) for names in (state, self.loops))
-            raise ValueError(
-                f"the checkpoint has entropy targets for {there}, the run for {here}: they have to be the same"
-            )
-        for name, loop in self.loops.items():
-            loop.controller.load_state_dict(dict(state[name]["controller"]))
-            loop.target.load_state_dict(dict(state[name]["target"]))
-
-
 def untouched(tokens: TokenStats) -> Shaping:
-    """No control: the objective as it is, and no token touched."""
+    """Returns the shaping of no control: the objective as it is, and no token touched."""
     return Shaping(touched=tokens.advantages.new_zeros(tokens.advantages.shape).bool())

@@ -1,4 +1,4 @@
-"""Entropy bonus: loss_t - coefficient * H_t, with the exact, differentiable entropy of the full distribution.
+"""Adds an entropy bonus, loss_t - coefficient * H_t, with the exact, differentiable entropy of the full distribution.
 
 To first order it adds coefficient * sum_b pi_b^2 L_b^2 to dH, on average what REPO-D adds with the same coefficient, without
 its sampling noise and without the ratio and the clip of the surrogate. Sources: the classic regulariser (A3C, arXiv

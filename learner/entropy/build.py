@@ -1,12 +1,12 @@
-"""The two lists of what there is, and how settings become a Steering."""
+"""Lists the methods and controllers by kind, and builds a Steering from their settings."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from learner.entropy import base
+from learner.entropy import steering
 from learner.entropy.bonus import Bonus
 from learner.entropy.clip import Adapo, ClipHigher
 from learner.entropy.controllers import PI, Additive, Doubling, Fixed, Isentropic, Proportional
@@ -38,17 +38,18 @@ CONTROLLERS: dict[str, Any] = {
 
 
 def parse(kinds: Mapping[str, Any], value: Any, what: str) -> KindSettings:
-    """{kind: ..., ...} -> the kind's Settings. Raises ValueError naming the nearest kind, or pydantic's ValidationError."""
+    """Parses {kind: ..., ...} as the kind's Settings. Raises ValueError naming the nearest kind, or pydantic's ValidationError."""
     if isinstance(value, KindSettings):
         return value
-    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
+    fields: Mapping[str, object] = cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
+    kind = fields.get("kind")
+    if not isinstance(kind, str):
         raise ValueError(f"the entropy {what} needs a kind, one of: {', '.join(kinds)}")
-    kind = value["kind"]
     if kind not in kinds:
         near = difflib.get_close_matches(kind, kinds, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ValueError(f"unknown entropy {what} '{kind}': {hint}one of: {', '.join(kinds)}")
-    return kinds[kind].Settings.model_validate(dict(value))
+    return kinds[kind].Settings.model_validate(dict(fields))
 
 
 def build(
@@ -56,9 +57,10 @@ def build(
     controller: KindSettings,
     target: TargetSettings,
     environments: Mapping[str, TargetSettings] | None = None,
-) -> base.Steering:
-    """environments: targets of their own, by the name an environment's metrics go by; each gets a controller of its own.
+) -> steering.Steering:
+    """Builds a method and its loops.
 
+    environments: targets of their own, by the name an environment's metrics go by; each gets a controller of its own.
     Raises ValueError where the parts do not fit together (bounds, signs, a method that cannot tell environments apart).
     """
     made = METHODS[method.kind](method)
@@ -70,13 +72,13 @@ def build(
     released = {t.release_at for t in (target, *(environments or {}).values())}
     if len(released) > 1 and not made.coefficient_range.linear:
         raise ValueError(
-            f"entropy.environments let go at different iterations ({', '.join(map(str, sorted(released, key=str)))}), and "
+            f"entropy.environments are released at different iterations ({', '.join(map(str, sorted(released, key=str)))}), and "
             f"{method.kind} has no coefficient value that does nothing: give all the same release_at"
         )
 
-    def loop(settings: TargetSettings) -> base.Loop:
-        return base.Loop(CONTROLLERS[controller.kind](controller, made.coefficient_range), Target(settings))
+    def loop(settings: TargetSettings) -> steering.Loop:
+        return steering.Loop(CONTROLLERS[controller.kind](controller, made.coefficient_range), Target(settings))
 
-    return base.Steering(
-        made, {base.COMMON: loop(target), **{name: loop(t) for name, t in (environments or {}).items()}}
+    return steering.Steering(
+        made, {steering.COMMON: loop(target), **{name: loop(t) for name, t in (environments or {}).items()}}
     )

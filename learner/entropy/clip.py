@@ -1,11 +1,11 @@
-"""The upper clip range as an actuator: pi / pi_old may rise to 1 + coefficient before the clip binds; the lower range stays.
+"""Controls entropy by the upper clip range: pi / pi_old may rise to 1 + coefficient before the clip binds; the lower range stays.
 
     clip_higher  a wider upper range, fixed (DAPO, arXiv 2503.14476: 0.28 above, 0.2 below)
     adapo        the upper range adapts: raised while entropy is below its target, lowered while above
                  (arXiv 2603.11682; the exact update rule was not at hand: the doubling controller moves it)
 
-A clip acts only on tokens that reach it. With few updates per batch that is 0.1 % of them and the coefficient has no authority:
-watch `entropy/affected`. Both need a surrogate that clips."""
+A clip acts only on tokens that reach it. With few updates per batch that is 0.1 % of them, and the coefficient hardly acts: watch
+`entropy/affected`, the share of tokens affected. Both need a surrogate that clips."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ClipHigher:
-    class Settings(KindSettings):
-        kind: Literal["clip_higher"]
-
+class _UpperClip:
     coefficient_range = base.CoefficientRange(start=0.28, low=0.02, high=10.0, signed=False)
     scope: ClassVar[Literal["token", "batch"]] = "token"
     surrogates: ClassVar[frozenset[str] | None] = frozenset({"ppo", "gspo", "cispo"})
-
-    def __init__(self, settings: Settings) -> None: ...
 
     def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping:
         ratio = (tokens.logp - tokens.old_logp).exp()
         return Shaping(clip_high=coefficient, touched=(tokens.advantages > 0) & (ratio > 1.0 + coefficient))
 
 
-class Adapo(ClipHigher):
+class ClipHigher(_UpperClip):
+    class Settings(KindSettings):
+        kind: Literal["clip_higher"]
+
+    def __init__(self, settings: Settings) -> None: ...
+
+
+class Adapo(_UpperClip):
     class Settings(KindSettings):
         kind: Literal["adapo"]
+
+    def __init__(self, settings: Settings) -> None: ...

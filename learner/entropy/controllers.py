@@ -1,5 +1,6 @@
-"""What moves a coefficient: pure, bounded, validated. Called once per iteration with the globally measured entropy, before the
-updates that the coefficient then shapes.
+"""Moves a coefficient: pure, bounded, validated.
+
+A controller is called once per iteration with the globally measured entropy, before the updates that the coefficient then shapes.
 
 To add one: a class that satisfies `Controller` and a line in build.CONTROLLERS. Bounds and start default to the method's.
 """
@@ -13,10 +14,11 @@ from pydantic import Field, model_validator
 
 from learner.entropy import base
 from learner.settings import KindSettings
+from learner.types import Observed
 
 
 class Range(KindSettings):
-    """Bounds of the coefficient's magnitude, and how readily it moves; what is left out of the bounds comes from the method."""
+    """Bounds the coefficient's magnitude and its changes; what is left out of the bounds comes from the method."""
 
     start: float | None = None
     low: float | None = Field(default=None, ge=0)
@@ -31,9 +33,9 @@ class Range(KindSettings):
         return self
 
     def over(self, bounds: base.CoefficientRange) -> base.CoefficientRange:
-        """The method's coefficient with what was set here; a start outside the bounds is refused, not clamped."""
-        given = {k: v for k in ("start", "low", "high") if (v := getattr(self, k)) is not None}
-        made = bounds.model_copy(update=given)
+        """Returns the method's range with what was set here; a start outside the bounds is refused, not clamped."""
+        own = self.model_dump(include={"start", "low", "high"}, exclude_none=True)
+        made = bounds.model_copy(update=own)
         if made.low > made.high:
             raise ValueError(
                 f"the coefficient's low ({made.low:g}) is above its high ({made.high:g}): give low <= high"
@@ -47,26 +49,28 @@ class Range(KindSettings):
 
 
 class Controller(Protocol):
+    """Moves one coefficient towards its target."""
+
     Settings: ClassVar[type[KindSettings]]
     coefficient_range: base.CoefficientRange
     value: float
 
     @property
     def effective(self) -> float:
-        """The coefficient as the method is handed it."""
+        """Returns the coefficient as the method is given it."""
         ...
 
     @property
     def lowest(self) -> float:
-        """The smallest value the coefficient can take."""
+        """Returns the smallest value the coefficient can take."""
         ...
 
-    def update(self, seen: base.Observed, target: float) -> None:
-        """target: nats per token, > 0."""
+    def update(self, seen: Observed, target: float) -> None:
+        """Moves the coefficient. target: nats per token, > 0."""
         ...
 
     def saturated(self, entropy: float, target: float) -> bool:
-        """The coefficient is at the bound that the error pushes it against."""
+        """Returns whether the coefficient is at the bound that the error pushes it against."""
         ...
 
     def state_dict(self) -> dict[str, float]: ...
@@ -94,11 +98,11 @@ class _Base:
         return self.coefficient_range.low
 
     def idle(self, error: float) -> bool:
-        """Within the dead band: nothing moves, integrators included."""
+        """Returns whether the error is within the dead band, where nothing moves, integrators included."""
         return abs(error) < self.dead_band
 
     def move(self, wanted: float) -> None:
-        """To `wanted`, as far as one iteration and the bounds allow."""
+        """Moves the value to `wanted`, as far as one iteration and the bounds allow."""
         if self.max_change is not None:
             wanted = min(max(wanted, self.value - self.max_change), self.value + self.max_change)
         self.value = min(max(wanted, self.lowest), self.coefficient_range.high)
@@ -125,7 +129,7 @@ def relative_error(entropy: float, target: float) -> float:
 
 
 class Fixed(_Base):
-    """The coefficient stays where it was put. A fixed coefficient is never "saturated": nothing steers it."""
+    """Keeps the coefficient where it was set. A fixed coefficient is never saturated: nothing steers it."""
 
     class Settings(KindSettings):
         kind: Literal["fixed"] = "fixed"
@@ -140,14 +144,14 @@ class Fixed(_Base):
             bounds = bounds.model_copy(update={"start": settings.value, "low": settings.value, "high": settings.value})
         super().__init__(bounds)
 
-    def update(self, seen: base.Observed, target: float) -> None: ...
+    def update(self, seen: Observed, target: float) -> None: ...
 
     def saturated(self, entropy: float, target: float) -> bool:
         return False
 
 
 class Doubling(_Base):
-    """The published controller: entropy below target doubles the coefficient, above halves it (arXiv 2603.11682).
+    """Doubles the coefficient while entropy is below its target and halves it while above, as published (arXiv 2603.11682).
 
     At `low` it changes sign, if the method's coefficient can, so that it may push entropy down too. That flip undershoots early
     when the target lies below the start; `allow_negative: false` stops at `low` instead."""
@@ -172,7 +176,7 @@ class Doubling(_Base):
     def lowest(self) -> float:
         return -self.coefficient_range.high if self.negative else self.coefficient_range.low
 
-    def update(self, seen: base.Observed, target: float) -> None:
+    def update(self, seen: Observed, target: float) -> None:
         if self.idle(relative_error(seen.entropy, target)):
             return
         # `up` is the direction of the coefficient's sign: a negative coefficient grows in magnitude when entropy is too high.
@@ -185,8 +189,7 @@ class Doubling(_Base):
 
 
 class Proportional(_Base):
-    """coefficient = gain * (target - H) / target, within +-high (signed coefficients) or [low, high]. REPO-D's proportional
-    form."""
+    """Sets coefficient = gain * (target - H) / target, within +-high (signed) or [low, high]: REPO-D's proportional form."""
 
     class Settings(Range):
         kind: Literal["proportional"]
@@ -200,14 +203,14 @@ class Proportional(_Base):
     def lowest(self) -> float:
         return -self.coefficient_range.high if self.coefficient_range.signed else self.coefficient_range.low
 
-    def update(self, seen: base.Observed, target: float) -> None:
+    def update(self, seen: Observed, target: float) -> None:
         error = relative_error(seen.entropy, target)
         if not self.idle(error):
             self.move(self.gain * error)
 
 
 class Additive(_Base):
-    """Entropy below target adds `step` to the coefficient, above takes it away; down to 0.
+    """Adds `step` to the coefficient while entropy is below its target and takes it away while above, down to 0.
 
     With `gated: true` the coefficient acts only while entropy is at or below its target: the adaptive entropy control of
     Skywork-OR1 (arXiv 2505.22312, section 4), made for the bonus: target 0.2 nats, step 1e-4, high 5e-3."""
@@ -228,7 +231,7 @@ class Additive(_Base):
     def effective(self) -> float:
         return self.value * self.gate
 
-    def update(self, seen: base.Observed, target: float) -> None:
+    def update(self, seen: Observed, target: float) -> None:
         error = relative_error(seen.entropy, target)
         self.gate = float(not self.gated or error >= 0)
         if not self.idle(error):
@@ -236,9 +239,10 @@ class Additive(_Base):
 
 
 class PI(_Base):
-    """log coefficient += gain * (e - e before) + integral * e,  e = (target - H) / target: proportional and integral action on
-    the logarithm of the coefficient, in velocity form, so that a coefficient at its bound winds nothing up. The coefficient
-    stays positive."""
+    """Acts proportionally and integrally on the logarithm of the coefficient, which stays positive.
+
+    log coefficient += gain * (e - e before) + integral * e,  e = (target - H) / target: the velocity form, so that a coefficient
+    at its bound winds nothing up."""
 
     class Settings(Range):
         kind: Literal["pi"]
@@ -257,7 +261,7 @@ class PI(_Base):
         self.gain, self.integral = settings.gain, settings.integral
         self.before = 0.0
 
-    def update(self, seen: base.Observed, target: float) -> None:
+    def update(self, seen: Observed, target: float) -> None:
         error = relative_error(seen.entropy, target)
         change = self.gain * (error - self.before) + self.integral * error
         self.before = error
@@ -266,16 +270,16 @@ class PI(_Base):
 
 
 class Isentropic(_Base):
-    """The coefficient that makes the predicted change of entropy vanish, and feedback for what the prediction misses.
+    """Cancels the predicted change of entropy, and adds feedback for what the prediction misses.
 
         coefficient = M(-free) / M(slope) + unit * (gain * e + integral * sum(e within +-REACH)),    e = (target - H) / target
 
-    The predicted dH of a batch is free + coefficient * slope (learner/ledger.py), so the first term holds entropy where it is,
-    to first order; M is a running mean over iterations. `unit` is the root mean square of the advantages for coefficients that
-    are added to advantages, 1 for coefficients that multiply them: the gains need no tuning to the scale of rewards. There is
-    no range to tune either: the bounds are +-`high`, in the same unit. Nothing winds up on the way to a distant target: the sum
-    takes no error for larger than REACH and stops growing while the coefficient is at its bound. Needs a method whose effect is
-    linear in the coefficient: repo_r, repo_d, bonus."""
+    The predicted dH of a batch is free + coefficient * slope (learner/ledger/predicted.py), so the first term holds entropy
+    where it is, to first order; M is a running mean over iterations. `unit` is the root mean square of the advantages for
+    coefficients that are added to advantages, 1 for coefficients that multiply them: the gains need no tuning to the scale of
+    rewards. Nor does a range need tuning: the bounds are +-`high`, in the same unit. Nothing winds up on the way to a
+    distant target: the sum counts no error as larger than REACH and stops growing while the coefficient is at its bound. Needs
+    a method whose effect is linear in the coefficient: repo_r, repo_d, bonus."""
 
     class Settings(KindSettings):
         kind: Literal["isentropic"]
@@ -303,7 +307,7 @@ class Isentropic(_Base):
         return -self.coefficient_range.high
 
     def _scale(self) -> float:
-        """The unit of the coefficient by now; the bounds follow it."""
+        """Returns the unit of the coefficient by now; the bounds follow it."""
         unit = 1.0
         if self.coefficient_range.unit == "advantage" and self.weight:
             unit = max(math.sqrt(self.advantage / self.weight), 1e-6)
@@ -314,7 +318,7 @@ class Isentropic(_Base):
         super().load_state_dict(state)
         self._scale()
 
-    def update(self, seen: base.Observed, target: float) -> None:
+    def update(self, seen: Observed, target: float) -> None:
         s, error = self.settings, relative_error(seen.entropy, target)
         for name, value in (
             ("free", seen.free),

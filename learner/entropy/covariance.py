@@ -1,4 +1,4 @@
-"""Covariance methods: a few tokens carry most of the loss of entropy, those whose advantage goes with their log-prob.
+"""Controls entropy through the few tokens that carry most of its loss: those whose advantage goes with their log-prob.
 
     c_i = (A_i - mean A) * (log pi_i - mean log pi),  means over the GLOBAL batch of the update
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def covariance(tokens: TokenStats) -> Tensor:
-    """c of every token; their mean is Cov(A, log pi). [N]"""
+    """Returns c of every token; their mean is Cov(A, log pi). [N]"""
     a, x = tokens.advantages, tokens.logp
     return (a - a.mean()) * (x - x.mean()) if len(a) else a
 
@@ -56,10 +56,10 @@ class ClipCov:
 
     def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping:
         c = covariance(tokens)
-        able = (c >= self.low) & (c <= self.high)
-        count = min(math.ceil(float(coefficient) * len(c)), int(able.sum()))
+        eligible = (c >= self.low) & (c <= self.high)
+        count = min(math.ceil(float(coefficient) * len(c)), int(eligible.sum()))
         # Those that may not be drawn come last.
-        dropped = _first((tokens.uniform + (~able).to(tokens.uniform.dtype)).argsort(), count)
+        dropped = _first((tokens.uniform + (~eligible).to(tokens.uniform.dtype)).argsort(), count)
         return Shaping(weight=(~dropped).to(tokens.advantages.dtype), touched=dropped)
 
 

@@ -1,4 +1,4 @@
-"""No control: the objective as it is. Entropy is measured and reported all the same."""
+"""Leaves entropy uncontrolled: the objective as it is. Entropy is measured and reported all the same."""
 
 from __future__ import annotations
 

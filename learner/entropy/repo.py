@@ -1,4 +1,4 @@
-"""REPO: the advantage is changed so that it no longer correlates with the log-probability.
+"""Changes the advantage so that it no longer correlates with the log-probability (REPO).
 
     A' = A - beta * L,    L = log pi(a|s) + H(s), detached, of the current policy
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def surprise(tokens: TokenStats, centred: bool) -> Tensor:
-    """L, or log pi when not centred. [N]"""
+    """Returns L, or log pi when not centred. [N]"""
     return tokens.centred if centred else tokens.logp
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -32,7 +32,8 @@ class EntropySettings(Settings):
     def _defaults(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        return {**HELD, **data} if "method" not in data else {"controller": {"kind": "fixed"}, **data}
+        parts = cast("dict[str, object]", data)
+        return {**HELD, **parts} if "method" not in parts else {"controller": {"kind": "fixed"}, **parts}
 
     @field_validator("method", mode="before")
     @classmethod

@@ -1,10 +1,11 @@
-"""Where entropy should be: absolute, or a fraction of where the run started; over time; of which responses."""
+"""Computes where entropy should be: absolute or a fraction of where the run started, over time, of which responses."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Any, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,7 +15,7 @@ SMALLEST = 1e-9  # nats
 
 
 class TargetSettings(Settings):
-    """At most one of `nats` and `fraction`; the default is the run's own start, as published. A schedule multiplies it."""
+    """Sets at most one of `nats` and `fraction`; the default is the run's own start, as published. A schedule multiplies it."""
 
     nats: float | None = Field(default=None, gt=0)
     fraction: float | None = Field(default=None, gt=0)
@@ -28,12 +29,10 @@ class TargetSettings(Settings):
     @field_validator("schedule", mode="before")
     @classmethod
     def _lists_are_tuples(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return tuple(
-                tuple(float(x) if i else x for i, x in enumerate(p)) if isinstance(p, list | tuple) else p
-                for p in value
-            )
-        return value
+        if not isinstance(value, list | tuple):
+            return value
+        points = cast("Sequence[object]", value)  # of whatever YAML holds: pydantic checks it afterwards
+        return tuple(_point(cast("Sequence[Any]", p)) if isinstance(p, list | tuple) else p for p in points)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -46,15 +45,20 @@ class TargetSettings(Settings):
         return self
 
 
+def _point(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Takes [iteration, factor] from YAML to (iteration, float(factor))."""
+    return tuple(float(x) if i else x for i, x in enumerate(values))
+
+
 class Target:
-    """Until `average_over` iterations are in, the start is the mean of those seen so far."""
+    """Follows the target over iterations; until `average_over` of them are in, the start is the mean of those so far."""
 
     def __init__(self, settings: TargetSettings) -> None:
         self.settings = settings
         self.anchor()
 
     def anchor(self) -> None:
-        """Measure the start from here on; schedule and release count from here too."""
+        """Starts measuring the start anew; schedule and release count from here too."""
         self.total = 0.0
         self.count = 0
         self.iteration = 0  # the one being observed, from 1
@@ -65,7 +69,7 @@ class Target:
         return at is not None and self.iteration >= at
 
     def observe(self, entropy: float) -> float:
-        """entropy: nats per token of this iteration, nan where it could not be measured. Returns the target in nats."""
+        """Returns the target in nats. entropy: nats per token of this iteration, nan where it could not be measured."""
         self.iteration += 1
         if self.count < self.settings.average_over and math.isfinite(entropy):
             self.total += entropy
@@ -85,7 +89,7 @@ class Target:
 
 
 def scheduled(points: tuple[tuple[int, float], ...], iteration: int) -> float:
-    """The factor at an iteration; 1 without points."""
+    """Returns the factor of the schedule at an iteration; 1 without points."""
     if not points:
         return 1.0
     if iteration <= points[0][0]:

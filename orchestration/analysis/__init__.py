@@ -10,5 +10,5 @@
 | outcome_findings.py | the findings on what the run cost, and on whether its numbers can be trusted |
 | retention.py        | what a run with stages kept: matrix, transfer, forgetting |
 | run_data.py         | a run folder in memory |
-| run_summary.py      | its summary in numbers, sentences and tables |
+| run_summary.py      | its summary in numbers and sentences |
 """

@@ -11,7 +11,7 @@ from typing import Literal
 
 from orchestration.analysis.run_data import RunData
 from orchestration.stats import finite, last_third, mean
-from orchestration.text import label, percent
+from orchestration.text import label, percent, with_sign
 from orchestration.thresholds import END_ROWS, START_ROWS
 
 Chapter = Literal["entropy", "why", "control", "cost", "trust"]  # in reading order
@@ -79,8 +79,7 @@ def totals(run: RunData, *keys: str) -> list[float]:
 
 def signed(value: float) -> str:
     """Formats -0.0312 as "−0.031", always with a sign."""
-    sign = "+" if value > 0 else "\N{MINUS SIGN}" if value < 0 else ""
-    return sign + label(float(f"{abs(value):.2g}"))
+    return with_sign(value, label(float(f"{abs(value):.2g}")))
 
 
 def moved(start: float, end: float, style: str = ".2f") -> str:

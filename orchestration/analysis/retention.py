@@ -199,7 +199,7 @@ def height(points: Iterable[tuple[float, float]]) -> float:
     return area / (kept[-1][0] - kept[0][0])
 
 
-def figures(rows: Sequence[Row], k: int) -> dict[str, float]:
+def stage_metrics(rows: Sequence[Row], k: int) -> dict[str, float]:
     """Returns the metrics of a run with stages under flat names, for pass@1 and pass@k: `retained/pass@1`, `backward/pass@1`,
     `forward/pass@1`, `forgetting/pass@1`, `area/reward/0`, `area/eval/0`, `entropy_change/0`, ... and the matrix itself:
     `matrix/pass@1/0/add` is R[0][add], `matrix/pass@1/start/add` is b[add]. NaN where one does not exist."""

@@ -1,20 +1,16 @@
-"""Condenses a run into a line of numbers, and writes those as sentences and tables. Pure."""
+"""Condenses a run into a line of numbers, and writes those as sentences. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from orchestration.analysis.control import released_at, saturated_share, target_errors
 from orchestration.analysis.run_data import RunData, load_run, over_envs, pass_curve
 from orchestration.stats import finite, last_third, mean, rms
 from orchestration.telemetry.keys import DISTINCT
-from orchestration.text import duration, label, number, percent
+from orchestration.text import percent
 from orchestration.thresholds import END_ROWS, FLAT, OFTEN_SATURATED, START_ROWS
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +102,7 @@ def _first_and_last_passes(run: RunData) -> tuple[dict[int, float], dict[int, fl
     return pass_curve(aliases, min(when, default=0.0)), pass_curve(aliases, max(when, default=0.0))
 
 
-# ---------------------------------------------------------------- words and tables
+# ---------------------------------------------------------------- words
 
 
 def sentences(summary: RunSummary) -> str:
@@ -166,38 +162,7 @@ def comparison(summaries: Sequence[RunSummary]) -> str:
     return "Highest " + "; ".join(leads) + "." if leads else ""
 
 
-COLUMNS: list[tuple[str, Any]] = [
-    ("entropy start", lambda s, k: number(s.entropy_start, ".3f")),
-    ("end", lambda s, k: number(s.entropy_end, ".3f")),
-    ("change", lambda s, k: percent(s.entropy_change, sign=True)),
-    ("target", lambda s, k: number(s.target, ".3f")),
-    ("rms off target", lambda s, k: percent(s.target_rms_last_third)),
-    ("reward", lambda s, k: f"{number(s.reward_start, '.3f')} → {number(s.reward_end, '.3f')}"),
-    ("pass@1", lambda s, k: number(s.pass_1, ".3f")),
-    ("pass@K", lambda s, k: number(s.pass_at.get(k, math.nan), ".3f")),
-    ("distinct", lambda s, k: number(s.distinct, ".1f")),
-    ("time", lambda s, k: duration(s.seconds)),
-    ("tokens", lambda s, k: label(s.tokens) if math.isfinite(s.tokens) else "—"),
-]
-
-
 def widest_k(summaries: Sequence[RunSummary]) -> int:
     """Returns the largest k that every run with an evaluation has: 16 beside 64 would compare nothing."""
     sets = [set(s.pass_at) for s in summaries if s.pass_at]
     return max(set.intersection(*sets), default=16) if sets else 16
-
-
-def demo_table(summaries: Sequence[RunSummary]) -> "Table":
-    """Builds a rich table of the summaries, one run a line, for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
-    k = widest_k(summaries)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", no_wrap=True)
-    for title, _ in COLUMNS:
-        table.add_column(title.replace("K", str(k)), justify="right")
-    for summary in summaries:
-        # Text, not str: rich would read [brackets] in a run's name as markup.
-        table.add_row(Text(summary.name), *(cell(summary, k) for _, cell in COLUMNS))
-    return table

@@ -29,7 +29,8 @@ from actors.remote import (
 )
 from actors.settings import VLLMSettings, cpu_threads
 from learner.deepspeed_engine import Placement
-from learner.weights import WeightManifest, WeightSyncError, make_rendezvous, verify_checksums
+from learner.weights.checksum import verify_checksums
+from learner.weights.protocol import WeightManifest, WeightSyncError, make_rendezvous
 from orchestration.cluster import actor_settings, placement
 from orchestration.cluster.actor_settings import Start, cpu_env
 from orchestration.cluster.actor_slots import ActorSlots

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestration.analysis.run_summary import demo_table, summarise
+from orchestration.analysis.run_summary import summarise
 from orchestration.commands import init_model as warmstart
 from orchestration.config.run_config import load_config
 from orchestration.report.run_report import write_report
+from orchestration.report.summary_table import summary_table
 from orchestration.run.lifecycle import in_turn, prepare
 
 ARMS = ("demo-grpo", "demo-repo-r")
@@ -29,7 +30,7 @@ def run(seed: int, runs: Path) -> Path:
     )
     folders = [config.folder for config in configs]
     # Without a terminal rich assumes 80 columns and cuts the table's words off.
-    Console(width=max(console.width, 120)).print(demo_table([summarise(f) for f in folders]))
+    Console(width=max(console.width, 120)).print(summary_table([summarise(f) for f in folders]).to_rich())
     report = write_report(folders, runs / "demo.html")
     console.print(f"report: {report}   ({time.monotonic() - began:.0f} s in all)", highlight=False)
     return report

@@ -33,7 +33,8 @@ def make(settings: dict[str, Any], out: Path | None, cache: Path) -> Path:
     # The matrices are tiny: a second thread gains little and, on a busy machine, spins most of its time away. Set before
     # torch is imported, which reads it once.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from learner.warmstart import InitModelSettings, WarmStartProgress, init_model
+    from learner.warmstart.model_cache import WarmStartProgress, init_model
+    from learner.warmstart.settings import InitModelSettings
 
     console = Console()
 

@@ -7,5 +7,5 @@
 | preflight.py       | whether what it names is there: models, environments, keys |
 | reward_sections.py | the section `rewards`, composed of the terms' settings |
 | run_config.py      | RunConfig: all sections, and what follows from them |
-| sections.py        | the sections that belong to the conductor; the others are declared by whoever reads them |
+| sections.py        | the sections that belong to the conductor; the others are declared beside their readers |
 """

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from envs.suggest import nearest
 from learner.entropy import build as entropy
@@ -25,7 +26,7 @@ RENAMED = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text, for want of a dot and of a sign; here it is a number."""
+    """Reads 1e-4 as a number, which YAML 1.1 takes for text, since it has neither a dot nor a sign."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -140,18 +141,20 @@ def _unknown(location: tuple[int | str, ...], data: Any, model: Any) -> str:
         data = data[part]
         if isinstance(part, int):
             continue
-        fields = getattr(model, "model_fields", {})
+        fields = _fields(model)
         if part not in fields:
             break
         annotation = fields[part].annotation
-        model = next(
-            (a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)),
-            annotation,
-        )
+        model = next((a for a in get_args(annotation) if _fields(a)), annotation)
     if model is KindSettings:  # which settings they are, the kind says
         model = (entropy.METHODS if location[-2] == "method" else entropy.CONTROLLERS)[data["kind"]].Settings
-    key, known = str(location[-1]), list(getattr(model, "model_fields", {}))
+    key, known = str(location[-1]), list(_fields(model))
     return f"unknown key {'.'.join(map(str, location))}{_nearest(key, known)}"
+
+
+def _fields(annotation: Any) -> dict[str, FieldInfo]:
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation.model_fields if is_model else {}
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

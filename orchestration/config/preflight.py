@@ -1,4 +1,4 @@
-"""What only the disk, the catalog and the process's variables know of a configuration: whether what it names is there."""
+"""Checks whether what a configuration names is there: on the disk, in the catalog, among the process's variables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestration.errors import ConfigError
 
 
 def check_world(config: RunConfig) -> None:
-    """What only the disk and the catalog know: model folders, environments. Raises ConfigError; writes nothing."""
+    """Looks for every model folder, environment and key. Raises ConfigError; writes nothing."""
     check_model(config.model.path)
     check_positions("generators", config.generators.max_model_len, config.model.path)
     if config.rewards.model is not None:
@@ -26,7 +26,7 @@ def check_world(config: RunConfig) -> None:
     _check_key(config)
     first: dict[str, str] = {}  # the name metrics go by -> the first environment that has it
     for env in config.all_environments:
-        where = f"{_place(config, env)} ({env.name})"
+        where = f"{_where(config, env)} ({env.name})"
         try:
             made = catalog.load(env.name, env.params, seed=config.run.seed)
             if ":" in env.name:
@@ -64,7 +64,7 @@ def _check_key(config: RunConfig) -> None:
 
 
 def _lacks(config: RunConfig, environment: Environment) -> tuple[str, str] | None:
-    """What a term of the reward asks of every environment and this one does not offer, and what to do."""
+    """Returns what a term of the reward asks of every environment and this one does not offer, and what to do; else None."""
     form, judge = config.rewards.format, config.rewards.judge
     if form is not None and form.pattern is None and not isinstance(environment, HasForm):
         return (
@@ -83,8 +83,8 @@ def _lacks(config: RunConfig, environment: Environment) -> tuple[str, str] | Non
     return None
 
 
-def _place(config: RunConfig, environment: EnvironmentSection) -> str:
-    """Where in the configuration an environment is first mentioned."""
+def _where(config: RunConfig, environment: EnvironmentSection) -> str:
+    """Returns the key under which an environment is first mentioned."""
     for i, env in enumerate(config.environments):
         if env == environment:
             return f"environments.{i}"
@@ -96,7 +96,7 @@ def _place(config: RunConfig, environment: EnvironmentSection) -> str:
 
 
 def check_model(model: str) -> None:
-    """Raises ConfigError for what can only be a folder and is none with a model in it; a Hugging Face id passes."""
+    """Raises ConfigError for what can only be a folder and has no model in it; a Hugging Face id passes."""
     path = Path(model)
     looks_local = path.is_absolute() or model.startswith((".", "~")) or path.parts[:1] in (("models",), ("runs",))
     local = path.exists() or looks_local or model.count("/") > 1
@@ -128,7 +128,7 @@ SCALED_IN_CONFIG = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yar
 
 
 def _stretched(rope: Any) -> bool:
-    """Whether an engine scales the model's positions to a longer context; it may be set by kind of layer."""
+    """Returns whether an engine scales the model's positions to a longer context; it may be set by kind of layer."""
     if not isinstance(rope, dict):
         return False
     kind = rope.get("rope_type", rope.get("type"))

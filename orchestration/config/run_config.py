@@ -2,7 +2,7 @@
 
 `load_config(recipe, overrides)` reads a YAML file (or the name of a recipe shipped in recipes/), applies `a.b=c` and
 `--a.b c`, and validates. Every mistake becomes one ConfigError: a sentence with the numbers in it. What a section can hold is
-declared by whoever reads it, rules between sections are in checks.py, how YAML is read in loader.py.
+declared beside its readers, rules between sections are in checks.py, how YAML is read in loader.py.
 """
 
 from __future__ import annotations

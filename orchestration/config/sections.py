@@ -1,6 +1,6 @@
 """Declares the sections of a RunConfig that belong to the conductor, with what can be said of each alone. Without torch.
 
-The other sections are the settings of whoever reads them: learner/settings.py, learner/entropy/settings.py, actors/settings.py.
+The other sections are declared beside their readers: learner/settings.py, learner/entropy/settings.py, actors/settings.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from envs.suggest import nearest
-from learner.settings import KindSettings, Settings
+from learner.entropy.base import AtBoundary
+from learner.settings import EnvironmentSettings, KindSettings, Settings
 
 # What a stage may set anew, whole or in part: what can change between two iterations on actors that go on.
 STAGE_KEYS = ("objective", "learner.lr", "entropy.target", "sampling")
@@ -28,11 +29,9 @@ class RunSection(Settings):
     samples_per_iteration: int = Field(default=4, ge=0)  # responses kept in samples.jsonl
 
 
-class EnvironmentSection(Settings):
-    """Names one environment of the mixture."""
+class EnvironmentSection(EnvironmentSettings):
+    """Gives one environment its weight in the mixture."""
 
-    name: str  # a built-in, or "module:Class"
-    params: dict[str, Any] = Field(default={})
     weight: float = Field(default=1.0, gt=0)
 
 
@@ -70,7 +69,7 @@ class StageSection(Settings):
     advance: AdvanceSection | None = None
     # Dotted keys, as on the command line: {learner.lr: 1e-4, objective.clip_high: 0.28}.
     overrides: dict[str, Any] = Field(default={})
-    controller: Literal["keep", "reset", "reanchor"] = "keep"
+    controller: AtBoundary = "keep"
     optimiser: Literal["keep", "reset"] = "keep"
 
     @field_validator("overrides")

@@ -1,13 +1,15 @@
-"""Grids of methods x settings x seeds, run on warm actors and compared.
+"""Runs grids of methods x settings x seeds on warm actors and compares them.
 
 | file | what |
 |---|---|
-| charts.py     | the pictures of a lab: mean and spread over seeds, small multiples |
-| compare.py    | which differences the seeds support, who is on the Pareto front |
-| figures.py    | the figures of one run of a lab |
-| grid.py       | a laboratory's grid: YAML to the configurations of its runs |
-| lab_report.py | one self-contained page from all the runs of a lab |
-| narrative.py  | what a lab found, in sentences |
-| results.py    | arms x seeds: mean and spread of every figure, the table of them |
-| runner.py     | `isentrope lab`: the runs of a grid on warm actors, in lanes |
+| charts.py     | mean and spread over seeds, small multiples, Pareto charts |
+| collect.py    | the results of a lab from its run folders |
+| compare.py    | which differences the seeds support, which arms are on the Pareto front |
+| run_metrics.py | the metrics of one run of a lab |
+| grid.py       | a grid file, and the configurations of its runs |
+| lab_report.py | one self-contained page about all the runs of a lab |
+| narrative.py  | the results of a lab in sentences |
+| results.py    | metrics of every arm and seed, and their spread, as results.json holds them |
+| runner.py     | `isentrope lab`: the runs of a grid on warm actors, by several workers |
+| tables.py     | the tables of a lab |
 """

@@ -1,9 +1,9 @@
-"""A laboratory's grid: methods x settings x seeds, as YAML. No torch.
+"""Reads a lab's grid, methods x settings x seeds as YAML, and makes the configuration of every run. Imports no torch.
 
     name: entropy
     recipe: lab-countdown            # what every arm starts from
     seeds: [0, 1, 2]
-    lanes: 2                         # runs side by side, each on actors of its own
+    workers: 2                       # runs side by side, each on actors of its own
     warm_start: {steps: 1000}        # of the recipe's model, made once; left out: model.path as the recipe has it
     overrides: {run.iterations: 64}  # of the recipe, for every arm
     settings:                        # optional: every arm is run under each of them
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from learner.settings import Settings
 from orchestration.config import run_config as configuration
@@ -39,10 +39,12 @@ ARM_KEYS = ("note", "seeds")  # of an arm, beside its overrides
 
 
 class Grid(Settings):
+    """Holds a grid file. `lanes` is the earlier name of `workers`."""
+
     name: str = Field(min_length=1, pattern=NAME)
     recipe: str
     seeds: list[int] = Field(default=[0], min_length=1)
-    lanes: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1, validation_alias=AliasChoices("workers", "lanes"))
     warm_start: dict[str, Any] | None = None
     overrides: dict[str, Any] = Field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"": {}}, min_length=1)
@@ -61,7 +63,7 @@ class Grid(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run of the grid; `config` or, where it cannot run, `problem`."""
+    """Holds one run of the grid: its configuration or, where it cannot run, the problem."""
 
     arm: str  # with its setting: "repo-r", "repo-r.long"
     seed: int
@@ -74,22 +76,22 @@ class Cell:
 
 
 def load_grid(path: str) -> Grid:
-    """A YAML file, or the name of a shipped grid. Raises ConfigError, one sentence."""
-    found = next((p for p in (Path(path), GRIDS / f"{path}.yaml") if p.is_file()), None)
-    if found is None:
+    """Loads a YAML file, or a shipped grid by name. Raises ConfigError, one sentence."""
+    file = next((p for p in (Path(path), GRIDS / f"{path}.yaml") if p.is_file()), None)
+    if file is None:
         names = sorted(p.stem for p in GRIDS.glob("*.yaml"))
         near = difflib.get_close_matches(path, names, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ConfigError(f"no grid file '{path}' and no shipped grid of that name: {hint}shipped: {', '.join(names)}")
-    data = read_yaml(found)
+    data = read_yaml(file)
     try:
         return Grid.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{found}: {sentence(error, data, Grid)}") from None
+        raise ConfigError(f"{file}: {sentence(error, data, Grid)}") from None
 
 
 def notes(grid: Grid) -> dict[str, str]:
-    """Arm (with its setting) -> what it is."""
+    """Returns the note of every arm, by its name with the setting."""
     return {
         arm_name(a, s): str((values or {}).get("note", "")) for a, values in grid.arms.items() for s in grid.settings
     }
@@ -100,20 +102,19 @@ def arm_name(arm: str, setting: str) -> str:
 
 
 def cells(grid: Grid, runs: Path, model: str | None) -> list[Cell]:
-    """Every run of the grid, seed by seed, so that a grid cut short has whole arms of few seeds rather than few arms. model: the
-    warm-started one, or None for the recipe's."""
-    out: list[Cell] = []
-    columns: dict[int, list[Cell]] = {}
+    """Builds every run of the grid, seed by seed, so that a grid cut short has all arms under few seeds rather than few arms.
+
+    `model` is the warm-started one, or None for the recipe's.
+    """
+    by_seed: dict[int, list[Cell]] = {}
     for arm, values in grid.arms.items():
         chosen = dict(values or {})
         for setting, more in grid.settings.items():
             for seed in chosen.get("seeds", grid.seeds):
                 overrides = {k: v for k, v in chosen.items() if k not in ARM_KEYS}
                 name = arm_name(arm, setting)
-                columns.setdefault(seed, []).append(_cell(grid, name, seed, {**more, **overrides}, runs, model))
-    for seed in sorted(columns):
-        out += columns[seed]
-    return out
+                by_seed.setdefault(seed, []).append(_cell(grid, name, seed, {**more, **overrides}, runs, model))
+    return [cell for seed in sorted(by_seed) for cell in by_seed[seed]]
 
 
 def _cell(grid: Grid, arm: str, seed: int, overrides: Mapping[str, Any], runs: Path, model: str | None) -> Cell:

@@ -1,8 +1,8 @@
-"""`isentrope lab`: a grid of runs, one after the other on warm actors, several lanes side by side; a table and one report.
+"""Runs a grid for `isentrope lab`, one run after the other on warm actors, by several workers; then the tables and the report.
 
-A lane holds a cluster's worth of actors and takes the next run of the grid when it is free. Engines are started once a lane:
-the next run renews the learner, the environments and the weights. A run that fails is named, its lane starts anew, and the
-others go on; a lab that was stopped goes on where it was, finished runs being left alone.
+A worker holds a cluster's worth of actors and takes the next run of the grid when it is free. Engines are started once a
+worker: the next run renews the learner, the environments and the weights. A run that fails is named, its worker starts new
+actors, and the others go on; a lab that was stopped goes on where it was, without repeating finished runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -22,9 +22,10 @@ from orchestration.cluster.placement import plan, totals
 from orchestration.commands import init_model as warmstart
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import ConfigError, IsentropeError, Stopped
+from orchestration.lab.collect import ArmRuns, collect
 from orchestration.lab.grid import Cell, Grid, cells, load_grid, notes, to_yaml
 from orchestration.lab.lab_report import write_lab_report
-from orchestration.lab.results import ArmRuns, collect, lab_table, markdown_matrix, markdown_table, matrices, tables
+from orchestration.lab.tables import matrices, tables
 from orchestration.run.lifecycle import Job, conduct, connected, is_finished, prepare, signals
 from orchestration.telemetry.keys import short_evals
 from orchestration.telemetry.sinks.jsonl import read_rows
@@ -36,24 +37,26 @@ if TYPE_CHECKING:
 
 
 class LabError(IsentropeError):
-    """Some runs of a lab failed; the message names them."""
+    """Ends a lab in which some runs failed; the message names them."""
 
 
 @dataclass
 class Progress:
-    """What has become of the cells so far."""
+    """Holds the finished and the failed cells so far, and prints a line for each."""
 
     total: int
     say: Callable[[str], None]
     done: list[Cell] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)  # name -> reason
+    failed: list[tuple[Cell, str]] = field(default_factory=list)  # with the reason
 
     def finished(self, cell: Cell, seconds: float | None) -> None:
+        """Records a finished cell; `seconds` is None for one that an earlier call finished."""
         self.done.append(cell)
         self._line(cell, "was there" if seconds is None else f"{seconds:.0f} s{_outcome(cell)}")
 
     def broke(self, cell: Cell, reason: str) -> None:
-        self.failed[cell.name] = reason
+        """Records a failed cell."""
+        self.failed.append((cell, reason))
         self._line(cell, f"FAILED: {reason}")
 
     def _line(self, cell: Cell, what: str) -> None:
@@ -61,7 +64,10 @@ class Progress:
 
 
 def run(path: str, runs: Path, *, overwrite: bool = False, dry_run: bool = False) -> Path | None:
-    """Returns the report. Raises ConfigError before anything is started, LabError at the end where runs failed."""
+    """Runs the grid and returns its report; None for a dry run.
+
+    Raises ConfigError before anything is started, LabError at the end where runs failed.
+    """
     grid = load_grid(path)
     root = runs / grid.name
     console = Console()
@@ -70,16 +76,14 @@ def run(path: str, runs: Path, *, overwrite: bool = False, dry_run: bool = False
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     all_cells = cells(grid, root / "arms", None)
-    good = [c for c in all_cells if c.config is not None]
-    if not good:
+    configs = [cell.config for cell in all_cells if cell.config is not None]
+    if not configs:
         raise ConfigError(f"no run of the grid {grid.name} can start: {all_cells[0].name}: {all_cells[0].problem}")
     if dry_run:
         say(describe(grid, all_cells))
         return None
     if grid.warm_start is not None:
-        first = good[0].config
-        assert first is not None
-        environments = [{"name": e.name, "params": e.params} for e in first.all_environments]
+        environments = [{"name": e.name, "params": e.params} for e in configs[0].all_environments]
         model = warmstart.make({**grid.warm_start, "environments": environments}, None, Path("models/cache"))
         all_cells = cells(grid, root / "arms", str(model))
     progress = Progress(len(all_cells), say)
@@ -89,19 +93,19 @@ def run(path: str, runs: Path, *, overwrite: bool = False, dry_run: bool = False
     try:
         if todo:
             first = todo[0][1].config
-            with connected(first, min(grid.lanes, len(todo))):
-                asyncio.run(_lanes(todo, grid.lanes, progress))
+            with connected(first, min(grid.workers, len(todo))):
+                asyncio.run(_work(todo, grid.workers, progress))
     finally:
         report = publish(grid, root, progress, console)
     if progress.failed:
-        names = "; ".join(f"{name} ({reason})" for name, reason in progress.failed.items())
+        names = "; ".join(f"{cell.name} ({reason})" for cell, reason in progress.failed)
         raise LabError(f"{len(progress.failed)} of {progress.total} runs failed, the others are in {report}: {names}")
     return report
 
 
 def describe(grid: Grid, all_cells: list[Cell]) -> str:
-    """What a grid would run, for --dry-run."""
-    lines = [f"{grid.name}: {len(all_cells)} runs, {grid.lanes} side by side"]
+    """Describes the runs of a grid, for --dry-run."""
+    lines = [f"{grid.name}: {len(all_cells)} runs, {grid.workers} side by side"]
     for cell in all_cells:
         if cell.config is None:
             lines.append(f"  {cell.name}: CANNOT RUN: {cell.problem}")
@@ -116,16 +120,18 @@ def describe(grid: Grid, all_cells: list[Cell]) -> str:
 
 
 def _todo(cell: Cell, progress: Progress, overwrite: bool) -> tuple[Cell, Job] | None:
-    """What is left to do for a cell; None where it is finished or cannot run. Raises ConfigError where its folder holds
-    another run."""
+    """Returns the job that is left to do for a cell; None where it is finished or cannot run.
+
+    Raises ConfigError where its folder holds another run.
+    """
     if cell.config is None:
         progress.broke(cell, cell.problem)
         return None
     config, folder = cell.config, cell.config.folder
-    there = folder / "config.yaml"
-    if overwrite or not there.is_file():
+    config_file = folder / "config.yaml"
+    if overwrite or not config_file.is_file():
         return _checked(cell, progress, config, resume=False)
-    if there.read_text("utf-8") != config.to_yaml():
+    if config_file.read_text("utf-8") != config.to_yaml():
         raise ConfigError(
             f"{folder} holds a run of other settings: give --overwrite, another grid name, or remove the folder"
         )
@@ -146,13 +152,13 @@ def _checked(cell: Cell, progress: Progress, config: RunConfig, resume: bool) ->
         return None
 
 
-async def _lanes(todo: list[tuple[Cell, Job]], lanes: int, progress: Progress) -> None:
-    """Raises Stopped once every lane has checkpointed and ended."""
+async def _work(todo: list[tuple[Cell, Job]], workers: int, progress: Progress) -> None:
+    """Runs the jobs. Raises Stopped once every worker has checkpointed and ended."""
     from orchestration.run.loop import StopSignal
 
     stop, queue = StopSignal(), list(reversed(todo))
     with signals(stop, progress.say):
-        tasks = [asyncio.ensure_future(_lane(queue, progress, stop)) for _ in range(min(lanes, len(todo)))]
+        tasks = [asyncio.ensure_future(_worker(queue, progress, stop)) for _ in range(min(workers, len(todo)))]
         try:
             results = await asyncio.gather(*tasks, return_exceptions=True)
         except asyncio.CancelledError:  # the second signal
@@ -166,8 +172,8 @@ async def _lanes(todo: list[tuple[Cell, Job]], lanes: int, progress: Progress) -
         raise Stopped(stop.number)
 
 
-async def _lane(queue: list[tuple[Cell, Job]], progress: Progress, stop: StopSignal) -> None:
-    """Runs off the common queue until it is empty or a stop is asked for."""
+async def _worker(queue: list[tuple[Cell, Job]], progress: Progress, stop: StopSignal) -> None:
+    """Takes runs off the common queue until it is empty or a stop is asked for."""
     from orchestration.cluster.actor_settings import layout_key
     from orchestration.cluster.cluster import Cluster
     from orchestration.sampling.codec import load_codecs
@@ -198,34 +204,31 @@ async def _lane(queue: list[tuple[Cell, Job]], progress: Progress, stop: StopSig
 
 
 def _outcome(cell: Cell) -> str:
-    """The last figures of a finished run, for its line."""
+    """Returns the last metrics of a finished run, for its line."""
     assert cell.config is not None
     rows = read_rows(cell.config.folder)
-    wanted = {"H": "entropy/exact", "reward": "reward/mean"}
-    parts = [f"{label} {rows[-1][key]:.3f}" for label, key in wanted.items() if rows and key in rows[-1]]
+    names = {"H": "entropy/exact", "reward": "reward/mean"}
+    parts = [f"{label} {rows[-1][key]:.3f}" for label, key in names.items() if rows and key in rows[-1]]
     evals = short_evals(rows[-1]) if rows else {}
     parts += [f"{key} {value:.3f}" for key, value in evals.items()]
     return "  " + "  ".join(parts) if parts else ""
 
 
 def publish(grid: Grid, root: Path, progress: Progress, console: Console) -> Path:
-    """results.json, report.html and the table, of whatever is finished."""
-    about = notes(grid)
-    arms = []
-    for name, note in about.items():
-        runs = {c.seed: c.config.folder for c in progress.done if c.arm == name and c.config is not None}
-        failed = {
-            int(cell.rpartition("-s")[2]): reason
-            for cell, reason in progress.failed.items()
-            if cell.rpartition("-s")[0] == name
-        }
-        arms.append(ArmRuns(name, runs, failed, note))
-    results: dict[str, Any] = collect(arms)
-    write_whole(root / "results.json", json.dumps(results, indent=1))
-    written = [markdown_table(results, shown) for shown in tables(results)]
-    write_whole(root / "results.md", "\n".join([*written, *map(markdown_matrix, matrices(results))]))
+    """Writes results.json, results.md and report.html of whatever is finished, and prints the tables."""
+    arms = [_arm_runs(name, note, progress) for name, note in notes(grid).items()]
+    results = collect(arms)
+    shown = tables(results)
+    write_whole(root / "results.json", json.dumps(results.to_json(), indent=1))
+    write_whole(root / "results.md", "\n".join(table.to_markdown() for table in [*shown, *matrices(results)]))
     report = write_lab_report(grid.name, arms, results, root / "report.html")
-    for shown in tables(results):
-        Console(width=max(console.width, 160)).print(lab_table(results, shown), "")
+    for table in shown:
+        Console(width=max(console.width, 160)).print(table.to_rich(), "")
     console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
     return report
+
+
+def _arm_runs(name: str, note: str, progress: Progress) -> ArmRuns:
+    runs = {cell.seed: cell.config.folder for cell in progress.done if cell.arm == name and cell.config is not None}
+    failed = {cell.seed: reason for cell, reason in progress.failed if cell.arm == name}
+    return ArmRuns(name, runs, failed, note)

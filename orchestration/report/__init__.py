@@ -1,11 +1,16 @@
-"""report.html: pages, sections and charts.
+"""Writes report.html: tables, sentences and charts of one run or of several side by side.
 
 | file | what |
 |---|---|
-| chapters.py          | what a report shows in which order: chapters of a run, sections of charts |
-| charts.py            | which numbers of the runs go into which picture of a report |
-| retention_section.py | a report's section on it |
-| run_report.py        | one self-contained report.html from run folders |
-| svg.py               | pictures as SVG text |
-| svg_points.py        | points with error bars, and names that do not cover one another |
+| chapters.py          | which charts and findings stand in which chapter or section |
+| charts.py            | which numbers of the runs go into which chart |
+| page.py              | renders a template of templates/ with assets/ inlined |
+| retention_section.py | the section on a run with stages |
+| run_report.py        | the report of run folders |
+| settings_line.py     | the settings shown under the title |
+| summary_table.py     | the tables of run summaries |
+| table.py             | one table, written as HTML, Markdown or for the terminal |
+| visible.py           | untrusted text made safe to show |
+
+svg/ draws the charts.
 """

@@ -1,147 +1,175 @@
-"""What a report shows in which order: the story of a single run in chapters, and the sections of charts behind it.
+"""Arranges the charts and findings of a report: the summary of a single run in chapters, and the sections of charts after it.
 
-Sentences come from `diagnosis.py`, pictures from `charts.py`; a chapter without either is left out.
+`CHARTS` says how each chart is drawn, `CHAPTERS` and `SECTIONS` which of them stand where. A chart without data is left out,
+and so are a chapter and a section without any content.
 """
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from orchestration.analysis.diagnosis import diagnose, in_brief
 from orchestration.analysis.findings import Chapter, Finding
 from orchestration.analysis.run_data import RunData
 from orchestration.report import charts
 
-HEADINGS: dict[Chapter, str] = {
-    "entropy": "What entropy did",
-    "why": "Why",
-    "control": "What control did",
-    "cost": "What it cost, what it kept",
-    "trust": "Can the numbers be trusted",
-}
 SHARE = {"y_label": "share of tokens", "zero": True}
 
 
-def story(runs: Sequence[RunData], envs: Sequence[str], k: int) -> str:
-    """HTML: chapters with their charts for one run, the cause and the warnings of each for several; or empty text."""
-    if len(runs) > 1:
-        brief = [(run.name, in_brief(diagnose(run))) for run in runs]
-        body = "".join(f"<h3>{escape(name)}</h3>{_said(found)}" for name, found in brief if found)
-        return f"<h2>The diagnosis</h2>{body}" if body else ""
-    findings, parts = diagnose(runs[0]), []
-    for number, (chapter, heading) in enumerate(HEADINGS.items(), start=1):
-        said = _said([f for f in findings if f.chapter == chapter])
-        pictures = grid(_pictures(runs, envs, k, chapter))
-        if said or pictures:
-            parts.append(f"<h3>{number}. {escape(heading)}</h3>{said}{pictures}")
-    return f"<h2>The story of the run</h2>{''.join(parts)}" if parts else ""
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Holds the runs of a report, all their environments, and the k shown beside pass@1."""
+
+    runs: Sequence[RunData]
+    envs: Sequence[str]
+    k: int
 
 
-def grid(pictures: Sequence[str]) -> str:
-    """Charts two a line; one without data is empty text and takes no place."""
-    shown = "".join(pictures)
-    return f'<div class="grid">{shown}</div>' if shown else ""
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Holds a heading, the findings under it and the charts under those, as SVG."""
+
+    heading: str
+    charts: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
 
 
-def table(kind: str, head: str, body: str) -> str:
-    """A table of rows that are markup already, scrolling sideways where the page is narrow."""
-    return f'<div class="wide"><table class="{kind}"><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+Draw = Callable[[Selection], str]
 
 
-def _said(findings: Sequence[Finding]) -> str:
-    plain, marked = "<li>", '<li class="warning"><b>Warning.</b> '
-    items = [f"{marked if f.severity == 'warning' else plain}{escape(f.text)}</li>" for f in findings]
-    return f'<ul class="said">{"".join(items)}</ul>' if items else ""
+def _metric(key: str, title: str, **options: Any) -> Draw:
+    return lambda shown: charts.key_chart(shown.runs, key, title, **options)
 
 
-def _pictures(runs: Sequence[RunData], envs: Sequence[str], k: int, chapter: Chapter) -> list[str]:
-    match chapter:
-        case "entropy":
-            return [charts.entropy_chart(runs), charts.success_chart(runs)]
-        case "why":
-            return [charts.ledger_chart(runs), charts.dh_chart(runs)]
-        case "control":
-            return [charts.control_chart(runs), charts.coefficient_chart(runs)]
-        case "cost":
-            seen = [charts.distinct_chart(runs), charts.responses_chart(runs)]
-            earned = [charts.reward_chart(runs, envs), charts.terms_chart(runs)]
-            return [*earned, charts.pass_over_time(runs, k), *seen]
-        case "trust":
-            return [_gap_chart(runs), charts.ess_chart(runs)]
+def _times(shown: Selection) -> str:
+    several = len(shown.runs) > 1
+    return "".join(
+        charts.time_chart(run, "Time of an iteration" + (f", {run.name}" if several else "")) for run in shown.runs
+    )
 
 
-def _gap_chart(runs: Sequence[RunData]) -> str:
-    return charts.quantile_chart(runs, "gap", "Quantiles of the log-prob gap", y_label="nats, absolute", zero=True)
+CHARTS: Mapping[str, Draw] = {
+    "entropy": lambda shown: charts.entropy_chart(shown.runs),
+    "reward": lambda shown: charts.reward_chart(shown.runs, shown.envs),
+    "reward terms": lambda shown: charts.terms_chart(shown.runs),
+    "pass over time": lambda shown: charts.pass_over_time(shown.runs, shown.k),
+    "pass by k": lambda shown: charts.pass_by_k(shown.runs),
+    "quality against coverage": lambda shown: charts.front_chart(shown.runs, shown.k),
+    "distinct solutions": lambda shown: charts.distinct_chart(shown.runs),
+    "distinct responses": lambda shown: charts.responses_chart(shown.runs),
+    "coefficient": lambda shown: charts.coefficient_chart(shown.runs),
+    "predicted and realised": lambda shown: charts.dh_chart(shown.runs),
+    "predicted by sign": lambda shown: charts.ledger_chart(shown.runs),
+    "with and without control": lambda shown: charts.control_chart(shown.runs),
+    "affected": _metric("entropy/affected", "Tokens the coefficient touches", **SHARE),
+    "withheld": lambda shown: charts.forgone_chart(shown.runs),
+    "covariance": _metric("entropy/covariance", "Covariance of advantage and log-prob", y_label="nats"),
+    "entropy by success": lambda shown: charts.success_chart(shown.runs),
+    "entropy by position": lambda shown: charts.position_chart(shown.runs),
+    "entropy by environment": lambda shown: charts.env_entropy_chart(shown.runs, shown.envs),
+    "outside": _metric("gap/outside", "Tokens whose trainer/engine ratio leaves [0.9, 1.1]", **SHARE),
+    "outside, rare": _metric("gap/outside_rare", "The same among rare tokens", **SHARE),
+    "mean gap": _metric("gap/engine_mean", "Mean log-prob gap", y_label="nats", zero=True),
+    "gap quantiles": lambda shown: charts.quantile_chart(
+        shown.runs, "gap", "Quantiles of the log-prob gap", y_label="nats, absolute", zero=True
+    ),
+    "limited": _metric("importance/limited", "Importance weights that were cut", **SHARE),
+    "clipped": _metric("clip/high", "Clipped from above", **SHARE),
+    "ratio quantiles": lambda shown: charts.quantile_chart(
+        shown.runs, "ratio", "Quantiles of the ratio of new to old probability", log_y=True
+    ),
+    "effective sample size": lambda shown: charts.ess_chart(shown.runs),
+    "gradient norm": _metric("grad_norm", "Gradient norm", zero=True),
+    "response length": _metric("response/length_mean", "Response length", y_label="tokens", zero=True),
+    "no signal": _metric("groups/no_signal", "Groups without signal", y_label="groups", zero=True),
+    "time": _times,
+    "throughput": _metric("tokens/per_second", "Throughput", y_label="tokens per second", zero=True),
+}
+
+CHAPTERS: Mapping[Chapter, tuple[str, tuple[str, ...]]] = {
+    "entropy": ("What entropy did", ("entropy", "entropy by success")),
+    "why": ("Why", ("predicted by sign", "predicted and realised")),
+    "control": ("What control did", ("with and without control", "coefficient")),
+    "cost": (
+        "What it cost, what it kept",
+        ("reward", "reward terms", "pass over time", "distinct solutions", "distinct responses"),
+    ),
+    "trust": ("Can the numbers be trusted", ("gap quantiles", "effective sample size")),
+}
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "Entropy and reward": ("entropy", "reward", "reward terms"),
+    "What the policy can do": (
+        "pass over time",
+        "pass by k",
+        "quality against coverage",
+        "distinct solutions",
+        "distinct responses",
+    ),
+    "The entropy ledger": (
+        "coefficient",
+        "predicted and realised",
+        "predicted by sign",
+        "with and without control",
+        "affected",
+        "withheld",
+        "covariance",
+        "entropy by success",
+        "entropy by position",
+        "entropy by environment",
+    ),
+    "Trainer and engine": ("outside", "outside, rare", "mean gap", "gap quantiles", "limited"),
+    "The update": (
+        "clipped",
+        "ratio quantiles",
+        "effective sample size",
+        "gradient norm",
+        "response length",
+        "no signal",
+    ),
+    "Where the time went": ("time", "throughput"),
+}
 
 
-def sections(runs: Sequence[RunData], envs: Sequence[str], k: int) -> list[tuple[str, list[str]]]:
-    """Headings with their charts; a chart without data is empty text."""
-    timing = [charts.time_chart(r, "Time of an iteration" + (f", {r.name}" if len(runs) > 1 else "")) for r in runs]
-    out = [
-        (
-            "Entropy and reward",
-            [charts.entropy_chart(runs), charts.reward_chart(runs, envs), charts.terms_chart(runs)],
-        ),
-        (
-            "What the policy can do",
-            [
-                charts.pass_over_time(runs, k),
-                charts.pass_by_k(runs),
-                charts.front_chart(runs, k),
-                charts.distinct_chart(runs),
-                charts.responses_chart(runs),
-            ],
-        ),
-        (
-            "The entropy ledger",
-            [
-                charts.coefficient_chart(runs),
-                charts.dh_chart(runs),
-                charts.ledger_chart(runs),
-                charts.control_chart(runs),
-                charts.key_chart(runs, "entropy/affected", "Tokens the coefficient touches", **SHARE),
-                charts.forgone_chart(runs),
-                charts.key_chart(runs, "entropy/covariance", "Covariance of advantage and log-prob", y_label="nats"),
-                charts.success_chart(runs),
-                charts.place_chart(runs),
-                charts.env_entropy_chart(runs, envs),
-            ],
-        ),
-        (
-            "Trainer and engine",
-            [
-                charts.key_chart(runs, "gap/outside", "Tokens whose trainer/engine ratio leaves [0.9, 1.1]", **SHARE),
-                charts.key_chart(runs, "gap/outside_rare", "The same among rare tokens", **SHARE),
-                charts.key_chart(runs, "gap/engine_mean", "Mean log-prob gap", y_label="nats", zero=True),
-                _gap_chart(runs),
-                charts.key_chart(runs, "importance/limited", "Importance weights that were cut", **SHARE),
-            ],
-        ),
-        (
-            "The update",
-            [
-                charts.key_chart(runs, "clip/high", "Clipped from above", **SHARE),
-                charts.quantile_chart(runs, "ratio", "Quantiles of the ratio of new to old probability", log_y=True),
-                charts.ess_chart(runs),
-                charts.key_chart(runs, "grad_norm", "Gradient norm", zero=True),
-                charts.key_chart(runs, "response/length_mean", "Response length", y_label="tokens", zero=True),
-                charts.key_chart(runs, "groups/no_signal", "Groups without signal", y_label="groups", zero=True),
-            ],
-        ),
-        (
-            "Where the time went",
-            [
-                *timing,
-                charts.key_chart(runs, "tokens/per_second", "Throughput", y_label="tokens per second", zero=True),
-            ],
-        ),
+def chapters(shown: Selection) -> list[Section]:
+    """Returns the numbered chapters of a single run: the findings of each with their charts."""
+    findings, made = diagnose(shown.runs[0]), []
+    for number, (chapter, (heading, names)) in enumerate(CHAPTERS.items(), start=1):
+        own = [finding for finding in findings if finding.chapter == chapter]
+        drawn = _drawn(CHARTS[name](shown) for name in names)
+        if own or drawn:
+            made.append(Section(f"{number}. {heading}", drawn, own))
+    return made
+
+
+def diagnoses(runs: Sequence[RunData]) -> list[Section]:
+    """Returns the cause and the warnings of every run that has any, under the run's name."""
+    brief = [Section(run.name, findings=in_brief(diagnose(run))) for run in runs]
+    return [section for section in brief if section.findings]
+
+
+def sections(shown: Selection) -> list[Section]:
+    """Returns the sections of charts; of a single run without the charts that its chapters have already."""
+    in_chapters = {name for _, names in CHAPTERS.values() for name in names} if len(shown.runs) == 1 else set()
+    made = [
+        Section(heading, _drawn(CHARTS[name](shown) for name in names if name not in in_chapters))
+        for heading, names in SECTIONS.items()
     ]
-    for env in envs if len(envs) > 1 else []:
-        pictures = [
-            charts.key_chart(runs, f"reward/{env}", "Reward"),
-            charts.key_chart(runs, f"response/length/{env}", "Response length", y_label="tokens", zero=True),
-            charts.key_chart(runs, f"entropy/{env}", "Exact entropy", zero=True),
-            charts.pass_by_k(runs, env),
-            charts.distinct_chart(runs, env),
-        ]
-        out.append((f"Environment: {env}", pictures))
-    return out
+    made += [_environment(shown.runs, env) for env in (shown.envs if len(shown.envs) > 1 else ())]
+    return [section for section in made if section.charts]
+
+
+def _environment(runs: Sequence[RunData], env: str) -> Section:
+    drawn = (
+        charts.key_chart(runs, f"reward/{env}", "Reward"),
+        charts.key_chart(runs, f"response/length/{env}", "Response length", y_label="tokens", zero=True),
+        charts.key_chart(runs, f"entropy/{env}", "Exact entropy", zero=True),
+        charts.pass_by_k(runs, env),
+        charts.distinct_chart(runs, env),
+    )
+    return Section(f"Environment: {env}", _drawn(drawn))
+
+
+def _drawn(drawings: Iterable[str]) -> list[str]:
+    """Drops the charts without data, which are empty text."""
+    return [drawing for drawing in drawings if drawing]

@@ -1,6 +1,6 @@
-"""The charts of a report: which numbers of the runs go into which picture (`plots.py` draws it).
+"""Selects the numbers of runs that each chart of a report shows; `svg/charts.py` draws it.
 
-Each takes the runs, a colour each, and returns SVG text; empty text when no run has the data.
+Each function takes the runs, a colour each, and returns SVG text; empty text when no run has the data.
 """
 
 import itertools
@@ -11,19 +11,20 @@ from typing import Any
 
 from orchestration.analysis.findings import change_pairs
 from orchestration.analysis.run_data import RunData, over_envs, pass_curve
-from orchestration.report import svg as plots
-from orchestration.report.svg import Series
+from orchestration.report.svg.charts import line_chart, scatter_chart, stacked_chart
+from orchestration.report.svg.marks import Series, smooth
 from orchestration.stats import finite, fit_line
 from orchestration.telemetry.keys import DISTINCT, EnvKey, QuantileKey, TermKey
 from orchestration.text import label
 
 
 def key_chart(runs: Sequence[RunData], key: str, title: str, **options: Any) -> str:
-    return plots.line_chart(title, _curves(runs, key), **options)
+    """Draws one metric over iterations."""
+    return line_chart(title, _curves(runs, key), **options)
 
 
 def _curves(runs: Sequence[RunData], key: str, *, raw: bool = True) -> list[Series]:
-    """A key over iterations, a colour a run: rolling mean with its spread, the raw values faint behind it."""
+    """Returns a key over iterations, a colour a run: rolling mean with its spread, the raw values faint behind it."""
     out: list[Series] = []
     for colour, run in enumerate(runs):
         if not run.has(key):
@@ -32,11 +33,11 @@ def _curves(runs: Sequence[RunData], key: str, *, raw: bool = True) -> list[Seri
         if len(finite(y)) < 30:
             out.append(Series(run.name, x, y, colour))
             continue
-        middle, around = plots.smooth(y, max(2, len(y) // 40))
+        middle, spread = smooth(y, max(2, len(y) // 40))
         if raw:
             out.append(Series(run.name, x, y, colour, "faint", legend=False))
-        low = [m - a for m, a in zip(middle, around, strict=True)]
-        high = [m + a for m, a in zip(middle, around, strict=True)]
+        low = [m - a for m, a in zip(middle, spread, strict=True)]
+        high = [m + a for m, a in zip(middle, spread, strict=True)]
         out.append(Series(run.name, x, middle, colour, "line", low, high))
     return out
 
@@ -47,29 +48,31 @@ def entropy_chart(runs: Sequence[RunData]) -> str:
         if run.has("entropy/target"):
             name = "target" if len(runs) == 1 else f"{run.name}, target"
             series.append(Series(name, run.column("iteration"), run.column("entropy/target"), colour, "dashed"))
-        seen = run.column("entropy/controlled")
-        if any(math.isfinite(v) and v != exact for v, exact in zip(seen, run.column("entropy/exact"), strict=True)):
+        controlled = run.column("entropy/controlled")
+        if any(
+            math.isfinite(v) and v != exact for v, exact in zip(controlled, run.column("entropy/exact"), strict=True)
+        ):
             name = "under control" if len(runs) == 1 else f"{run.name}, under control"
-            series.append(Series(name, run.column("iteration"), seen, colour, "dotted"))
+            series.append(Series(name, run.column("iteration"), controlled, colour, "dotted"))
     notes = ["Line: rolling mean, band: its spread."] if any(s.low for s in series) else []
     notes += ["Dashed: target."] if any(s.style == "dashed" for s in series) else []
     notes += ["Dotted: what the controller observes."] if any(s.style == "dotted" for s in series) else []
-    return plots.line_chart("Exact entropy", series, y_label="nats per token", zero=True, note=" ".join(notes))
+    return line_chart("Exact entropy", series, y_label="nats per token", zero=True, note=" ".join(notes))
 
 
 def reward_chart(runs: Sequence[RunData], envs: Sequence[str]) -> str:
-    """Mean reward; a single run with several environments also shows each of them, in a colour of its own."""
+    """Draws mean reward; a single run with several environments also shows each of them, in a colour of its own."""
     series = _curves(runs, "reward/mean")
     if len(runs) == 1 and len(envs) > 1:
         series = [replace(s, name="all") for s in series]
         for colour, env in enumerate(envs, start=1):
             curves = _curves(runs, f"reward/{env}", raw=False)
             series += [replace(s, name=env, colour=colour, low=(), high=()) for s in curves]
-    return plots.line_chart("Reward", series, y_label="mean reward")
+    return line_chart("Reward", series, y_label="mean reward")
 
 
 def terms_chart(runs: Sequence[RunData]) -> str:
-    """Of a single run: what its reward is made of, a colour a term."""
+    """Draws the terms of a single run's reward, a colour a term."""
     found = [TermKey.parse(key) for run in runs[:1] for key in run.metric_keys()]
     terms = {key.term for key in found if key is not None and key.env is None}
     if len(runs) > 1 or not terms:
@@ -79,7 +82,7 @@ def terms_chart(runs: Sequence[RunData]) -> str:
         curves = _curves(runs, str(TermKey(term)), raw=False)
         series += [replace(s, name=term, colour=colour, low=(), high=()) for s in curves]
     note = "Before weights. The verdict is the environment's own: where it does not follow the others, they are being gamed."
-    return plots.line_chart("Terms of the reward", series, y_label="mean value", note=note)
+    return line_chart("Terms of the reward", series, y_label="mean value", note=note)
 
 
 def coefficient_chart(runs: Sequence[RunData]) -> str:
@@ -94,7 +97,7 @@ def coefficient_chart(runs: Sequence[RunData]) -> str:
     positive = all(v > 0.0 for s in series for v in finite(s.y))
     values = [v for s in series for v in finite(s.y)]
     log = positive and bool(values) and max(values) / min(values) > 50
-    return plots.line_chart("Entropy coefficient", series, y_label="coefficient", log_y=log, note="Dotted: its bounds.")
+    return line_chart("Entropy coefficient", series, y_label="coefficient", log_y=log, note="Dotted: its bounds.")
 
 
 def dh_chart(runs: Sequence[RunData]) -> str:
@@ -111,15 +114,15 @@ def dh_chart(runs: Sequence[RunData]) -> str:
             notes.append(f"{run.name}: slope {label(float(f'{fit.slope:.2g}'))}, r = {fit.correlation:.2f}")
     title = "Change of entropy, predicted and realised"
     axes = {"x_label": "predicted, nats per token", "y_label": "realised"}
-    return plots.scatter_chart(title, series, note="; ".join(notes), trim=0.01, **axes)
+    return scatter_chart(title, series, note="; ".join(notes), trim=0.01, **axes)
 
 
 def _pair(
     runs: Sequence[RunData], pairs: Sequence[tuple[str, str]], title: str, *, summed: bool = False, **options: Any
 ) -> str:
-    """Two keys of a kind, (key, name) each: a style each, and a colour a run or, of a single run, a colour each.
+    """Draws two metrics of a kind, (key, name) each: a style each, and a colour a run or, of a single run, a colour each.
 
-    `summed` adds up over the iterations; a value that is not finite counts as nothing there.
+    `summed` adds up over the iterations; a value that is not finite counts as zero there.
     """
     series = []
     for colour, run in enumerate(runs):
@@ -130,11 +133,11 @@ def _pair(
             if summed:
                 y = list(itertools.accumulate(v if math.isfinite(v) else 0.0 for v in y))
             elif len(finite(y)) >= 30:
-                y = plots.smooth(y, max(2, len(y) // 40))[0]
-            who = name if len(runs) == 1 else f"{run.name}, {name}"
-            shade = i if len(runs) == 1 else colour
-            series.append(Series(who, run.column("iteration"), y, shade, ("line", "dashed")[i]))
-    return plots.line_chart(title, series, **options)
+                y = smooth(y, max(2, len(y) // 40))[0]
+            full_name = name if len(runs) == 1 else f"{run.name}, {name}"
+            own_colour = i if len(runs) == 1 else colour
+            series.append(Series(full_name, run.column("iteration"), y, own_colour, ("line", "dashed")[i]))
+    return line_chart(title, series, **options)
 
 
 def ledger_chart(runs: Sequence[RunData]) -> str:
@@ -144,7 +147,7 @@ def ledger_chart(runs: Sequence[RunData]) -> str:
 
 
 def control_chart(runs: Sequence[RunData]) -> str:
-    """What the updates were predicted to do beside what the advantages alone would: the space between is control."""
+    """Draws the predicted change of the updates beside that of the advantages alone: the space between is control."""
     if not any(run.has("entropy/predicted_dh_free") for run in runs):
         return ""
     parts = [("entropy/predicted_dh", "with control"), ("entropy/predicted_dh_free", "advantages alone")]
@@ -164,17 +167,17 @@ def success_chart(runs: Sequence[RunData]) -> str:
     return _pair(runs, parts, "Entropy of correct and failed responses", y_label="nats per token", zero=True)
 
 
-def place_chart(runs: Sequence[RunData]) -> str:
+def position_chart(runs: Sequence[RunData]) -> str:
     parts = [("entropy/first", "first token"), ("entropy/last", "last token")]
-    return _pair(runs, parts, "Entropy by place in the response", y_label="nats per token", zero=True)
+    return _pair(runs, parts, "Entropy by position in the response", y_label="nats per token", zero=True)
 
 
 def env_entropy_chart(runs: Sequence[RunData], envs: Sequence[str]) -> str:
-    """A colour an environment; of a single run with several, for side by side each environment has its own section."""
+    """Draws a single run's entropy, a colour an environment; side by side each environment has a section of its own."""
     series = []
     for colour, env in enumerate(envs if len(runs) == 1 and len(envs) > 1 else ()):
         series += [replace(s, name=env, colour=colour) for s in _curves(runs, f"entropy/{env}", raw=False)]
-    return plots.line_chart("Entropy by environment", series, y_label="nats per token", zero=True)
+    return line_chart("Entropy by environment", series, y_label="nats per token", zero=True)
 
 
 def responses_chart(runs: Sequence[RunData]) -> str:
@@ -183,16 +186,16 @@ def responses_chart(runs: Sequence[RunData]) -> str:
 
 
 def quantile_chart(runs: Sequence[RunData], family: str, title: str, **options: Any) -> str:
-    """The quantiles family/q50, family/q99.9, ... that were reported; of several runs the highest one each."""
+    """Draws the quantiles family/q50, family/q99.9, ... that were reported; of several runs the highest one each."""
     series = []
     for colour, run in enumerate(runs):
         found = [(QuantileKey.parse(key), key) for key in run.metric_keys()]
         ranked = sorted((q.percent, key) for q, key in found if q and q.distribution == family and run.has(key))
-        for place, (percent, key) in enumerate(ranked if len(runs) == 1 else ranked[-1:]):
+        for order, (percent, key) in enumerate(ranked if len(runs) == 1 else ranked[-1:]):
             name = f"{percent:g} %" if len(runs) == 1 else f"{run.name}, {percent:g} %"
-            shade = place if len(runs) == 1 else colour
-            series.append(Series(name, run.column("iteration"), run.column(key), shade))
-    return plots.line_chart(title, series, **options)
+            own_colour = order if len(runs) == 1 else colour
+            series.append(Series(name, run.column("iteration"), run.column(key), own_colour))
+    return line_chart(title, series, **options)
 
 
 def ess_chart(runs: Sequence[RunData]) -> str:
@@ -200,24 +203,26 @@ def ess_chart(runs: Sequence[RunData]) -> str:
 
 
 def pass_by_k(runs: Sequence[RunData], env: str | None = None) -> str:
-    """pass@k against k at the last evaluation, a style a temperature; the first evaluation faint."""
+    """Draws pass@k against k at the last evaluation, a style a temperature; the first evaluation faint."""
     series: list[Series] = []
     ticks: set[float] = set()
     for colour, run in enumerate(runs):
         points = [p for p in run.evals() if p.temperature is not None and env in (None, p.env)]
         heats = list(dict.fromkeys(p.temperature for p in points))
         for i, heat in enumerate(heats[:3]):
-            mine = [p for p in points if p.temperature == heat]
-            last, first = (pass_curve(mine, pick(p.iteration for p in mine)) for pick in (max, min))
+            at_heat = [p for p in points if p.temperature == heat]
+            last, first = (pass_curve(at_heat, pick(p.iteration for p in at_heat)) for pick in (max, min))
             ks = [float(k) for k in last]
             ticks.update(ks)
             name = f"T = {heat:g}" if len(runs) == 1 else f"{run.name}, T = {heat:g}"
-            shade = i if len(runs) == 1 else colour
-            series.append(Series(name, ks, list(last.values()), shade, ("line", "dashed", "dotted")[i]))
+            own_colour = i if len(runs) == 1 else colour
+            series.append(Series(name, ks, list(last.values()), own_colour, ("line", "dashed", "dotted")[i]))
             if first != last:
-                series.append(Series("", list(map(float, first)), list(first.values()), shade, "faint", legend=False))
+                series.append(
+                    Series("", list(map(float, first)), list(first.values()), own_colour, "faint", legend=False)
+                )
     note = "Last evaluation; thin: the first one." if any(s.style == "faint" for s in series) else "Last evaluation."
-    return plots.line_chart(
+    return line_chart(
         "pass@k by temperature", series, x_label="k", log_x=len(ticks) > 1, x_ticks=sorted(ticks), note=note
     )
 
@@ -231,11 +236,11 @@ def pass_over_time(runs: Sequence[RunData], k: int, env: str | None = None) -> s
             y = [pass_curve(points, iteration).get(wanted, math.nan) for iteration in when]
             name = f"pass@{wanted}" if len(runs) == 1 else f"{run.name}, pass@{wanted}"
             series.append(Series(name, when, y, colour, style))
-    return plots.line_chart("pass@k over training", series[:: 1 if k > 1 else 2], note="At the first temperature.")
+    return line_chart("pass@k over training", series[:: 1 if k > 1 else 2], note="At the first temperature.")
 
 
 def front_chart(runs: Sequence[RunData], k: int) -> str:
-    """pass@1 against pass@k, a point a temperature: a method compared at one temperature is half compared."""
+    """Draws pass@1 against pass@k, a point a temperature: one temperature alone does not compare two methods."""
     series = []
     for colour, run in enumerate(runs):
         points = [p for p in run.evals() if p.temperature is not None]
@@ -247,7 +252,7 @@ def front_chart(runs: Sequence[RunData], k: int) -> str:
     if k == 1 or max((len(s.x) for s in series), default=0) < 2:
         return ""
     note = "One point a temperature, last evaluation; up and to the right is better."
-    return plots.scatter_chart("Quality against coverage", series, x_label="pass@1", y_label=f"pass@{k}", note=note)
+    return scatter_chart("Quality against coverage", series, x_label="pass@1", y_label=f"pass@{k}", note=note)
 
 
 def time_chart(run: RunData, title: str) -> str:
@@ -256,7 +261,7 @@ def time_chart(run: RunData, title: str) -> str:
     rows = [row for row in run.rows if any(f"time/{part}" in row for part in parts)]
     x = [row.get("iteration", math.nan) for row in rows]
     layers = [Series(part, x, [row.get(f"time/{part}", math.nan) for row in rows], i) for i, part in enumerate(parts)]
-    return plots.stacked_chart(title, layers, y_label="seconds")
+    return stacked_chart(title, layers, y_label="seconds")
 
 
 def distinct_chart(runs: Sequence[RunData], env: str | None = None) -> str:
@@ -265,4 +270,4 @@ def distinct_chart(runs: Sequence[RunData], env: str | None = None) -> str:
         rows = [row for row in run.rows if math.isfinite(over_envs(row, DISTINCT))]
         pick = [row.get(str(EnvKey(DISTINCT, env)), math.nan) if env else over_envs(row, DISTINCT) for row in rows]
         series.append(Series(run.name, [row.get("iteration", math.nan) for row in rows], pick, colour))
-    return plots.line_chart("Distinct correct solutions a prompt", series, zero=True)
+    return line_chart("Distinct correct solutions a prompt", series, zero=True)

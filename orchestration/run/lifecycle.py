@@ -151,7 +151,7 @@ async def conduct(job: Job, cluster: Cluster, codecs: Codecs, stop: StopSignal, 
     from actors.rollout import ContextFull
     from learner.deepspeed_engine import UnsupportedPrecision
     from learner.learner import NonFiniteError
-    from learner.weights import WeightSyncError
+    from learner.weights.protocol import WeightSyncError
 
     config, folder = job.config, job.config.folder
     if job.state is None and (folder / "checkpoints").exists():

@@ -188,7 +188,7 @@ class Run:
             temperature=config.sampling.temperature,
             length_scale=config.sampling.max_tokens,
             measured=measured,
-            whole=config.batch.prompts * config.batch.responses,
+            full_batch=config.batch.prompts * config.batch.responses,
         )
         metrics = await self.cluster.learner.each("train", [(b,) for b in batches])
         self.sink.stage("train", 1, 1)

@@ -18,10 +18,10 @@ class HFCodec:
     def __init__(self, folder: str | Path, chat_template: bool) -> None:
         from transformers import GenerationConfig
 
-        from learner import tokenizer
+        from learner import chat
 
-        self._impl = tokenizer
-        self.tokenizer: Any = tokenizer.load_tokenizer(folder)
+        self._impl = chat
+        self.tokenizer: Any = chat.load_tokenizer(folder)
         if not self.tokenizer(
             "1 a"
         ).input_ids:  # what transformers makes of a folder that has a config and no tokenizer
@@ -31,7 +31,7 @@ class HFCodec:
         if (Path(folder) / "generation_config.json").is_file() or not Path(folder).is_dir():
             config = GenerationConfig.from_pretrained(folder)
         self._generation = config
-        self.stop_token_ids = tokenizer.stop_token_ids(self.tokenizer, config)
+        self.stop_token_ids = chat.stop_token_ids(self.tokenizer, config)
 
     def save(self, folder: Path) -> None:
         """Tokenizer and generation config: what the weights' own save leaves out."""

@@ -83,4 +83,5 @@ class Alarms:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the counts, those of older checkpoints too, which have other names for two of them."""
-        self._runs |= {RENAMED.get(name, name): count for name, count in state["runs"].items()}
+        counts: dict[str, int] = state["runs"]
+        self._runs |= {RENAMED.get(name, name): count for name, count in counts.items()}

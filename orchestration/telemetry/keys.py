@@ -26,30 +26,30 @@ from functools import lru_cache
 
 # key: (what it means, its unit)
 KEYS: dict[str, tuple[str, str]] = {
-    # where the run stands
+    # progress
     "iteration": ("Iteration just finished; 0 is the policy before training", ""),
     "policy_version": ("Version of the weights the generators hold at the end of the iteration", ""),
-    "stage/index": ("Place of the stage among the run's, from 0; config.yaml has its name", ""),
-    "stage/iteration": ("How many iterations the stage has had", ""),
+    "stage/index": ("Index of the stage in the run, from 0; config.yaml has its name", ""),
+    "stage/iteration": ("Iterations of the stage so far", ""),
     "time/unix": ("Wall clock at the end of the iteration, since 1970", "s"),
-    # what was earned
+    # rewards
     "reward/mean": ("Mean reward of the responses", ""),
     "reward/std": ("Standard deviation of the reward over the whole batch", ""),
     "reward/{env}": ("Mean reward in one environment", ""),
     "term/{term}": ("Mean of one term of the reward before its weight; 'verdict' is the environment's own", ""),
-    "term/{term}/{env}": ("The same in one environment", ""),
+    "term/{term}/{env}": ("Mean of that term in one environment", ""),
     "correct/mean": ("Share of responses scored correct", "share"),
     "correct/{env}": ("Share of responses scored correct in one environment", "share"),
-    "groups/no_signal/{env}": ("Such groups in one environment", "groups"),
-    # does the reward rise without what it stands for: the last 5 iterations of the stage against its first 5
+    "groups/no_signal/{env}": ("Groups of one environment whose scored rewards are all equal", "groups"),
+    # the reward-hacking monitor: the last 5 iterations of the stage against its first 5
     "drift/reward": ("Change of the mean reward since the start", ""),
-    "drift/check": ("The same of the environment's own verdict", ""),
-    "drift/held_out": ("The same of held-out pass@1, mean over the environments in training", "share"),
-    "drift/length": ("The same of the mean length of a response, as a share of it", "relative"),
+    "drift/check": ("Change of the environment's own verdict since the start", ""),
+    "drift/held_out": ("Change of held-out pass@1 since the start, mean over the environments in training", "share"),
+    "drift/length": ("Change of the mean length of a response since the start, as a share of that length", "relative"),
     "drift/hacking": ("1 while the reward has risen and verdict or held-out pass@1 has not followed", "0/1"),
     "drift/longer": ("1 while the reward has risen and the mean length changed by more than half", "0/1"),
     "groups/no_signal": (
-        "Groups whose scored rewards are all equal: without credit by the turn they carry no gradient",
+        "Groups whose scored rewards are all equal: without turn-level advantages they have no gradient",
         "groups",
     ),
     # dynamic sampling, where it is on
@@ -68,7 +68,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "adaptive/known": ("Prompts whose difficulty is estimated, in the environments of the stage", "prompts"),
     "adaptive/solved": ("Estimated probability that a response is correct, mean over these prompts", "share"),
     "adaptive/informative": ("Share of the groups whose scored rewards differ", "share"),
-    "adaptive/informative_again": ("The same among prompts that had been tried before", "share"),
+    "adaptive/informative_again": ("Share of revisited groups whose scored rewards differ", "share"),
     # the entropy ledger
     "entropy/exact": ("Entropy of the policy from the full distribution", "nats/token"),
     "entropy/sampled": ("Entropy estimated from the sampled tokens alone", "nats/token"),
@@ -81,7 +81,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "entropy/covariance": ("Covariance of advantage and log-prob over the tokens trained on", "nats"),
     "entropy/predicted_dh": ("Change of entropy predicted to first order for this iteration's updates", "nats/token"),
     "entropy/predicted_dh_free": (
-        "The same with the coefficient at no effect: what the advantages alone do",
+        "Predicted change with the coefficient at no effect: what the advantages alone do",
         "nats/token",
     ),
     "entropy/predicted_dh_positive": ("Predicted change due to positive advantages", "nats/token"),
@@ -103,7 +103,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "entropy/coefficient_high": ("Upper bound of the coefficient", ""),
     "entropy/affected": ("Share of tokens the coefficient touches", "share"),
     "entropy/saturated": ("1 when the coefficient is at its bound and entropy is still off target", "0/1"),
-    "entropy/released": ("1 once the controller has let go of the coefficient", "0/1"),
+    "entropy/released": ("1 once the controller has released the coefficient", "0/1"),
     "coefficient/{env}": ("Coefficient of an environment with a target of its own", ""),
     "target/{env}": ("That environment's target", "nats/token"),
     "error/{env}": ("(target - controlled) / target in that environment", "relative"),
@@ -120,30 +120,33 @@ KEYS: dict[str, tuple[str, str]] = {
     "steps/loss_scale": ("What the next fp16 loss is multiplied by before backward", ""),
     "grad_norm": ("Norm of the gradient before clipping", ""),
     "lr": ("Learning rate", ""),
-    "kl/old": ("KL from the policy that wrote the responses", "nats/token"),
+    "kl/old": ("KL from the policy that generated the responses", "nats/token"),
     "kl/reference": ("KL from the policy to the reference policy, at the start of the iteration", "nats/token"),
     "advantage/std": ("Standard deviation of the advantages over the tokens trained on", ""),
     "advantage/scale_positive": ("log of mean |A'| over mean |A| where A > 0: a hidden change of step size", ""),
-    "advantage/scale_negative": ("The same where A < 0", ""),
+    "advantage/scale_negative": ("log of mean |A'| over mean |A| where A < 0", ""),
     "importance/mean": ("Mean weight that corrects from the engine's to the trainer's log-probs", ""),
     "importance/limited": ("Share of tokens whose weight was truncated or masked", "share"),
     # trainer against engine
     "sync/logprob_gap_max": ("Largest log-prob difference right after a weight sync", "nats"),
-    "sync/logprob_gap_mean": ("Mean absolute such difference", "nats"),
+    "sync/logprob_gap_mean": ("Mean absolute log-prob difference right after a weight sync", "nats"),
     "sync/bytes": ("Bytes of weights sent to the generators", "B"),
     "gap/engine_mean": ("Mean absolute log-prob difference, trainer against engine", "nats"),
-    "gap/engine_max": ("Largest such difference", "nats"),
+    "gap/engine_max": ("Largest absolute log-prob difference, trainer against engine", "nats"),
     "gap/q{percent}": ("Quantile of the absolute log-prob difference, trainer against engine", "nats"),
     "gap/outside": ("Share of tokens whose trainer/engine ratio leaves [0.9, 1.1]", "share"),
-    "gap/outside_rare": ("The same among rare tokens, those with a log-prob under -2", "share"),
+    "gap/outside_rare": (
+        "Share of rare tokens (log-prob under -2) whose trainer/engine ratio leaves [0.9, 1.1]",
+        "share",
+    ),
     # where the time went
     "time/iteration": ("Whole iteration", "s"),
-    "time/generate": ("Writing responses", "s"),
-    "time/verify": ("Judging responses", "s"),
+    "time/generate": ("Generating responses", "s"),
+    "time/verify": ("Scoring responses", "s"),
     "time/train": ("Gradient steps", "s"),
     "time/sync": ("Sending weights to the generators", "s"),
     "time/eval": ("Evaluation", "s"),
-    "tokens/generated": ("Tokens written by the policy", "tokens"),
+    "tokens/generated": ("Tokens generated by the policy", "tokens"),
     "tokens/trained": ("Tokens that entered the loss", "tokens"),
     "tokens/per_second": ("Generated tokens over the time of the iteration", "tokens/s"),
     # the responses
@@ -157,15 +160,15 @@ KEYS: dict[str, tuple[str, str]] = {
     "status/turns": ("Share of trajectories that were not done within sampling.max_turns", "share"),
     "status/tokens": ("Share of trajectories that were not done within their limits on tokens", "share"),
     "status/seconds": ("Share of trajectories that were not done within sampling.max_seconds", "share"),
-    "status/timeout": ("Share of responses whose judging ran out of time", "share"),
-    "status/error": ("Share of responses whose judging failed", "share"),
+    "status/timeout": ("Share of responses whose scoring ran out of time", "share"),
+    "status/error": ("Share of responses whose scoring failed", "share"),
     "status/ok/{env}": ("Share of one environment's responses that ended by themselves and were scored", "share"),
     "status/truncated/{env}": ("Share of one environment's responses cut at the length limit", "share"),
     "status/turns/{env}": ("Share of one environment's trajectories not done within sampling.max_turns", "share"),
     "status/tokens/{env}": ("Share of one environment's trajectories not done within their limits on tokens", "share"),
     "status/seconds/{env}": ("Share of one environment's trajectories not done within sampling.max_seconds", "share"),
-    "status/timeout/{env}": ("Share of one environment's responses whose judging ran out of time", "share"),
-    "status/error/{env}": ("Share of one environment's responses whose judging failed", "share"),
+    "status/timeout/{env}": ("Share of one environment's responses whose scoring ran out of time", "share"),
+    "status/error/{env}": ("Share of one environment's responses whose scoring failed", "share"),
     # evaluation
     "eval/{env}/pass@{k}": ("Unbiased pass@k at the first temperature", "share"),
     "eval/{env}/pass@{k}/T={temperature}": ("Unbiased pass@k at one temperature", "share"),
@@ -217,7 +220,7 @@ def present_name(key: str) -> str:
 
 @lru_cache(maxsize=4096)
 def lookup(key: str) -> tuple[str, dict[str, str]] | None:
-    """Finds the entry of `KEYS` a key belongs to and what its braces stand for; None where there is no such entry.
+    """Finds the entry of `KEYS` a key belongs to and what its braces stand for; None for a key outside the table.
 
     A literal entry wins over a family, so `reward/mean` is never an environment named "mean".
 

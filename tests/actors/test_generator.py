@@ -11,7 +11,7 @@ from support.fakes import FakeEngine, fake_response
 
 from actors.generator import Generator, StaleGenerator
 from actors.inference import Completion, Request, SamplingParams
-from learner.weights import WeightManifest, WeightSyncError
+from learner.weights.protocol import WeightManifest, WeightSyncError
 
 REQUESTS = [Request(f"r{i}", (1, 2, i), SamplingParams(8, stop_token_ids=(3,)), seed=i) for i in range(12)]
 

@@ -188,7 +188,8 @@ def engine(say: Say) -> None:
 def _second_member(rendezvous: Any, pipe: Any) -> None:
     import torch
 
-    from learner.weights import Subscriber, WeightSyncError
+    from learner.weights.protocol import WeightSyncError
+    from learner.weights.subscriber import Subscriber
 
     torch.cuda.set_device(0)
     torch.zeros(1, device="cuda")
@@ -203,7 +204,10 @@ def _second_member(rendezvous: Any, pipe: Any) -> None:
 def nccl(say: Say) -> None:
     import torch
 
-    from learner.weights import Checksum, Publisher, WeightSyncError, listen, make_manifest, make_rendezvous
+    from learner.weights.channel import listen
+    from learner.weights.checksum import Checksum
+    from learner.weights.protocol import WeightSyncError, make_manifest, make_rendezvous
+    from learner.weights.publisher import Publisher
 
     torch.cuda.set_device(0)
     tensors = [(f"w{i}", torch.randn(1000 + i, 257, device="cuda", dtype=torch.bfloat16)) for i in range(40)]

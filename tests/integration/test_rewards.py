@@ -19,7 +19,7 @@ from integration.test_run import finish, isentrope, model, rows, smoke, survivor
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from envs.builtin.arithmetic import Arithmetic
-from learner.tokenizer import build_tokenizer
+from learner.warmstart.tokenizer import build_tokenizer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 

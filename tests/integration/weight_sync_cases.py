@@ -23,7 +23,9 @@ from actors.inference import Completion, Request, SamplingParams
 from actors.settings import EngineDtype, GeneratorSettings, VLLMSettings
 from actors.vllm_engine import EngineDead, VLLMEngine
 from learner.policy import Policy
-from learner.weights import Publisher, WeightSyncError, listen, make_manifest, make_rendezvous
+from learner.weights.channel import listen
+from learner.weights.protocol import WeightSyncError, make_manifest, make_rendezvous
+from learner.weights.publisher import Publisher
 
 VOCAB = 64
 MAX_LEN = 96

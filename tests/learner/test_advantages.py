@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.builders import make_trajectory
 
 from envs.types import Group, Status
-from learner.advantages import ADVANTAGES, Advantage, grpo, leave_one_out, to_go, whitened
+from learner.advantages import ADVANTAGES, Advantage, grpo, leave_one_out, returns_to_go, whitened
 from learner.batching import no_signal, trajectory_advantages, turn_advantages
 
 REWARDS = st.lists(st.integers(-8, 8).map(lambda x: x / 4), min_size=2, max_size=12)
@@ -138,9 +138,9 @@ def test_reinforce_pp_normalises_over_the_global_batch_and_not_within_a_group() 
 
 
 def test_what_is_yet_to_be_earned() -> None:
-    assert to_go(np.array([1.0, 0.0, 4.0]), 0.5).tolist() == [2.0, 2.0, 4.0]
-    assert to_go(np.array([1.0, 0.0, 4.0]), 1.0).tolist() == [5.0, 4.0, 4.0]
-    assert to_go(np.zeros(0), 0.9).tolist() == []
+    assert returns_to_go(np.array([1.0, 0.0, 4.0]), 0.5).tolist() == [2.0, 2.0, 4.0]
+    assert returns_to_go(np.array([1.0, 0.0, 4.0]), 1.0).tolist() == [5.0, 4.0, 4.0]
+    assert returns_to_go(np.zeros(0), 0.9).tolist() == []
 
 
 def episodes(rewards: list[list[float]], lost: int = -1) -> Group:

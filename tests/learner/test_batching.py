@@ -208,7 +208,7 @@ def test_what_was_dropped_is_measured_and_the_rest_is_cut_into_updates_of_the_us
         aggregation=aggregation,
         temperature=1.0,
         measured=responses[kept:],
-        whole=len(responses),
+        full_batch=len(responses),
     )
     assert {b.steps for b in batches} == {2 * updates}
     assert len({b.envs for b in batches}) == 1

@@ -187,7 +187,7 @@ def filtered(kept: int, iteration: int = 0, measure: bool = True, **plan: Any) -
         aggregation="token",
         temperature=0.8,
         measured=responses[kept:] if measure else (),
-        whole=RESPONSES,
+        full_batch=RESPONSES,
     )
 
 

@@ -78,7 +78,7 @@ def ours(
     )
     total, grads = 0.0, [np.full(len(x), np.nan) for x in logps]
     for micro in (m for b in batches for m in b.updates[0]):
-        at = list(zip(micro.trajectory.tolist(), micro.place.tolist(), strict=True))
+        at = list(zip(micro.trajectory.tolist(), micro.action_index.tolist(), strict=True))
         old, engine, reference, entropy = (
             torch.tensor([getattr(responses[i], name)[t] for i, t in at], dtype=torch.float64)
             for name in ("old", "engine", "reference", "entropy")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from support.builders import assert_close
 from support.tables import METHODS, MOVED, SURROGATES, TABLES, Table, change_of_entropy, entropies, make_method
 
-from learner.ledger import Fresh, Tally, planned_dh, predicted_dh, tally_update
+from learner.ledger.predicted import Fresh, planned_dh, predicted_dh, tally_update
+from learner.ledger.tally import Tally
 from learner.objective import reference_pull, weigh, with_reference
 from learner.settings import ImportanceSettings, KLSettings, ObjectiveSettings
 from learner.types import Shaping

@@ -5,10 +5,8 @@ from __future__ import annotations
 from mutation.entries import Mutation, entries
 
 _AT = "tests/learner/"
-CONTROL = f"{_AT}test_references_control.py"
-STEERING = (
-    f"{_AT}test_controllers.py -k dead or bound or own or release or observed or rate or successful or saturation"
-)
+CONTROL = f"{_AT}entropy/test_references_control.py"
+STEERING = f"{_AT}entropy/test_controllers.py -k dead or bound or own or release or observed or rate or successful or saturation"
 LOGPROBS = f"{_AT}test_logprobs.py -k values or entropy_grad_sq or statistics"
 LEARNER = f"{_AT}test_learner.py -k change_no and (kl_cov or k1) or reference_is or predicted"
 DROPPED = f"{_AT}test_learner.py -k measured or dropped or learning_rate"
@@ -24,15 +22,9 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("halving is doubling", "(2.0 if grow else 0.5)", "(2.0 if grow else 2.0)"),
         ("no flip", "sign = -sign if self.negative or sign < 0 else sign", "sign = sign"),
         ("always a flip", "settings.allow_negative and self.coefficient_range.signed", "True"),
-        (
-            "the upper bound below",
-            "min(max(magnitude, self.coefficient_range.low), self.coefficient_range.high)",
-            "max(max(magnitude, self.coefficient_range.low), self.coefficient_range.high)",
-        ),
         ("proportional's sign", "self.move(self.gain * error)", "self.move(-self.gain * error)"),
         ("proportional without its gain", "self.move(self.gain * error)", "self.move(error)"),
         ("additive's sign", "self.step if error > 0 else -self.step", "-self.step if error > 0 else self.step"),
-        ("the gate inverted", "not self.gated or error >= 0", "not self.gated or error <= 0"),
         ("the gate never shuts", "return self.value * self.gate", "return self.value"),
         ("additive keeps its low", '{"low": 0.0}), settings)', '{"low": coefficient.low}), settings)'),
         ("pi without what was before", "self.gain * (error - self.before)", "self.gain * error"),
@@ -65,12 +57,6 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
         "entropy/controllers",
         STEERING,
-        ("the dead band inverted", "return abs(error) < self.dead_band", "return abs(error) > self.dead_band"),
-        (
-            "saturated at the other bound",
-            "if entropy < target else self.value <= self.lowest",
-            "if entropy > target else self.value <= self.lowest",
-        ),
         ("no rate limit", "if self.max_change is not None:", "if self.max_change is None and False:"),
     ),
     *entries(
@@ -85,14 +71,18 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("nan is a start", "and math.isfinite(entropy):", "and True:"),
     ),
     *entries(
-        "entropy/base",
+        "entropy/steering",
         STEERING,
         (
             "a released loop moves",
-            "math.isfinite(seen.entropy) and seen.trained and not self.target.released:",
-            "math.isfinite(seen.entropy) and seen.trained:",
+            "math.isfinite(observed.entropy) and observed.trained and not self.target.released:",
+            "math.isfinite(observed.entropy) and observed.trained:",
         ),
-        ("the loop's error", "return (self.aim - self.seen) / self.aim", "return (self.seen - self.aim) / self.aim"),
+        (
+            "the loop's error",
+            "return (self.aim - self.entropy) / self.aim",
+            "return (self.entropy - self.aim) / self.aim",
+        ),
         ("one coefficient for all", "return table[tokens.env]", "return table[tokens.env * 0]"),
         ("not untouched when released", "if all(loop.target.released for", "if not all(loop.target.released for"),
     ),
@@ -100,7 +90,11 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         "draws",
         CONTROL,
         ("without the step", "^ np.uint64(step)\n", "^ np.uint64(0)\n"),
-        ("without the place", "^ place.astype(np.uint64))", "^ np.uint64(0) * place.astype(np.uint64))"),
+        (
+            "without the action's index",
+            "^ action_index.astype(np.uint64))",
+            "^ np.uint64(0) * action_index.astype(np.uint64))",
+        ),
         ("without the trajectory", "^ trajectory.astype(np.uint64))", "^ np.uint64(0) * trajectory.astype(np.uint64))"),
         ("another multiplier", "0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5B7"),
         ("a half of the interval", "/ 2.0**24", "/ 2.0**25"),
@@ -120,18 +114,18 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("the gradient without the temperature", "dz = (dz / ctx.temperature)", "dz = (dz)"),
         ("the softcap's gradient", "dz * (1.0 - (z *", "dz * (1.0 + (z *"),
     ),
-    *entries("entropy/base", DROPPED, ("a coefficient without an update moves", " and seen.trained", "")),
+    *entries("entropy/steering", DROPPED, ("a coefficient without an update moves", " and observed.trained", "")),
     *entries(
         "batching",
         f"{_AT}test_batching.py -k usual_size or informative",
-        ("as many updates of what is left", "max(1, count * plan.updates // whole)", "plan.updates"),
+        ("as many updates of what is left", "max(1, count * updates // full_batch)", "updates"),
         ("an error makes a group informative", "if t.verdict.status.scored}) > 1", "}) > 1"),
     ),
     *entries(
         "advantages",
         f"{_AT}test_advantages.py -k earned or same_turn",
         ("turns without the discount", "rewards[k] + discount * after", "rewards[k] + after"),
-        ("a turn alone is none", "if len(there) > 1:", "if len(there) > 2:"),
+        ("a turn alone is none", "if len(reached) > 1:", "if len(reached) > 2:"),
     ),
     *entries(
         "batching",
@@ -156,7 +150,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ),
         ("another rank's part", "for p in parts[: self.rank])", "for p in parts[: 0])"),
         ("micro-batches share the start", "            start += len(stats.logp)\n", "            start += 0\n"),
-        ("not reduced", "        self._reduce(seen)\n", ""),
+        ("not reduced", "        self._reduce(measured)\n", ""),
         ("updates not reduced", "        self._reduce(updated)\n", ""),
         ("planned not reduced", "        self._reduce(planned)\n", ""),
         ("a step in the middle", "boundary(i == len(update) - 1)", "boundary(i == 0)"),

@@ -7,14 +7,14 @@ from mutation.entries import Mutation, entries
 _AT = "tests/learner/"
 REPO = f"{_AT}test_references.py -k repo"
 COVARIANCE = f"{_AT}test_references.py -k cov or order or share"
-CLIP = f"{_AT}test_entropy_methods.py -k clip_methods or no_control"
+CLIP = f"{_AT}entropy/test_methods.py -k clip_methods or no_control"
 PREDICTED = f"{_AT}test_tabular.py -k predicted or bonus or drops"
 FORGONE = f"{_AT}test_tabular.py -k forgone"
-LEDGER = f"{_AT}test_ledger.py -k row or regression or realised or touched or controller or tenth or peak"
+LEDGER = f"{_AT}ledger/test_ledger.py -k row or regression or realised or touched or controller or tenth or peak"
 
 ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
-        "ledger",
+        "ledger/predicted",
         FORGONE,
         ("the bonus is forgone", "predicted_dh(stats, replace(shaping, bonus=None))", "predicted_dh(stats, shaping)"),
         ("nothing is withheld", 'step * tokens["withheld"] *', "step *"),
@@ -25,9 +25,8 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     *entries(
-        "ledger",
+        "ledger/predicted",
         PREDICTED,
-        ("the sign of dH", "dh = -shaped * (", "dh = shaped * ("),
         ("kappa added", "stats.centred - stats.kappa)", "stats.centred + stats.kappa)"),
         ("without kappa", "stats.centred - stats.kappa)", "stats.centred)"),
         ("without pi", "(stats.logp.exp() * stats.centred - stats.kappa)", "(stats.centred - stats.kappa)"),
@@ -60,7 +59,7 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     *entries(
-        "ledger",
+        "ledger/predicted",
         LEDGER,
         (
             "the slope not per unit",
@@ -74,16 +73,22 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         ),
         ("free not weighted", '("free", w * free)', '("free", free)'),
         ("successful of all", '("ok_entropy", ok * s.entropy)', '("ok_entropy", s.entropy)'),
-        (
-            "the covariance's sign",
-            'mean * tally.mean("learnt_surprisal", learnt)',
-            '-mean * tally.mean("learnt_surprisal", learnt)',
-        ),
         ("the gap on one side", ".exp() - 1.0).abs() > 0.1)", ".exp() - 1.0) > 0.1)"),
         (
             "planned without the loss weight",
             "dh = fresh.weight * planned_dh(fresh, shaping)",
             "dh = planned_dh(fresh, shaping)",
+        ),
+        ("measured responses have a say", "learnt = (w > 0).double()", "learnt = torch.ones_like(w)"),
+        ("untouched tokens count", "else shaping.touched.double()", "else (~shaping.touched).double()"),
+    ),
+    *entries(
+        "ledger/history",
+        LEDGER,
+        (
+            "the covariance's sign",
+            'mean * tally.mean("learnt_surprisal", learnt)',
+            '-mean * tally.mean("learnt_surprisal", learnt)',
         ),
         ("predicted without the updates", "scale = eta / row.updates", "scale = eta"),
         (
@@ -100,7 +105,6 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
             '(trained * tally.sums["ratio_square"]) / tally.sums["ratio"] ** 2',
         ),
         ("the scale upside down", "math.log(after / before)", "math.log(before / after)"),
-        ("measured responses have a say", "learnt = (w > 0).double()", "learnt = torch.ones_like(w)"),
         ("free of the sum of updates", "free=p.free / max(1, self.updates)", "free=p.free"),
         (
             "the mean square",
@@ -108,8 +112,11 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
             "advantage=p.advantage_square / weight",
         ),
         ("all for successful", 'if over == "successful" else (p.tokens', 'if over == "all" else (p.tokens'),
-        ("untouched tokens count", "else shaping.touched.double()", "else (~shaping.touched).double()"),
-        ("the largest of the last", "torch.maximum(before, found)", "found"),
+    ),
+    *entries(
+        "ledger/tally",
+        LEDGER,
+        ("the largest of the last", "torch.maximum(before, largest)", "largest"),
     ),
     *entries(
         "entropy/repo",
@@ -123,22 +130,19 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
             "tokens.centred if centred else tokens.logp",
             "tokens.logp if centred else tokens.centred",
         ),
-        ("the negative part", "a.sign().clamp(min=0.0)", "a.sign().clamp(max=0.0)"),
         ("both parts", 'if self.part == "positive" else a.sign()', 'if self.part == "both" else a.sign()'),
         ("touched inverted", "touched=sign != 0", "touched=sign == 0"),
     ),
     *entries("types", REPO, ("L without H", "return self.logp + self.entropy", "return self.logp - self.entropy")),
     *entries(
         "entropy/bonus",
-        f"{_AT}test_entropy_methods.py -k bonus or oriented",
+        f"{_AT}entropy/test_methods.py -k bonus or oriented",
         ("its sign", "Shaping(bonus=coefficient)", "Shaping(bonus=-coefficient)"),
     ),
     *entries(
         "entropy/clip",
         CLIP,
         ("touched below", "ratio > 1.0 + coefficient", "ratio < 1.0 + coefficient"),
-        ("touched of negative advantages", "tokens.advantages > 0", "tokens.advantages < 0"),
-        ("the ratio upside down", "tokens.logp - tokens.old_logp", "tokens.old_logp - tokens.logp"),
         ("the coefficient is not the range", "clip_high=coefficient,", "clip_high=1.0 + coefficient,"),
     ),
     *entries(
@@ -151,14 +155,14 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         ("no upper bound", "(c >= self.low) & (c <= self.high)", "(c >= self.low)"),
         ("no lower bound", "(c >= self.low) & (c <= self.high)", "(c <= self.high)"),
         ("clip-cov rounds down", "math.ceil(float(coefficient) * len(c))", "math.floor(float(coefficient) * len(c))"),
-        ("more than there are", ", int(able.sum()))", ", len(c))"),
+        ("more than there are", ", int(eligible.sum()))", ", len(c))"),
         (
-            "a share of those able",
+            "a share of those eligible",
             "math.ceil(float(coefficient) * len(c))",
-            "math.ceil(float(coefficient) * int(able.sum()))",
+            "math.ceil(float(coefficient) * int(eligible.sum()))",
         ),
-        ("the others are able", "(~able).to(tokens.uniform.dtype)", "able.to(tokens.uniform.dtype)"),
-        ("the draw is the order", "(tokens.uniform + (~able)", "(0 * tokens.uniform + (~able)"),
+        ("the others are eligible", "(~eligible).to(tokens.uniform.dtype)", "eligible.to(tokens.uniform.dtype)"),
+        ("the draw is the order", "(tokens.uniform + (~eligible)", "(0 * tokens.uniform + (~eligible)"),
         ("the dropped are kept", "weight=(~dropped).to", "weight=dropped.to"),
         ("kl-cov takes the lowest", "c[drawn].argsort(descending=True,", "c[drawn].argsort(descending=False,"),
         ("ties by order", "drawn = tokens.uniform.argsort()", "drawn = (0 * tokens.uniform).argsort(stable=True)"),

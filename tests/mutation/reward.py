@@ -39,11 +39,6 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         ("a sine", "math.cos(math.pi * share)", "math.sin(math.pi * share)"),
         ("half the cosine's way", "math.cos(math.pi * share)", "math.cos(0.5 * math.pi * share)"),
         (
-            "overlong rewards",
-            "return -progress(tokens, limit - buffer, limit)",
-            "return progress(tokens, limit - buffer, limit)",
-        ),
-        (
             "the buffer behind the limit",
             "progress(tokens, limit - buffer, limit)",
             "progress(tokens, limit, limit + buffer)",
@@ -137,7 +132,7 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         ("every model of a folder is one", "files = sorted(", "files = 0 and sorted("),
     ),
     *_entries(
-        "learner/tokenizer",
+        "learner/chat",
         GENERATORS,
         ("added tokens are forgotten", "{*tokenizer.all_special_tokens, *added}", "{tokenizer.eos_token}"),
     ),

@@ -1,8 +1,9 @@
 """Break every formula once and see a test fail: `python tests/mutation/runner.py [--only NAME] [--list] [-j N]`.
 
-The table is in mutations*.py. For each entry the packages are copied into a temporary folder, the one change is made there and the
-tests named for it are run; without a change they have to pass. Prints killed or SURVIVED for each. Exit code 1 if a mutation
-survived, the unchanged tests fail, or a text of the table is no longer in the sources exactly once.
+The table has curated entries, changes of meaning that somebody thought of, and generated ones: flipped signs and swapped operands,
+made from the syntax trees of the formula modules (generated.py). For each of them the packages are copied into a temporary folder,
+the one change is made there and the tests named for it are run; without a change they have to pass. Prints killed or SURVIVED for
+each. Exit code 1 if a mutation survived, the unchanged tests fail, or a text of the table is no longer in the sources exactly once.
 
 A child process is forked for each run, after the libraries have been imported: they are what takes the time. The packages under
 test are imported by the children alone, out of their own folders.
@@ -11,6 +12,7 @@ test are imported by the children alone, out of their own folders.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import shutil
 import signal
@@ -29,7 +31,7 @@ TESTS = HERE.parent
 ROOT = TESTS.parent
 sys.path.insert(0, str(TESTS))
 
-from mutation.entries import Mutation  # noqa: E402
+from mutation.entries import Mutation, Span  # noqa: E402
 from mutation.table import MUTATIONS  # noqa: E402
 
 COPIED = ("envs", "learner", "actors", "orchestration", "tests", "pyproject.toml")
@@ -39,17 +41,19 @@ HYPOTHESIS = ("--hypothesis-seed=0", "--hypothesis-profile=mutation")
 KILLED, SURVIVED, BROKEN, SLOW = "killed", "SURVIVED", "BROKEN: no test ran", "killed (time-out)"
 
 
-def occurrences(mutation: Mutation) -> int:
-    return (ROOT / mutation.file).read_text("utf-8").count(mutation.text)
-
-
-def stale(mutations: Sequence[Mutation]) -> list[str]:
-    """A sentence for each entry that no longer fits the sources."""
+def stale(mutations: Sequence[Mutation | Span]) -> list[str]:
+    """Returns a sentence for each entry that no longer fits the sources."""
     return [
-        f"{m.name}: its text occurs {n} times in {m.file}, not once: mend the table in tests/mutation/"
+        f"{m.name}: {problem}: bring the table in tests/mutation/ up to date"
         for m in mutations
-        if (n := occurrences(m)) != 1
+        if (problem := m.problem((ROOT / m.file).read_text("utf-8")))
     ]
+
+
+def change(before: str, after: str) -> list[str]:
+    """Returns the lines that differ, marked with - and +."""
+    lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), n=0)
+    return [f"    {line}" for line in lines if not line.startswith(("---", "+++", "@@"))]
 
 
 def copy(folder: Path) -> None:
@@ -91,7 +95,7 @@ def child(folder: Path, tests: str) -> None:
 class Job:
     """One run under way: a mutation, or the unchanged sources."""
 
-    mutation: Mutation | None
+    mutation: Mutation | Span | None
     tests: str
     folder: Path
     pid: int = 0
@@ -101,7 +105,7 @@ class Job:
         copy(self.folder)
         if self.mutation is not None:
             path = self.folder / self.mutation.file
-            path.write_text(path.read_text("utf-8").replace(self.mutation.text, self.mutation.replacement), "utf-8")
+            path.write_text(self.mutation.apply(path.read_text("utf-8")), "utf-8")
         self.began = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
@@ -177,7 +181,8 @@ def main() -> int:
     chosen = [m for m in MUTATIONS if options.only in m.name]
     if options.list:
         for m in chosen:
-            print(f"{m.name}: {m.file}: {m.text!r} -> {m.replacement!r}")
+            source = (ROOT / m.file).read_text("utf-8")
+            print("".join([f"{m.name}\n", *change(source, m.apply(source))]), end="")
         return 0
     if problems := stale(chosen):
         print("\n".join(problems))

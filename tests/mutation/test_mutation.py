@@ -9,22 +9,49 @@ from pathlib import Path
 import pytest
 
 from mutation.entries import Mutation
-from mutation.table import MUTATIONS
+from mutation.generated import EQUIVALENT, EVERY, EXCLUDED, GENERATED, TESTS
+from mutation.table import CURATED, MUTATIONS
 
 ROOT = Path(__file__).parents[2]
 
 
+def tree(source: str) -> str:
+    return ast.dump(ast.parse(source))
+
+
 def test_names_are_told_apart_and_there_are_enough() -> None:
     assert max(Counter(m.name for m in MUTATIONS).values()) == 1
-    assert len(MUTATIONS) >= 60
+    assert len(CURATED) >= 60
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
+@pytest.mark.parametrize("mutation", CURATED, ids=lambda m: m.name)
 def test_a_text_occurs_exactly_once_and_its_change_is_one(mutation: Mutation) -> None:
     source = (ROOT / mutation.file).read_text("utf-8")
     assert source.count(mutation.text) == 1
-    broken = source.replace(mutation.text, mutation.replacement)
-    assert ast.dump(ast.parse(broken)) != ast.dump(ast.parse(source))  # a program still, and another one
+    assert tree(mutation.apply(source)) != tree(source)  # a program still, and another one
+
+
+@pytest.mark.parametrize("file", TESTS)
+def test_generated_mutations_are_different_programs_and_no_curated_entry_repeats_one(file: str) -> None:
+    source = (ROOT / file).read_text("utf-8")
+    generated = {tree(m.apply(source)): m.name for m in GENERATED if m.file == file}
+    assert len(generated) == sum(m.file == file for m in GENERATED)
+    assert tree(source) not in generated
+    repeated = {m.name: generated.get(tree(m.apply(source))) for m in CURATED if m.file == file}
+    assert {name: twin for name, twin in repeated.items() if twin} == {}
+
+
+def test_generated_mutations_stay_few_and_their_exceptions_exist() -> None:
+    assert 100 <= len(GENERATED) <= 170
+    assert EQUIVALENT.keys() <= {m.name for m in EVERY}
+    functions = {
+        f"{file}:{getattr(outer, 'name', '')}{'.' if isinstance(outer, ast.ClassDef) else ''}{node.name}"
+        for file in TESTS
+        for outer in ast.walk(ast.parse((ROOT / file).read_text("utf-8")))
+        for node in ast.iter_child_nodes(outer)
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert functions >= EXCLUDED
 
 
 @pytest.mark.parametrize("tests", sorted({m.tests for m in MUTATIONS}))

@@ -2,7 +2,7 @@
 
 import math
 
-from orchestration.text import duration, label, number, one_line, percent
+from orchestration.text import duration, label, number, one_line, percent, with_sign
 
 
 def test_durations_and_shares_as_people_write_them() -> None:
@@ -16,6 +16,13 @@ def test_numbers_of_a_table_and_of_an_axis() -> None:
     assert [number(v) for v in (0.25, 1234.0, math.inf)] == ["0.25", "1.23e+03", "—"]
     assert [label(v) for v in (0.0, 0.25, 1200, 15_000, 3e-4, -2.5e6)] == ["0", "0.25", "1200", "15k", "3e-4", "-2.5M"]
     assert label(math.nan) == "n/a"
+
+
+def test_a_magnitude_that_reads_as_zero_has_no_sign() -> None:
+    assert [with_sign(v, f"{abs(v):.2f}") for v in (0.123, -0.123, 0.001, -0.001, 0.0)] == [
+        *("+0.12", "−0.12", "0.00", "0.00", "0.00")
+    ]
+    assert with_sign(math.nan, "n/a") == "n/a"
 
 
 def test_an_error_stands_on_one_line() -> None:

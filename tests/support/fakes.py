@@ -13,7 +13,7 @@ from actors.pool import MemberDied
 from actors.verifier import ScoreRequest
 from envs.base import Session
 from envs.types import Group, Message, Observation, Prompt, Split, Trajectory, Turn, Verdict
-from learner.weights import Rendezvous, WeightManifest
+from learner.weights.protocol import Rendezvous, WeightManifest
 
 FAKE_VOCAB = 32
 

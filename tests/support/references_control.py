@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Seen = tuple[float, float, float, float]  # entropy, free, slope, advantage (learner.entropy.base.Observed)
+Seen = tuple[float, float, float, float]  # entropy, free, slope, advantage (learner.types.Observed)
 
 
 def doubling(seen: Sequence[Seen], target: float, start: float, low: float, high: float, negative: bool) -> list[float]:

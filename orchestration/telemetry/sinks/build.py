@@ -27,7 +27,7 @@ SINKS: dict[str, Callable[[Path, bool], Sink]] = {
 
 
 def build_sinks(names: Sequence[str], run_dir: Path, is_terminal: bool) -> FanOut:
-    """Builds the sinks of a run by name (`SINKS`); "console" is a plain log where there is no terminal.
+    """Builds the sinks of a run by name (`SINKS`); "console" is a plain log without a terminal.
 
     Raises ValueError naming the nearest sink for an unknown name, and ImportError in one sentence for a sink whose
     package is missing.

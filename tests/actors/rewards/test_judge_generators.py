@@ -20,7 +20,7 @@ from actors.rewards.judge_generators import Generators, fingerprint
 from actors.settings import RUBRIC, SCORE, JudgeSettings
 from actors.verifier import ScoreRequest
 from envs.types import Message, Prompt, Status, Verdict
-from learner.tokenizer import defuse
+from learner.chat import defuse
 from orchestration.sampling.codec import HFCodec
 
 CHATML = (

@@ -27,7 +27,7 @@ from actors.rewards.reward_model import RewardModel, batches
 from actors.settings import RewardModelSettings
 from actors.verifier import ScoreRequest
 from envs.types import Message, Observation, Prompt, Status, Verdict
-from learner.tokenizer import build_tokenizer
+from learner.warmstart.tokenizer import build_tokenizer
 
 ALPHABET = "0123456789+-= abcdefghijklmnopqrstuvwxyz\n"
 LIMIT = 64

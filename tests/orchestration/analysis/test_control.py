@@ -20,7 +20,7 @@ from orchestration.analysis.control import (
 from orchestration.analysis.diagnosis import diagnose
 from orchestration.analysis.run_data import RunData, load_run
 from orchestration.analysis.run_summary import summary_of
-from orchestration.lab.figures import figures
+from orchestration.lab.run_metrics import run_metrics
 from orchestration.telemetry.alarms import Alarms
 from orchestration.thresholds import PATIENCE
 
@@ -43,7 +43,7 @@ def test_an_iteration_without_the_entropy_under_control_is_not_counted(tmp_path:
 
     run = load_run(run_folder(tmp_path / "run", n=60, end=0.5, target=1.0, more=more))
     assert summary_of(run).target_rms_last_third == 0.0
-    assert figures(run)["rms_last_third"] == 0.0
+    assert run_metrics(run)["rms_last_third"] == 0.0
     assert late_error(run) == (0.0, 0.0)
     assert "off_target" not in {finding.topic for finding in diagnose(run)}
 
@@ -52,13 +52,13 @@ def test_a_run_that_never_measured_what_it_controls_has_no_error() -> None:
     run = made(DOUBLING, *[{"entropy/controlled": math.nan, "entropy/exact": 0.5}] * 9, every=OPEN)
     assert all(map(math.isnan, target_errors(run)))
     assert math.isnan(summary_of(run).target_rms_last_third)
-    assert "rms_last_third" not in figures(run)
+    assert "rms_last_third" not in run_metrics(run)
 
 
 def test_a_run_that_does_not_report_what_it_controls_controls_all_responses() -> None:
     run = made(DOUBLING, *[{"entropy/exact": 0.5}] * 9, every=OPEN)
     assert target_errors(run) == [-0.5] * 9
-    assert figures(run)["rms_last_third"] == summary_of(run).target_rms_last_third == 0.5
+    assert run_metrics(run)["rms_last_third"] == summary_of(run).target_rms_last_third == 0.5
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_report_and_lab_agree_on_what_is_steered(
     assert steered(run) is expected
     course = next(finding for finding in diagnose(run) if finding.topic == "course")
     assert ("No controller" not in course.text) is expected
-    found = figures(run)
+    found = run_metrics(run)
     assert {key in found for key in ("target", "saturated", "rms_last_third")} == {expected}
     assert math.isfinite(summary_of(run).target_rms_last_third) is expected
     assert math.isfinite(saturated_share(run)) is expected

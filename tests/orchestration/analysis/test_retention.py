@@ -1,4 +1,4 @@
-"""The retention matrix and its figures, against numbers computed by hand."""
+"""The retention matrix and its metrics, against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.builders import AFTER, BEFORE, staged_rows
 
-from orchestration.analysis.retention import Retention, areas, boundaries, figures, height, matrix
+from orchestration.analysis.retention import Retention, areas, boundaries, height, matrix, stage_metrics
 
 
 def found(k: int = 1, data: list[dict[str, float]] | None = None) -> Retention:
@@ -114,8 +114,8 @@ def test_a_stages_entropy_is_compared_with_its_own_start() -> None:
     assert math.isnan(areas([{k: v for k, v in row.items() if k != "entropy/exact"} for row in data])[0].entropy_change)
 
 
-def test_the_figures_of_a_run() -> None:
-    numbers: Any = figures(staged_rows(), 4)
+def test_the_metrics_of_a_run_with_stages() -> None:
+    numbers: Any = stage_metrics(staged_rows(), 4)
     assert numbers["backward/pass@4"] == pytest.approx(1.1 * -0.35)
     assert numbers["forgetting/pass@1"] == pytest.approx(0.35)
     assert numbers["forward/pass@1"] == pytest.approx(0.25)
@@ -130,4 +130,4 @@ def test_the_figures_of_a_run() -> None:
         found(1).at(-1, "b"),
         found(1).at(1, "b"),
     )
-    assert figures([{"iteration": 1.0}], 4) == {}
+    assert stage_metrics([{"iteration": 1.0}], 4) == {}

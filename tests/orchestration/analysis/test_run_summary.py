@@ -1,18 +1,15 @@
 """The summary of a run in numbers, and the numbers in words."""
 
-import io
 import math
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from support.builders import run_folder
 
 from orchestration.analysis.run_data import load_run
 from orchestration.analysis.run_summary import (
     RunSummary,
     comparison,
-    demo_table,
     sentences,
     summarise,
     summary_of,
@@ -83,13 +80,6 @@ def test_comparison_names_the_leader_and_a_tie() -> None:
     text = "Highest pass@1: a tie (0.50); pass@16: b (0.90); distinct correct solutions: b (4.0)."
     assert comparison([a, b]) == text
     assert comparison([a, RunSummary("c", 1)]) == ""
-
-
-def test_the_demo_table_shows_names_as_they_are() -> None:
-    console = Console(record=True, width=160, file=io.StringIO())
-    console.print(demo_table([RunSummary("[red]x", 1, 1.0, 0.4, -0.6, pass_at={1: 0.5, 8: 0.75}, seconds=4000)]))
-    text = console.export_text()
-    assert all(shown in text for shown in ("[red]x", "0.400", "−60", "pass@8", "0.750", "67 min"))
 
 
 def test_a_run_seen_as_one_of_its_environments(tmp_path: Path) -> None:

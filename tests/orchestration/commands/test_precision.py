@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from learner.tokenizer import build_tokenizer
+from learner.warmstart.tokenizer import build_tokenizer
 from orchestration.cli import app
 from orchestration.commands.precision import make_tasks
 from orchestration.commands.precision_probe import Options

@@ -1,4 +1,4 @@
-"""Grids: every cell is a configuration or says why it is none; what cannot be read is one sentence."""
+"""Grids: every cell is a configuration or says why it cannot run; a file that cannot be read is one sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.builders import config_data
 
 from orchestration.errors import ConfigError, NumericsError
 from orchestration.lab import runner as lab
-from orchestration.lab.grid import GRIDS, cells, load_grid, notes
+from orchestration.lab.grid import GRIDS, cells, load_grid, notes, to_yaml
 
 
 def grid_file(folder: Path, **changes: Any) -> str:
@@ -65,12 +65,19 @@ def test_an_arm_that_cannot_run_says_so_and_the_others_stand(tmp_path: Path) -> 
         ({"arms": {"a": {"seeds": [0, 0]}}}, r"arms\.a\.seeds \[0, 0\] has a seed twice"),
         ({"arms": {"a": {"seeds": ["x"]}}}, r"arms\.a\.seeds is \['x'\]: give a list of whole numbers"),
         ({"lanes": 0}, "lanes"),
+        ({"workers": 0}, "workers"),
     ],
 )
 def test_a_grid_that_cannot_be_is_one_sentence(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load_grid(grid_file(tmp_path, **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_workers_may_go_by_their_earlier_name(tmp_path: Path) -> None:
+    assert load_grid(grid_file(tmp_path, lanes=3)).workers == 3
+    assert load_grid(grid_file(tmp_path, workers=2)).workers == 2
+    assert "workers: 1" in to_yaml(load_grid(grid_file(tmp_path)))
 
 
 def test_the_nearest_shipped_grid_is_named() -> None:
@@ -118,8 +125,9 @@ def test_a_run_that_fails_in_any_way_costs_itself_alone_and_its_actors(
     monkeypatch.setattr(lab, "_outcome", lambda cell: "")
     progress = lab.Progress(3, lambda text: None)
     todo = [(c, lab.Job(c.config)) for c in cells(grid, tmp_path, None) if c.config is not None]
-    asyncio.run(lab._lanes(todo, 1, progress))
+    asyncio.run(lab._work(todo, 1, progress))
     assert [c.name for c in progress.done] == ["a-s0", "c-s0"]
-    assert list(progress.failed) == ["b-s0"]
-    assert "\n" not in progress.failed["b-s0"]
+    ((cell, reason),) = progress.failed
+    assert cell.name == "b-s0"
+    assert "\n" not in reason
     assert events == ["made", "a-s0", "b-s0", "closed", "made", "c-s0", "closed"]

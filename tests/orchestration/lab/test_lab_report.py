@@ -1,6 +1,5 @@
 """The report of a lab: a page that stands alone, names every arm and every failure, and claims what the seeds support."""
 
-import html.parser
 import itertools
 import math
 import re
@@ -11,47 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import HOSTILE, run_folder
+from support.html_page import Page
 
 from orchestration.analysis.run_data import load_run
-from orchestration.lab.charts import Tracks, entropy_tracks, relative
+from orchestration.lab.charts import ArmTracks, entropy_tracks, relative
+from orchestration.lab.collect import ArmRuns, collect
 from orchestration.lab.lab_report import write_lab_report
-from orchestration.lab.narrative import listed, story
-from orchestration.lab.results import ArmRuns, collect
+from orchestration.lab.narrative import listed, narrative
 from orchestration.report.run_report import write_report
-from orchestration.report.svg_points import Box, Point, place_names, point_chart
+from orchestration.report.svg.points import Box, Point, place_names, point_chart
 
 STEERED = "entropy: {method: {kind: repo_r}, controller: {kind: doubling}}\n"
 FREE = "entropy: {method: {kind: none}, controller: {kind: fixed}}\n"
-
-
-class Page(html.parser.HTMLParser):
-    """Tags, addresses and texts of a page; complains about a tag closed out of order."""
-
-    VOID = ("meta", "br")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def scores(pass_1: float, pass_4: float, seed: int) -> Callable[[int], dict[str, float]]:
@@ -107,11 +77,11 @@ def test_every_part_is_there(tmp_path: Path) -> None:
     assert written(tmp_path, arms).text == page.text
 
 
-def test_more_arms_than_colours_get_a_picture_each(tmp_path: Path) -> None:
+def test_more_arms_than_colours_get_a_chart_each(tmp_path: Path) -> None:
     few = written(tmp_path / "few", lab(tmp_path / "8", 8, 1))
     many = written(tmp_path / "many", lab(tmp_path / "9", 9, 1))
     assert few.tags.count("figure") == 6
-    assert many.tags.count("figure") == 2 + 3 * 9 + 1  # the four arms with a coefficient that moves share one picture
+    assert many.tags.count("figure") == 2 + 3 * 9 + 1  # the four arms with a coefficient that moves share one chart
     assert "Grey: arm-0." in many.text
     assert ("class", "ring c0") in many.attributes
 
@@ -120,7 +90,7 @@ def test_a_failed_arm_is_named_with_its_reason(tmp_path: Path) -> None:
     arms = [*lab(tmp_path, 1), ArmRuns("lost", {}, {0: "The engine did not start.", 1: "Nor did it this time."})]
     page = written(tmp_path, arms)
     assert "lost, seed 0: The engine did not start." in page.text
-    assert "2 runs failed and are in no figure." in page.text
+    assert "2 runs failed and are left out of every mean." in page.text
     assert "0 of 2" in page.text
 
 
@@ -160,28 +130,28 @@ def test_hostile_names_cannot_act(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- words
 
 
-def told(arms: list[ArmRuns]) -> dict[str, str]:
-    return dict(story(collect(arms)))
+def paragraphs(arms: list[ArmRuns]) -> dict[str, str]:
+    return {paragraph.subject: paragraph.text for paragraph in narrative(collect(arms))}
 
 
-def test_the_story_says_who_holds_its_target(tmp_path: Path) -> None:
+def test_the_narrative_says_which_arm_holds_its_target(tmp_path: Path) -> None:
     held = run_folder(tmp_path / "held", end=1.0, target=0.98, config=STEERED)
     missed = run_folder(
         tmp_path / "missed", end=0.5, target=1.0, config=STEERED, more=lambda i: {"entropy/saturated": 1.0}
     )
-    text = told([ArmRuns("a", {0: held}), ArmRuns("b", {0: missed})])["Targets"]
+    text = paragraphs([ArmRuns("a", {0: held}), ArmRuns("b", {0: missed})])["Targets"]
     assert "Held to within 10\xa0% rms over the last two thirds of the iterations: a (2\xa0%)." in text
     assert re.search(r"Missed by more: b \(\d+\xa0%, its coefficient at a bound in 100\xa0% of the iterations\)", text)
 
 
-def test_the_story_does_not_call_noise_a_lead(tmp_path: Path) -> None:
+def test_the_narrative_does_not_call_noise_a_lead(tmp_path: Path) -> None:
     a = {s: run_folder(tmp_path / f"a{s}", more=scores(0.50 + d, 0.70, 0)) for s, d in enumerate((0.0, 0.02, 0.04))}
     b = {s: run_folder(tmp_path / f"b{s}", more=scores(0.51 - d, 0.70, 0)) for s, d in enumerate((0.0, 0.02, 0.01))}
-    text = told([ArmRuns("a", a), ArmRuns("b", b)])
+    text = paragraphs([ArmRuns("a", a), ArmRuns("b", b)])
     assert text["Highest pass@1 at T = 1"].endswith("which these seeds cannot tell from any other arm.")
     assert text["Front of pass@1 and pass@4 at T = 1"].endswith("Off it by no more than the noise of the seeds: b.")
     assert "clearly higher in every arm" in text["Against the start"]  # 0.4 before training
-    single = told([ArmRuns("a", {0: a[0]}), ArmRuns("b", {0: b[0]})])
+    single = paragraphs([ArmRuns("a", {0: a[0]}), ArmRuns("b", {0: b[0]})])
     assert "no difference between arms can be told" in single["How differences are scored"]
     assert "clear of every other arm" not in " ".join(single.values())
 
@@ -190,19 +160,23 @@ def test_lists_as_people_write_them() -> None:
     assert [listed(list(words)) for words in ("", "a", "ab", "abc")] == ["", "a", "a and b", "a, b and c"]
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- charts
 
 
 def test_tracks_are_means_over_seeds_with_their_spread(tmp_path: Path) -> None:
     ends = (0.5, 0.7)
     runs = [load_run(run_folder(tmp_path / str(end), n=20, end=end)) for end in ends]
     assert relative(runs[0], "entropy/exact")[-1] == pytest.approx(0.5 / 0.975)
-    chart = entropy_tracks([Tracks("a", 0, runs)])
+    panel = entropy_tracks([ArmTracks("a", 0, runs)])
+    assert panel is not None
+    (chart,) = panel.charts
     (packed,) = re.findall(r"data-chart=\"([^\"]*)\"", chart)
     last = float(re.findall(r"([\d.]+)\]", packed)[-1])
     assert last == pytest.approx((0.5 / 0.975 + 0.7 / 0.985) / 2, rel=1e-4)
     assert chart.count('class="band c0"') == 1
-    assert 'class="band c0"' not in entropy_tracks([Tracks("a", 0, runs[:1])])
+    single = entropy_tracks([ArmTracks("a", 0, runs[:1])])
+    assert single is not None
+    assert 'class="band c0"' not in single.charts[0]
 
 
 @given(

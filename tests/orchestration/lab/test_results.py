@@ -1,12 +1,12 @@
-"""What a lab found: figures against hand-computed ones, the Pareto front by its definition, differences by Student's t."""
+"""The results of a lab: metrics against hand-computed ones, the Pareto front by its definition, differences by Student's t."""
 
 import io
 import json
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,21 +14,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from support.builders import run_folder
 
-from orchestration.lab.compare import T95, difference, dominators, pareto, stat, within_noise
-from orchestration.lab.results import (
-    ArmRuns,
-    Stat,
-    collect,
-    columns,
-    lab_table,
-    markdown_matrix,
-    markdown_table,
-    matrices,
-    percents,
-    spread,
-    tables,
-    times,
-)
+from orchestration.lab.collect import ArmRuns, collect
+from orchestration.lab.compare import T95, difference, dominators, pareto, within_noise
+from orchestration.lab.results import ArmResult, CellResult, LabResults, Spread
+from orchestration.lab.tables import arm_table, matrices, percent_text, spread_text, tables, time_text
 
 STEERED = "entropy: {method: {kind: repo_r}, controller: {kind: doubling}}\n"
 FREE = "entropy: {method: {kind: none}, controller: {kind: fixed}}\n"
@@ -45,22 +34,25 @@ def passes(n: int, **by_heat: tuple[float, float]) -> Callable[[int], dict[str, 
     return more
 
 
-def arm(name: str, **figures: list[float]) -> dict[str, Any]:
-    """An arm of a results dict, a value a seed."""
-    count = max(map(len, figures.values()), default=0)
-    seeds = {str(i): {key: values[i] for key, values in figures.items() if i < len(values)} for i in range(count)}
-    stats = {
-        key: {
-            "mean": statistics.fmean(values),
-            "std": statistics.stdev(values) if len(values) > 1 else None,
-            "n": len(values),
-        }
-        for key, values in figures.items()
-    }
-    return {"name": name, "note": "", "steered": False, "seeds": seeds, "failed": {}, "figures": stats, "best": {}}
+def arm(name: str, **metrics: list[float]) -> ArmResult:
+    """Builds an arm with a value a seed."""
+    count = max(map(len, metrics.values()), default=0)
+    cells = [
+        CellResult(i, {key: values[i] for key, values in metrics.items() if i < len(values)}) for i in range(count)
+    ]
+    return ArmResult(name, cells=cells, metrics={key: expected(values) for key, values in metrics.items()})
 
 
-def test_figures_their_mean_and_spread_over_seeds(tmp_path: Path) -> None:
+def expected(values: list[float]) -> Spread:
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Spread(statistics.fmean(values), deviation, len(values))
+
+
+def close(value: Spread, mean: float, deviation: float, n: int) -> bool:
+    return (value.mean, value.std, value.n) == pytest.approx((mean, deviation, n))
+
+
+def test_metrics_their_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     one = run_folder(
         tmp_path / "0", end=0.5, target=0.5, config=STEERED, more=passes(40, T1=(0.4, 0.7), T03=(0.5, 0.6))
     )
@@ -68,11 +60,10 @@ def test_figures_their_mean_and_spread_over_seeds(tmp_path: Path) -> None:
         tmp_path / "1", end=0.7, target=0.5, config=STEERED, more=passes(40, T1=(0.6, 0.8), T03=(0.8, 0.6))
     )
     results = collect([ArmRuns("repo", {0: one, 1: two}, note="held")])
-    assert json.loads(json.dumps(results, allow_nan=False)) == results
-    assert (results["temperature"], results["k"]) == (1.0, 4)
-    (found,) = results["arms"]
-    assert (found["name"], found["note"], found["steered"], found["failed"]) == ("repo", "held", True, {})
-    first, second = found["seeds"]["0"], found["seeds"]["1"]
+    assert (results.temperature, results.k) == (1.0, 4)
+    (repo,) = results.arms
+    assert (repo.name, repo.note, repo.steered, repo.failed) == ("repo", "held", True, {})
+    first, second = repo.finished[0], repo.finished[1]
     off = [(1 - 0.0125 * i - 0.5) / 0.5 for i in range(41)]  # rows 0..40: entropy on a line from 1 to 0.5
     assert first["rms_last_third"] == pytest.approx(math.sqrt(statistics.fmean(v * v for v in off[27:])))
     assert first["rms_last_two_thirds"] == pytest.approx(math.sqrt(statistics.fmean(v * v for v in off[13:])))
@@ -83,19 +74,19 @@ def test_figures_their_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     assert second["pass@4/T=0.3/end"] == pytest.approx(0.6)
     ends = [first["entropy_end"], second["entropy_end"]]
     assert ends == pytest.approx([0.525, 0.715])  # means of the last five: two steps before the last
-    assert stat(found, "entropy_end") == pytest.approx((0.62, 0.19 / math.sqrt(2), 2))
-    assert stat(found, "pass@1/end") == pytest.approx((0.5, 0.2 / math.sqrt(2), 2))
-    assert stat(found, "nothing")[2] == 0
+    assert close(repo.spread("entropy_end"), 0.62, 0.19 / math.sqrt(2), 2)
+    assert close(repo.spread("pass@1/end"), 0.5, 0.2 / math.sqrt(2), 2)
+    assert repo.spread("nothing").n == 0
 
 
 def test_the_best_temperature_is_best_on_the_mean_over_seeds(tmp_path: Path) -> None:
     one = run_folder(tmp_path / "0", more=passes(40, T1=(0.60, 0.7), T03=(0.5, 0.7)))
     two = run_folder(tmp_path / "1", more=passes(40, T1=(0.40, 0.8), T03=(0.7, 0.8)))
-    (found,) = collect([ArmRuns("a", {0: one, 1: two})])["arms"]
-    best = found["best"]
-    assert best["pass@1"] == pytest.approx({"temperature": 0.3, "mean": 0.6, "std": 0.2 / math.sqrt(2), "n": 2})
-    assert best["pass@4"]["temperature"] == 1.0  # of equals the first
-    assert [found["seeds"][seed]["pass@1/best"] for seed in "01"] == [0.5, 0.7]
+    (found,) = collect([ArmRuns("a", {0: one, 1: two})]).arms
+    assert found.best["pass@1"].temperature == 0.3
+    assert close(found.best["pass@1"].spread, 0.6, 0.2 / math.sqrt(2), 2)
+    assert found.best["pass@4"].temperature == 1.0  # of equals the first
+    assert [found.finished[seed]["pass@1/best"] for seed in (0, 1)] == [0.5, 0.7]
 
 
 def test_a_temperature_that_only_a_lucky_seed_has_is_not_the_best(tmp_path: Path) -> None:
@@ -103,25 +94,25 @@ def test_a_temperature_that_only_a_lucky_seed_has_is_not_the_best(tmp_path: Path
         return {f"eval/a/pass@{k}/T=0.3": math.nan for k in (1, 4)} | passes(40, T1=(0.4, 0.8))(i)
 
     one = run_folder(tmp_path / "0", more=passes(40, T1=(0.4, 0.8), T03=(0.9, 0.9)))
-    (found,) = collect([ArmRuns("a", {0: one, 1: run_folder(tmp_path / "1", more=without)})])["arms"]
-    assert found["best"]["pass@1"]["temperature"] == 1.0
+    (found,) = collect([ArmRuns("a", {0: one, 1: run_folder(tmp_path / "1", more=without)})]).arms
+    assert found.best["pass@1"].temperature == 1.0
 
 
 def test_the_start_is_each_seeds_first_evaluation(tmp_path: Path) -> None:
     arms = [ArmRuns(name, {seed: run_folder(tmp_path / f"{name}{seed}") for seed in (0, 1)}) for name in "ab"]
-    start = collect(arms)["start"]
-    assert stat(start, "pass@4/end") == pytest.approx((0.4, 0.0, 2))
-    assert stat(start, "distinct_end").mean == 5.0
-    assert start["best"]["pass@1"]["mean"] == pytest.approx(0.1)
+    start = collect(arms).start
+    assert close(start.spread("pass@4/end"), 0.4, 0.0, 2)
+    assert start.spread("distinct_end").mean == 5.0
+    assert start.best["pass@1"].spread.mean == pytest.approx(0.1)
 
 
 def test_one_evaluation_is_an_end_and_not_a_start(tmp_path: Path) -> None:
     only = {f"eval/a/{what}": math.nan for what in ("pass@1", "pass@4", "pass@1/T=1", "pass@4/T=1", "pass@1/T=0.3")}
     only |= {"eval/a/pass@4/T=0.3": math.nan, "eval/a/distinct_correct": math.nan}
     run = run_folder(tmp_path / "0", more=lambda i: {} if i else only)
-    (found,) = collect([ArmRuns("a", {0: run})])["arms"]
-    assert stat(found, "pass@1/end").n == 1
-    assert not [key for key in found["figures"] if key.endswith("/start") or key == "distinct_start"]
+    (found,) = collect([ArmRuns("a", {0: run})]).arms
+    assert found.spread("pass@1/end").n == 1
+    assert not [key for key in found.metrics if key.endswith("/start") or key == "distinct_start"]
 
 
 def test_nobody_is_off_a_target_that_nobody_aims_at(tmp_path: Path) -> None:
@@ -131,10 +122,10 @@ def test_nobody_is_off_a_target_that_nobody_aims_at(tmp_path: Path) -> None:
         return {"entropy/released": float(i > 20), "entropy/controlled": 0.55 if i <= 20 else 9.0}
 
     let_go = run_folder(tmp_path / "let-go", end=1.0, target=0.5, config=STEERED, more=released)
-    one, two = collect([ArmRuns("free", {0: free}), ArmRuns("let go", {0: let_go})])["arms"]
-    assert not one["steered"]
-    assert stat(one, "rms_last_two_thirds").n == 0
-    assert stat(two, "rms_last_two_thirds").mean == pytest.approx(
+    one, two = collect([ArmRuns("free", {0: free}), ArmRuns("let go", {0: let_go})]).arms
+    assert not one.steered
+    assert one.spread("rms_last_two_thirds").n == 0
+    assert two.spread("rms_last_two_thirds").mean == pytest.approx(
         0.1
     )  # of what the controller observes, while it holds
 
@@ -143,43 +134,69 @@ def test_runs_that_failed_or_cannot_be_read_are_named(tmp_path: Path) -> None:
     good = run_folder(tmp_path / "good")
     lab = [ArmRuns("a|b", {0: good, 2: tmp_path / "nowhere"}, {1: "Out of memory."}), ArmRuns("c", {}, {0: "No."})]
     results = collect(lab)
-    assert list(results["arms"][0]["failed"]) == ["1", "2"]
-    assert "is not a folder" in results["arms"][0]["failed"]["2"]
-    text = markdown_table(results, columns(results))
+    assert list(results.arms[0].failed) == [1, 2]
+    assert "is not a folder" in results.arms[0].failed[2]
+    text = arm_table(results).to_markdown()
     assert "| a\\|b | 1 of 3 |" in text
     assert "- failed: a\\|b, seed 1: Out of memory." in text
     assert "| c | 0 of 1 | — |" in text
     console = Console(record=True, width=250, file=io.StringIO())
-    console.print(lab_table(results, columns(results)))
+    console.print(arm_table(results).to_rich())
     shown = console.export_text()
     assert all(part in shown for part in ("a|b", "1 of 3", "failed: c, seed 0: No."))
 
 
 def test_the_tables_of_nothing() -> None:
     results = collect([])
-    assert (results["arms"], results["k"], results["temperature"]) == ([], 1, None)
-    assert markdown_table(results, columns(results)).count("\n") == 2
-    assert lab_table(results, columns(results)).row_count == 0
+    assert (results.arms, results.k, results.temperature) == ((), 1, None)
+    assert arm_table(results).to_markdown().count("\n") == 2
+    assert arm_table(results).to_rich().row_count == 0
 
 
 def test_numbers_of_the_table_with_their_spread() -> None:
-    assert spread(Stat(0.5, 0.0123, 3)) == "0.500 ± 0.012"
-    assert spread(Stat(0.5, math.nan, 1)) == "0.500"
-    assert spread(Stat(math.nan, math.nan, 0)) == "—"
-    assert percents(Stat(-0.66, 0.03, 3), sign=True) == "−66 ± 3\xa0%"
-    assert percents(Stat(0.044, 0.01, 3)) == "4.4 ± 1.0\xa0%"
-    assert percents(Stat(0.3, 0.004, 3), sign=True) == "+30.0 ± 0.4\xa0%"
-    assert percents(Stat(-0.0001, 0.0, 3), sign=True) == "0.0 ± 0.0\xa0%"
-    assert times(Stat(130.0, 4.2, 2)) == "2 min 10 s ± 4 s"
+    assert spread_text(Spread(0.5, 0.0123, 3)) == "0.500 ± 0.012"
+    assert spread_text(Spread(0.5, math.nan, 1)) == "0.500"
+    assert spread_text(Spread(math.nan, math.nan, 0)) == "—"
+    assert percent_text(Spread(-0.66, 0.03, 3), sign=True) == "−66 ± 3\xa0%"
+    assert percent_text(Spread(0.044, 0.01, 3)) == "4.4 ± 1.0\xa0%"
+    assert percent_text(Spread(0.3, 0.004, 3), sign=True) == "+30.0 ± 0.4\xa0%"
+    assert percent_text(Spread(-0.0001, 0.0, 3), sign=True) == "0.0 ± 0.0\xa0%"
+    assert time_text(Spread(130.0, 4.2, 2)) == "2 min 10 s ± 4 s"
 
 
 def test_the_table_says_mean_spread_and_best_temperature(tmp_path: Path) -> None:
     one = run_folder(tmp_path / "0", more=passes(40, T1=(0.4, 0.7), T03=(0.5, 0.6)))
     two = run_folder(tmp_path / "1", more=passes(40, T1=(0.6, 0.8), T03=(0.8, 0.6)))
     results = collect([ArmRuns("a", {0: one, 1: two})])
-    text = markdown_table(results, columns(results))
+    text = arm_table(results).to_markdown()
     for shown in ("pass@1, T = 1", "pass@4, best T", "| 0.500 ± 0.141 |", "0.650 ± 0.212 (T = 0.3)", "| start | 2 |"):
         assert shown in text, shown
+
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize("name", ["entropy-grid", "entropy-pilot", "sequential", "sequential-deep"])
+def test_earlier_results_files_are_read_and_written_alike(name: str) -> None:
+    text = (BENCHMARKS / f"{name}.json").read_text("utf-8")
+    results = LabResults.from_json(json.loads(text))
+    data = json.loads(text.replace('"authority"', '"affected"'))  # the metric's earlier name
+    assert results.to_json() == data
+    assert json.dumps(results.to_json(), indent=1) == json.dumps(data, indent=1)  # the same order as well
+    assert len(arm_table(results).rows) == len(data["arms"]) + 1
+
+
+def test_results_without_a_spread_and_with_failures_survive_json() -> None:
+    failed = ArmResult(
+        "b", cells=(CellResult(0, {"x": 1.0}), CellResult(2, failure="No.")), metrics={"x": Spread(1.0, n=1)}
+    )
+    data = LabResults((failed,)).to_json()
+    assert data["arms"][0]["figures"] == {"x": {"mean": 1.0, "std": None, "n": 1}}
+    assert (data["arms"][0]["seeds"], data["arms"][0]["failed"]) == ({"0": {"x": 1.0}}, {"2": "No."})
+    again = LabResults.from_json(json.loads(json.dumps(data, allow_nan=False)))
+    assert again.to_json() == data
+    assert math.isnan(again.arms[0].spread("x").std)
+    assert again.arms[0].failed == {2: "No."}
 
 
 # ---------------------------------------------------------------- comparing
@@ -190,7 +207,7 @@ VALUES = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=9)
 @given(VALUES)
 def test_the_front_is_who_is_not_dominated(points: list[tuple[int, int]]) -> None:
     arms = [arm(f"arm {i}", x=[float(x)], y=[float(y)]) for i, (x, y) in enumerate(points)]
-    front = {int(name[4:]) for name in pareto({"arms": arms}, "x", "y")}
+    front = {int(name[4:]) for name in pareto(arms, "x", "y")}
 
     def beaten(i: int) -> bool:
         x, y = points[i]
@@ -201,10 +218,10 @@ def test_the_front_is_who_is_not_dominated(points: list[tuple[int, int]]) -> Non
     assert bool(front) == bool(points)
 
 
-def test_an_arm_without_a_figure_is_neither_on_the_front_nor_dominates() -> None:
+def test_an_arm_without_a_metric_is_neither_on_the_front_nor_dominates() -> None:
     arms = [arm("a", x=[1.0], y=[1.0]), arm("b", x=[2.0]), arm("c")]
-    assert pareto({"arms": arms}, "x", "y") == ["a"]
-    assert dominators({"arms": arms}, arms[0], "x", "y") == []
+    assert pareto(arms, "x", "y") == ["a"]
+    assert dominators(arms, arms[0], "x", "y") == []
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -216,7 +233,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert (found.pairs, found.clear) == (3, True)
     assert difference(b, a, "x").clear
     # The same means without pairs: the spread of the seeds hides it.
-    other = {**b, "seeds": {f"1{seed}": values for seed, values in b["seeds"].items()}}
+    other = replace(b, cells=[replace(cell, seed=cell.seed + 10) for cell in b.cells])
     unpaired = difference(a, other, "x")
     spreads = [statistics.variance(values) / 3 for values in ([0.50, 0.61, 0.69], [0.4, 0.5, 0.6])]
     assert (unpaired.mean, unpaired.error) == pytest.approx((0.10, math.sqrt(sum(spreads))))
@@ -247,27 +264,25 @@ def test_off_the_front_within_the_noise_or_clearly() -> None:
     best = arm("best", x=[0.50, 0.52, 0.54], y=[0.9, 0.9, 0.9])
     near = arm("near", x=[0.53, 0.50, 0.50], y=[0.9, 0.9, 0.9])
     far = arm("far", x=[0.40, 0.42, 0.44], y=[0.9, 0.9, 0.9])
-    results = {"arms": [best, near, far]}
-    assert pareto(results, "x", "y") == ["best"]
-    assert [within_noise(results, one, "x", "y") for one in results["arms"]] == [False, True, False]
+    arms = [best, near, far]
+    assert pareto(arms, "x", "y") == ["best"]
+    assert [within_noise(arms, one, "x", "y") for one in arms] == [False, True, False]
 
 
 def test_a_lab_of_runs_with_stages_has_a_second_table(tmp_path: Path) -> None:
     staged = {"retained/pass@1": [0.5, 0.7], "forgetting/pass@1": [0.1, 0.1], "area/reward/0": [0.4, 0.6]}
     staged["entropy_change/0"] = [-0.8, -0.6]
-    both = {"arms": [arm("a", **staged)], "start": arm("start"), "k": 1, "temperature": 1.0}
-    plain = {**both, "arms": [arm("a", reward_end=[0.5, 0.7])]}
+    plain = LabResults([arm("a", reward_end=[0.5, 0.7])], temperature=1.0)
     assert len(tables(plain)) == 1
-    _, shown = tables(both)
-    assert [column.title for column in shown] == [
+    _, shown = tables(LabResults([arm("a", **staged)], temperature=1.0))
+    assert shown.headings == [
+        "arm",
         "at the end, pass@1",
         "forgetting, pass@1",
         "reward, stage 0",
         "entropy, stage 0",
     ]
-    assert "| a | 0.600 ± 0.141 | 0.100 ± 0.000 | 0.500 ± 0.141 | −70 ± 14\N{NO-BREAK SPACE}% |" in markdown_table(
-        both, shown
-    )
+    assert "| a | 0.600 ± 0.141 | 0.100 ± 0.000 | 0.500 ± 0.141 | −70 ± 14\N{NO-BREAK SPACE}% |" in shown.to_markdown()
 
 
 def test_a_lab_of_runs_with_stages_has_the_matrix_of_every_arm() -> None:
@@ -277,13 +292,11 @@ def test_a_lab_of_runs_with_stages_has_the_matrix_of_every_arm() -> None:
         "matrix/pass@1/start/rg/gcd": [0.0, 0.2],
         "matrix/pass@1/0/rg/gcd": [0.2, 0.2],
     }
-    both = {"arms": [arm("a|b", **cells)], "start": arm("start"), "k": 1, "temperature": 1.0}
-    (made,) = matrices(both)
-    assert (made.k, made.environments) == (1, ["add", "rg/gcd"])
-    assert markdown_matrix(made).splitlines() == [
+    (matrix,) = matrices(LabResults([arm("a|b", **cells)], temperature=1.0))
+    assert matrix.to_markdown().splitlines() == [
         "| pass@1 | after | add | rg/gcd |",
         "|---|---|---:|---:|",
         "| a\\|b | before training | 0.100 ± 0.000 | 0.100 ± 0.141 |",
         "| a\\|b | stage 0 | 0.600 ± 0.141 | 0.200 ± 0.000 |",
     ]
-    assert matrices({**both, "arms": [arm("a", reward_end=[0.5, 0.7])]}) == []
+    assert matrices(LabResults([arm("a", reward_end=[0.5, 0.7])])) == []

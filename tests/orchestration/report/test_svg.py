@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.report.svg import Series, axis, line_chart, log_ticks, nice_ticks, scatter_chart
+from orchestration.report.page import ASSETS
+from orchestration.report.svg.axes import axis, log_ticks, nice_ticks
+from orchestration.report.svg.charts import line_chart, scatter_chart
+from orchestration.report.svg.marks import PALETTE, Series, shade
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(2, 9))
@@ -40,8 +43,8 @@ def test_log_axis_ticks_are_powers_and_keep_their_order() -> None:
     assert log_ticks(1e-4, 0.05) == pytest.approx((1e-4, 1e-3, 1e-2))
     assert log_ticks(2.0, 7.0) == pytest.approx((2.0, 5.0))
     scale = axis([1.0, 100.0], log=True, pad=0.0)
-    assert [scale.place(v, 0.0, 10.0) for v in (1.0, 10.0, 100.0)] == pytest.approx([0.0, 5.0, 10.0])
-    assert math.isnan(scale.place(0.0, 0.0, 10.0))
+    assert [scale.position(v, 0.0, 10.0) for v in (1.0, 10.0, 100.0)] == pytest.approx([0.0, 5.0, 10.0])
+    assert math.isnan(scale.position(0.0, 0.0, 10.0))
 
 
 def test_a_gap_splits_the_line_and_a_spike_survives_thinning() -> None:
@@ -72,3 +75,17 @@ def test_the_ticks_of_an_axis_are_written_alike() -> None:
 def test_a_share_that_stays_at_zero_has_no_ticks_below_it() -> None:
     found = axis([0.0, 0.0], zero=True)
     assert (found.low, found.ticks[0]) == (0.0, 0.0)
+
+
+def test_every_colour_of_the_palette_has_its_class_and_its_value_in_light_and_dark() -> None:
+    css = (ASSETS / "report.css").read_text("utf-8")
+    for colour in range(-1, PALETTE):
+        assert f".{shade(colour)}{{--c:var(--" in css
+        assert css.count(f"--c{colour}:#") == (0 if colour < 0 else 2)
+    assert shade(PALETTE) == "c0"
+
+
+def test_an_invisible_character_in_a_name_is_shown() -> None:
+    chart = line_chart("\x1b[2K", [Series("\u202eeman", [1.0, 2.0], [1.0, 2.0]), Series("b", [1.0], [1.0])])
+    assert not re.search("[\x1b\u202e]", chart)
+    assert "\\u202e" not in chart  # nor in the data of the tooltip

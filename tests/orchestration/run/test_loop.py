@@ -219,7 +219,7 @@ def test_credit_is_what_the_objective_says(tmp_path: Path, kind: str, expected: 
     objective = {"advantage": "rloo", "credit": {"kind": kind, "discount": 0.5}}
     fake = go(config_of(objective=objective), tmp_path, turns=2)
     (micro,) = fake.trained[0].updates[0]
-    first = micro.advantages[micro.place == 0]
+    first = micro.advantages[micro.action_index == 0]
     assert (
         sorted(set((first * 1.5).round(5).tolist())) == expected
     )  # 4 responses, half of them right: +-2/3 of leave-one-out

@@ -187,7 +187,8 @@ def test_reward_models_are_part_of_the_plan() -> None:
 def test_generators_that_judge_are_part_of_the_plan_and_of_what_warm_actors_agree_in() -> None:
     config = validate(config_data(rewards=own_judge(count=2, cpus=0.5)))
     assert [s.cpus for s in placement.plan(config) if s.role.startswith("judge")] == [0.5, 0.5]
-    assert judge_engine(config, config.judge_generator)["dtype"] == config.engine_dtype  # type: ignore[arg-type]
+    assert config.judge_generator is not None
+    assert judge_engine(config, config.judge_generator).dtype == config.engine_dtype
     other = validate(config_data(rewards=own_judge(count=2, cpus=0.5, path="another/model")))
     weight = config_data(rewards=own_judge(count=2, cpus=0.5))
     weight["rewards"]["judge"]["weight"] = 0.5

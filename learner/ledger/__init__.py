@@ -1,0 +1,6 @@
+"""Keeps account of entropy: what it was, what an update should do to it, and what it did (torch, pure).
+
+tally.py      sums, maxima and values of a rank, reduced by a few collectives
+predicted.py  the first-order change of entropy of every token, and what is tallied of a micro-batch
+history.py    one iteration's row, and the regression of realised on predicted changes over iterations
+"""

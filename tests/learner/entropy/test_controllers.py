@@ -1,0 +1,473 @@
+"""Controllers and targets: bounded, validated, and exactly resumable."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.builders import assert_close, make_stats
+
+from learner.entropy import base, build
+from learner.entropy.steering import COMMON, Steering
+from learner.entropy.target import Target, TargetSettings
+from learner.ledger.history import LedgerRow, Part
+from learner.types import Observed
+
+RANGE = base.CoefficientRange(start=0.01, low=0.001, high=0.1, signed=True, linear=True)
+UNSIGNED = RANGE.model_copy(update={"signed": False})
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fixed": {"kind": "fixed"},
+    "doubling": {"kind": "doubling"},
+    "proportional": {"kind": "proportional", "gain": 0.2},
+    "additive": {"kind": "additive", "step": 0.004},
+    "pi": {"kind": "pi"},
+    "isentropic": {"kind": "isentropic", "high": 0.1},
+}
+LOW, HIGH = 0.5, 1.5  # entropies around a target of 1
+
+
+def make(kind: str, coefficient: base.CoefficientRange = RANGE, **settings: Any) -> Any:
+    return build.CONTROLLERS[kind](
+        build.parse(build.CONTROLLERS, {**SETTINGS[kind], **settings}, "controller"), coefficient
+    )
+
+
+def seen(entropy: float) -> Observed:
+    return Observed(entropy, free=-0.02 * entropy, slope=1.0, advantage=0.9)
+
+
+def row(entropy: float, correct: float = math.nan) -> LedgerRow:
+    """One environment of 10 tokens; entropy of the correct half, if any is correct."""
+    ok = 0.0 if math.isnan(correct) else 5.0
+    part = Part(10.0, 10 * entropy, ok, ok * correct if ok else 0.0, -0.02, 0.5, 1.0, 0.8)
+    return LedgerRow({"toy": part}, 1, {})
+
+
+def walk(controller: Any, entropies: list[float], target: float = 1.0) -> list[float]:
+    values = []
+    for entropy in entropies:
+        controller.update(seen(entropy), target)
+        values.append(controller.value)
+    return values
+
+
+# --- doubling -----------------------------------------------------------------------------------------------------------
+
+
+def test_below_target_doubles_above_halves_and_both_stop_at_the_bounds() -> None:
+    controller = make("doubling", UNSIGNED)
+    assert walk(controller, [LOW] * 5) == [0.02, 0.04, 0.08, 0.1, 0.1]
+    assert walk(controller, [HIGH] * 8) == pytest.approx(
+        [0.05, 0.025, 0.0125, 0.00625, 0.003125, 0.0015625, 0.001, 0.001]
+    )
+
+
+def test_at_the_low_bound_the_sign_flips_and_back() -> None:
+    controller = make("doubling", start=0.002)
+    assert walk(controller, [HIGH, HIGH, HIGH, HIGH]) == [0.001, -0.001, -0.002, -0.004]
+    assert walk(controller, [LOW, LOW, LOW, LOW]) == [-0.002, -0.001, 0.001, 0.002]
+    assert walk(controller, [HIGH] * 20)[-1] == -0.1
+
+
+def test_without_allow_negative_it_stops_at_the_low_bound() -> None:
+    controller = make("doubling", start=0.002, allow_negative=False)
+    assert walk(controller, [HIGH] * 4) == [0.001] * 4
+    assert walk(controller, [LOW]) == [0.002]
+
+
+@given(
+    st.sampled_from(sorted(build.CONTROLLERS)),
+    st.booleans(),
+    st.lists(st.floats(0.01, 5), max_size=40),
+    st.floats(0.05, 4),
+)
+def test_a_coefficient_never_leaves_its_bounds(kind: str, signed: bool, entropies: list[float], target: float) -> None:
+    coefficient = RANGE.model_copy(update={"signed": signed})
+    controller = make(kind, coefficient)
+    for value in walk(controller, entropies, target):
+        assert abs(value) <= coefficient.high * (1 if kind != "isentropic" else 1.0000001)
+        assert signed or kind == "isentropic" or value >= (0.0 if kind == "additive" else coefficient.low)
+        assert kind != "doubling" or abs(value) >= coefficient.low
+
+
+@given(st.lists(st.floats(0.01, 5), max_size=20), st.floats(0.05, 4))
+def test_the_doubling_coefficient_moves_the_way_that_was_asked(entropies: list[float], target: float) -> None:
+    controller = make("doubling")
+    for entropy in entropies:
+        before = controller.value
+        controller.update(seen(entropy), target)
+        assert controller.value >= before if entropy < target else controller.value <= before
+        assert controller.value != before or abs(before) == RANGE.high
+
+
+def test_saturation_is_the_bound_the_error_pushes_against() -> None:
+    controller = make("doubling")
+    for value, entropy, expected in [
+        (0.1, LOW, True),
+        (0.1, HIGH, False),
+        (-0.1, HIGH, True),
+        (-0.1, LOW, False),
+        (0.05, LOW, False),
+        (0.001, HIGH, False),  # it may still flip
+    ]:
+        controller.value = value
+        assert controller.saturated(entropy, 1.0) is expected
+    assert not make("doubling", start=0.1, dead_band=0.6).saturated(LOW, 1.0)  # near enough
+    for stopped in (make("doubling", allow_negative=False), make("doubling", UNSIGNED)):
+        stopped.value = 0.001
+        assert stopped.saturated(HIGH, 1.0)
+        assert not stopped.saturated(LOW, 1.0)
+
+
+# --- fixed, proportional ------------------------------------------------------------------------------------------------
+
+
+def test_fixed_stays_where_it_was_put_and_is_never_saturated() -> None:
+    for controller, value in (
+        (make("fixed"), 0.01),
+        (make("fixed", value=-3.0), -3.0),
+        (make("fixed", value=0.0), 0.0),
+    ):
+        assert walk(controller, [LOW, HIGH, LOW]) == [value] * 3
+        assert not controller.saturated(LOW, 1.0)
+        assert not controller.saturated(HIGH, 1.0)
+        assert controller.coefficient_range.low <= controller.value <= controller.coefficient_range.high
+
+
+def test_proportional_is_the_gain_times_the_relative_error() -> None:
+    controller = make("proportional", gain=0.2)
+    assert walk(controller, [0.9, 1.1], 1.0) == pytest.approx([0.02, -0.02])
+    assert walk(controller, [1.8], 2.0) == pytest.approx([0.02])  # relative: the unit of entropy does not matter
+    assert walk(controller, [0.1, 5.0], 1.0) == [0.1, -0.1]
+    assert controller.saturated(5.0, 1.0)
+    assert not controller.saturated(0.5, 1.0)
+    controller = make("proportional", UNSIGNED)
+    assert walk(controller, [5.0], 1.0) == [0.001]
+    assert controller.saturated(5.0, 1.0)
+
+
+# --- additive, PI -------------------------------------------------------------------------------------------------------
+
+
+def test_additive_steps_up_and_down_and_stops_at_zero() -> None:
+    controller = make("additive", start=0.005)
+    assert walk(controller, [LOW, LOW, HIGH, HIGH, HIGH, HIGH]) == pytest.approx(
+        [0.009, 0.013, 0.009, 0.005, 0.001, 0.0]
+    )
+    assert controller.saturated(HIGH, 1.0)
+
+
+def test_gated_it_acts_only_at_or_below_its_target_as_skywork_does() -> None:
+    controller = make("additive", start=0.02, gated=True)
+    for entropy, value, effective in [(HIGH, 0.016, 0.0), (LOW, 0.02, 0.02), (1.0, 0.016, 0.016), (HIGH, 0.012, 0.0)]:
+        controller.update(seen(entropy), 1.0)
+        assert controller.value == pytest.approx(value)
+        assert controller.effective == pytest.approx(effective)
+    assert controller.state_dict() == {"value": pytest.approx(0.012), "gate": 0.0}
+
+
+def test_pi_is_proportional_and_integral_on_the_logarithm() -> None:
+    controller = make("pi", gain=2.0, integral=0.5)
+    logs = [math.log(v / 0.01) for v in walk(controller, [0.9, 0.9, 1.0, 1.05])]
+    errors, total, expected = [0.1, 0.1, 0.0, -0.05], 0.0, []
+    for e in errors:
+        total += e
+        expected.append(2.0 * e + 0.5 * total)
+    assert logs == pytest.approx(expected)
+
+
+def test_a_pi_coefficient_at_its_bound_comes_back_at_once() -> None:
+    controller = make("pi", gain=2.0, integral=0.5)
+    assert walk(controller, [LOW] * 50)[-1] == 0.1
+    assert walk(controller, [1.1])[0] < 0.1
+
+
+# --- isentropic ---------------------------------------------------------------------------------------------------------
+
+
+def isentropic(unit: Any, **settings: Any) -> Any:
+    bounds = base.CoefficientRange(start=0.01, low=1e-4, high=0.05, signed=True, linear=True, unit=unit)
+    parsed = build.parse(build.CONTROLLERS, {"kind": "isentropic", **settings}, "controller")
+    return build.CONTROLLERS["isentropic"](parsed, bounds)
+
+
+@pytest.mark.parametrize("unit", ["factor", "advantage"])
+def test_on_target_the_coefficient_is_where_the_predicted_change_vanishes(unit: str) -> None:
+    controller = isentropic(unit)
+    for free, slope in [(-0.02, 0.1), (-0.04, 0.1), (0.01, 0.3)]:
+        controller.update(Observed(1.0, free, slope, 0.5), 1.0)
+    means = [
+        sum(0.9 ** (2 - i) * x[k] for i, x in enumerate([(-0.02, 0.1), (-0.04, 0.1), (0.01, 0.3)])) for k in (0, 1)
+    ]
+    assert controller.value == pytest.approx(-means[0] / means[1])
+    assert means[0] + controller.value * means[1] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("factor", 1.0), ("advantage", 0.5)])
+def test_feedback_is_in_the_coefficients_own_unit(unit: str, scale: float) -> None:
+    controller = isentropic(unit, gain=0.3, integral=0.02)
+    total = 0.0
+    for entropy in (0.95, 0.8, 1.1):
+        total += min(1 - entropy, 0.1)  # a distant target winds nothing up
+        controller.update(Observed(entropy, -0.02, 0.1, 0.5), 1.0)
+        assert controller.value == pytest.approx(0.2 + scale * (0.3 * (1 - entropy) + 0.02 * total))
+
+
+def test_the_integral_does_not_wind_up_at_a_bound() -> None:
+    controller = isentropic("factor", high=0.3, integral=0.1)
+    for _ in range(40):
+        controller.update(Observed(0.5, -0.02, 0.1, 1.0), 1.0)
+    assert controller.value == 0.3
+    assert controller.saturated(0.5, 1.0)
+    assert controller.sum < 2  # the sum of 40 errors of a half would be 20
+    controller.update(Observed(1.2, -0.02, 0.1, 1.0), 1.0)
+    assert controller.value < 0.3
+
+
+def test_scaling_rewards_scales_an_additive_coefficient_and_leaves_a_factor_alone() -> None:
+    for unit, expected in (("advantage", 7.0), ("factor", 1.0)):
+        values = []
+        for scale in (1.0, 7.0):
+            controller = isentropic(unit)
+            for entropy in (0.9, 0.8):
+                slope = 0.1 if unit == "advantage" else 0.1 * scale  # |A| L scales with the rewards
+                controller.update(Observed(entropy, -0.02 * scale, slope, 0.5 * scale), 1.0)
+            values.append(controller.value)
+        assert values[1] / values[0] == pytest.approx(expected)
+
+
+def test_isentropic_needs_a_method_that_is_linear_in_its_coefficient() -> None:
+    with pytest.raises(
+        ValueError, match="needs a method whose effect is linear in its coefficient: repo_r, repo_d or bonus"
+    ):
+        make("isentropic", RANGE.model_copy(update={"linear": False}))
+
+
+# --- dead band, rate limit ----------------------------------------------------------------------------------------------
+
+STEERED = sorted(set(SETTINGS) - {"fixed"})
+
+
+@pytest.mark.parametrize("kind", STEERED)
+def test_within_the_dead_band_the_coefficient_stays(kind: str) -> None:
+    controller = make(kind, dead_band=0.1)
+    before = controller.value
+    assert walk(controller, [0.95, 1.05, 0.91]) == [before] * 3
+    assert walk(controller, [0.5]) != [before]
+
+
+@pytest.mark.parametrize("kind", sorted(set(STEERED) - {"isentropic"}))
+@given(entropies=st.lists(st.floats(0.01, 5), min_size=1, max_size=20))
+def test_a_rate_limit_bounds_what_one_iteration_can_do(kind: str, entropies: list[float]) -> None:
+    controller = make(kind, max_change=0.002)
+    values = [controller.value, *walk(controller, entropies)]
+    assert all(abs(b - a) <= 0.002 + 1e-12 for a, b in itertools.pairwise(values))
+
+
+# --- bad settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "coefficient", "settings", "message"),
+    [
+        ("doubling", RANGE, {"low": 0.5, "high": 0.2}, r"low \(0\.5\) is above high \(0\.2\): give low <= high"),
+        ("doubling", RANGE, {"low": 0.5}, r"the coefficient's low \(0\.5\) is above its high \(0\.1\)"),
+        ("doubling", RANGE, {"start": 0.2}, r"the coefficient starts at 0\.2, outside its bounds \[0\.001, 0\.1\]"),
+        ("doubling", UNSIGNED, {"start": -0.01}, r"the coefficient starts at -0\.01, outside its bounds"),
+        ("doubling", RANGE, {"low": 0.0}, "needs a low bound above 0: halving never reaches 0"),
+        (
+            "pi",
+            RANGE,
+            {"low": 0.0},
+            r"moves the logarithm of the coefficient: low \(0\) and start \(0\.01\) have to be above 0",
+        ),
+        ("additive", RANGE, {"step": 0.0}, "greater than 0"),
+        ("isentropic", RANGE, {"memory": 1.0}, "less than 1"),
+        ("doubling", RANGE, {"dead_band": -0.1}, "greater than or equal to 0"),
+        ("doubling", RANGE, {"max_change": 0.0}, "greater than 0"),
+        ("proportional", RANGE, {"gain": 0.0}, "greater than 0"),
+        ("proportional", RANGE, {"gain": float("inf")}, "finite number"),
+        ("proportional", RANGE, {"high": -1.0}, "greater than 0"),
+        (
+            "fixed",
+            UNSIGNED,
+            {"value": -1.0},
+            "a fixed coefficient of -1 is negative and this method's coefficient cannot be",
+        ),
+        ("fixed", RANGE, {"value": float("nan")}, "finite number"),
+        ("fixed", RANGE, {"gain": 1.0}, "Extra inputs"),
+    ],
+)
+def test_bad_settings_are_refused_with_the_numbers(
+    kind: str, coefficient: base.CoefficientRange, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(kind, coefficient, **settings)
+
+
+def test_steering_nothing_is_refused() -> None:
+    none = build.parse(build.METHODS, {"kind": "none"}, "method")
+    with pytest.raises(ValueError, match="low bound above 0"):
+        build.build(none, build.parse(build.CONTROLLERS, {"kind": "doubling"}, "controller"), TargetSettings())
+
+
+# --- target -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_target_is_a_fraction_of_the_mean_of_the_first_iterations() -> None:
+    target = Target(TargetSettings(fraction=0.5, average_over=3))
+    assert [target.observe(h) for h in (1.0, 2.0, 3.0, 100.0, 0.1)] == [0.5, 0.75, 1.0, 1.0, 1.0]
+    start = Target(TargetSettings(average_over=1))
+    assert [start.observe(h) for h in (2.0, 9.0)] == [2.0, 2.0]
+    absolute = Target(TargetSettings(nats=0.3))
+    assert [absolute.observe(h) for h in (2.0, 9.0)] == [0.3, 0.3]
+    resumed = Target(TargetSettings(fraction=0.5, average_over=2))  # asked for a fraction after all: of the run's start
+    resumed.load_state_dict(absolute.state_dict())
+    assert resumed.observe(100.0) == 2.75
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"nats": 0.5, "fraction": 0.7}, r"nats \(0\.5\) and fraction \(0\.7\) both set the target: give one"),
+        ({"nats": 0.0}, "greater than 0"),
+        ({"fraction": -1.0}, "greater than 0"),
+        ({"average_over": 0}, "greater than or equal to 1"),
+        ({"nats": float("inf")}, "finite number"),
+        ({"over": "some"}, "'all' or 'successful'"),
+        ({"schedule": [[5, 1.0], [5, 0.5]]}, r"the schedule \[5, 1\], \[5, 0\.5\] needs rising iterations"),
+        ({"schedule": [[1, 0.0]]}, "factors above 0"),
+        ({"schedule": [[1.5, 1.0]]}, "valid integer"),
+        ({"release_at": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TargetSettings(**settings)
+
+
+def test_a_schedule_multiplies_the_target_along_straight_lines() -> None:
+    target = Target(TargetSettings(nats=2.0, schedule=((2, 1.0), (4, 0.5))))
+    assert [target.observe(9.0) for _ in range(6)] == [2.0, 2.0, 1.5, 1.0, 1.0, 1.0]
+    relative = Target(TargetSettings(fraction=0.5, average_over=1, schedule=((1, 2.0), (3, 1.0))))
+    assert [relative.observe(h) for h in (4.0, 0.1, 0.1)] == [4.0, 3.0, 2.0]
+
+
+def test_an_entropy_that_was_not_measured_does_not_define_the_start() -> None:
+    target = Target(TargetSettings(fraction=1.0, average_over=2))
+    assert [target.observe(h) for h in (math.nan, 1.0, 3.0, 9.0)][1:] == [1.0, 2.0, 2.0]
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------------
+
+
+def steering(kind: str, **target: Any) -> Steering:
+    method = build.parse(build.METHODS, {"kind": "repo_d"}, "method")
+    controller = build.parse(build.CONTROLLERS, SETTINGS[kind], "controller")
+    return build.build(method, controller, TargetSettings(**{"fraction": 0.7, "average_over": 3, **target}))
+
+
+def test_every_controller_has_a_case_here() -> None:
+    assert set(SETTINGS) == set(build.CONTROLLERS)
+
+
+@pytest.mark.parametrize("kind", sorted(SETTINGS))
+@given(entropies=st.lists(st.floats(0.01, 3), min_size=1, max_size=12), cut=st.integers(0, 12))
+def test_a_steering_resumed_from_its_state_goes_on_bit_for_bit(kind: str, entropies: list[float], cut: int) -> None:
+    more = {"schedule": [(2, 1.0), (6, 0.5)], "release_at": 9}
+    whole, first, second = (steering(kind, **more) for _ in range(3))
+    expected = [whole.observe(row(h)) for h in entropies]
+    for h in entropies[:cut]:
+        first.observe(row(h))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))  # a checkpoint is JSON
+    assert second.state_dict() == first.state_dict()
+    assert [second.observe(row(h)) for h in entropies[cut:]] == expected[cut:]
+    assert second.controller.value == whole.controller.value
+
+
+def test_a_saved_coefficient_that_is_not_a_number_is_refused() -> None:
+    made = steering("doubling")
+    state = made.state_dict()
+    state[COMMON]["controller"]["value"] = math.nan
+    with pytest.raises(ValueError, match="the saved coefficient is nan: the checkpoint cannot be resumed"):
+        made.load_state_dict(state)
+
+
+def test_a_checkpoint_of_other_targets_is_refused() -> None:
+    with pytest.raises(ValueError, match="has entropy targets for all, b, the run for all: they have to be the same"):
+        steering("doubling").load_state_dict({**steering("doubling").state_dict(), "b": {}})
+
+
+def test_what_is_observed_moves_the_coefficient_of_the_updates_that_follow() -> None:
+    made = steering("doubling")
+    before = made.controller.value
+    metrics = made.observe(row(1.0))  # the target is 0.7: entropy is too high
+    assert metrics["entropy/target"] == pytest.approx(0.7)
+    assert metrics["entropy/controlled"] == 1.0
+    assert metrics["entropy/error"] == pytest.approx(-0.3 / 0.7)
+    assert metrics["entropy/coefficient"] == made.controller.value == before / 2
+    assert (metrics["entropy/coefficient_low"], metrics["entropy/coefficient_high"]) == (-0.05, 0.05)
+    assert metrics["entropy/saturated"] == 0.0
+    for _ in range(12):
+        metrics = made.observe(row(1e-6))
+    assert (metrics["entropy/coefficient"], metrics["entropy/saturated"]) == (0.05, 1.0)
+
+
+def test_entropy_over_successful_responses_is_held_where_that_was_asked_for() -> None:
+    made = steering("doubling", over="successful", fraction=None, nats=0.5)
+    metrics = made.observe(row(3.0, correct=0.4))
+    assert metrics["entropy/controlled"] == 0.4
+    assert metrics["entropy/error"] == pytest.approx(0.2)
+    coefficient = made.controller.value
+    unmeasured = made.observe(row(3.0))  # nobody was right: nothing to steer by
+    assert math.isnan(unmeasured["entropy/controlled"])
+    assert made.controller.value == coefficient
+    assert unmeasured["entropy/saturated"] == 0.0
+
+
+def test_from_the_release_on_nothing_is_touched_and_nothing_moves() -> None:
+    made = steering("doubling", release_at=2)
+    stats = make_stats(5)
+    made.observe(row(0.1))
+    assert made.shape(stats, ("toy",)).advantages is not None
+    coefficient = made.controller.value
+    metrics = made.observe(row(0.1))
+    assert metrics["entropy/released"] == 1.0
+    assert made.controller.value == coefficient
+    shaping = made.shape(stats, ("toy",))
+    assert shaping.advantages is None
+    assert shaping.touched is not None
+    assert not shaping.touched.any()
+
+
+# --- targets of their own -----------------------------------------------------------------------------------------------
+
+
+def test_an_environment_with_a_target_of_its_own_has_a_coefficient_of_its_own() -> None:
+    method = build.parse(build.METHODS, {"kind": "repo_d"}, "method")
+    controller = build.parse(build.CONTROLLERS, SETTINGS["doubling"], "controller")
+    made = build.build(method, controller, TargetSettings(nats=1.0), {"b": TargetSettings(nats=0.2)})
+    part = row(0.5).parts["toy"]
+    metrics = made.observe(LedgerRow({"a": part, "b": part, "c": part}, 1, {}))
+    assert metrics["entropy/error"] == 0.5  # a and c, below 1 nat
+    assert metrics["error/b"] == pytest.approx(-1.5)  # b, above 0.2
+    assert (metrics["entropy/coefficient"], metrics["coefficient/b"]) == (2e-3, 5e-4)
+    stats = make_stats(9, envs=3)
+    shaped = made.shape(stats, ("a", "b", "c")).advantages
+    coefficients = torch.tensor([2e-3, 5e-4, 2e-3] * 3, dtype=torch.float64)
+    assert_close(shaped, stats.advantages - coefficients * stats.centred)
+
+
+def test_a_method_over_the_whole_batch_cannot_have_several_coefficients() -> None:
+    method = build.parse(build.METHODS, {"kind": "clip_cov"}, "method")
+    fixed = build.parse(build.CONTROLLERS, {"kind": "fixed"}, "controller")
+    with pytest.raises(
+        ValueError, match="gives 1 targets of their own, and clip_cov takes its statistics over the whole"
+    ):
+        build.build(method, fixed, TargetSettings(), {"b": TargetSettings()})
