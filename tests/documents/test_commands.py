@@ -14,7 +14,7 @@ import typer.main
 from support.readme import ROOT, write_own_data, write_own_environment, write_own_reward
 
 from envs import catalog
-from learner.warmstart import InitModelSettings
+from learner.warmstart.settings import InitModelSettings
 from orchestration.cli import app
 from orchestration.config.loader import parse_overrides
 from orchestration.config.run_config import RunConfig, load_config
@@ -36,10 +36,6 @@ PLACEHOLDER = re.compile(r"^[A-Z][A-Z_]*$")  # RECIPE, MODEL, RUN
 PENDING = {
     "actors/handles.py",
     "actors/verifier_worker.py",
-    "learner/entropy/steering.py",
-    "learner/ledger/",
-    "learner/warmstart/",
-    "learner/weights/",
     "orchestration/cluster/logprob_check.py",
     "orchestration/cluster/weight_sync.py",
     "orchestration/config/resume_rules.py",
