@@ -1,15 +1,19 @@
-"""Who runs where: plain classes, and one file of Ray shells.
+"""Runs the parts of a run: plain classes, the Ray actors around them, and the handles that call those.
 
-| file | what |
+| file | what it does |
 |---|---|
-| settings.py | what can be set about generators, verifiers, sampling and reward terms (no torch, no vLLM) |
-| inference.py | `SamplingParams`, `Request`, `Completion`, the `InferenceEngine` protocol |
-| vllm_engine.py | vLLM behind that protocol, stepped by a thread of this process |
-| vllm_worker.py | what runs inside vLLM's worker: weights from the channel into the model |
-| generator.py | an engine with a policy version: refuses to serve anything but the current one |
-| verifier.py | sessions and time limits; an error becomes a verdict |
-| rollout.py | prompt to group, over callables: generate, judge, reward |
-| pool.py | routing, health, replacement |
-| remote.py | the only `@ray.remote` classes |
-| rewards/ | Reward terms beside the environment: reward models, a language model as judge, their sum |
+| settings.py        | declares what can be set about generators, verifiers, sampling and reward terms |
+| inference.py       | defines `SamplingParams`, `Request`, `Completion` and the `InferenceEngine` protocol |
+| vllm_engine.py     | puts vLLM behind that protocol, stepped by a thread of this process |
+| vllm_build.py      | builds a vLLM engine from settings |
+| vllm_requests.py   | keeps what is under way inside vLLM |
+| vllm_worker.py     | runs inside vLLM's worker: weights from the channel into the model |
+| generator.py       | gives an engine a policy version: a generator serves the current one or nothing |
+| verifier.py        | scores responses by their environments, with time limits; an error becomes a verdict |
+| verifier_worker.py | runs in the verifier's subprocess: environments and their sessions |
+| rollout.py         | goes from a prompt to a group, over callables: generate, score, reward |
+| pool.py            | routes calls to members by load, and takes dead ones out of service |
+| remote.py          | defines the Ray actor classes |
+| handles.py         | calls them: one typed method for each remote call |
+| rewards/           | has the reward terms beside the environment: reward models, a language model as judge, their sum |
 """

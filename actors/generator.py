@@ -1,10 +1,10 @@
-"""A generator: an inference engine with a policy version, which serves the current version or nothing.
+"""Gives an inference engine a policy version: a generator serves the current version or nothing.
 
     STALE --receive_weights(version >= required)--> SERVING --require(a newer version) or a failed transfer--> STALE
     STALE --mark_current(the version it was built with)--> SERVING
     any   --forget, for another run's weights--> STALE, and versions start over
 
-A generator that was just made or replaced is STALE: it has some weights, but nobody has said that they are the current
+A generator that was just made or replaced is STALE: it has some weights, but they have not been confirmed as the current
 ones. Thread-safety is the engine's; the methods here belong to one event loop.
 """
 
@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from actors.inference import Completion, InferenceEngine, Request
+from actors.inference import Completion, EngineStats, InferenceEngine, Request
 from learner.weights.protocol import Rendezvous, WeightManifest
 
 
 class StaleGenerator(RuntimeError):
-    """Asked to serve without the current weights. `loaded` is None when the version held is unknown."""
+    """Refuses to serve without the current weights. `loaded` is None when the version held is unknown."""
 
     def __init__(self, name: str, loaded: int | None, required: int) -> None:
         super().__init__(name, loaded, required)
@@ -31,8 +31,19 @@ class StaleGenerator(RuntimeError):
         return f"{self.name} has {has}, but version {self.required} is the current one: it serves nothing until then"
 
 
+@dataclass(frozen=True, slots=True)
+class GeneratorStats:
+    """Reports a generator's state beside its engine's counters. version: of the weights held; None until known."""
+
+    name: str
+    version: int | None
+    required: int
+    stale: bool
+    engine: EngineStats
+
+
 class Generator:
-    """Wraps `engine`; `required` is the version it is told is current, which it must hold before it serves."""
+    """Wraps `engine`; `required` is the current version, which it must hold before it serves."""
 
     def __init__(self, engine: InferenceEngine, required: int = 0, name: str = "generator") -> None:
         self.name = name
@@ -42,7 +53,7 @@ class Generator:
 
     @property
     def version(self) -> int | None:
-        """Policy version of the weights held; None until known."""
+        """Returns the policy version of the weights held; None until known."""
         return self._version
 
     @property
@@ -50,23 +61,23 @@ class Generator:
         return self._version is None or self._version < self.required
 
     def require(self, version: int) -> None:
-        """`version` is the current one from now on; a generator that holds an older one stops serving."""
+        """Makes `version` the current one; a generator that holds an older one stops serving."""
         self.required = max(self.required, version)
 
     def forget(self) -> None:
-        """Another run begins, with versions of its own: serve nothing until its first weights are here."""
+        """Starts over for another run, with versions of its own: serves nothing until its first weights are here."""
         self._version, self.required = None, 0
 
     def mark_current(self, version: int) -> None:
-        """The weights the engine was built with ARE `version` (0 at the start of a run). ValueError if they are not."""
-        built = self._engine.stats()["version"]
+        """Confirms that the weights the engine was built with are `version` (0 at the start of a run); else ValueError."""
+        built = self._engine.stats().version
         if built != version:
             raise ValueError(f"{self.name} has weights of version {built}, so they cannot be called version {version}")
         self._version = version
         self.require(version)
 
     async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
-        """Submit all requests at once; yield completions as they finish, those that finished together in one list.
+        """Submits all requests at once and yields completions as they finish, those that finished together in one list.
 
         Raises StaleGenerator before anything is submitted, ValueError for a request that cannot be served, and
         whatever ended the engine if it dies meanwhile.
@@ -89,41 +100,34 @@ class Generator:
                     raise item
 
     async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probs at temperature 1 of tokens 1.. of each sequence; StaleGenerator without the current weights."""
+        """Returns log-probs at temperature 1 of tokens 1.. of each sequence; StaleGenerator without the current weights."""
         if self.stale:
             raise StaleGenerator(self.name, self._version, self.required)
         return await asyncio.to_thread(self._engine.sequence_logprobs, sequences)
 
     async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
-        """Join the weight group; WeightSyncError if its members are not all there after `timeout_s`."""
+        """Joins the weight group; WeightSyncError if its members are not all there after `timeout_s`."""
         await asyncio.to_thread(self._engine.connect_weights, rendezvous, timeout_s)
 
     async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
-        """Load one version; returns the checksum. STALE while it runs, and afterwards if it fails."""
+        """Loads one version and returns the checksum. STALE while it runs, and afterwards if it fails."""
         self._version = None
         self.require(manifest.version)
         checksum = await asyncio.to_thread(self._engine.receive_weights, manifest, timeout_s)
         self._version = manifest.version
         return checksum
 
-    def stats(self) -> dict[str, Any]:
-        """The engine's counters, with this generator's `version`, `required` and `stale`."""
-        return {
-            **self._engine.stats(),
-            "name": self.name,
-            "version": self._version,
-            "required": self.required,
-            "stale": self.stale,
-        }
+    def stats(self) -> GeneratorStats:
+        return GeneratorStats(self.name, self._version, self.required, self.stale, self._engine.stats())
 
     def close(self) -> None:
-        """Stop serving and free the engine."""
+        """Stops serving and frees the engine."""
         self._version = None
         self._engine.close()
 
 
 class _Mailbox:
-    """From the engine's thread to the event loop, waking the loop once for all that has come since it last looked."""
+    """Carries items from the engine's thread to the event loop, which it wakes once for all that came since it last looked."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -139,7 +143,7 @@ class _Mailbox:
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def take(self) -> list[Completion | BaseException]:
-        """Everything that has arrived, at least one item."""
+        """Returns everything that has arrived, at least one item."""
         await self._arrived.wait()  # ended by a completion or by the engine's death, which answers every request
         with self._lock:
             items, self._items = self._items, []

@@ -1,10 +1,13 @@
-"""What a generator needs from an inference engine. vLLM is one implementation (actors/vllm_engine.py), tests have a fake."""
+"""Defines what a generator needs from an inference engine: requests, completions, and the `InferenceEngine` protocol.
+
+vLLM is one implementation (actors/vllm_engine.py), tests have a fake.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from learner.weights.protocol import Rendezvous, WeightManifest
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """temperature 0 is greedy. Log-probs are always of the distribution actually sampled from."""
+    """Says how to sample; temperature 0 is greedy. Log-probs are always of the distribution actually sampled from."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -22,7 +25,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One response to sample. `seed` fixes the sample whatever else is in the batch."""
+    """Asks for one response. `seed` fixes the sample whatever else is in the batch."""
 
     id: str
     prompt_ids: tuple[int, ...]
@@ -32,7 +35,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished response: ids and log-probs of the same length, the end token included when finish == "stop"."""
+    """Holds a finished response: ids and log-probs of the same length, the end token included when finish == "stop"."""
 
     id: str
     response_ids: tuple[int, ...]
@@ -42,25 +45,47 @@ class Completion:
     version_max: int
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counts what an engine did since its start. version: policy version of its weights; step_s: seconds in engine steps."""
+
+    version: int
+    alive: bool
+    in_flight: int  # responses and sequences under way
+    step_s: float = 0.0
+    steps: int = 0
+    responses: int = 0
+    response_tokens: int = 0
+    prompt_tokens: int = 0
+    updates: int = 0  # weight transfers
+
+
+class EngineDead(RuntimeError):
+    """Says that the engine has ended, by `close` or by the error in the message: it serves nothing any more."""
+
+
 class InferenceEngine(Protocol):
-    """Thread-safe. `submit` returns at once; `on_done` is called from the engine's own thread, once per request."""
+    """Samples responses, scores sequences and takes new weights; its methods may be called from any thread.
+
+    `submit` returns at once; `on_done` is called from the engine's own thread, once per request.
+    """
 
     def submit(self, requests: Sequence[Request], on_done: Callable[[Completion | BaseException], None]) -> None:
-        """Queue all requests before the next engine step, so that a batch submitted whole is scheduled the same way every time."""
+        """Queues all requests before the next engine step, so that a batch submitted whole is scheduled the same way every time."""
         ...
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probs at temperature 1 of tokens 1.. of each sequence given those before (length len(sequence) - 1)."""
+        """Returns log-probs at temperature 1 of tokens 1.. of each sequence given those before (length len(sequence) - 1)."""
         ...
 
     def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
-        """Join the weight group; blocks until all members have, WeightSyncError after timeout_s."""
+        """Joins the weight group; blocks until all members have, WeightSyncError after timeout_s."""
         ...
 
     def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
-        """Receive one version, load it, drop cached prefixes; returns the checksum. Nothing is served meanwhile."""
+        """Receives one version, loads it, drops cached prefixes and returns the checksum. Nothing is served meanwhile."""
         ...
 
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> EngineStats: ...
 
     def close(self) -> None: ...

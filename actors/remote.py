@@ -1,245 +1,228 @@
-"""The only @ray.remote classes: shells around plain classes, and the handles through which the conductor calls them.
+"""Defines the Ray actor classes: shells that give a plain class a process of its own and add nothing else.
 
-A shell adds nothing but a process. A handle turns what Ray raises into our own errors: the death of a process becomes
-MemberDied, an error raised inside a method comes out as itself.
+Each is a plain class that orchestration/cluster/actor_slots.py places with `ray.remote`. `@ray.method` gives a method its type on
+a handle: `ActorProxy[LearnerActor]` knows every method, its arguments and its result, so that pyright finds a misspelt one.
+actors/handles.py has what the rest of the program calls.
 """
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# Ray's own annotations of `ray.method` and of its address functions are incomplete; what they give is typed below.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.util import get_node_ip_address
 
-from actors.inference import Completion, Request
-from actors.pool import MemberDied
+from actors.inference import Completion, EngineDead, InferenceEngine, Request
 from actors.settings import RewardModelSettings, VLLMSettings, cpu_threads
 from actors.verifier import EnvSpec, ScoreRequest, Verifier
-from actors.vllm_engine import EngineDead
-from envs.isolation.killable import SandboxError
+from envs.isolation.killable import KillableError
 from envs.types import Observation, Verdict
 from learner.weights.protocol import Rendezvous, WeightManifest
 
 if TYPE_CHECKING:
+    from actors.generator import GeneratorStats
     from learner.deepspeed_engine import Placement
-    from learner.learner import LearnerStage, RankSettings
-
-T = TypeVar("T")
-
-
-async def answer(name: str, reference: Awaitable[T], timeout_s: float) -> T:
-    """Wait for a call of one member. Raises MemberDied when its process, or the engine in it, is gone or the time is up."""
-    try:
-        return await asyncio.wait_for(reference, timeout_s)
-    except TimeoutError:
-        raise MemberDied(name, f"no answer within {timeout_s:g} s") from None
-    except (RayActorError, ObjectLostError) as error:
-        raise MemberDied(name, str(error).strip().splitlines()[-1]) from error
-    except RayTaskError as error:
-        if isinstance(error.cause, EngineDead):
-            raise MemberDied(name, str(error.cause)) from error
-        if isinstance(error.cause, Exception):
-            raise error.cause from error
-        raise
+    from learner.learner import Learner, LearnerStage, RankSettings
+    from learner.types import RankBatch, StepMetrics
 
 
-@ray.remote
-class GeneratorActor:
-    """One generator; the engine is made by `factory`, in this process.
+class RemoteActor:
+    """Declares what every kind of actor has."""
 
-    required: the version it has to hold before it serves; None for a model that nobody trains: it serves what it was built with.
+    @ray.method
+    def ready(self) -> bool:
+        """Returns True once the actor was built, or raises what keeps it from working."""
+        return True
+
+    @ray.method
+    def close(self) -> None:
+        """Ends what the actor holds outside its process."""
+
+
+class GeneratorActor(RemoteActor):
+    """Runs one generator; `factory` makes its engine in this process.
+
+    required: the version it has to hold before it serves; None for a model that is never trained: it serves what it was built with.
     """
 
-    def __init__(self, factory: Callable[[], Any], name: str, required: int | None) -> None:
+    def __init__(self, factory: Callable[[], InferenceEngine], name: str, required: int | None) -> None:
         from actors.generator import Generator
 
         self._generator = Generator(factory(), required or 0, name)
         if required is None:
             self._generator.mark_current(0)
 
+    @ray.method
     async def ready(self) -> bool:
-        """Raises EngineDead when the process lives and its engine does not."""
-        if not self._generator.stats()["alive"]:
+        """Returns True. Raises EngineDead when the process lives and its engine does not."""
+        if not self._generator.stats().engine.alive:
             raise EngineDead("the engine has ended: its log says why")
         return True
 
-    async def call(self, method: str, *args: Any) -> Any:
-        result = getattr(self._generator, method)(*args)
-        return await result if asyncio.iscoroutine(result) else result
-
+    @ray.method(num_returns="streaming")
     async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         async for completions in self._generator.stream(requests):
             yield completions
 
+    @ray.method
+    async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return await self._generator.sequence_logprobs(sequences)
 
-@ray.remote
-class VerifierActor:
+    @ray.method
+    async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
+        await self._generator.connect_weights(rendezvous, timeout_s)
+
+    @ray.method
+    async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
+        return await self._generator.receive_weights(manifest, timeout_s)
+
+    @ray.method
+    async def mark_current(self, version: int) -> None:
+        self._generator.mark_current(version)
+
+    @ray.method
+    async def forget(self) -> None:
+        self._generator.forget()
+
+    @ray.method
+    async def stats(self) -> GeneratorStats:
+        return self._generator.stats()
+
+    @ray.method
+    async def close(self) -> None:
+        self._generator.close()
+
+
+class VerifierActor(RemoteActor):
+    """Runs one verifier, whose subprocess has the environments."""
+
     def __init__(self, specs: Sequence[EnvSpec], timeout_s: float) -> None:
         self._verifier = Verifier(specs, timeout_s)
 
-    def ready(self) -> bool:
-        return True
-
+    @ray.method
     def prepare(self) -> str | None:
-        """What keeps an environment from being built on this node, or None."""
+        """Returns what keeps an environment from being built on this node, or None."""
         try:
             self._verifier.prepare()
-        except SandboxError as error:
-            return f"on {ray.util.get_node_ip_address()}: {error}"
+        except KillableError as error:
+            return f"on {get_node_ip_address()}: {error}"
         return None
 
+    @ray.method
     def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
         return self._verifier.score(requests)
 
+    @ray.method
     def configure(self, specs: Sequence[EnvSpec]) -> None:
         self._verifier.configure(specs)
 
+    @ray.method
     def close(self) -> None:
         self._verifier.close()
 
 
-@ray.remote
-class RewardModelActor:
+class RewardModelActor(RemoteActor):
+    """Runs one reward model."""
+
     def __init__(self, settings: RewardModelSettings) -> None:
         from actors.rewards.reward_model import RewardModel
 
         self._model = RewardModel(settings)
 
-    def ready(self) -> bool:
-        return True
-
+    @ray.method
     def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
         return self._model.score(requests)
 
-    def close(self) -> None:
-        self._model.close()
 
-
-@ray.remote
-class LearnerActor:
-    """One rank of the learner group. `start` joins the group: it returns once all ranks have."""
+class LearnerActor(RemoteActor):
+    """Runs one rank of the learner group. `start` joins the group: it returns once all ranks have."""
 
     def __init__(self) -> None:
-        self._learner: Any = None
+        self._started: Learner | None = None
 
+    @property
+    def _learner(self) -> Learner:
+        if self._started is None:
+            raise RuntimeError("a learner rank was called before `start`")
+        return self._started
+
+    @ray.method
     def address(self) -> tuple[str, int]:
-        """This node's address and a port that is free on it."""
+        """Returns this node's address and a port that is free on it."""
         with socket.create_server(("", 0)) as server:
-            return ray.util.get_node_ip_address(), server.getsockname()[1]
+            return get_node_ip_address(), server.getsockname()[1]
 
-    def start(self, settings: RankSettings, place: Placement) -> None:
-        """Also for the next run of a warm group: the learner before it is freed, its channel to the generators kept."""
+    @ray.method
+    def start(self, settings: RankSettings, placement: Placement) -> None:
+        """Builds the rank, also for the next run of a warm group: the learner before it is freed, its channel to the
+        generators kept."""
         from learner.learner import Learner
 
-        publisher = None if self._learner is None else self._learner.release()
-        self._learner = None
-        self._learner = Learner(settings, place)
-        self._learner.publisher = publisher
+        publisher = None if self._started is None else self._started.release()
+        self._started = None  # before the next is built: both would not fit
+        self._started = Learner(settings, placement)
+        self._started.publisher = publisher
 
-    def call(self, method: str, *args: Any) -> Any:
-        return getattr(self._learner, method)(*args)
+    @ray.method
+    def train(self, batch: RankBatch) -> StepMetrics:
+        return self._learner.train(batch)
 
+    @ray.method
+    def begin_stage(self, stage: LearnerStage) -> None:
+        self._learner.begin_stage(stage)
 
-class RemoteGenerator:
-    """A GeneratorMember, and the weight calls."""
+    @ray.method
+    def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return self._learner.sequence_logprobs(sequences)
 
-    def __init__(self, name: str, actor: Any, timeout_s: float) -> None:
-        self.name, self.actor, self.timeout_s = name, actor, timeout_s
+    @ray.method
+    def save(self, hf: Path, engine: Path) -> None:
+        self._learner.save(hf, engine)
 
-    async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
-        """`timeout_s` bounds the whole batch."""
-        deadline = asyncio.get_running_loop().time() + self.timeout_s
-        stream = self.actor.stream.options(num_returns="streaming").remote(requests)
-        while True:
-            left = max(0.0, deadline - asyncio.get_running_loop().time())
-            try:
-                reference = await asyncio.wait_for(anext(stream), left)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise MemberDied(self.name, f"a batch of responses took longer than {self.timeout_s:g} s") from None
-            except RayActorError as error:
-                raise MemberDied(self.name, str(error).strip().splitlines()[-1]) from error
-            yield await answer(self.name, reference, max(1.0, left))
+    @ray.method
+    def load(self, engine: Path) -> None:
+        self._learner.load(engine)
 
-    async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return await answer(self.name, self.actor.call.remote("sequence_logprobs", sequences), self.timeout_s)
+    @ray.method
+    def state_dict(self) -> dict[str, object]:
+        return self._learner.state_dict()
 
-    async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
-        call = self.actor.call.remote("connect_weights", rendezvous, timeout_s)
-        await answer(self.name, call, timeout_s + GRACE_S)
+    @ray.method
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._learner.load_state_dict(state)
 
-    async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
-        call = self.actor.call.remote("receive_weights", manifest, timeout_s)
-        return await answer(self.name, call, timeout_s + GRACE_S)
+    @ray.method
+    def listen(self) -> int:
+        return self._learner.listen()
 
-    async def stats(self) -> dict[str, Any]:
-        return await answer(self.name, self.actor.call.remote("stats"), self.timeout_s)
+    @ray.method
+    def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
+        self._learner.connect_weights(rendezvous, timeout_s)
 
+    @ray.method
+    def manifest(self, version: int) -> WeightManifest:
+        return self._learner.manifest(version)
 
-class RemoteVerifier:
-    """A VerifierMember."""
+    @ray.method
+    def publish(self, manifest: WeightManifest) -> int | None:
+        return self._learner.publish(manifest)
 
-    def __init__(self, name: str, actor: Any, timeout_s: float) -> None:
-        self.name, self.actor, self.timeout_s = name, actor, timeout_s
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
-        # Every response has its own limit inside, and so has every joint call, which ends in a response scored by itself if it runs
-        # out of time; the whole has all of them and the start of the subprocess.
-        limit = 600.0 + 2 * self.timeout_s * len(requests)
-        return await answer(self.name, self.actor.score.remote(requests), limit)
+    @ray.method
+    def close(self) -> None:
+        if self._started is not None:
+            self._started.close()
 
 
-class RemoteRewardModel:
-    """A VerifierMember too: a reward model is asked as a verifier is. `timeout_s` bounds one message."""
+def vllm_factory(settings: VLLMSettings) -> Callable[[], InferenceEngine]:
+    """Returns what builds the engine inside the actor; its OpenMP threads on a CPU are set before vLLM is imported."""
 
-    def __init__(self, name: str, actor: Any, timeout_s: float) -> None:
-        self.name, self.actor, self.timeout_s = name, actor, timeout_s
-
-    async def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
-        return await answer(self.name, self.actor.score.remote(requests), self.timeout_s)
-
-
-# A member's own time-out names the phase it was in; the caller waits a little longer to hear it.
-GRACE_S = 15.0
-
-
-class RemoteLearner:
-    """All ranks as one."""
-
-    def __init__(self, actors: Sequence[Any], timeout_s: float) -> None:
-        self.actors, self.timeout_s = list(actors), timeout_s
-
-    async def all(self, method: str, *args: Any, timeout_s: float | None = None) -> list[Any]:
-        """The same call on every rank; their answers in rank order. The first error ends the wait for the others."""
-        return await self.each(method, [args] * len(self.actors), timeout_s)
-
-    async def each(self, method: str, arguments: Sequence[Sequence[Any]], timeout_s: float | None = None) -> list[Any]:
-        limit = self.timeout_s if timeout_s is None else timeout_s
-        calls = [actor.call.remote(method, *args) for actor, args in zip(self.actors, arguments, strict=True)]
-        return list(await asyncio.gather(*(answer(f"learner rank {r}", c, limit) for r, c in enumerate(calls))))
-
-    async def first(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
-        """Rank 0 alone: for calls that are not collectives."""
-        limit = self.timeout_s if timeout_s is None else timeout_s
-        return await answer("learner rank 0", self.actors[0].call.remote(method, *args), limit)
-
-    async def begin_stage(self, stage: LearnerStage) -> None:
-        await self.all("begin_stage", stage)
-
-    async def save(self, hf: Path, engine: Path) -> None:
-        await self.all("save", hf, engine)
-
-
-def vllm_factory(settings: VLLMSettings) -> Callable[[], Any]:
-    """Builds the engine inside the actor; its OpenMP threads on a CPU are set before vLLM is imported."""
-
-    def make() -> Any:
+    def make() -> InferenceEngine:
         threads = cpu_threads(settings.generator.cpus, settings.generator.gpus)
         if threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -1,6 +1,6 @@
-"""vLLM behind the `InferenceEngine` protocol: one engine in this process, built and stepped by one thread of its own.
+"""Puts vLLM behind the `InferenceEngine` protocol: one engine in this process, built and stepped by one thread of its own.
 
-Everything that touches vLLM happens on that thread. `submit`, `score` and the weight calls put work in its inbox; it
+Everything that touches vLLM happens on that thread. `submit`, `sequence_logprobs` and the weight calls put work in its inbox; it
 empties the inbox between two engine steps, so a batch submitted whole is scheduled the same way every time and weights
 change between two tokens, never within one. The thread speaks to vLLM's engine core directly: the input and output
 processors around it (tokenizing, text, streaming) cost as much per response as a small model's forward pass.
@@ -10,52 +10,25 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import torch
-
-from actors.inference import Completion, Request
+from actors.inference import Completion, EngineDead, EngineStats, Request
 from actors.settings import VLLMSettings
+from actors.vllm_build import build_core
+from actors.vllm_requests import LiveResponse, LiveScore, core_request, sampling_params, scoring_params
 from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-CPU_BATCHED_TOKENS = 16384
-_set_num_threads = torch.set_num_threads  # vLLM replaces torch's by one that does nothing; a later engine needs it too
-
-
-class EngineDead(RuntimeError):
-    """The engine's thread has ended, by `close` or by the error in the message; it serves nothing any more."""
-
-
-@dataclass(slots=True)
-class _Response:
-    """One request inside the engine."""
-
-    request: Request
-    on_done: Callable[[Completion | BaseException], None]
-    version_min: int
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Score:
-    """One sequence being scored: prompt log-probs for all tokens but the last; the sampler is asked about that one."""
-
-    last: int
-    result: Future[list[float]]
 
 
 class VLLMEngine:
-    """One vLLM engine. The constructor returns when it is ready to serve; EngineDead if it could not be built.
+    """Runs one vLLM engine. The constructor returns when it is ready to serve; EngineDead if it could not be built.
 
     Log-probs are those of the distribution sampled from: after temperature and, with top_p < 1, of the truncated and
     renormalised distribution. Greedy responses (temperature 0) carry temperature-1 log-probs.
@@ -70,7 +43,7 @@ class VLLMEngine:
         self._wake = threading.Condition()
         self._closing = False
         self._dead: BaseException | None = None
-        self._live: dict[str, _Response | _Score] = {}
+        self._live: dict[str, LiveResponse | LiveScore] = {}
         self._scoring = 0
         self._ids = itertools.count()
         self._counts = {"steps": 0, "responses": 0, "response_tokens": 0, "prompt_tokens": 0, "updates": 0}
@@ -86,73 +59,44 @@ class VLLMEngine:
     # Callers' side: any thread.
 
     def submit(self, requests: Sequence[Request], on_done: Callable[[Completion | BaseException], None]) -> None:
-        """See `InferenceEngine.submit`. ValueError (and nothing is queued) if a request cannot be served."""
-        from vllm import SamplingParams
-
-        batch = []
+        """Queues all requests, see `InferenceEngine.submit`. ValueError (and nothing is queued) if one cannot be served."""
         for request in requests:
             self._validate(request)
-            sampling = request.sampling
-            params = SamplingParams(
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                stop_token_ids=list(sampling.stop_token_ids),
-                seed=request.seed,
-                ignore_eos=True,  # the model's own end token counts only where the request lists it
-                logprobs=0,  # the sampled token's alone
-                detokenize=False,
-                skip_clone=True,
-            )
-            batch.append((request, params))
+        batch = [(request, sampling_params(request)) for request in requests]
 
         def add() -> None:
             for request, params in batch:
                 key = str(next(self._ids))
-                self._live[key] = _Response(request, on_done, self.version)
-                self._add(key, list(request.prompt_ids), params)
+                self._live[key] = LiveResponse(request, on_done, self.version)
+                self._core.add_request(core_request(key, list(request.prompt_ids), params))
                 self._counts["prompt_tokens"] += len(request.prompt_ids)
 
         self._post(add)
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """See `InferenceEngine.score`. Computed afresh (no cached prefix), under one policy version."""
-        from vllm import SamplingParams
-
-        batch = []
+        """Scores sequences, see `InferenceEngine`. Computed afresh (no cached prefix), under one policy version."""
         for tokens in sequences:
             self._validate_ids("a sequence to score", tokens)
             if len(tokens) > self.settings.generator.max_model_len:
                 limit = self.settings.generator.max_model_len
                 raise ValueError(f"a sequence to score has {len(tokens)} tokens, more than max_model_len {limit}")
-            params = SamplingParams(
-                max_tokens=1,
-                temperature=1.0,
-                prompt_logprobs=0,
-                logprob_token_ids=[tokens[-1]],
-                skip_reading_prefix_cache=True,
-                ignore_eos=True,
-                detokenize=False,
-                skip_clone=True,
-            )
-            result: Future[list[float]] = Future()
-            if len(tokens) == 1:
-                result.set_result([])
-            batch.append((list(tokens), params, result))
+        batch = [(list(tokens), scoring_params(tokens[-1]), Future[list[float]]()) for tokens in sequences]
 
         def add() -> None:
             for tokens, params, result in batch:
-                if not result.done():
-                    key = str(next(self._ids))
-                    self._live[key] = _Score(tokens[-1], result)
-                    self._scoring += 1
-                    self._add(key, tokens[:-1], params)
+                if len(tokens) == 1:
+                    result.set_result([])
+                    continue
+                key = str(next(self._ids))
+                self._live[key] = LiveScore(result)
+                self._scoring += 1
+                self._core.add_request(core_request(key, tokens[:-1], params))
 
-        self._post(add)
+        self._post(add).result()
         return [result.result() for _, _, result in batch]  # the thread answers every future, also when it dies
 
     def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
-        """See `InferenceEngine.connect_weights`. Nothing is sampled meanwhile."""
+        """Joins the weight group, see `InferenceEngine.connect_weights`. Nothing is sampled meanwhile."""
 
         def connect() -> None:
             for answer in self._core.collective_rpc("isentrope_connect", args=(rendezvous, timeout_s)):
@@ -162,7 +106,7 @@ class VLLMEngine:
         self._post(connect).result()
 
     def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
-        """See `InferenceEngine.receive_weights`. `timeout_s` bounds each wait for the learner.
+        """Loads one version, see `InferenceEngine.receive_weights`. `timeout_s` bounds each wait for the learner.
 
         Responses in flight keep the tokens they have and go on under the new weights. If the transfer fails
         (WeightSyncError) they end with that error: the model may hold a mixture of versions until one arrives whole.
@@ -185,24 +129,17 @@ class VLLMEngine:
             self.version = manifest.version
             self._counts["updates"] += 1
             for work in self._live.values():
-                if isinstance(work, _Response) and not work.ids:
+                if isinstance(work, LiveResponse) and not work.ids:
                     work.version_min = self.version
             return answers[0]
 
         return self._post(receive).result()
 
-    def stats(self) -> dict[str, Any]:
-        """Counters since the start; `step_s` is the time spent in engine steps."""
-        return {
-            "version": self.version,
-            "in_flight": len(self._live),
-            "alive": self._dead is None,
-            "step_s": self._step_s,
-            **self._counts,
-        }
+    def stats(self) -> EngineStats:
+        return EngineStats(self.version, self._dead is None, len(self._live), self._step_s, **self._counts)
 
     def close(self) -> None:
-        """End the thread and free the engine; responses in flight end with EngineDead. May be called twice."""
+        """Ends the thread and frees the engine; responses in flight end with EngineDead. May be called twice."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -245,7 +182,7 @@ class VLLMEngine:
     def _run(self, ready: Future[None]) -> None:
         cause: BaseException = EngineDead("it was closed")
         try:
-            self._core, self._vocab_size = _build(self.settings)
+            self._core, self._vocab_size = build_core(self.settings)
             ready.set_result(None)
             while self._work():
                 pass
@@ -256,7 +193,7 @@ class VLLMEngine:
             self._bury(cause, ready)
 
     def _work(self) -> bool:
-        """One turn: what is in the inbox, then one step. False when it is time to end."""
+        """Takes one turn: what is in the inbox, then one step. False when it is time to end."""
         with self._wake:
             while not (self._inbox or self._live or self._closing):
                 self._wake.wait()  # idle: bounded by nothing but work or close, both of which notify
@@ -277,23 +214,6 @@ class VLLMEngine:
             self._step()
         return True
 
-    def _add(self, key: str, prompt: list[int], params: Any) -> None:
-        from vllm.v1.engine import EngineCoreRequest
-
-        self._core.add_request(
-            EngineCoreRequest(
-                request_id=key,
-                prompt_token_ids=prompt,
-                mm_features=None,
-                sampling_params=params,
-                pooling_params=None,
-                arrival_time=time.time(),
-                lora_request=None,
-                cache_salt=None,
-                data_parallel_rank=None,
-            )
-        )
-
     def _step(self) -> None:
         begun = time.perf_counter()
         outputs = self._core.get_output().outputs
@@ -303,39 +223,32 @@ class VLLMEngine:
             work = self._live.get(output.request_id)
             if work is None:  # aborted when a weight transfer failed
                 continue
-            if isinstance(work, _Score):
-                if output.finish_reason is not None:
-                    del self._live[output.request_id]
-                    self._scoring -= 1
-                    work.result.set_result(_scores(output))
-                continue
-            work.ids.extend(output.new_token_ids)
-            if output.new_logprobs is not None:
-                work.logprobs.extend(output.new_logprobs.logprobs[:, 0].tolist())
-            if output.finish_reason is not None:
+            finished = output.finish_reason is not None
+            if finished:
                 del self._live[output.request_id]
-                work.on_done(self._completion(work, str(output.finish_reason)))
-
-    def _completion(self, work: _Response, reason: str) -> Completion | BaseException:
-        if reason not in ("stop", "length"):
-            return RuntimeError(f"vLLM ended request {work.request.id} with {reason!r}")
-        self._counts["responses"] += 1
-        self._counts["response_tokens"] += len(work.ids)
-        finish: Literal["stop", "length"] = "stop" if reason == "stop" else "length"
-        return Completion(
-            work.request.id, tuple(work.ids), tuple(work.logprobs), finish, work.version_min, self.version
-        )
+            if isinstance(work, LiveScore):
+                if finished:
+                    self._scoring -= 1
+                    work.finish(output)
+                continue
+            work.extend(output)
+            if finished:
+                done = work.completion(str(output.finish_reason), self.version)
+                if isinstance(done, Completion):
+                    self._counts["responses"] += 1
+                    self._counts["response_tokens"] += len(done.response_ids)
+                work.on_done(done)
 
     def _fail_live(self, error: BaseException) -> None:
         live, self._live, self._scoring = list(self._live.values()), {}, 0
         for work in live:
-            if isinstance(work, _Score):
+            if isinstance(work, LiveScore):
                 work.result.set_exception(error)
             else:
                 work.on_done(error)
 
     def _bury(self, cause: BaseException, ready: Future[None]) -> None:
-        """Answer everyone who waits, refuse whoever comes, free vLLM."""
+        """Answers all callers that wait, refuses later ones, frees vLLM."""
         with self._wake:
             self._dead = cause
             left = [result for _, result in self._inbox]
@@ -362,73 +275,3 @@ def _dead(cause: BaseException) -> EngineDead:
     error = EngineDead(f"{type(cause).__name__}: {cause}")
     error.__cause__ = cause
     return error
-
-
-def _scores(output: Any) -> list[float]:
-    prompt = output.new_prompt_logprobs_tensors
-    head = prompt.logprobs[:, 0].tolist() if prompt is not None else []
-    return [*head, float(output.new_logprobs.logprobs[0, 1])]  # column 0 is the sampled token, 1 the one asked for
-
-
-def _build(settings: VLLMSettings) -> tuple[Any, int]:
-    """vLLM's engine core client for `settings`, and the vocabulary size."""
-    cpu = not torch.cuda.is_available()
-    _prepare_environment(cpu)
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    options: dict[str, Any] = {}
-    g = settings.generator
-    if cpu:
-        # Chunked prefill with a seed crashes on CPU: vLLM rewinds the offset of the request's random generator, which
-        # CPU generators do not have. Without chunks a whole sequence has to fit into one step.
-        options["enable_chunked_prefill"] = False
-        options["max_num_batched_tokens"] = max(CPU_BATCHED_TOKENS, g.max_model_len)
-    if g.kv_cache_bytes is not None:
-        options["kv_cache_memory_bytes"] = g.kv_cache_bytes
-    if not cpu:  # with a cache of a given size it is still what vLLM wants to find free at its start
-        options["gpu_memory_utilization"] = g.memory_share
-    engine = LLMEngine.from_engine_args(
-        EngineArgs(
-            model=settings.model,
-            dtype=settings.dtype,
-            hf_overrides={"head_dtype": "float32"} if settings.fp32_head else {},
-            max_model_len=g.max_model_len,
-            max_num_seqs=g.max_num_seqs,
-            tensor_parallel_size=g.tensor_parallel,
-            # Several workers are processes on this node: inside a Ray actor vLLM would otherwise look for bundles of its own.
-            distributed_executor_backend="mp" if g.tensor_parallel > 1 else None,
-            enforce_eager=g.enforce_eager,
-            enable_prefix_caching=g.prefix_caching,
-            seed=settings.seed,
-            skip_tokenizer_init=True,
-            generation_config="vllm",  # no sampling defaults and no end tokens from the model folder
-            logprobs_mode="processed_logprobs",
-            async_scheduling=False,  # no step may be in flight when weights change
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            worker_extension_cls="actors.vllm_worker.WeightReceiver",
-            **options,
-        )
-    )
-    return engine.engine_core, engine.model_config.get_vocab_size()
-
-
-def _prepare_environment(cpu: bool) -> None:
-    """vLLM reads these when it is imported; what the user has set stays, but for the first."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    defaults = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    if cpu:
-        # Compiling one small sampler op would take 13 s; more threads than cores to run on cost a factor of ten.
-        defaults |= {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    else:
-        # FlashInfer's sampler does not give the log-probs of what it truncates to, which are what we always ask for, and is
-        # compiled at first use.
-        defaults |= {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
-        # Attention of an fp32 engine is Triton's, whose float32 products are TF32 unless told otherwise: 10 bits of mantissa.
-        defaults |= {"TRITON_F32_DEFAULT": "ieee"}
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    if cpu:
-        # torch may have read its environment already, and the number belongs to the calling thread, the engine's.
-        _set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

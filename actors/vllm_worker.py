@@ -1,9 +1,11 @@
-"""Inside vLLM's worker process: weights from the channel into the model that is being served.
+"""Loads weights inside vLLM's worker process: from the channel into the model that is being served.
 
 vLLM mixes `WeightReceiver` into its worker class (`worker_extension_cls`); its methods are reached by `collective_rpc`.
 They RETURN a `WeightSyncError` instead of raising it: executors that run workers in other processes pass a raised
 exception on as a bare string.
 """
+# pyright: reportUnknownVariableType=false
+# vLLM's reload functions are annotated in part only.
 
 from __future__ import annotations
 
@@ -24,12 +26,12 @@ logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(
 
 
 class WeightReceiver:
-    """Mixed into vLLM's worker, which has `rank` (within this engine), `device`, `model_config` and `get_model`."""
+    """Adds weight transfer to vLLM's worker, which has `rank` (within this engine), `device`, `model_config` and `get_model`."""
 
     isentrope_subscriber: Subscriber | None = None
 
     def isentrope_connect(self, rendezvous: Rendezvous, timeout_s: float) -> WeightSyncError | None:
-        """Join the weight group, as this engine's first rank plus the worker's own rank within the engine."""
+        """Joins the weight group, as this engine's first rank plus the worker's own rank within the engine."""
         worker = cast(Any, self)
         if self.isentrope_subscriber is not None:
             self.isentrope_subscriber.close()
@@ -44,7 +46,7 @@ class WeightReceiver:
         return None
 
     def isentrope_receive(self, manifest: WeightManifest, timeout_s: float) -> int | WeightSyncError:
-        """Receive one version and load it; returns the checksum of the bytes. After an error the model is torn."""
+        """Receives one version and loads it; returns the checksum of the bytes. After an error the model is torn."""
         worker = cast(Any, self)
         subscriber = self.isentrope_subscriber
         if subscriber is None:
@@ -64,7 +66,7 @@ class WeightReceiver:
         return subscriber.checksum
 
     def isentrope_disconnect(self) -> None:
-        """Leave the weight group."""
+        """Leaves the weight group."""
         if self.isentrope_subscriber is not None:
             self.isentrope_subscriber.close()
             self.isentrope_subscriber = None
@@ -72,7 +74,7 @@ class WeightReceiver:
 
 @torch.no_grad()
 def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]], worker: Any) -> set[str]:
-    """Load Hugging Face tensors into a vLLM model, keeping the addresses that captured graphs refer to.
+    """Loads Hugging Face tensors into a vLLM model, keeping the addresses that captured graphs refer to.
 
     Returns the names of vLLM parameters that no tensor was loaded into (tied heads left out).
     """
@@ -99,9 +101,9 @@ def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]],
 
 
 def _tied_head(model: nn.Module) -> Any | None:
-    """The LM head module if its weight is the embedding's own, else None."""
-    modules = dict(model.named_modules())
-    embeddings = {id(m.weight) for n, m in modules.items() if n.endswith("embed_tokens") and hasattr(m, "weight")}
+    """Returns the LM head module if its weight is the embedding's own, else None."""
+    modules = dict(cast("Iterator[tuple[str, nn.Module]]", model.named_modules()))
+    embeddings = {id(m.weight) for name, m in modules.items() if name.endswith("embed_tokens") and hasattr(m, "weight")}
     for module in modules.values():
         if isinstance(module, ParallelLMHead) and id(module.weight) in embeddings:
             return module

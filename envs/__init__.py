@@ -1,15 +1,18 @@
-"""What is asked and how it is scored. Standard library only; adapters import their library lazily.
+"""Defines what is asked and how responses are scored.
 
-| file                     | what it holds                                                                        |
-|--------------------------|--------------------------------------------------------------------------------------|
-| types.py                 | Prompt, Message, Turn, Trajectory, Group, Verdict, Status: cross process boundaries  |
-| base.py                  | the protocols Environment and Session, demonstrations, play() a policy               |
-| catalog.py               | BUILTIN name -> "module:Class", load(), describe(), errors with the nearest name     |
-| tasks.py                 | what tasks of one response share: OneReply, held_out, task_random                       |
-| suggest.py               | the known name that a mistyped one was probably meant to be                          |
-| answers/ | Pure: the answer inside a response, and whether it equals the reference |
-| reward_terms/ | Pure: reward terms that are computed from a response alone |
-| isolation/ | Calls that can be killed, and programs that are not trusted |
-| builtin/ | The environments that come with the package |
-| adapters/ | Environments of other libraries; each imports its library lazily |
+Imports the standard library only; adapters import the library they adapt when they are used.
+
+| file          | what                                                                                  |
+|---------------|---------------------------------------------------------------------------------------|
+| types.py      | Prompt, Message, Turn, Trajectory, Group, Verdict, Status: cross process boundaries   |
+| base.py       | the protocols Environment and Session, demonstrations, play() a policy                |
+| catalog.py    | BUILTIN name -> "module:Class", load(), describe(), errors with the nearest name      |
+| tasks.py      | for environments of one response: OneReply, held_out, task_random                     |
+| checks.py     | checks of constructor arguments, one sentence for each failure                        |
+| suggest.py    | the known name nearest to a mistyped one, for error messages                          |
+| answers/      | finds the answer in a response and compares it with the reference                     |
+| reward_terms/ | reward terms computed from a response alone                                           |
+| isolation/    | calls that can be killed, and a sandbox for untrusted programs                        |
+| builtin/      | the environments that come with the package                                           |
+| adapters/     | environments of other libraries                                                       |
 """

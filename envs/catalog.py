@@ -1,12 +1,12 @@
-"""Environments by name: the built-in ones, and any class of the user as "package.module:Class".
+"""Loads environments by name: the built-in ones, and any class of your own as "package.module:Class".
 
-A user's module is found on the Python path, else in the current directory or beside the recipe (`look_in`). It is looked for
-last, so that a file named like a library hides none. `module_path` says where that was, for the processes that judge responses.
+Your module is looked up on the Python path, then in the current directory, then beside the recipe (`look_in`). The last two
+come after the Python path, so that a file of yours named like a library does not hide the library. `module_path` gives these
+directories to other processes, such as the verifiers.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import inspect
@@ -15,20 +15,21 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from envs.base import Environment
+from envs.suggest import did_you_mean
 from envs.types import Prompt
 
 BUILTIN: dict[str, str] = {
-    "appworld": "envs.adapters.appworld:AppWorld",
+    "appworld": "envs.adapters.appworld.environment:AppWorld",
     "arithmetic": "envs.builtin.arithmetic:Arithmetic",
     "bits": "envs.builtin.guess:Bits",
     "countdown": "envs.builtin.countdown:Countdown",
     "guess": "envs.builtin.guess:Guess",
-    "gym": "envs.adapters.gym:Gym",
+    "gym": "envs.adapters.gym.environment:Gym",
     "python_program": "envs.builtin.python_program.environment:PythonProgram",
     "questions": "envs.builtin.questions.environment:Questions",
     "reasoning_gym": "envs.adapters.reasoning_gym.environment:ReasoningGym",
@@ -37,32 +38,35 @@ BUILTIN: dict[str, str] = {
 
 
 class UnknownEnvironment(ValueError):
-    """No environment has this name; the message has the nearest one and the list."""
+    """Reports that no environment has this name; the message suggests the nearest name and lists all."""
 
 
 class EnvironmentParameterError(ValueError):
-    """A parameter is unknown, missing or of the wrong type; the message names the environment and the parameter."""
+    """Reports a parameter that is unknown, missing or of the wrong type; the message names the environment and the parameter."""
 
 
 class BrokenEnvironment(ValueError):
-    """A user's module, constructor or prompt raised, or gave what the protocol does not have; the message has file and line."""
+    """Reports that a user's module, constructor or prompt raised, or returned something else than envs/base.py asks for.
+
+    The message has the file and the line in the user's code.
+    """
 
 
-_folders: list[str] = []  # given to look_in
+_folders: list[str] = []  # added by look_in
 
 
 def look_in(folder: Path | str) -> None:
-    """Users' modules are also looked for in this directory, in this process and where `module_path` goes."""
+    """Adds a directory in which users' modules are looked up, in this process and in those that get `module_path`."""
     path = str(Path(folder).resolve())
     if path not in _folders:
         _folders.append(path)
 
 
 def module_path() -> tuple[str, ...]:
-    """Directories for `look_in` in another process, perhaps on another machine.
+    """Returns the directories to pass to `look_in` in another process, perhaps on another machine.
 
-    Those below the current directory are there relative to it as well: the working directory of a Ray job is copied to
-    every node, to another place on each.
+    Those below the current directory are listed a second time as relative paths: Ray copies a job's working directory to
+    every node, to a different absolute path on each.
     """
     here = Path.cwd()
     inside = [str(Path(folder).relative_to(here)) for folder in _searched() if Path(folder).is_relative_to(here)]
@@ -74,11 +78,11 @@ def _searched() -> list[str]:
 
 
 def load(name: str, params: Mapping[str, Any], seed: int = 0) -> Environment:
-    """The environment `Class(seed=seed, **params)`.
+    """Returns the environment `Class(seed=seed, **params)`.
 
-    name: a key of BUILTIN, or "package.module:Class". Raises UnknownEnvironment, BrokenEnvironment or
-    EnvironmentParameterError; a ValueError or OSError of the constructor (a sentence, for values that cannot work) passes
-    through.
+    name: a key of BUILTIN, or "package.module:Class". Raises UnknownEnvironment, EnvironmentParameterError or
+    BrokenEnvironment, each with one sentence. A ValueError or OSError of the constructor passes through unchanged: it is how
+    a constructor reports values that cannot work.
     """
     build = find(name)
     _check_parameters(name, build, params)
@@ -87,16 +91,20 @@ def load(name: str, params: Mapping[str, Any], seed: int = 0) -> Environment:
     except (ValueError, OSError):
         raise
     except Exception as error:
-        raise BrokenEnvironment(f"environment '{name}' cannot be made: {told(error)}") from error
+        raise BrokenEnvironment(f"environment '{name}' cannot be made: {error_in_one_line(error)}") from error
     missing = [method for method in ("size", "prompt", "open") if not callable(getattr(environment, method, None))]
     if missing:
-        raise UnknownEnvironment(f"'{name}' is not an environment: it has no {', no '.join(missing)}")
+        raise UnknownEnvironment(
+            f"'{name}' is not an environment (see envs/base.py): it has no {', no '.join(missing)}"
+        )
     return environment
 
 
 def try_out(name: str, environment: Environment) -> None:
-    """Ask a user's environment for its first prompt of each split, twice. Raises BrokenEnvironment, one sentence, where the
-    answers are not what envs/base.py says."""
+    """Checks a user's environment by asking for the first prompt of each split, twice.
+
+    Raises BrokenEnvironment, one sentence, where an answer is not what envs/base.py asks for.
+    """
     for split in ("train", "eval"):
         try:
             size = environment.size(split)
@@ -105,34 +113,40 @@ def try_out(name: str, environment: Environment) -> None:
             prompt, again = (environment.prompt(split, 0) for _ in range(2))
             session = environment.open(prompt) if isinstance(prompt, Prompt) else None
         except Exception as error:
-            raise BrokenEnvironment(f"environment '{name}': its first {split} prompt: {told(error)}") from error
+            raise BrokenEnvironment(
+                f"environment '{name}': its first {split} prompt: {error_in_one_line(error)}"
+            ) from error
         call = f"environment '{name}': prompt({split!r}, 0)"
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise BrokenEnvironment(f"environment '{name}': size({split!r}) is {size!r}, it must be above 0, or None")
+            raise BrokenEnvironment(
+                f"environment '{name}': size({split!r}) is {size!r}, it must be above 0, or None for no end"
+            )
         if not isinstance(prompt, Prompt):
             raise BrokenEnvironment(f"{call} is a {type(prompt).__name__}, it must be an envs.types.Prompt")
         if (prompt.split, prompt.index) != (split, 0):
-            raise BrokenEnvironment(f"{call} says that it is prompt {prompt.index} of {prompt.split!r}")
+            raise BrokenEnvironment(
+                f"{call} has index {prompt.index} and split {prompt.split!r}: pass on the two arguments"
+            )
         if prompt != again:
             raise BrokenEnvironment(
-                f"{call} is another prompt each time: draw it from envs.tasks.task_random(seed, split, index)"
+                f"{call} is another prompt each time: take all randomness from envs.tasks.task_random(seed, split, index)"
             )
         try:
-            kept = json.loads(json.dumps(prompt.task)) == prompt.task
+            is_json = json.loads(json.dumps(prompt.task)) == prompt.task
         except (TypeError, ValueError):
-            kept = False
-        if not kept:
+            is_json = False
+        if not is_json:
             raise BrokenEnvironment(
                 f"{call}: its task must be a dict of JSON values, with strings as keys and no tuples"
             )
         if not callable(getattr(session, "reply", None)):
             raise BrokenEnvironment(
-                f"environment '{name}': open(prompt) is a {type(session).__name__} without reply(text)"
+                f"environment '{name}': open(prompt) is a {type(session).__name__} without a method reply(text)"
             )
 
 
 def fingerprint(name: str) -> str | None:
-    """A hash of the file that a user's environment is in; None for a built-in one, which the version stands for."""
+    """Returns a hash of the file that defines a user's environment; None for a built-in one, which the package version covers."""
     if name in BUILTIN:
         return None
     file = inspect.getsourcefile(_module(name)[0])
@@ -140,7 +154,7 @@ def fingerprint(name: str) -> str | None:
 
 
 def describe() -> Iterator[tuple[str, str, str]]:
-    """(name, one line on what it is, its parameters with types and defaults), of each built-in environment."""
+    """Yields (name, one-line summary, parameters with types and defaults) of each built-in environment."""
     for name in BUILTIN:
         build = find(name)
         summary = (inspect.getdoc(build) or "").partition("\n")[0]
@@ -154,46 +168,41 @@ def _show(parameter: inspect.Parameter) -> str:
     )
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """', did you mean 'x'?' for the known word most like this one; '' when none is like it."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean '{close[0]}'?" if close else ""
-
-
 def _module(name: str) -> tuple[types.ModuleType, str]:
-    """The imported module of a name, and the name of the class in it."""
+    """Imports the module of a name; returns it with the name of the class in it."""
     path = BUILTIN.get(name, name)
     module_name, colon, class_name = path.partition(":")
     if not colon or not module_name or not class_name:
         raise UnknownEnvironment(
-            f"there is no environment '{name}'{nearest(name, BUILTIN) or '.'} Known are {', '.join(BUILTIN)}, "
+            f"unknown environment '{name}': {did_you_mean(name, BUILTIN)}known are {', '.join(BUILTIN)}, "
             "and your own as 'package.module:Class'"
         )
     sys.path.extend(folder for folder in _searched() if folder not in sys.path)
     importlib.invalidate_caches()
     try:
         return importlib.import_module(module_name), class_name
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            raise UnknownEnvironment(
-                f"environment '{name}': there is no module '{error.name}' on the Python path, nor in {', '.join(_searched())}"
-                + ("; a module's name is without .py" if module_name.endswith(".py") else "")
-            ) from error
-        raise BrokenEnvironment(f"environment '{name}': its module cannot be imported: {told(error)}") from error
     except Exception as error:
-        raise BrokenEnvironment(f"environment '{name}': its module cannot be imported: {told(error)}") from error
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            raise UnknownEnvironment(
+                f"environment '{name}': no module '{missing}' on the Python path, nor in {', '.join(_searched())}"
+                + ("; write the module's name without .py" if module_name.endswith(".py") else "")
+            ) from error
+        raise BrokenEnvironment(
+            f"environment '{name}': its module cannot be imported: {error_in_one_line(error)}"
+        ) from error
 
 
 def find(name: str) -> Any:
-    """The class or function that a name of the catalog or "package.module:name" stands for."""
+    """Returns the class or function that a key of BUILTIN or "package.module:name" names."""
     module, class_name = _module(name)
-    found = getattr(module, class_name, None)
-    if callable(found):
-        return found
+    target = getattr(module, class_name, None)
+    if callable(target):
+        return target
     classes = [
         key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__
     ]
-    file = getattr(module, "__file__", None)
+    file = vars(module).get("__file__")  # built-in modules have none
     message = f"environment '{name}': module '{module.__name__}' ({file or 'built in'}) has no class '{class_name}'"
     hidden = [
         path
@@ -202,11 +211,13 @@ def find(name: str) -> Any:
     ]
     if hidden:
         raise UnknownEnvironment(f"{message}; it hides {hidden[0]}: give your file another name")
-    raise UnknownEnvironment(f"{message}{nearest(class_name, classes)}")
+    raise UnknownEnvironment(
+        f"{message}; {did_you_mean(class_name, classes)}its classes are {', '.join(classes) or 'none'}"
+    )
 
 
-def told(error: BaseException) -> str:
-    """An exception in one line, with the place in the user's code where it was raised: 'mine.py, line 3: KeyError: 7'."""
+def error_in_one_line(error: BaseException) -> str:
+    """Returns an exception as one line with the place in the user's code that raised it: 'mine.py, line 3: KeyError: 7'."""
     text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}, line {error.lineno}: {type(error).__name__}: {error.msg}"
@@ -220,27 +231,29 @@ def told(error: BaseException) -> str:
 
 
 def _parameters(build: Any) -> dict[str, inspect.Parameter]:
-    """Parameters of the constructor, without the seed (the run gives it) and without *args and **kwargs."""
+    """Returns the constructor's parameters, except the seed (the run gives it) and *args and **kwargs."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    found = inspect.signature(build).parameters
-    return {key: value for key, value in found.items() if key != "seed" and value.kind not in variadic}
+    signature = inspect.signature(build).parameters
+    return {key: value for key, value in signature.items() if key != "seed" and value.kind not in variadic}
 
 
 def _check_parameters(name: str, build: Any, params: Mapping[str, Any]) -> None:
     signature = inspect.signature(build).parameters
     open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values())
     if "seed" not in signature and not open_ended:
-        raise EnvironmentParameterError(f"environment '{name}': its constructor must take 'seed', an integer")
+        raise EnvironmentParameterError(
+            f"environment '{name}': its constructor must take a parameter 'seed', an integer"
+        )
     known = _parameters(build)
     for key in params:
         if key == "seed":
             raise EnvironmentParameterError(
-                f"environment '{name}': 'seed' is not among its parameters, the run gives it"
+                f"environment '{name}': leave 'seed' out of its parameters, the run gives it (run.seed)"
             )
         if key not in known and not open_ended:
             listed = ", ".join(known) or "none"
             raise EnvironmentParameterError(
-                f"environment '{name}' has no parameter '{key}'{nearest(key, known) or '.'} It has {listed}"
+                f"environment '{name}' has no parameter '{key}': {did_you_mean(key, known)}it has {listed}"
             )
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in params:
@@ -248,12 +261,12 @@ def _check_parameters(name: str, build: Any, params: Mapping[str, Any]) -> None:
     hints = _hints(build)
     for key, value in params.items():
         if key in hints and not _fits(value, hints[key]):
-            wanted = inspect.formatannotation(hints[key])
-            raise EnvironmentParameterError(f"environment '{name}': {key} is {value!r}, it must be {wanted}")
+            type_name = inspect.formatannotation(hints[key])
+            raise EnvironmentParameterError(f"environment '{name}': {key} is {value!r}, it must be {type_name}")
 
 
 def _hints(build: Any) -> dict[str, Any]:
-    """Types of the constructor's parameters; none where they cannot be resolved, which then are not checked."""
+    """Returns the types of the constructor's parameters; {} where they cannot be resolved, which leaves them unchecked."""
     try:
         return typing.get_type_hints(build.__init__ if inspect.isclass(build) else build)
     except (NameError, TypeError):
@@ -261,7 +274,7 @@ def _hints(build: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether the value has the type. Simple types and unions of them are checked, anything else passes."""
+    """Returns whether the value has the type; simple types and unions of them are checked, any other type accepts all values."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
     kind = typing.get_origin(hint) or hint

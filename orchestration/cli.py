@@ -1,4 +1,4 @@
-"""The command line. Every command imports what it needs when it runs, so that --help answers at once."""
+"""Defines the command line. Every command imports what it needs when it runs, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # importing rich for the help page takes longer than the rest of it
+    rich_markup_mode=None,  # importing rich takes longer than the rest of the help page
 )
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-# Progress bars and banners of libraries do not belong on a terminal that shows a run.
+# Keeps progress bars and banners of libraries off a terminal that shows a run.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
 Seed = Annotated[int, typer.Option(help="Seed of the tasks.")]
 
 
 def main() -> None:
-    """Console script. An error of ours is one line on stderr and its own exit code; anything else is a traceback."""
+    """Runs the console script. An IsentropeError becomes one line on stderr and its exit code; anything else is a traceback."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
         app(standalone_mode=True)
     except IsentropeError as error:
-        print(f"isentrope: {error}", file=sys.stderr)  # noqa: T201 - the command's own answer
+        print(f"isentrope: {error}", file=sys.stderr)  # noqa: T201 - the command's own output
         sys.exit(error.exit_code)
 
 
 def say(text: Any) -> None:
+    """Prints a line on stdout."""
     from rich.console import Console
 
     Console(soft_wrap=True).print(text)
@@ -46,34 +47,36 @@ def say(text: Any) -> None:
 def train(
     ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's latest checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of that name.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's latest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of the same name.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved configuration and the resource plan.")
+        bool,
+        typer.Option("--dry-run", help="Print the resolved configuration and the resource plan, and start nothing."),
     ] = False,
 ) -> None:
-    """Train. Overrides: a.b=c or --a.b c, as many as you like."""
-    from orchestration.config import preflight as world
-    from orchestration.config import run_config as configuration
-    from orchestration.run import lifecycle as training
+    """Trains a policy. Override any key of the recipe with a.b=c or --a.b c, as often as you like."""
+    from orchestration.config import preflight, run_config
+    from orchestration.run import lifecycle
 
-    config = configuration.load_config(recipe, ctx.args)
+    config = run_config.load_config(recipe, ctx.args)
     if dry_run:
-        world.check_world(config)
-        print(training.describe_plan(config))  # noqa: T201 - to be piped
+        preflight.check_world(config)
+        print(lifecycle.describe_plan(config))  # noqa: T201 - plain text, to be piped
         return
-    report_file = training.train(config, resume=resume, overwrite=overwrite)
+    report_file = lifecycle.train(config, resume=resume, overwrite=overwrite)
     say(f"report: {report_file}")
 
 
 @app.command()
 def lab(
     grid: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped grid.")],
-    runs: Annotated[Path, typer.Option(help="Where the lab's folder goes.")] = Path("runs"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run everything again.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder in which the lab's own folder is made.")] = Path("runs"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Run everything again, replacing earlier results.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the runs of the grid, and start nothing.")] = False,
 ) -> None:
-    """Run a grid of methods x settings x seeds; called again, it goes on where it stopped."""
+    """Runs a grid of methods x settings x seeds. Reports on it; called again, it continues where it stopped."""
     from orchestration.lab.runner import run
 
     run(grid, runs, overwrite=overwrite, dry_run=dry_run)
@@ -81,10 +84,12 @@ def lab(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write; default: report.html in the first run.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Folders of the runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: report.html in the first run's folder.")
+    ] = None,
 ) -> None:
-    """Write one self-contained report.html of one run, or of several side by side."""
+    """Writes a self-contained report.html on one run or several. Several are shown side by side."""
     from orchestration.report.run_report import write_report
 
     try:
@@ -95,7 +100,7 @@ def report(
 
 @app.command("envs")
 def environments() -> None:
-    """List the environments, with an example of each."""
+    """Lists the built-in environments. Shows parameters and an example of each."""
     from orchestration.commands.play import list_environments
 
     list_environments()
@@ -104,31 +109,29 @@ def environments() -> None:
 @app.command(context_settings=OVERRIDES)
 def play(
     ctx: typer.Context,
-    env: Annotated[str, typer.Argument(help="An environment; its parameters follow as name=value.")],
-    index: Annotated[int, typer.Option(help="Which prompt.")] = 0,
+    env: Annotated[str, typer.Argument(help="Name of an environment; its parameters follow as name=value.")],
+    index: Annotated[int, typer.Option(help="Index of the prompt in the train split.")] = 0,
     seed: Seed = 0,
 ) -> None:
-    """Answer a prompt by hand and see the verdict."""
-    from orchestration.commands.play import play as run
+    """Shows a prompt, takes your answer, prints the verdict. Parameters of the environment follow as name=value."""
+    from orchestration.commands.play import play_by_hand
 
-    run(env, ctx.args, index, seed)
+    play_by_hand(env, ctx.args, index, seed)
 
 
 @app.command("init-model", context_settings=OVERRIDES)
 def init_model(
     ctx: typer.Context,
     recipe: Annotated[
-        str | None, typer.Option(help="Take environments and the model's folder from this recipe.")
+        str | None, typer.Option(help="Recipe to take the environments and the model's folder from.")
     ] = None,
     env: Annotated[
-        list[str] | None, typer.Option("--env", help="An environment by name; may be given several times.")
+        list[str] | None, typer.Option("--env", help="Name of an environment; may be given several times.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The model folder to make; default: the recipe's model.path.")
-    ] = None,
-    cache: Annotated[Path, typer.Option(help="Where finished models are kept.")] = Path("models/cache"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the model; default: the recipe's model.path.")] = None,
+    cache: Annotated[Path, typer.Option(help="Folder in which finished models are cached.")] = Path("models/cache"),
 ) -> None:
-    """Make a tiny model and warm-start it. Settings follow as name=value: hidden_size=64 steps=700 ..."""
+    """Makes and warm-starts a tiny model. Settings follow as name=value: hidden_size=64 steps=700 ..."""
     from orchestration.commands.init_model import run
 
     run(recipe, env or [], ctx.args, out, cache)
@@ -137,21 +140,26 @@ def init_model(
 @app.command(context_settings=OVERRIDES)
 def precision(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A Hugging Face folder or id.")],
+    model: Annotated[str, typer.Argument(help="Folder or Hugging Face id of the model.")],
     env: Annotated[
-        str | None, typer.Option(help="Whose prompts to use; its parameters follow as name=value. Default: what fits.")
+        str | None,
+        typer.Option(
+            help="Environment to take prompts from; its parameters follow as name=value. Default: one that fits the model."
+        ),
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 64,
-    responses: Annotated[int, typer.Option("--responses", "--replies", min=1, help="Responses to each.")] = 8,
+    prompts: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 64,
+    responses: Annotated[int, typer.Option("--responses", "--replies", min=1, help="Responses to each prompt.")] = 8,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest response, in tokens.")] = 32,
-    modes: Annotated[str | None, typer.Option(help="fp32,bf16,fp16,bf16-fp32head, or some of them.")] = None,
-    clip_low: Annotated[float, typer.Option(min=0, max=1, help="Clip range below 1.")] = 0.2,
-    clip_high: Annotated[float, typer.Option(min=0, help="Clip range above 1.")] = 0.2,
-    limit: Annotated[float, typer.Option(min=1, help="Seconds an engine may take.")] = 600,
+    modes: Annotated[
+        str | None, typer.Option(help="Comma-separated, of fp32, bf16, fp16, bf16-fp32head. Default: all.")
+    ] = None,
+    clip_low: Annotated[float, typer.Option(min=0, max=1, help="Ratios below 1 - clip_low count as clipped.")] = 0.2,
+    clip_high: Annotated[float, typer.Option(min=0, help="Ratios above 1 + clip_high count as clipped.")] = 0.2,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds that one engine may take.")] = 600,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the numbers here, as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write the measurements to.")] = None,
 ) -> None:
-    """Measure engine against trainer in every precision: ratios that should be 1, before any training."""
+    """Measures engine against trainer in every precision. No training: importance ratios should all be 1."""
     from orchestration.commands.precision import run
     from orchestration.commands.precision_probe import Options
 
@@ -161,24 +169,24 @@ def precision(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has of what a run needs: packages, memory, CUDA, Ray, the sandbox. Starts nothing."""
+    """Checks this machine for what a run needs. Packages, memory, CUDA, Ray and the sandbox; starts no run."""
     from orchestration.commands.doctor import checks
     from orchestration.errors import PlacementError
 
-    found = checks()
-    for check in found:
-        print(f"{'!' if check.missing else ' '} {check.name:14}{check.found}")  # noqa: T201 - to be pasted
-    missing = [check.missing for check in found if check.missing]
+    results = checks()
+    for check in results:
+        print(f"{'!' if check.missing else ' '} {check.name:14}{check.found}")  # noqa: T201 - plain text, to be pasted
+    missing = [check.missing for check in results if check.missing]
     if missing:
         raise PlacementError(" ".join(missing))
 
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="Seed of both arms.")] = 0,
-    runs: Annotated[Path, typer.Option(help="Where the two runs go.")] = Path("runs"),
+    seed: Annotated[int, typer.Option(help="Seed of both runs.")] = 0,
+    runs: Annotated[Path, typer.Option(help="Folder in which the two runs' folders are made.")] = Path("runs"),
 ) -> None:
-    """GRPO against REPO-R on countdown, from a warm start to a table and one report.html. No GPU needed."""
+    """Compares GRPO with REPO-R on countdown. Warm start, both runs, a table and one report.html; needs no GPU."""
     from orchestration.commands.demo import run
 
     run(seed, runs)

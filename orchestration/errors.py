@@ -1,34 +1,38 @@
-"""Errors a person sees, and the exit code of each.
+"""Defines the errors that end a command with one sentence, and the exit code of each.
 
-0 ok, 2 configuration, 3 placement impossible, 4 numbers that cannot be trusted, 130 and 143 stopped by a signal after a
-checkpoint. A message is one sentence: what is wrong, the numbers, what to do.
+0 ok, 2 configuration, 3 resources not available, 4 numbers that cannot be trusted, 130 and 143 stopped by a signal after a
+checkpoint. A message is one sentence: what is wrong, with the values, and what to do.
 """
 
 from __future__ import annotations
 
 
 class IsentropeError(Exception):
-    """Ends the command with `exit_code`; the message is printed, without a traceback."""
+    """Ends the command with `exit_code`; the message is printed without a traceback."""
 
     exit_code = 1
 
 
 class ConfigError(IsentropeError):
+    """Reports a configuration or an argument that cannot work."""
+
     exit_code = 2
 
 
 class PlacementError(IsentropeError):
+    """Reports that the cluster or this machine lacks what the run needs: CPUs, GPUs, packages."""
+
     exit_code = 3
 
 
 class NumericsError(IsentropeError):
-    """A loss that is not finite, or an engine whose log-probs are not the trainer's."""
+    """Reports a loss that is not finite, or an engine whose log-probs differ from the trainer's."""
 
     exit_code = 4
 
 
 class Stopped(IsentropeError):
-    """SIGINT (130) or SIGTERM (143), after the checkpoint was written."""
+    """Reports SIGINT (exit code 130) or SIGTERM (143), raised after the checkpoint was written."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")

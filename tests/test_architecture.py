@@ -17,7 +17,7 @@ FILES = sorted(path.relative_to(ROOT) for package in LINE for path in (ROOT / pa
 INITS = [path for path in FILES if path.name == "__init__.py"]
 # Which files may import a library.
 HOMES = {
-    "ray": r"actors/remote\.py|orchestration/.*",
+    "ray": r"actors/(remote|handles)\.py|orchestration/.*",
     "vllm": r"actors/vllm_\w+\.py",
     "deepspeed": r"learner/deepspeed_engine\.py",
     "httpx": r"actors/rewards/endpoint\.py",

@@ -1,4 +1,4 @@
-"""A reward model: a Hugging Face sequence classifier that judges the last response of a conversation.
+"""Scores the last response of a conversation by a reward model: a Hugging Face sequence classifier.
 
 It answers `ScoreRequest`s like a verifier does, so that one kind of pool serves both. Requests of one call are scored together, by
 length, in batches of at most `max_batch_tokens` token slots. What else is in a batch can move a score's last digits, and which
@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class RewardModel:
-    """Raises ValueError, one sentence, for a model or tokenizer that cannot judge. Not thread-safe."""
+    """Scores conversations; built with a ValueError, one sentence, for a model or tokenizer that cannot. Not thread-safe."""
 
     def __init__(self, settings: RewardModelSettings) -> None:
         self.settings = settings
@@ -45,7 +45,7 @@ class RewardModel:
             raise ValueError(
                 f"the tokenizer of {settings.path} has neither a padding nor an end token: it cannot make batches"
             )
-        # Classifiers over a causal model take the last token that is no padding, and know it by the id in the configuration.
+        # Classifiers over a causal model take the last token that is not padding, and know it by the id in the configuration.
         self._pad = config.pad_token_id = self.model.config.pad_token_id = pad
         positions: float = getattr(config, "max_position_embeddings", None) or math.inf
         # RoBERTa's have two positions less than they say; tokenizers know. A token without a row would end a process on a GPU.
@@ -67,7 +67,7 @@ class RewardModel:
             )
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
-        """One verdict a request, in order; its reward is the normalised score. What cannot be scored has status ERROR."""
+        """Returns one verdict a request, in order; its reward is the normalised score. What cannot be scored has status ERROR."""
         verdicts: list[Observation | Verdict] = [Verdict(0.0) for _ in requests]
         ids: dict[int, list[int]] = {}
         for i, request in enumerate(requests):
@@ -104,7 +104,7 @@ class RewardModel:
 
     @torch.no_grad()
     def _scores(self, batch: Sequence[Sequence[int]]) -> list[float]:
-        """[n] raw scores: the only logit, or the probability of `label`."""
+        """Returns [n] raw scores: the only logit, or the probability of `label`."""
         width = max(map(len, batch))
         tokens = torch.full((len(batch), width), self._pad)
         mask = torch.zeros_like(tokens)
@@ -115,17 +115,14 @@ class RewardModel:
         label = self.settings.label
         return (logits[:, 0] if label is None else logits.softmax(-1)[:, label]).tolist()
 
-    def close(self) -> None:
-        """Nothing is kept outside this process."""
-
 
 def _failed(detail: str) -> Verdict:
     return Verdict(0.0, status=Status.ERROR, detail=f"the reward model: {detail}"[:500])
 
 
 def batches(lengths: Sequence[tuple[int, int]], most: int) -> Iterator[list[int]]:
-    """(index, length) pairs as lists of indices, the longest first, each list of at most `most` slots: rows times the longest of
-    them. One that is longer by itself is a list of its own."""
+    """Yields (index, length) pairs as lists of indices, the longest first, each list of at most `most` slots: rows times the
+    longest of them. One that is longer by itself is a list of its own."""
     batch: list[int] = []
     width = 0
     for index, length in sorted(lengths, key=lambda pair: -pair[1]):
@@ -141,12 +138,11 @@ def batches(lengths: Sequence[tuple[int, int]], most: int) -> Iterator[list[int]
 def _load(settings: RewardModelSettings) -> Any:
     from transformers import AutoModelForSequenceClassification
 
-    model, told = AutoModelForSequenceClassification.from_pretrained(
-        settings.path, dtype=DTYPES[settings.precision], output_loading_info=True
-    )
-    # transformers fills in what a folder lacks at random: a language model would load, and judge by a coin.
-    if missing := sorted(told["missing_keys"]) + sorted(str(m) for m in told["mismatched_keys"]):
+    auto: Any = AutoModelForSequenceClassification  # its annotations leave out what output_loading_info returns
+    model, info = auto.from_pretrained(settings.path, dtype=DTYPES[settings.precision], output_loading_info=True)
+    # transformers fills in what a folder lacks at random: a language model would load, and score at random.
+    if missing := sorted(info["missing_keys"]) + sorted(str(m) for m in info["mismatched_keys"]):
         raise ValueError(
-            f"{settings.path} is no whole sequence classifier: {', '.join(missing[:3])} are not in it and would be random"
+            f"{settings.path} is not a whole sequence classifier: {', '.join(missing[:3])} are not in it and would be random"
         )
     return model

@@ -1,8 +1,8 @@
-"""Environments of other libraries; each imports its library lazily.
+"""Adapts environments of other libraries; each adapter imports its library only when it is used.
 
-| file | what |
-|---|---|
-| appworld.py    | tasks of AppWorld's apps, a client of its server |
-| gym.py         | an object with reset and step on text: gymnasium's, GEM's, TextArena's way |
-| reasoning_gym/ | Task families of reasoning-gym, in a subprocess of their own |
+| file           | what                                                                       |
+|----------------|----------------------------------------------------------------------------|
+| appworld/      | tasks of AppWorld's apps, a client of its servers                          |
+| gym/           | any object with reset and step on text: gymnasium, GEM, TextArena          |
+| reasoning_gym/ | task families of reasoning-gym, in a subprocess of their own               |
 """

@@ -1,7 +1,7 @@
-"""Pure: the answer inside a response, and whether it equals the reference.
+"""Finds the answer in a response and compares it with the reference.
 
-| file | what |
-|---|---|
-| extract.py | pure: the answer inside a response, the program inside a response |
-| grading.py | is that answer equal to the reference: exact -> numeric -> symbolic |
+| file       | what                                                                        |
+|------------|-----------------------------------------------------------------------------|
+| extract.py | the answer in a response, the program in a response                         |
+| grading.py | whether an answer equals the reference: exactly, numerically, symbolically  |
 """

@@ -1,4 +1,4 @@
-"""The answer inside a response. Pure, linear in the length of the response, never raises."""
+"""Finds the answer, or the program, inside a response. Pure, linear in the length of the response, never raises."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ _MARKS = "*_` \t\r\n"  # what Markdown puts around an answer
 
 
 def extract(text: str) -> str:
-    """The final answer in a response, stripped; the whole text when nothing marks one.
+    """Returns the final answer in a response, stripped; the last line that is not blank when nothing marks one.
 
-    The first of these that is there, and of several the last: <answer>..</answer>, \\boxed{..} with balanced braces,
-    "#### ..", "answer is .." or "Answer: ..", the last line that is not blank. Text before a final "</think>" is
-    thinking and is not looked at.
+    The first of these forms that occurs, and of several occurrences the last: <answer>..</answer>, \\boxed{..} with balanced
+    braces, "#### ..", "answer is .." or "Answer: ..". Text before a final "</think>" is thinking and is ignored.
     """
     text = text.rpartition("</think>")[2]
     for find in (tagged, boxed, _after_hashes, _after_phrase):
@@ -28,20 +27,20 @@ def extract(text: str) -> str:
 
 
 def program(text: str) -> str:
-    """The program in a response: the last complete block between ``` lines, or the whole text when there is none.
+    """Returns the program in a response: the last complete block between ``` lines, or the whole text when there is none.
 
-    Thinking before a final "</think>" is not looked at, as in `extract`. The first line's indentation is taken away, from
-    every line if all have it: no program can start with one.
+    Thinking before a final "</think>" is ignored, as in `extract`. The first line's indentation is removed, from every line if
+    all have it: no program can start with one.
     """
     text = text.rpartition("</think>")[2]
     blocks = _FENCE.findall(text)
-    found = (blocks[-1] if blocks else text).strip("\r\n")
-    even = textwrap.dedent(found)
-    return (found if even[:1].isspace() else even).strip()
+    code = (blocks[-1] if blocks else text).strip("\r\n")
+    dedented = textwrap.dedent(code)
+    return (code if dedented[:1].isspace() else dedented).strip()
 
 
 def tagged(text: str) -> str | None:
-    """Content of the last complete <answer>..</answer>."""
+    """Returns the content of the last complete <answer>..</answer>; None without one."""
     before, closed, _ = text.rpartition("</answer>")
     if not closed:
         return None
@@ -50,11 +49,11 @@ def tagged(text: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    """Content of the \\boxed{..} that opens last among those whose braces balance.
+    """Returns the content of the \\boxed{..} that opens last among those whose braces balance; None without one.
 
     '\\boxed{\\frac{1}{2}}' -> '\\frac{1}{2}'
     """
-    opened: list[int | None] = []  # where the content starts; None for a brace that is no box
+    opened: list[int | None] = []  # where the content starts; None for a brace without \boxed
     best: tuple[int, int] | None = None
     for token in _BOX.finditer(text):
         mark = token.group()
@@ -70,8 +69,8 @@ def boxed(text: str) -> str | None:
 
 
 def _after_hashes(text: str) -> str | None:
-    found = _HASHES.findall(text)
-    return found[-1].strip() if found else None
+    answers = _HASHES.findall(text)
+    return answers[-1].strip() if answers else None
 
 
 def _after_phrase(text: str) -> str | None:

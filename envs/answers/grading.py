@@ -1,4 +1,4 @@
-"""Is an answer equal to the reference: as text, then as a number, then as mathematics.
+"""Grades whether an answer equals the reference: as text, then as a number, then as mathematics.
 
 exact     equal after normalisation: case, spaces, $..$, \\text{..}, trailing full stop
 numeric   both are numbers: integers must be equal, otherwise |a - b| <= rel_tol * max(|a|, |b|). Understands 1,234,
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from envs.isolation import killable as sandbox
+from envs.isolation import killable
 
 How = Literal["exact", "numeric", "symbolic", "different", "too long", "timeout", "unreadable"]
 
 REL_TOL = 1e-6
 TIMEOUT_S = 5.0
-MAX_EXACT = 20_000  # characters of an answer that is looked at
+MAX_EXACT = 20_000  # characters; a longer answer is not graded
 MAX_NUMBER = 100  # characters; int() itself refuses more than 4,300 digits
 MAX_SYMBOLIC = 300
 
@@ -36,17 +36,20 @@ _MATHS_WORD = re.compile(r"(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|exp|sqrt|in
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """Example: Grade(True, "numeric"): 0.5 for 1/2."""
+    """Holds whether the answer is correct and how that was decided. Example: Grade(True, "numeric") for 0.5 and 1/2."""
 
     correct: bool
     how: How
 
 
 def grade(answer: str, reference: str, *, symbolic: bool = True, timeout_s: float = TIMEOUT_S) -> Grade:
-    """Grade the answer; never raises, whatever the answer is. timeout_s: of the symbolic comparison, in seconds."""
+    """Compares the answer with the reference; never raises, whatever the answer is.
+
+    symbolic: whether to try math-verify. timeout_s: seconds for it.
+    """
     if len(answer) > MAX_EXACT:
         return Grade(False, "too long")
-    answer, reference = _clean(answer), _clean(reference)  # with their case, which \mathbb{R} needs to be understood
+    answer, reference = _clean(answer), _clean(reference)  # keeps the case, since \mathbb{r} would not be parsed
     if not answer:
         return Grade(False, "different")
     if answer.casefold() == reference.casefold():
@@ -57,18 +60,18 @@ def grade(answer: str, reference: str, *, symbolic: bool = True, timeout_s: floa
     if not symbolic or not _is_maths(answer) or not _is_maths(reference):
         return Grade(False, "different")
     try:
-        equal = sandbox.call(
+        equal = killable.call(
             "envs.answers.grading:symbolically_equal", (answer, reference), timeout_s, preload=("math_verify",)
         )
-    except sandbox.SandboxTimeout:
+    except killable.KillableTimeout:
         return Grade(False, "timeout")
-    except sandbox.SandboxError:
+    except killable.KillableError:
         return Grade(False, "unreadable")
     return Grade(True, "symbolic") if equal else Grade(False, "different")
 
 
 def normalise(answer: str) -> str:
-    """The text that equal answers share: lower case, single spaces, no maths marks: '$\\text{Paris}.$' -> 'paris'."""
+    """Returns the text that equal answers share: lower case, single spaces, no maths marks: '$\\text{Paris}.$' -> 'paris'."""
     return _clean(answer).casefold()
 
 
@@ -86,7 +89,7 @@ def _clean(answer: str) -> str:
 
 
 def number(text: str) -> Fraction | None:
-    """The number that a text is, exactly; None when it is not one (or is too long to be read in no time)."""
+    """Returns the exact number that a text stands for; None when it is not a number or longer than MAX_NUMBER characters."""
     if len(text) > MAX_NUMBER:
         return None
     text = _FRACTION.sub(r"\1/\2", text).replace(" ", "").lstrip("$€£")
@@ -109,19 +112,25 @@ def _close(a: Fraction, b: Fraction) -> bool:
     if a == b:
         return True
     if a.denominator == b.denominator == 1:
-        return False  # a tolerance would take 1000000 for 1000001
+        return False  # a tolerance would accept 1000000 for 1000001
     return abs(a - b) <= Fraction(REL_TOL) * max(abs(a), abs(b))
 
 
 def _is_maths(text: str) -> bool:
-    """Words are not compared as mathematics: to a computer algebra system 'eat' and 'tea' are the same product."""
+    """Returns whether a text may be compared as mathematics.
+
+    Words may not: to a computer algebra system 'eat' and 'tea' are the same product.
+    """
     return len(text) <= MAX_SYMBOLIC and all(map(_MATHS_WORD.fullmatch, _WORD.findall(text)))
 
 
 def symbolically_equal(answer: str, reference: str) -> bool:
-    """What runs in the subprocess. math-verify's own time-outs need SIGALRM and a main thread: none is used."""
+    """Compares two answers with math-verify; runs in the killable subprocess.
+
+    math-verify's own time-outs need SIGALRM and a main thread, so they are switched off.
+    """
     from math_verify import parse, verify
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at every call that it has no time-out
-    wanted, given = (parse(f"${text}$", parsing_timeout=None) for text in (reference, answer))  # type: ignore[arg-type]
-    return bool(wanted and given) and verify(wanted, given, timeout_seconds=None)
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn at every call that time-outs are off
+    parsed_reference, parsed_answer = (parse(f"${text}$", parsing_timeout=None) for text in (reference, answer))  # type: ignore[arg-type]
+    return bool(parsed_reference and parsed_answer) and verify(parsed_reference, parsed_answer, timeout_seconds=None)

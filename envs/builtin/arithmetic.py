@@ -1,4 +1,4 @@
-"""Arithmetic: "3+4=" asks for "7". The smallest task that can be learned, for smoke tests and first runs."""
+"""Provides Arithmetic: "3+4=" asks for "7". The smallest learnable task, for smoke tests and first runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable
 
 from envs.builtin.countdown import left_to_right
+from envs.checks import check_operators, check_range
 from envs.tasks import OneReply, check_index, in_split, task_random
 from envs.types import Message, Prompt, Split, Verdict
 
@@ -14,20 +15,18 @@ DRAWS = 5_000
 
 
 class Arithmetic:
-    """Sums such as "3+4=", for smoke tests.
+    """Asks for the result of sums such as "3+4=", for smoke tests.
 
     digits     of each number, 1 to 9; smaller numbers appear too
     operators  one or more of "+-*"
-    name       what metrics are kept under
+    name       name of its metrics
     """
 
     form = "-?[0-9]+"
 
     def __init__(self, seed: int = 0, *, digits: int = 1, operators: str = "+", name: str = "arithmetic") -> None:
-        if not 1 <= digits <= MAX_DIGITS:
-            raise ValueError(f"arithmetic: digits is {digits}, it must be 1 to {MAX_DIGITS}")
-        if not operators or set(operators) - set("+-*") or len(set(operators)) != len(operators):
-            raise ValueError(f"arithmetic: operators is {operators!r}, it must be one or more of + - *, each once")
+        check_range("arithmetic", "digits", digits, 1, MAX_DIGITS)
+        check_operators("arithmetic", operators)
         self._seed = seed
         self._high = 10**digits - 1
         self._operators = operators
@@ -56,7 +55,7 @@ class Arithmetic:
         )
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
-        """The answer: the only correct response."""
+        """Returns the answer, the only correct response."""
         return prompt.task["answer"]
 
     def alphabet(self) -> Iterable[str]:

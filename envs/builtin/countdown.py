@@ -1,4 +1,4 @@
-"""Countdown: reach the target with all the numbers, each used once, evaluated from left to right.
+"""Provides Countdown: reach the target with all the numbers, each used once, evaluated from left to right.
 
     prompt  3 4 5 6=21        response  4+5*3-6        because ((4+5)*3)-6 = 21
 
@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
+from envs.checks import check_operators, check_range
 from envs.tasks import OneReply, check_index, in_split, task_random
 from envs.types import Message, Prompt, Split, Verdict
 
@@ -25,23 +26,25 @@ Numbers = tuple[int, ...]  # sorted: a multiset
 MAX_NUMBERS = 6  # 6 numbers have up to 720 * 3^5 expressions
 MAX_HIGH = 99
 MAX_EXPRESSION = 256  # characters of a response that is scored, spaces included
-DRAWS = 5_000  # of numbers, until the parameters are called impossible
+DRAWS = 5_000  # of numbers, before the parameters are reported as impossible
 
-_EXPRESSION = re.compile(r"[0-9]{1,3}(?:[-+*][0-9]{1,3})*")  # three digits at most: no response makes a huge number
+_EXPRESSION = re.compile(
+    r"[0-9]{1,3}(?:[-+*][0-9]{1,3})*"
+)  # at most three digits, so that no response makes a huge number
 _TOKEN = re.compile(r"[0-9]+|[-+*]")
 
 
 class Countdown:
-    """Reach a target with all numbers and left-to-right + - *; every solution is known.
+    """Asks for a target from all numbers and left-to-right + - *; every solution is known.
 
     numbers        how many numbers, 2 to 6
     low, high      range of each number, 1 to 99
     operators      those a solution may use, out of "+-*"
     min_solutions  distinct correct expressions that a prompt has at least
     target_low, target_high   range of the target
-    name           what metrics are kept under
-    system         text of a system message, for a model that has to be told the rules; none by default
-    Raises ValueError, with the numbers in the sentence, for parameters that no task meets.
+    name           name of its metrics
+    system         text of a system message, to explain the rules to a model that does not know them; none by default
+    Raises ValueError, with the numbers in the sentence, for parameters that allow no task.
     """
 
     form = r"[0-9]{1,3}(?:\s*[-+*]\s*[0-9]{1,3})*"
@@ -60,16 +63,13 @@ class Countdown:
         name: str = "countdown",
         system: str = "",
     ) -> None:
-        if not 2 <= numbers <= MAX_NUMBERS:
-            raise ValueError(f"countdown: numbers is {numbers}, it must be 2 to {MAX_NUMBERS}")
+        check_range("countdown", "numbers", numbers, 2, MAX_NUMBERS)
         if not 1 <= low <= high <= MAX_HIGH:
             raise ValueError(
                 f"countdown: low is {low} and high is {high}, they must meet 1 <= low <= high <= {MAX_HIGH}"
             )
-        if not operators or set(operators) - set("+-*") or len(set(operators)) != len(operators):
-            raise ValueError(f"countdown: operators is {operators!r}, it must be one or more of + - *, each once")
-        if min_solutions < 1:
-            raise ValueError(f"countdown: min_solutions is {min_solutions}, it must be 1 or more")
+        check_operators("countdown", operators)
+        check_range("countdown", "min_solutions", min_solutions, 1)
         if target_low > target_high:
             raise ValueError(f"countdown: target_low {target_low} is above target_high {target_high}")
         self._seed = seed
@@ -88,7 +88,7 @@ class Countdown:
         return None
 
     def prompt(self, split: Split, index: int) -> Prompt:
-        """Numbers are uniform draws; the target is uniform over those of the split with enough solutions."""
+        """Draws the numbers uniformly, then the target uniformly from the split's targets with enough solutions."""
         check_index(split, index)
         rng = task_random(self._seed, split, index)
         for _ in range(DRAWS):
@@ -104,14 +104,14 @@ class Countdown:
 
     def open(self, prompt: Prompt) -> OneReply:
         numbers, target = _task(prompt)
-        return OneReply(lambda text: self._judge(text, numbers, target), limit=MAX_EXPRESSION)
+        return OneReply(lambda text: self._score(text, numbers, target), limit=MAX_EXPRESSION)
 
     def solutions(self, prompt: Prompt) -> tuple[str, ...]:
-        """Every correct expression, sorted, in the form that `Verdict.solution` has."""
+        """Returns every correct expression, sorted, in the form of `Verdict.solution`."""
         return _solutions(*_task(prompt), self._operators)
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
-        """Uniform over `solutions(prompt)`."""
+        """Returns a solution drawn uniformly from `solutions(prompt)`."""
         return rng.choice(self.solutions(prompt))
 
     def alphabet(self) -> Iterable[str]:
@@ -133,7 +133,7 @@ class Countdown:
         messages = (*system, Message("user", _text(numbers, target)))
         return Prompt(self._name, split, index, messages, {"numbers": list(numbers), "target": target})
 
-    def _judge(self, text: str, numbers: Numbers, target: int) -> Verdict:
+    def _score(self, text: str, numbers: Numbers, target: int) -> Verdict:
         expression = "".join(text.split())
         if not _EXPRESSION.fullmatch(expression):
             return Verdict(0.0, detail="not an expression")
@@ -149,7 +149,7 @@ class Countdown:
 
 
 def left_to_right(expression: str) -> int:
-    """Value of an expression of integers and + - *, without precedence: '4+5*3-6' is 21."""
+    """Evaluates an expression of integers and + - * without precedence: '4+5*3-6' is 21."""
     first, *rest = _TOKEN.findall(expression)
     value = int(first)
     for operator, number in zip(rest[::2], rest[1::2], strict=True):
@@ -174,15 +174,15 @@ def _task(prompt: Prompt) -> tuple[Numbers, int]:
 
 
 def _last_numbers(numbers: Numbers) -> Iterator[tuple[int, Numbers]]:
-    """Each distinct number that can come last, with what is left for the numbers before it."""
+    """Yields each distinct number that can come last, with the numbers left to come before it."""
     for i, number in enumerate(numbers):
         if i == 0 or numbers[i - 1] != number:
             yield number, numbers[:i] + numbers[i + 1 :]
 
 
 def _counts(numbers: Numbers, operators: str) -> dict[int, int]:
-    """Value -> number of distinct expressions that use all the numbers and have this value. Read only: cached."""
-    # Of more than four numbers there are too many sets, and their tables are too big, for a cache to hold.
+    """Returns value -> number of distinct expressions that use all the numbers and have it. Cached: do not modify."""
+    # With more than four numbers there are too many sets and their tables are too large to cache.
     return _kept_table(numbers, operators) if len(numbers) <= 4 else _table(numbers, operators)
 
 
@@ -207,7 +207,7 @@ def _solutions(numbers: Numbers, target: int, operators: str) -> tuple[str, ...]
 
 
 def _expressions(numbers: Numbers, value: int, operators: str) -> Iterator[str]:
-    """Walk the tables backwards: below the first level, every step taken leads to an expression."""
+    """Walks the tables backwards: below the first level, every step taken leads to an expression."""
     if len(numbers) == 1:
         if value == numbers[0]:
             yield str(value)

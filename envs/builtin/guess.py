@@ -1,4 +1,4 @@
-"""Two games of several turns whose best play is known exactly: for tests of masking, of credit and of the warm start.
+"""Provides two games of several turns whose best play is known exactly, to test masking, turn-level advantages and the warm start.
 
 guess   prompt  17-32     response  24   observation  higher   response  28   ...   the number
 bits    prompt  dgbf      response  g    observation  1        response  d    ...   response  0110, the letters' bits in order
@@ -11,15 +11,16 @@ import string
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
+from envs.checks import check_range
 from envs.tasks import check_index, in_split, task_random
 from envs.types import Message, Observation, Prompt, Split, Verdict
 
 DRAWS = 1_000
-MAX_RESPONSE = 16  # characters that are read
+MAX_RESPONSE = 16  # characters; a longer response is an invalid move
 
 
 class _Game(ABC):
-    """What the two share: prompts of a split drawn by text, a limit on turns, a reward that may fall with them."""
+    """Holds what both games share: prompts split by their text, a limit on turns, a reward that may decay with the turns."""
 
     kind: str
 
@@ -33,7 +34,7 @@ class _Game(ABC):
 
     @abstractmethod
     def _draw(self, rng: random.Random) -> tuple[str, dict[str, int | str]]:
-        """A prompt's text and what has to be found out."""
+        """Returns a prompt's text and its task."""
 
     def size(self, split: Split) -> int | None:
         return None
@@ -46,12 +47,12 @@ class _Game(ABC):
             if in_split(text, split):
                 system = (Message("system", self._system),) if self._system else ()
                 return Prompt(self._name, split, index, (*system, Message("user", text)), task)
-        # Both games have enough texts for either split: the constructors see to it.
+        # The constructors' limits guarantee enough texts for either split.
         raise RuntimeError(f"{self.kind}: {DRAWS} draws gave no {split} prompt")
 
 
 class GameSession(ABC):
-    """A response beyond the last turn loses."""
+    """Runs one game; a response after the last turn loses."""
 
     def __init__(self, turns: int, decay: float) -> None:
         self._turns, self._decay = turns, decay
@@ -60,33 +61,31 @@ class GameSession(ABC):
 
     @abstractmethod
     def respond(self, text: str) -> str | bool:
-        """Pure: an observation's text, or whether the game was won."""
+        """Returns the observation's text, or whether the game was won. Pure."""
 
     def reply(self, text: str) -> Observation | Verdict:
         if self._verdict is None:
             text = text.strip() if len(text) <= MAX_RESPONSE else ""
-            seen = self.respond(text)
-            self._responses.append(
-                "?" if seen == "?" else text
-            )  # of what is no move nothing is kept: it may be anything
-            if seen is True:
+            outcome = self.respond(text)
+            self._responses.append("?" if outcome == "?" else text)  # an invalid move could be any text: not kept
+            if outcome is True:
                 reward = self._decay ** (len(self._responses) - 1)
                 self._verdict = Verdict(reward, correct=True, solution=" ".join(self._responses))
-            elif seen is False or len(self._responses) >= self._turns:
-                detail = "wrong" if seen is False else f"not found within {self._turns} turns"
+            elif outcome is False or len(self._responses) >= self._turns:
+                detail = "wrong" if outcome is False else f"not found within {self._turns} turns"
                 self._verdict = Verdict(0.0, detail=detail)
             else:
-                return Observation((Message("tool", str(seen)),))
+                return Observation((Message("tool", str(outcome)),))
         return self._verdict
 
 
 class Guess(_Game):
-    """Find a number in a range by higher and lower.
+    """Asks for a hidden number in a range; answers "higher" or "lower".
 
-    numbers  in the range, 2 to 512
-    turns    that a game has; by default as many as halving needs at worst
-    decay    the reward is decay^(turns - 1); 1.0 for every win by default
-    name     what metrics are kept under
+    numbers  size of the range, 2 to 512
+    turns    limit of a game; by default as many as halving needs at worst
+    decay    the reward of a win is decay^(turns - 1); by default 1.0
+    name     name of its metrics
     system   text of a system message; none by default
     """
 
@@ -102,8 +101,7 @@ class Guess(_Game):
         name: str = "guess",
         system: str = "",
     ) -> None:
-        if not 2 <= numbers <= 512:
-            raise ValueError(f"guess: numbers is {numbers}, it must be 2 to 512")
+        check_range("guess", "numbers", numbers, 2, 512)
         needed = numbers.bit_length()
         self._numbers = numbers
         super().__init__(seed, needed if turns is None else turns, needed, decay, name, system)
@@ -117,7 +115,7 @@ class Guess(_Game):
         return GuessSession(int(prompt.task["secret"]), self._turns, self._decay)
 
     def expert(self, prompt: Prompt, rng: random.Random) -> GuessExpert:
-        """Halves the range; of two middles it takes either one, since both win in time."""
+        """Returns an expert that halves the range; of two middles it takes either one, since both win in time."""
         return GuessExpert(prompt.task["low"], prompt.task["high"], rng)
 
     def alphabet(self) -> Iterable[str]:
@@ -147,12 +145,12 @@ class GuessExpert:
                 self._low = self._last + 1
             else:
                 self._high = self._last - 1
-        self._last = (self._low + self._high + self._rng.randint(0, 1)) // 2  # the same for an odd count: one middle
+        self._last = (self._low + self._high + self._rng.randint(0, 1)) // 2  # an odd count has one middle
         return str(self._last)
 
 
 def best_chance(numbers: int, turns: int) -> float:
-    """The chance with which best play finds one of `numbers` equally likely numbers within `turns` guesses.
+    """Returns the chance that best play finds one of `numbers` equally likely numbers within `turns` guesses.
 
     t guesses tell at most 2^t - 1 numbers apart: each leaves two halves to the guesses after it.
     """
@@ -160,12 +158,12 @@ def best_chance(numbers: int, turns: int) -> float:
 
 
 class Bits(_Game):
-    """Ask for hidden bits one by one, then say them all: which turn earned what is known exactly.
+    """Hides a bit behind each letter, to be asked for one by one and then given all at once; each turn's contribution is known.
 
-    letters  of a prompt, each with a hidden bit, 2 to 8
-    turns    that a game has; by default one a letter and one for the answer
-    decay    the reward is decay^(turns - 1); 1.0 for every win by default
-    name     what metrics are kept under
+    letters  in a prompt, each with a hidden bit, 2 to 8
+    turns    limit of a game; by default one for each letter and one for the answer
+    decay    the reward of a win is decay^(turns - 1); by default 1.0
+    name     name of its metrics
     system   text of a system message; none by default
     """
 
@@ -181,8 +179,7 @@ class Bits(_Game):
         name: str = "bits",
         system: str = "",
     ) -> None:
-        if not 2 <= letters <= 8:
-            raise ValueError(f"bits: letters is {letters}, it must be 2 to 8")
+        check_range("bits", "letters", letters, 2, 8)
         self._letters = letters
         super().__init__(seed, letters + 1 if turns is None else turns, letters + 1, decay, name, system)
 
@@ -194,7 +191,7 @@ class Bits(_Game):
         return BitsSession(prompt.task["letters"], prompt.task["bits"], self._turns, self._decay)
 
     def expert(self, prompt: Prompt, rng: random.Random) -> BitsExpert:
-        """Asks in random order, uniformly over all orders."""
+        """Returns an expert that asks in random order, uniform over all orders."""
         return BitsExpert(prompt.task["letters"], rng)
 
     def alphabet(self) -> Iterable[str]:

@@ -1,10 +1,10 @@
-"""Calls that can be killed, and programs that are not trusted.
+"""Runs calls that can be killed, and untrusted programs in a sandbox.
 
-| file | what |
-|---|---|
-| killable.py   | a function call of our own that can be killed: one reused subprocess, all rights |
-| sandbox.py    | a program that is not trusted: run once, isolated as well as this machine can |
-| seccomp.py    | pure: the system calls such a program may not make |
-| supervisor.py | the far end: namespaces, file system, rights, limits, the supervisor |
-| watch.py      | the driver's end of one run: limits, outcome, reading what it prints, stopping it |
+| file          | what                                                                                   |
+|---------------|----------------------------------------------------------------------------------------|
+| killable.py   | a call of OUR code that can be killed: one reused subprocess with all rights           |
+| sandbox.py    | an untrusted program, run once, isolated as well as this machine can                   |
+| watch.py      | the driver's end of such a run: limits, outcome, output, stopping it                   |
+| supervisor.py | the far end: namespaces, file system, rights, limits; sent to the interpreter as text  |
+| seccomp.py    | the filter of system calls that the far end installs                                   |
 """

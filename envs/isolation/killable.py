@@ -1,10 +1,10 @@
-"""A function call that can be killed: one subprocess, reused from call to call.
+"""Runs a function call that can be killed, in one subprocess that is reused from call to call.
 
-What it is for: library code that may not come back on an odd response (a symbolic simplification, `9**9**9`), which a
-thread cannot be stopped from running. On a time-out the process group is killed; the next call starts a new one.
+Use it for library code that may never return on an odd response (a symbolic simplification, `9**9**9`): a thread running it
+could not be stopped. On a time-out the subprocess and all it started are killed; the next call starts a new one.
 
-What it is NOT: a sandbox for untrusted code. The subprocess has the rights of its parent: files, network, everything. A
-program that somebody else wrote, a model above all, belongs in envs/isolation/sandbox.py: once, isolated, with no rights.
+Do NOT use it as a sandbox: the subprocess has every right of its parent, to files, network and everything else. A program
+that somebody else wrote, above all a model, belongs in envs/isolation/sandbox.py.
 
 One request at a time, a line of JSON each way:
 {"function": "module:name", "args": [...]}  ->  {"value": ...} or {"error": "ValueError: .."}
@@ -31,54 +31,59 @@ from typing import Any
 
 START_TIMEOUT_S = 180.0  # interpreter and preloaded modules; the first import of a big library from a cold disk is slow
 MAX_ANSWER = 16 * 2**20  # bytes
-MEMORY_BYTES = 8 * 2**30  # of the subprocess: a huge number is a MemoryError there, not a dead machine
+MEMORY_BYTES = (
+    8 * 2**30
+)  # limit of the subprocess: a huge number raises MemoryError there instead of exhausting the machine
 _PR_SET_PDEATHSIG = 1
 
 
-class SandboxError(Exception):
-    """The function raised, its module cannot be imported, or the subprocess died. The message says which."""
+class KillableError(Exception):
+    """Reports that the function raised, its module cannot be imported, or the subprocess died; the message says which."""
 
 
-class SandboxTimeout(SandboxError):
-    """The function did not come back in time; the subprocess was killed."""
+class KillableTimeout(KillableError):
+    """Reports that the function did not return in time and that the subprocess was killed."""
 
 
-class Sandbox:
-    """One subprocess. Thread-safe: calls queue up. It dies with its parent, and `close()` ends it before."""
+class KillableProcess:
+    """Owns one subprocess that calls functions.
+
+    Thread-safe: concurrent calls wait for each other. The subprocess dies with its parent; `close()` ends it earlier.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
         self._preloaded: set[str] = set()
-        # The kernel's parent-death signal follows the THREAD that forked, not the process. Callers' threads come and
-        # go, so one thread of ours, which stays, starts every subprocess.
-        self._starter = ThreadPoolExecutor(1, "sandbox-starter")
+        # The kernel sends the parent-death signal when the THREAD that forked ends, not the process. Callers' threads come
+        # and go, so every subprocess is started by one thread that lives as long as this object.
+        self._starter = ThreadPoolExecutor(1, "killable-starter")
 
     @property
     def pid(self) -> int | None:
-        """Process id of the running subprocess, None before the first call and after a kill."""
+        """Returns the process id of the running subprocess; None before the first call and after a kill."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def call(self, function: str, args: Sequence[Any], timeout_s: float, preload: Sequence[str] = ()) -> Any:
-        """`function` ("module:name") of `args` (JSON values), in the subprocess; its result must be a JSON value too.
+        """Calls `function` ("module:name") with `args` (JSON values) in the subprocess and returns its result, a JSON value too.
 
         timeout_s  seconds for the call itself
         preload    modules imported before the clock starts, within START_TIMEOUT_S
-        Raises SandboxTimeout, or SandboxError with the type and the text of what the function raised.
+        Raises KillableTimeout, or KillableError with the type and the text of the exception that the function raised.
         """
         request = {"function": function, "args": list(args)}
         with self._lock:
             if self.pid is None:
                 self._start()
-            wanted = sorted(set(preload) - self._preloaded)
-            if wanted:
-                self._exchange({"function": "envs.isolation.killable:_preload", "args": [wanted]}, START_TIMEOUT_S)
-                self._preloaded.update(wanted)
+            to_import = sorted(set(preload) - self._preloaded)
+            if to_import:
+                self._exchange({"function": "envs.isolation.killable:_preload", "args": [to_import]}, START_TIMEOUT_S)
+                self._preloaded.update(to_import)
             return self._exchange(request, timeout_s)
 
     def close(self) -> None:
-        """Kill the subprocess, if any. A later call starts a new one."""
+        """Kills the subprocess, if any. A later call starts a new one."""
         with self._lock:
             self._kill()
 
@@ -88,8 +93,8 @@ class Sandbox:
         # A fixed string hash: task generators that walk over sets give the same task in every process.
         environ = {**os.environ, **threads, "PYTHONHASHSEED": "0"}
         boot = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from envs.isolation import killable; killable._serve()"
-        # With the path of this process, so that functions are found there as here. -P: a json.py in the current directory is not
-        # the library's, which is imported before that path is set. -W: imports of other people's code.
+        # The subprocess gets our sys.path, so that it finds the same functions. -P keeps a json.py of the current directory from
+        # being imported before that path is set; -W silences warnings of the libraries it imports.
         command = [sys.executable, "-P", "-W", "ignore", "-c", boot, json.dumps(sys.path), str(os.getpid())]
         self._process = self._starter.submit(
             subprocess.Popen,
@@ -104,18 +109,18 @@ class Sandbox:
     def _exchange(self, request: dict[str, Any], timeout_s: float) -> Any:
         assert self._process and self._process.stdin
         try:
-            # The subprocess is idle, hence reading: this cannot block for long.
+            # The subprocess is idle and reading, so this write cannot block for long.
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
             answer = json.loads(self._read_line(time.monotonic() + timeout_s, request["function"], timeout_s))
         except BrokenPipeError as error:
             self._kill()
-            raise SandboxError(f"{request['function']}: the subprocess died before the call") from error
-        except BaseException:  # an interrupt too: an answer left in the pipe would be taken for the next call's
+            raise KillableError(f"{request['function']}: the subprocess died before the call") from error
+        except BaseException:  # also an interrupt: the next call would read this call's answer from the pipe
             self._kill()
             raise
         if "error" in answer:
-            raise SandboxError(f"{request['function']}: {answer['error']}")
+            raise KillableError(f"{request['function']}: {answer['error']}")
         return answer["value"]
 
     def _read_line(self, deadline: float, function: str, timeout_s: float) -> bytes:
@@ -124,13 +129,13 @@ class Sandbox:
         while b"\n" not in self._unread:
             readable, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
             if not readable:
-                raise SandboxTimeout(f"{function} took longer than {timeout_s:g} s")
+                raise KillableTimeout(f"{function} took longer than {timeout_s:g} s")
             chunk = os.read(descriptor, 65536)
             if not chunk:
-                raise SandboxError(f"{function}: the subprocess died with exit code {self._process.wait()}")
+                raise KillableError(f"{function}: the subprocess died with exit code {self._process.wait()}")
             self._unread += chunk
             if len(self._unread) > MAX_ANSWER:
-                raise SandboxError(f"{function}: the answer is longer than {MAX_ANSWER} bytes")
+                raise KillableError(f"{function}: the answer is longer than {MAX_ANSWER} bytes")
         line, _, self._unread = self._unread.partition(b"\n")
         return line
 
@@ -139,41 +144,41 @@ class Sandbox:
         self._preloaded = set()
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):  # it is gone already
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe:
-                with contextlib.suppress(BrokenPipeError):  # a request that never reached it is still in the buffer
+                with contextlib.suppress(BrokenPipeError):  # a request that was never delivered is still in the buffer
                     pipe.close()
 
 
-_shared: Sandbox | None = None
+_shared: KillableProcess | None = None
 _shared_lock = threading.Lock()
 
 
-def shared() -> Sandbox:
-    """The sandbox of this process, made on first use."""
+def shared() -> KillableProcess:
+    """Returns the subprocess shared by all callers in this process, made on first use."""
     global _shared
     with _shared_lock:
         if _shared is None:
-            _shared = Sandbox()
+            _shared = KillableProcess()
         return _shared
 
 
 def call(function: str, args: Sequence[Any], timeout_s: float, preload: Sequence[str] = ()) -> Any:
-    """`Sandbox.call` on the sandbox of this process."""
+    """Calls a function in the shared subprocess, see `KillableProcess.call`."""
     return shared().call(function, args, timeout_s, preload)
 
 
 def close() -> None:
-    """End the subprocess of this process, if any."""
+    """Ends the shared subprocess, if any."""
     if _shared is not None:
         _shared.close()
 
 
 def _forget() -> None:
-    """After a fork: the subprocess belongs to the parent, the child makes its own."""
+    """Drops the shared subprocess after a fork: it belongs to the parent, and the child starts its own."""
     global _shared, _shared_lock
     _shared, _shared_lock = None, threading.Lock()
 
@@ -191,14 +196,14 @@ def _preload(modules: list[str]) -> None:
 
 
 def _serve() -> None:
-    """Answer requests until stdin ends, which it does when the parent closes it or dies."""
+    """Answers requests until stdin ends, which happens when the parent closes it or dies."""
     if sys.platform == "linux":
-        # Dies with the parent even while it computes and reads nothing.
+        # So that it dies with the parent even while it computes and does not read stdin.
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     if os.getppid() != int(sys.argv[2]):
-        return  # the parent died before the line above could take effect
-    # What a library prints must not be taken for an answer, what it reads from stdin must not be a request.
+        return  # the parent died before prctl could take effect
+    # Keeps what a library prints out of the answers, and keeps a library from reading requests from stdin.
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -212,6 +217,6 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         value = getattr(importlib.import_module(module), name)(*request["args"])
         json.dumps(value)
-    except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, the caller gets it as a SandboxError
+    except Exception as error:  # noqa: BLE001 - process boundary: the caller gets any exception as a KillableError
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
     return {"value": value}

@@ -1,13 +1,15 @@
-"""Run a program that is not trusted, as text, and get back what it printed.
+"""Runs an untrusted Python program, given as text, and returns what it printed.
 
     run_python("print(6*7)")  ->  Outcome("ok", "42\\n", "", 0, 0.03)
 
-What it is for: programs that a model wrote. Isolation is the strongest that this machine really gives (`active`): each
-level is tried once with a program that checks it from inside. What a level does not stop is in its `gaps`.
+Use it for programs that a model wrote. The isolation is the strongest that this machine really provides (`active`): each
+level is tried once with a program that checks it from inside. `Level.gaps` lists what a level does not stop.
 
-How it differs from envs/isolation/killable.py: that one runs OUR code, which may hang, in a subprocess that is reused and has all
-rights of its parent. This one runs THEIR code, once, with no rights: no environment, no files but the interpreter's, no
-network, no process but its own. It is slower (some 50 ms a program) and nothing but text comes back. Linux on x86-64.
+The difference to envs/isolation/killable.py: that module runs OUR code, which may hang, in a reused subprocess with all
+rights of its parent. This one runs a program of unknown intent, once, with no rights: an empty environment, no files except
+the interpreter's, no network, no other processes. It is slower (about 50 ms a program) and returns only text. Linux on x86-64.
+
+sandbox.py starts the run, watch.py is the driver's end of it, supervisor.py runs at the far end and applies seccomp.py's filter.
 """
 
 from __future__ import annotations
@@ -26,39 +28,42 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from envs.isolation import seccomp as untrusted_filter
-from envs.isolation import supervisor as untrusted_child
+from envs.isolation import seccomp, supervisor
 from envs.isolation.watch import IsolationError, Limits, Outcome, Watch
 
-Name = Literal["namespaces", "bubblewrap", "seccomp", "limits"]
+LevelName = Literal["namespaces", "bubblewrap", "seccomp", "limits"]
 
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")  # what an interpreter is linked with
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A way to isolate. stops: one sentence; gaps: what it does not stop, by kind, each as a phrase."""
+    """Describes a way to isolate.
 
-    name: Name
+    stops  one sentence on what the program can and cannot do
+    gaps   what is not stopped: kind -> phrase
+    """
+
+    name: LevelName
     stops: str
     gaps: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sentence(self) -> str:
-        """What it stops and what it does not, for a person."""
-        left = "; ".join(self.gaps.values()) or "holes in the kernel itself"
-        return f"{self.stops}. Not stopped: {left}."
+        """Returns one sentence for a person: what the level stops and what it does not."""
+        not_stopped = "; ".join(self.gaps.values()) or "holes in the kernel itself"
+        return f"{self.stops}. Not stopped: {not_stopped}."
 
 
 _OWN_VIEW = (
     "the program sees Python and system libraries, read-only, a small folder of its own, no network, no other process, "
     "and a kernel without its rarely used calls; it ends with all it started"
 )
-LEVELS: dict[Name, Level] = {
+LEVELS: dict[LevelName, Level] = {
     level.name: level  # strongest first
     for level in (
         Level("namespaces", f"own namespaces and a system-call filter: {_OWN_VIEW}"),
-        # After namespaces: it bounds one thing less, and is for hosts that let bwrap alone make namespaces.
+        # Weaker by one gap; for hosts that allow only bwrap to make namespaces.
         Level(
             "bubblewrap",
             f"bubblewrap and a system-call filter: {_OWN_VIEW}",
@@ -91,10 +96,10 @@ LEVELS: dict[Name, Level] = {
 }
 
 
-def run_python(code: str, stdin: str = "", limits: Limits | None = None, level: Name | None = None) -> Outcome:
-    """Run the program. Never raises for what the program does.
+def run_python(code: str, stdin: str = "", limits: Limits | None = None, level: LevelName | None = None) -> Outcome:
+    """Runs a program and returns its outcome; never raises because of what the program does.
 
-    level: the way to isolate, for tests; by default `active()`. Thread-safe. Raises IsolationError if it was not run.
+    level: the way to isolate, for tests; by default `active()`. Thread-safe. Raises IsolationError if the program was not run.
     """
     limits = limits or Limits()
     name = level or active().name
@@ -103,7 +108,7 @@ def run_python(code: str, stdin: str = "", limits: Limits | None = None, level: 
         "code": code,
         "stdin": stdin,
         "limits": asdict(limits),
-        "shown": _shown(),
+        "shown": _readable_paths(),
         "filter": _filter(name).hex(),
         "number": 64 * os.getpid() + next(_runs) % 64,
     }
@@ -134,19 +139,19 @@ _runs = itertools.count()
 
 @functools.cache
 def active() -> Level:
-    """The strongest level that this machine gives, found by trying, once in a process. IsolationError: there is none."""
+    """Returns the strongest level that works on this machine, tried once in each process. Raises IsolationError if none works."""
     reasons = []
     for name, level in LEVELS.items():
-        reason = why_not(name)
+        reason = why_unavailable(name)
         if reason is None:
             return level
         reasons.append(f"{name}: {reason}")
-    raise IsolationError("no isolation for untrusted code here. " + "; ".join(reasons))
+    raise IsolationError("no isolation for untrusted code works here. " + "; ".join(reasons))
 
 
 @functools.cache
-def why_not(name: Name) -> str | None:
-    """None if the level works here, else the reason in a phrase. Tries it, with a program that looks around."""
+def why_unavailable(name: LevelName) -> str | None:
+    """Returns None if the level works here, else the reason as a phrase; runs a program that checks the isolation from inside."""
     try:
         outcome = run_python(_PROBE, stdin=json.dumps([name, __file__]), level=name)
     except (IsolationError, OSError) as error:
@@ -172,50 +177,53 @@ print("isolated")
 """
 
 
-def _filter(name: Name) -> bytes:
+def _filter(name: LevelName) -> bytes:
     if name == "limits":
         return b""
     if (platform.machine(), sys.maxsize) != ("x86_64", 2**63 - 1):
         raise IsolationError(f"the system-call filter is for x86-64, this is {platform.machine()}")
-    return untrusted_filter.alone() if name == "seccomp" else untrusted_filter.sandboxed()
+    return seccomp.alone() if name == "seccomp" else seccomp.in_namespaces()
 
 
-def _shown() -> list[str]:
-    """What the program may read: the interpreter's own folder and the system's libraries, none inside another."""
+def _readable_paths() -> list[str]:
+    """Returns the paths the program may read: the interpreter's folder and system libraries, none inside another."""
     prefix, executable = os.path.realpath(sys.base_prefix), os.path.realpath(sys.executable)
-    wanted = [prefix, *_SYSTEM] if executable.startswith(f"{prefix}/") else [prefix, executable, *_SYSTEM]
+    paths = [prefix, *_SYSTEM] if executable.startswith(f"{prefix}/") else [prefix, executable, *_SYSTEM]
     if prefix == "/":
-        raise IsolationError("Python is installed in /: there is no folder to show that is not everything")
-    return [x for x in wanted if not any(x != y and x.startswith(f"{y}/") for y in wanted)]
+        raise IsolationError("Python is installed in /, so showing its folder to the program would show everything")
+    return [x for x in paths if not any(x != y and x.startswith(f"{y}/") for y in paths)]
 
 
-def _command(name: Name, report: int, limits: Limits) -> list[str]:
-    """The venv's packages are not the program's, so the interpreter is the one behind it, without site."""
+def _command(name: LevelName, report: int, limits: Limits) -> list[str]:
+    """Returns the command of the supervisor.
+
+    It uses the interpreter behind the virtual environment, without site: the program must not see our installed packages.
+    """
     python = [os.path.realpath(sys.executable), "-I", "-S", "-B", "-X", "utf8", "-c", _child_source(), str(report)]
     return [*_bubblewrap(limits), *python] if name == "bubblewrap" else python
 
 
 def _bubblewrap(limits: Limits) -> list[str]:
-    found = shutil.which("bwrap")
-    if not found:
-        raise IsolationError("there is no bwrap on the PATH")
-    command = [found, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--die-with-parent"]
-    # The supervisor is the first process: bwrap's own would be one more to signal, and bwrap would not wait until it has ended all.
+    bwrap = shutil.which("bwrap")
+    if not bwrap:
+        raise IsolationError("bwrap is not on the PATH")
+    command = [bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--die-with-parent"]
+    # Makes the supervisor process 1: with bwrap's own in between, bwrap would not wait until everything inside has ended.
     command.append("--as-pid-1")
-    # Root keeps what it needs to become the program's own user; anybody else has a user namespace and no right at all.
+    # Root keeps the capabilities to switch to the program's user; any other user gets a user namespace without rights.
     command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.geteuid() == 0 else ["--unshare-user"]
-    for path in _shown():
+    for path in _readable_paths():
         for folder in reversed(Path(path).parents[:-1]):
-            command += ["--dir", str(folder)]  # bwrap would close to others what it makes above a folder in root's home
+            command += ["--dir", str(folder)]  # folders that bwrap makes itself would be closed to other users
         link = Path(path).is_symlink()
         command += ["--symlink", str(Path(path).readlink()), path] if link else ["--ro-bind-try", path, path]
-    for device in untrusted_child.DEVICES:
-        command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]  # not --dev: its /dev/shm has no bound
+    for device in supervisor.DEVICES:
+        command += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]  # not --dev: its /dev/shm has no size limit
     command += ["--proc", "/proc", "--size", str(limits.folder), "--tmpfs", "/tmp"]
     return [*command, "--remount-ro", "/"]
 
 
 @functools.cache
 def _child_source() -> str:
-    """Sent as text: the program's side of a file system has no file of ours."""
-    return Path(untrusted_child.__file__).read_text("utf-8")
+    """Returns the supervisor's source, sent as text because the program's view of the file system has none of our files."""
+    return Path(supervisor.__file__).read_text("utf-8")

@@ -1,11 +1,11 @@
-"""The system calls that untrusted code may not make, as a seccomp program (classic BPF, assembled here; x86-64 alone).
+"""Builds the seccomp filters that refuse system calls to untrusted programs (classic BPF, assembled here; x86-64 only).
 
-It is a list of what is refused, not of what is allowed: Python's own needs differ from version to version. What it closes
-is the way to the kernel's rarely used parts (where most escapes were found), to the network, and to memory that no
-resource limit counts. Calls younger than the list answer ENOSYS, which libraries take as "an older kernel".
+The filters list what is refused, not what is allowed, since the calls Python needs differ from version to version. They
+close the kernel's rarely used parts (where most escapes were found), the network, and memory that no resource limit counts.
+Calls newer than the list return ENOSYS, which libraries take for an older kernel.
 
-    sandboxed()  beside namespaces: files, processes and signals are the namespaces' business
-    alone()      without namespaces: no file opened for writing, no second process, no signal to anything, too
+    in_namespaces()  for a program inside namespaces, which take care of files, processes and signals
+    alone()          for a program without namespaces: also refuses opening files for writing, new processes and signals
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _NR, _ARCH, _ARGS = 0, 4, 16
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _LOAD, _EQUAL, _ABOVE, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
-_NEWEST = 448  # the last call this list was made with; x32 calls have bit 30 set and are above it too
+_NEWEST = 448  # newest call known to this list; x32 calls have bit 30 set, so they are above it too
 
 _CLONE_THREAD = 0x10000
 _CLONE_NEW = 0x7E020080  # new namespaces of every kind: user, pid, net, ipc, uts, cgroup, mount, time
 _WRITES = 0o3 | 0o100 | 0o1000 | 0o2000 | 0o20000000  # O_WRONLY O_RDWR O_CREAT O_TRUNC O_APPEND O_TMPFILE
 
-NETWORK = {"socket": 41}  # a socketpair talks to nobody else and is left
+NETWORK = {"socket": 41}  # socketpair stays allowed: it reaches no other process
 MOUNTS = {
     "mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161, "move_mount": 429, "open_tree": 428, "fsopen": 430,
     "fsconfig": 431, "fsmount": 432, "fspick": 433, "mount_setattr": 442, "unshare": 272, "setns": 308, "swapon": 167,
@@ -60,14 +60,14 @@ SIGNALS = {
 _OPEN, _OPENAT, _OPENAT2, _CLONE, _CLONE3, _PRLIMIT = 2, 257, 437, 56, 435, 302
 
 
-def sandboxed() -> bytes:
-    """The filter for code inside namespaces: an array of struct sock_filter, 8 bytes each."""
+def in_namespaces() -> bytes:
+    """Returns the filter for a program inside namespaces: an array of struct sock_filter, 8 bytes each."""
     refused = (NETWORK, MOUNTS, KERNEL, OTHER_PROCESSES, UNCOUNTED_MEMORY)
     return _assemble([*_refuse(refused), *_refuse_if(_CLONE, 0, _CLONE_NEW, set_=True)])
 
 
 def alone() -> bytes:
-    """The filter for code that has nothing else around it: it can compute, read files and print."""
+    """Returns the filter for a program that nothing else isolates: it can compute, read files and print."""
     refused = (NETWORK, MOUNTS, KERNEL, OTHER_PROCESSES, UNCOUNTED_MEMORY, WRITES, PROCESSES, SIGNALS)
     return _assemble(
         [
@@ -90,7 +90,7 @@ def _refuse(groups: Iterable[dict[str, int]], error: int = errno.EPERM) -> list[
 
 
 def _refuse_if(nr: int, argument: int, mask: int, *, set_: bool) -> list[_Instruction]:
-    """Refuse call `nr` when any bit of the mask is set in the argument, or (set_=False) when none is; else allow it."""
+    """Refuses call `nr` when any bit of the mask is set in the argument, or (set_=False) when none is; else allows it."""
     refuse, allow = (_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)
     when_set, when_clear = (refuse, allow) if set_ else (allow, refuse)
     return [

@@ -1,14 +1,14 @@
-"""The far side of envs/isolation/sandbox.py: what stands between this machine and a program that is not trusted.
+"""Isolates and supervises one untrusted program; the far side of envs/isolation/sandbox.py.
 
-Runs as `python -I -S -c <this text>`, so it imports the standard library alone. Three processes, one inside the other:
+Runs as `python -I -S -c <this text>`, so it imports the standard library only. Three processes, each started by the one before:
 
-    entrance    makes the namespaces (level "namespaces" alone) and waits
-    supervisor  process 1 of the new process namespace, where there is one: builds the file system, starts the program,
-                ends it at the time limit or when the driver is gone, and reports; with it every process inside ends
-    program     drops all rights, takes the limits and the filter, becomes a new interpreter
+    entrance    makes the namespaces (only at level "namespaces") and waits
+    supervisor  process 1 of the new process namespace, where there is one: builds the file system, starts the program, ends
+                it at the time limit or when the driver is gone, and reports; when it ends, every process inside ends with it
+    program     drops all rights, sets the limits and the filter, and replaces itself with a new interpreter
 
-The request is 8 bytes of length and JSON on stdin, which the driver then holds open: its end means "stop". The report is
-a line of JSON on the descriptor named by the first argument, which the program does not inherit.
+The request is 8 bytes of length and JSON on stdin, which the driver then keeps open: the end of the stream means "stop". The
+report is one line of JSON on the descriptor named by the first argument, which the program does not inherit.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _START = (
     f"import os; exec(compile(os.fdopen({_PROGRAM_FD}, encoding='utf-8').read(), 'program', 'exec'),"
     "{'__name__': '__main__', '__builtins__': __builtins__})"
 )
-_TICK_S = 0.05  # how often orphans are reaped: until then they count against the limit of processes
-_INSIDE_ID = 1000  # user and group of the program in a user namespace: anything but 0, whose exec would give it rights
+_TICK_S = 0.05  # how often orphans are reaped; until then they count against the process limit
+_INSIDE_ID = 1000  # user and group of the program in a user namespace; not 0, which would regain rights by exec
 _CLEAN_UP_S = 2.0
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
@@ -48,12 +48,13 @@ _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 
 
 def main() -> None:
+    """Reads the request, isolates, runs the program and reports."""
     report = _move_up(int(sys.argv[1]))
     with open(0, "rb", buffering=0, closefd=False) as requests:
         request = json.loads(_read(requests, int.from_bytes(_read(requests, 8), "big")))
     try:
         with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("1000")  # should memory run out, it is to be this
+            Path("/proc/self/oom_score_adj").write_text("1000")  # the kernel kills this first when memory runs out
         uid = _unprivileged_uid(request["number"]) if os.geteuid() == 0 else None
         if request["level"] == "namespaces":
             _enter_namespaces()
@@ -62,15 +63,16 @@ def main() -> None:
                 os.waitpid(supervisor, 0)
                 return
             _build_root(request["shown"], request["limits"])
-        _prctl(_PR_SET_DUMPABLE, 0)  # the program shall not read this process, which has the report's descriptor
+        _prctl(_PR_SET_DUMPABLE, 0)  # keeps the program from reading this process, which has the report's descriptor
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        _say(report, _supervise(request, report, uid))
+        _report(report, _supervise(request, report, uid))
     except OSError as error:
-        _say(report, {"error": str(error)})
+        _report(report, {"error": str(error)})
     os._exit(0)
 
 
 def _read(file: Any, size: int) -> bytes:
+    """Reads exactly `size` bytes; exits when the stream ends early."""
     data = b""
     while len(data) < size:
         chunk = file.read(size - len(data))
@@ -81,13 +83,13 @@ def _read(file: Any, size: int) -> bytes:
 
 
 def _move_up(descriptor: int) -> int:
-    """Out of the way of the numbers that the program's own descriptors get, and closed by its exec."""
+    """Moves a descriptor out of the numbers that the program's own descriptors get, and marks it to be closed by exec."""
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(descriptor)
     return moved
 
 
-def _say(report: int, answer: dict[str, Any]) -> None:
+def _report(report: int, answer: dict[str, Any]) -> None:
     os.write(report, json.dumps(answer).encode() + b"\n")
 
 
@@ -95,7 +97,7 @@ def _say(report: int, answer: dict[str, Any]) -> None:
 
 
 def _supervise(request: dict[str, Any], report: int, uid: int | None) -> dict[str, Any]:
-    """Start the program and wait for its end, the time limit or the driver's end. At weak levels, clean up after it."""
+    """Starts the program and waits for its end, the time limit or the driver's end. At weak levels, cleans up after it."""
     limits, level = request["limits"], request["level"]
     folder = None
     if level == "limits":
@@ -105,7 +107,7 @@ def _supervise(request: dict[str, Any], report: int, uid: int | None) -> dict[st
         if uid is not None:
             os.chown(folder, uid, uid)
     elif level == "seccomp" and uid is not None and not _can_run(uid):
-        uid = None  # it stays root, without capabilities, and the filter is what holds it
+        uid = None  # stays root without capabilities; the filter isolates it
     program, standard_input = (_memory_file(request[key]) for key in ("code", "stdin"))
     started = time.monotonic()
     pid = os.fork()
@@ -113,8 +115,8 @@ def _supervise(request: dict[str, Any], report: int, uid: int | None) -> dict[st
         try:
             os.chdir(folder or ("/" if level == "seccomp" else "/tmp"))
             _become_program(request, program, standard_input, uid)
-        except BaseException as error:  # noqa: BLE001 - the parent's code must not go on in the child
-            _say(report, {"error": f"{type(error).__name__}: {error}"})
+        except BaseException as error:  # noqa: BLE001 - the child must not continue with the parent's code
+            _report(report, {"error": f"{type(error).__name__}: {error}"})
             os._exit(1)
     os.close(program)
     os.close(standard_input)
@@ -126,16 +128,16 @@ def _supervise(request: dict[str, Any], report: int, uid: int | None) -> dict[st
     if level in ("seccomp", "limits"):
         _end_all(pid, uid)
     if folder:
-        shutil.rmtree(folder, ignore_errors=True)  # follows no link, and nobody is left to plant one
+        shutil.rmtree(folder, ignore_errors=True)  # follows no link, and no process is left that could make one
     cpu_s = usage.ru_utime + usage.ru_stime
     return {"status": status, "cut_off": cut_off, "seconds": seconds, "cpu_s": cpu_s}
 
 
 def _wait(pid: int, deadline: float) -> bool:
-    """Until the program ended (False), or until it has to be ended (True). Reaps the orphans that land here meanwhile."""
+    """Waits until the program ended (returns False) or has to be ended (True); reaps adopted orphans meanwhile."""
     poller = select.poll()
     poller.register(os.pidfd_open(pid), select.POLLIN)
-    poller.register(0, 0)  # POLLHUP alone: the driver closed its end, or died
+    poller.register(0, 0)  # only POLLHUP: the driver closed its end, or died
     while (left := deadline - time.monotonic()) > 0:
         events = poller.poll(1000 * min(left, _TICK_S))
         while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
@@ -148,7 +150,7 @@ def _wait(pid: int, deadline: float) -> bool:
 
 
 def _end_all(pid: int, uid: int | None) -> None:
-    """End what the program left behind where no process namespace does it: its group, its user, then all orphans."""
+    """Ends what the program left behind where no process namespace does it: its group, its user's processes, all orphans."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     if uid is not None:
@@ -156,7 +158,7 @@ def _end_all(pid: int, uid: int | None) -> None:
         if killer == 0:
             os.setresuid(uid, uid, uid)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(-1, signal.SIGKILL)  # all that this user may signal: what is left of this one run
+                os.kill(-1, signal.SIGKILL)  # everything this user may signal, which is what is left of this run
             os._exit(0)
         os.waitpid(killer, 0)
     deadline = time.monotonic() + _CLEAN_UP_S
@@ -173,12 +175,12 @@ def _end_all(pid: int, uid: int | None) -> None:
 
 
 def _processes() -> list[tuple[int, list[str]]]:
-    """(process id, the fields of its stat line from the state on) of every process that can be seen."""
-    found = []
+    """Returns (process id, fields of its stat line from the state on) of every visible process."""
+    processes = []
     for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            found.append((int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()))
-    return found
+        with contextlib.suppress(OSError):  # the process ended meanwhile
+            processes.append((int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()))
+    return processes
 
 
 def _children() -> list[int]:
@@ -186,7 +188,7 @@ def _children() -> list[int]:
 
 
 def _tasks_of(uid: int) -> int:
-    """Processes and threads of a user: what the kernel counts for its limit of processes."""
+    """Returns the number of processes and threads of a user, as the kernel counts them for RLIMIT_NPROC."""
     count = 0
     for pid, fields in _processes():
         with contextlib.suppress(OSError):
@@ -195,7 +197,7 @@ def _tasks_of(uid: int) -> int:
 
 
 def _memory_file(text: str) -> int:
-    """A file that nothing has a name for, sealed: a program's stdin that ends, and that no program can write to."""
+    """Returns a sealed, nameless file with the text: it can serve as stdin, and no program can write to it."""
     descriptor = os.memfd_create("text", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(descriptor, "wb", closefd=False) as file:
         file.write(text.encode("utf-8", "surrogatepass"))
@@ -210,20 +212,20 @@ def _memory_file(text: str) -> int:
 
 
 def _unprivileged_uid(number: int) -> int:
-    """A user id of this run's own, so that limits by user and `kill(-1)` are by run. Near the end of the ids there are.
+    """Returns a user id for this run alone, so that per-user limits and `kill(-1)` apply to this run only.
 
-    number: what to draw it by where this process is everybody's first.
+    It is near the end of the available ids. number: what to choose it by where this process is process 1.
     """
     if os.getpid() > 1:
         number = os.getpid()
     first, _, count = (int(x) for x in Path("/proc/self/uid_map").read_text().splitlines()[-1].split())
     if count < 2**15:
-        raise OSError(f"the driver runs as root among {count} user ids: there is none for the program")
-    return first + count - 3 - number % (count // 8)  # the very last are not ids (-1) or everybody's (nobody)
+        raise OSError(f"the driver runs as root among {count} user ids: too few for one of the program's own")
+    return first + count - 3 - number % (count // 8)  # skips the last ones: -1 is not an id, and nobody is shared
 
 
 def _can_run(uid: int) -> bool:
-    """Whether a user without rights can read this interpreter and its library (not when they are in root's home)."""
+    """Returns whether a user without rights can read this interpreter and its library (not when they are in root's home)."""
     os.setegid(uid)
     os.seteuid(uid)
     try:
@@ -235,18 +237,21 @@ def _can_run(uid: int) -> bool:
 
 
 def _become_program(request: dict[str, Any], program: int, standard_input: int, uid: int | None) -> None:
-    """Does not return. Rights first, limits next, the filter last: each would be in the way of the one before."""
+    """Replaces this process with the program's interpreter; does not return.
+
+    Rights first, limits next, the filter last: each step would be refused after the one that follows it.
+    """
     os.setsid()
     os.umask(0o077)
     if os.geteuid() == 0:
         for capability in range(64):
-            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for those that this kernel does not know
+            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for capabilities that this kernel does not know
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a supervisor that is killed outright takes it along at any level
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # so that a killed supervisor takes the program with it at any level
     os.dup2(standard_input, 0)
     os.dup2(program, _PROGRAM_FD)
     for descriptor in range(_PROGRAM_FD + 1, 256):
@@ -259,9 +264,9 @@ def _become_program(request: dict[str, Any], program: int, standard_input: int, 
 
 def _limit(limits: dict[str, Any], level: str, uid: int | None) -> None:
     tasks = limits["processes"]
-    if uid is None:  # the count is the user's: of this namespace (some are its keeper's), or of the whole machine
+    if uid is None:  # the kernel counts all of the user's: in this namespace, or on the whole machine
         tasks += _tasks_of(os.geteuid()) if level in ("seccomp", "limits") else 4
-    wanted = {
+    soft_limits = {
         resource.RLIMIT_CPU: limits["cpu_s"],
         resource.RLIMIT_AS: limits["memory"],
         resource.RLIMIT_FSIZE: limits["file"],
@@ -271,7 +276,7 @@ def _limit(limits: dict[str, Any], level: str, uid: int | None) -> None:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    for kind, value in wanted.items():
+    for kind, value in soft_limits.items():
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
@@ -291,7 +296,7 @@ def _install_filter(program: bytes) -> None:
 
 
 def _enter_namespaces() -> None:
-    """Root takes the namespaces as they are (and drops its user later); anybody else needs a user namespace for them."""
+    """Enters new namespaces. Root needs no user namespace (it drops its user later); any other user does."""
     uid, gid = os.geteuid(), os.getegid()
     own = _NEWNS | _NEWPID | _NEWNET | _NEWIPC | _NEWUTS
     _check(_libc.unshare(own if uid == 0 else own | _NEWUSER), "unshare")
@@ -302,7 +307,7 @@ def _enter_namespaces() -> None:
 
 
 def _build_root(shown: list[str], limits: dict[str, Any]) -> None:
-    """A root that holds `shown` read-only, a few devices, /proc of the new process namespace, and a /tmp of its own."""
+    """Builds a root with `shown` read-only, a few devices, /proc of the new process namespace, and a /tmp of its own."""
     os.umask(0o022)
     _mount(None, "/", None, _REC | _PRIVATE)
     _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV, "mode=755,size=1m")
@@ -316,7 +321,9 @@ def _build_root(shown: list[str], limits: dict[str, Any]) -> None:
         Path(f"/dev/{device}").touch()
         _mount(f"/old/dev/{device}", f"/dev/{device}", None, _BIND)
     Path("/proc").mkdir()
-    with contextlib.suppress(OSError):  # refused inside a container that hides parts of its own: then there is none
+    with contextlib.suppress(
+        OSError
+    ):  # refused in a container that hides parts of its /proc: the program then has none
         _mount("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC | _RDONLY)
     Path("/tmp").mkdir()
     size = f"mode=1777,size={limits['folder']},nr_inodes={limits['files']}"
@@ -339,7 +346,9 @@ def _show(path: str) -> None:
     else:
         Path(path).touch()
     _mount(str(source), path, None, _BIND | _REC)
-    attributes = (ctypes.c_uint64 * 4)(_RDONLY | _NOSUID | _NODEV, 0, 0, 0)  # these three: the same bits as in mount(2)
+    attributes = (ctypes.c_uint64 * 4)(
+        _RDONLY | _NOSUID | _NODEV, 0, 0, 0
+    )  # the bits of these three are the same as in mount(2)
     recursive = 0x8000
     _check(_libc.syscall(_MOUNT_SETATTR, -100, path.encode(), recursive, attributes, 32), f"mount_setattr {path}")
 

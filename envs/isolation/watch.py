@@ -1,4 +1,4 @@
-"""The driver's end of one run of a program that is not trusted: what it may use, how it ended, who watches it."""
+"""Watches one run of an untrusted program from the driver's side: its limits, its output, how it ended."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _GRACE_S = 10.0  # beyond the wall limit: start-up, and the supervisor's own cle
 
 
 class IsolationError(Exception):
-    """The program was not run: the isolation asked for cannot be had here. The message says why."""
+    """Reports that the program was not run because the isolation asked for is not available; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one program may use. Memory is of each process: all of them together have processes * memory at most.
+    """Holds what one program may use. Memory is of each process, so all together may use processes * memory.
 
     wall_s, cpu_s  seconds; the CPU time (whole seconds) is of each process
     memory         bytes of address space
@@ -32,7 +32,7 @@ class Limits:
     file           bytes of the largest file; folder, files: bytes and number of all files in the private folder
     """
 
-    wall_s: float = 10.0  # on a busy machine a program waits for its CPU time
+    wall_s: float = 10.0  # far above cpu_s, since on a busy machine a program waits for the CPU
     cpu_s: int = 2
     memory: int = 256 * 2**20
     output: int = 64 * 2**10
@@ -49,16 +49,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program ended.
+    """Holds how a program ended and what it printed.
 
     ok       exit code 0
     exit     another exit code: an uncaught exception is 1
     timeout  it took longer than wall_s, or used more than cpu_s
-    memory   it ended with a MemoryError (a program can claim that; it is for the reader, nothing follows from it)
+    memory   it ended with a MemoryError (the program can fake this: it is information for a reader, no decision depends on it)
     output   it printed more than `output` bytes and was ended
-    killed   a signal ended it; exit_code is minus its number, or None when it took its supervisor along
+    killed   a signal ended it; exit_code is minus the signal's number, or None when the supervisor ended with it
 
-    stdout, stderr: at most Limits.output bytes each, what is not UTF-8 replaced. seconds: of the program, wall time.
+    stdout, stderr: at most Limits.output bytes each, invalid UTF-8 replaced. seconds: wall time of the program.
     """
 
     status: Status
@@ -69,7 +69,7 @@ class Outcome:
 
 
 class Watch:
-    """The driver's end of one run: sends the request, collects what is printed, stops what goes on too long."""
+    """Sends the request of one run, collects what is printed, and stops what takes too long."""
 
     def __init__(self, process: subprocess.Popen[bytes], report: int, limits: Limits) -> None:
         assert process.stdin and process.stdout and process.stderr
@@ -81,11 +81,15 @@ class Watch:
             os.set_blocking(descriptor, False)
 
     def send(self, request: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it could not start: there will be no report, and stderr says why
+        """Writes the request to the supervisor's stdin."""
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # it could not start: `outcome` finds no report and the reason on stderr
             self._requests.write(len(request).to_bytes(8, "big") + request)
             self._requests.flush()
 
     def outcome(self) -> Outcome:
+        """Waits for the end of the program, or ends it at its limits. Raises IsolationError if the program was not started."""
         started = time.monotonic()
         self._collect(started + self._limits.wall_s + _GRACE_S)
         if self._process.poll() is None:
@@ -99,11 +103,11 @@ class Watch:
         report = json.loads(line) if line else {}
         if "error" in report:
             raise IsolationError(report["error"])
-        if not report and 0 < self._process.returncode < 128:  # not ended by a signal: it could not begin
+        if not report and 0 < self._process.returncode < 128:  # not ended by a signal: it failed to start
             raise IsolationError(stderr.strip().rpartition("\n")[2] or f"exit code {self._process.returncode}")
         code = os.waitstatus_to_exitcode(report["status"]) if report else None
         seconds = report.get("seconds", seconds)
-        if self._too_much():
+        if self._too_much_output():
             return Outcome("output", stdout, stderr, code, seconds)
         too_long = report.get("cut_off") or seconds > self._limits.wall_s
         if too_long or (code == -signal.SIGKILL and report["cpu_s"] > self._limits.cpu_s - 0.5):
@@ -114,16 +118,16 @@ class Watch:
         return Outcome(status, stdout, stderr, code, seconds)
 
     def close(self) -> None:
-        """Also after an interrupt: nothing may be left running."""
+        """Stops the supervisor if it still runs, also after an interrupt, so that nothing is left running."""
         if self._process.poll() is None:
             self._stop()
         os.close(self._report)
 
-    def _too_much(self) -> bool:
+    def _too_much_output(self) -> bool:
         return max(len(self._pipes[self._out]), len(self._pipes[self._err])) > self._limits.output
 
     def _collect(self, deadline: float) -> None:
-        """Read until the supervisor ended, the deadline passed or one stream has too much."""
+        """Reads until the supervisor ended, the deadline passed or one stream has more than its limit."""
         ended = os.pidfd_open(self._process.pid)
         poller = select.poll()
         for descriptor in (ended, *self._pipes):
@@ -134,13 +138,13 @@ class Watch:
                 for descriptor in ready:
                     if descriptor != ended and not self._take(descriptor):
                         poller.unregister(descriptor)
-                if ended in ready or self._too_much():
+                if ended in ready or self._too_much_output():
                     return
         finally:
             os.close(ended)
 
     def _take(self, descriptor: int) -> bool:
-        """Read what is there; False at the end of the stream."""
+        """Reads what is available from one pipe; False at the end of the stream."""
         try:
             chunk = os.read(descriptor, 65536)
         except BlockingIOError:
@@ -149,7 +153,10 @@ class Watch:
         return bool(chunk)
 
     def _drain(self) -> None:
-        """What was printed before the end and not read yet. A pipe holds little, so this ends whoever still writes."""
+        """Reads what was printed before the end and not read yet.
+
+        Bounded to 16 reads per pipe: a process that survived and still writes could otherwise keep this going forever.
+        """
         for descriptor in self._pipes:
             for _ in range(16):
                 before = len(self._pipes[descriptor])
@@ -157,7 +164,7 @@ class Watch:
                     break
 
     def _stop(self) -> None:
-        """Ask the supervisor to end all (it waits for this end of its stdin), then make sure."""
+        """Asks the supervisor to end everything by closing its stdin, then kills it if it does not end."""
         with contextlib.suppress(BrokenPipeError):
             self._requests.close()
         with contextlib.suppress(subprocess.TimeoutExpired):

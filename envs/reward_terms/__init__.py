@@ -1,7 +1,7 @@
-"""Pure: reward terms that are computed from a response alone.
+"""Computes reward terms from a response alone.
 
-| file | what |
-|---|---|
-| format_match.py | whether responses have a form: a regular expression, scored like a task |
-| length.py       | pure: what length adds to a reward, a raw score on another scale |
+| file            | what                                                        |
+|-----------------|-------------------------------------------------------------|
+| format_match.py | the share of responses that match a regular expression      |
+| length.py       | terms of a response's length, and raw scores rescaled       |
 """

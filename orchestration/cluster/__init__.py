@@ -1,9 +1,12 @@
-"""Ray actors: where they are placed, what they are built from, how they get weights.
+"""Places Ray actors, builds them from a configuration, moves weights to them, and closes them.
 
-| file | what |
+| file | what it does |
 |---|---|
-| actor_settings.py | what each actor is built from, out of a configuration |
-| actor_slots.py    | processes in their places, and their end |
-| cluster.py        | from a configuration to running actors, and back to none |
-| placement.py      | pure: what a run asks for, whether the cluster has it |
+| actor_settings.py | says what each actor is built from, out of a configuration |
+| actor_slots.py    | reserves a placement group, starts one actor per slot, and shuts them down |
+| cluster.py        | starts a run's actors, renews them for the next run, replaces those that died |
+| logprob_check.py  | compares the engines' log-probs with the trainer's |
+| placement.py      | computes what a run asks for, and whether the cluster has it; pure |
+| protocols.py      | defines what the loop calls |
+| weight_sync.py    | decides when weights move, and repairs a transfer that broke |
 """

@@ -1,8 +1,8 @@
-"""From a configuration to running actors, and back to none.
+"""Starts a run's actors, renews them for the next run, replaces those that died, and closes them.
 
 `connect` joins Ray (or starts a cluster of its own) and checks that the run fits. `Cluster.begin` places every actor, joins the
-learner group and the weight group; for a second run on the same actors it only renews what is the run's own. `close` ends all
-of it. In between, `sync` moves weights and replaces generators that died.
+learner group and the weight group; for a second run on the same actors it only renews what belongs to a run. When weights move
+is in weight_sync.py, the comparison of engine and trainer in logprob_check.py.
 """
 
 from __future__ import annotations
@@ -10,40 +10,32 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import ray
 
-from actors.pool import GeneratorPool, MemberDied, VerifierPool
-from actors.remote import (
-    GeneratorActor,
-    LearnerActor,
-    RemoteGenerator,
-    RemoteLearner,
-    RemoteRewardModel,
-    RemoteVerifier,
-    RewardModelActor,
-    VerifierActor,
-    answer,
-    vllm_factory,
-)
+from actors.handles import RemoteGenerator, RemoteLearner, RemoteRewardModel, RemoteVerifier
+from actors.pool import GeneratorPool, MemberDied, MemberPool, VerifierPool
+from actors.remote import GeneratorActor, LearnerActor, RewardModelActor, VerifierActor, vllm_factory
 from actors.settings import VLLMSettings, cpu_threads
 from learner.deepspeed_engine import Placement
-from learner.weights.checksum import verify_checksums
-from learner.weights.protocol import WeightManifest, WeightSyncError, make_rendezvous
+from learner.weights.protocol import WeightManifest
 from orchestration.cluster import actor_settings, placement
 from orchestration.cluster.actor_settings import Start, cpu_env
-from orchestration.cluster.actor_slots import ActorSlots
+from orchestration.cluster.actor_slots import ActorSlots, Position
+from orchestration.cluster.logprob_check import compare_logprobs
+from orchestration.cluster.weight_sync import WeightBroadcast, WeightGroup
 from orchestration.config.run_config import RunConfig
-from orchestration.errors import ConfigError, NumericsError, PlacementError
+from orchestration.errors import ConfigError, PlacementError
 
-Member = RemoteVerifier | RemoteRewardModel | RemoteGenerator
+M = TypeVar("M", RemoteGenerator, RemoteVerifier, RemoteRewardModel)
 
 ALIVE_S = 30.0  # for a member to say that it is there: none is asked while it is busy
+MAX_CONCURRENCY = 1000  # calls of one generator under way: its streams, and the weight calls beside them
 
 
 def connect(config: RunConfig, copies: int = 1) -> None:
-    """Join the cluster of cluster.address or RAY_ADDRESS, or start one in this process. PlacementError if it is too small for
+    """Joins the cluster of cluster.address or RAY_ADDRESS, or starts one in this process. PlacementError if it is too small for
     `copies` such runs side by side."""
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -64,19 +56,21 @@ def connect(config: RunConfig, copies: int = 1) -> None:
 
 
 class Cluster:
-    """Every actor of one run. All waits are bounded; see the section of the configuration that each names."""
+    """Holds every actor of a run. All waits are bounded; see the section of the configuration that each names."""
 
     def __init__(self, config: RunConfig, on_event: Callable[[str], None]) -> None:
         self.config, self.on_event = config, on_event
         self._slots = ActorSlots(placement.plan(config))
-        self._epoch = 0
+        self._source: Start
+        self._placements: list[Placement]  # of the learner's ranks
+        self._weights: WeightBroadcast
         self.learner: RemoteLearner
         self.generators: GeneratorPool[RemoteGenerator]
         self.verifiers: VerifierPool[RemoteVerifier]
         # Empty unless the reward has such a term:
         self.reward_models: VerifierPool[RemoteRewardModel]
         self.judges: GeneratorPool[RemoteGenerator]
-        self.version = 0
+        self.version = 0  # of the generators' weights
 
     @property
     def cuda(self) -> bool:
@@ -84,28 +78,25 @@ class Cluster:
 
     # --- start and end ------------------------------------------------------------------------------------------------
 
-    def _say(self, text: str) -> None:
-        self.on_event(text)
+    def _report(self, text: str) -> None:
+        self.on_event(text)  # looked up at each event: a warm cluster's next run sets its own
 
     async def begin(self, config: RunConfig, start: Start) -> None:
-        """Ready for a run: the actors are placed, or those of the run before, of the same `layout_key`, are made its own."""
+        """Prepares a run: places the actors, or renews those of the run before, which had the same `layout_key`."""
         self.config = config
         await (self._renew(start) if self._slots.reserved else self._start(start))
 
     async def _renew(self, start: Start) -> None:
-        """Nothing of the run before is left but processes: new learner, new environments, new weights on every engine."""
+        """Leaves nothing of the run before but processes: new learner, new environments, new weights on every engine."""
         limit = self.config.cluster.start_timeout_s
         self._source, self.version = start, start.version
-        await self._replace_judges()
+        await self._replace_scorers()
         specs = actor_settings.environment_specs(self.config)
-        starts = [
-            actor.start.remote(actor_settings.rank_settings(self.config, start), place)
-            for actor, place in zip(self.learner.actors, self._places, strict=True)
-        ]
+        settings = actor_settings.rank_settings(self.config, start)
         await asyncio.gather(
-            *(answer(f"learner rank {r}", ref, limit) for r, ref in enumerate(starts)),
-            *(answer(v.name, v.actor.configure.remote(specs), limit) for v in self.verifiers.members),
-            *(answer(g.name, g.actor.call.remote("forget"), limit) for g in self.generators.members),
+            self.learner.start(settings, self._placements, limit),
+            *(v.configure(specs, limit) for v in self.verifiers.members),
+            *(g.forget(limit) for g in self.generators.members),
         )
         await asyncio.gather(*(self._admit(v) for v in self.verifiers.members))
         await self._restore(start)
@@ -122,16 +113,16 @@ class Cluster:
         judges: Sequence[RemoteGenerator],
     ) -> None:
         term = self.config.rewards.model
-        self.generators = GeneratorPool(generators, self._say)
-        self.verifiers = VerifierPool(verifiers, self._say)
-        self.reward_models = VerifierPool(models, self._say, gather_s=0.0 if term is None else term.gather_ms / 1000)
-        self.judges = GeneratorPool(judges, self._say)
+        self.generators = GeneratorPool(generators, self._report)
+        self.verifiers = VerifierPool(verifiers, self._report)
+        self.reward_models = VerifierPool(models, self._report, gather_s=0.0 if term is None else term.gather_ms / 1000)
+        self.judges = GeneratorPool(judges, self._report)
 
     async def _restore(self, start: Start) -> None:
         if start.engine is not None:
-            await self.learner.all("load", start.engine)
+            await self.learner.load(start.engine)
         if start.learner is not None:
-            await self.learner.all("load_state_dict", start.learner)
+            await self.learner.load_state_dict(start.learner)
 
     async def _start(self, start: Start) -> None:
         """Returns when every actor answers and the weight group is joined. PlacementError after cluster.start_timeout_s."""
@@ -148,7 +139,7 @@ class Cluster:
             # An engine measures while it starts how much of its GPU is free, and takes a neighbour's growth for its own: one
             # after the other, and after everybody else.
             await asyncio.gather(*others)
-            engines = []
+            engines: list[RemoteGenerator] = []
             for make in makers:
                 engines.append(made := make())
                 await self._admit(made)
@@ -158,21 +149,30 @@ class Cluster:
         generators, judges = engines[: config.generators.count], engines[config.generators.count :]
         self._make_pools(generators, verifiers, models, judges)
         for g in generators:
-            await answer(g.name, g.actor.call.remote("mark_current", start.version), limit)
-        await self._join_weight_group()
+            await g.mark_current(start.version, limit)
+        await self._weights.join()
 
-    async def _admit(self, member: Member) -> None:
+    async def _admit(self, member: RemoteGenerator | RemoteVerifier | RemoteRewardModel) -> None:
         """Returns when it answers. Raises ConfigError where an environment cannot be built in a verifier's process: every verdict
         there would be an error."""
         limit = self.config.cluster.start_timeout_s
-        await answer(member.name, member.actor.ready.remote(), limit)
+        await member.ready(limit)
         if isinstance(member, RemoteVerifier):
-            fault = await answer(member.name, member.actor.prepare.remote(), limit)
+            fault = await member.prepare(limit)
             if fault is not None:
                 raise ConfigError(
                     f"{member.name} cannot build the environments, {fault}; files of your own have to be where every node sees "
                     "them, or below the --working-dir of `ray job submit`"
                 )
+
+    async def close(self) -> None:
+        await self._slots.close()
+
+    async def begin_stage(self, index: int) -> None:
+        """Takes the learner to the stage. Generators and verifiers have nothing to change: they know every environment."""
+        await self.learner.begin_stage(actor_settings.learner_stage(self.config, index))
+
+    # --- one actor of each kind ---------------------------------------------------------------------------------------
 
     async def _start_learner(self, start: Start) -> None:
         config = self.config
@@ -180,18 +180,18 @@ class Cluster:
         number = config.learner.threads or cpu_threads(config.learner.cpus, config.learner.gpus)
         env = {} if self.cuda else {**cpu_env(number), "DS_ACCELERATOR": "cpu"}
         kind = "learner rank"
-        actors = [self._slots.place(self._slots.name(kind), kind, r, LearnerActor, env=env) for r in range(ranks)]
-        host, port = await answer("learner rank 0", actors[0].address.remote(), limit)
-        self._host = host
-        settings = actor_settings.rank_settings(config, start)
-        self._places = [Placement(r, ranks, host, port, self.cuda, config.learner.timeout_s) for r in range(ranks)]
-        starts = [actor.start.remote(settings, place) for actor, place in zip(actors, self._places, strict=True)]
-        await asyncio.gather(*(answer(f"learner rank {r}", ref, limit) for r, ref in enumerate(starts)))
-        self.learner = RemoteLearner(actors, config.learner.timeout_s)
+        positions = [Position(self._slots.next_name(kind), kind, r, env) for r in range(ranks)]
+        self.learner = RemoteLearner([self._slots.place(p, LearnerActor) for p in positions], config.learner.timeout_s)
+        host, port = await self.learner.address(limit)
+        self._placements = [Placement(r, ranks, host, port, self.cuda, config.learner.timeout_s) for r in range(ranks)]
+        await self.learner.start(actor_settings.rank_settings(config, start), self._placements, limit)
+        backend = "nccl" if self.cuda and not config.shares_gpus else "gloo"
+        group = WeightGroup(host, backend, config.generators.tensor_parallel, config.weights.timeout_s)
+        self._weights = WeightBroadcast(self.learner, self, group, self._report)
         await self._restore(start)
 
     def _generator(self, i: int, model: str) -> RemoteGenerator:
-        """It starts STALE: it serves once somebody has called its weights current."""
+        """Starts a generator, which is STALE: it serves once its weights were confirmed as current."""
         settings = actor_settings.policy_engine(self.config, model, self._source.version)
         return self._engine("generator", i, settings, self.version)
 
@@ -202,139 +202,88 @@ class Cluster:
         return self._engine("judge", i, actor_settings.judge_engine(self.config, judge), None)
 
     def _engine(self, kind: str, i: int, settings: VLLMSettings, required: int | None) -> RemoteGenerator:
-        g, name = settings.generator, self._slots.name(kind)
-        built, env = (vllm_factory(settings), name, required), cpu_env(cpu_threads(g.cpus, g.gpus))
-        actor = self._slots.place(name, kind, i, GeneratorActor, *built, env=env, max_concurrency=1000)
+        g, name = settings.generator, self._slots.next_name(kind)
+        position = Position(name, kind, i, cpu_env(cpu_threads(g.cpus, g.gpus)), MAX_CONCURRENCY)
+        actor = self._slots.place(position, GeneratorActor, vllm_factory(settings), name, required)
         return RemoteGenerator(name, actor, g.timeout_s)
 
     def _verifier(self, i: int) -> RemoteVerifier:
-        limit, name = self.config.verifiers.timeout_s, self._slots.name("verifier")
+        limit, kind = self.config.verifiers.timeout_s, "verifier"
+        position = Position(self._slots.next_name(kind), kind, i, {"OMP_NUM_THREADS": "1"})
         specs = actor_settings.environment_specs(self.config)
-        env = {"OMP_NUM_THREADS": "1"}
-        return RemoteVerifier(name, self._slots.place(name, "verifier", i, VerifierActor, specs, limit, env=env), limit)
+        return RemoteVerifier(position.name, self._slots.place(position, VerifierActor, specs, limit), limit)
 
     def _reward_model(self, i: int) -> RemoteRewardModel:
         term, kind = self.config.rewards.model, "reward-model"
         if term is None:
             raise PlacementError("a reward model is placed where the reward has such a term")
-        settings, name = actor_settings.reward_model(term), self._slots.name(kind)
-        env = cpu_env(cpu_threads(term.cpus, term.gpus))
-        actor = self._slots.place(name, kind, i, RewardModelActor, settings, env=env)
-        return RemoteRewardModel(name, actor, term.timeout_s)
+        position = Position(self._slots.next_name(kind), kind, i, cpu_env(cpu_threads(term.cpus, term.gpus)))
+        actor = self._slots.place(position, RewardModelActor, actor_settings.reward_model(term))
+        return RemoteRewardModel(position.name, actor, term.timeout_s)
 
-    async def close(self) -> None:
-        await self._slots.close()
-
-    async def begin_stage(self, index: int) -> None:
-        """The learner goes over to the stage. Generators and verifiers have nothing to change: they know every environment."""
-        await self.learner.begin_stage(actor_settings.learner_stage(self.config, index))
-
-    # --- weights --------------------------------------------------------------------------------------------------------
-
-    async def _join_weight_group(self) -> None:
-        """A new group of learner rank 0 and every generator; an older one is closed."""
-        timeout = self.config.weights.timeout_s
-        members = self.generators.members
-        self._epoch += 1
-        port = await self.learner.first("listen", timeout_s=timeout)
-        engines = [(m.name, self.config.generators.tensor_parallel) for m in members]
-        backend = "nccl" if self.cuda and not self.config.shares_gpus else "gloo"
-        mine, *theirs = make_rendezvous(self._host, port, engines, backend, self._epoch)
-        await asyncio.gather(
-            self.learner.first("connect_weights", mine, timeout, timeout_s=timeout * 2),
-            *(m.connect_weights(r, timeout) for m, r in zip(members, theirs, strict=True)),
-        )
+    # --- weights and log-probs ----------------------------------------------------------------------------------------
 
     async def sync(self, version: int) -> WeightManifest:
-        """Send the learner's weights to every generator as `version`. A transfer that breaks because a generator died is
-        made again, once, with a replacement; any other failure is the run's."""
-        await self._replace_judges()
-        # A call costs a millisecond; a transfer to nobody costs weights.timeout_s.
-        await self._bury_silent(self.generators)
-        await self._replace_dead(version)
-        try:
-            manifest = await self._transfer(version)
-        except (MemberDied, WeightSyncError) as error:
-            if not await self._bury_silent(self.generators):
-                raise
-            self._say(
-                f"weight transfer of version {version} broke ({error}); generators are replaced and it is made again"
-            )
-            await self._replace_dead(version)
-            manifest = await self._transfer(version)
+        """Sends the learner's weights to every generator as `version`; members that died are replaced first."""
+        await self._replace_scorers()
+        manifest = await self._weights.sync(version)
         self.version = version
         return manifest
 
-    async def _transfer(self, version: int) -> WeightManifest:
-        timeout = self.config.weights.timeout_s
-        manifest: WeightManifest = await self.learner.first("manifest", version, timeout_s=timeout)
-        members = self.generators.members
-        sent, *received = await asyncio.gather(
-            self.learner.all("publish", manifest, timeout_s=timeout * 2),
-            *(m.receive_weights(manifest, timeout) for m in members),
-            return_exceptions=True,  # all have to be heard: the first error alone may not name the culprit
+    async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
+        """Compares engine and trainer on these tokens. NumericsError beyond weights.max_logprob_gap, which bounds the largest
+        gap in fp32 and the mean in bf16 and fp16."""
+        return await compare_logprobs(
+            self.learner,
+            self.generators.members,
+            sequences,
+            version=self.version,
+            exact=self.config.exact,
+            max_gap=self.config.weights.max_logprob_gap,
         )
-        errors = [r for r in (sent, *received) if isinstance(r, BaseException)]
-        if errors:
-            raise next((e for e in errors if isinstance(e, WeightSyncError)), errors[0])
-        checksums = {m.name: r for m, r in zip(members, received, strict=True) if isinstance(r, int)}
-        verify_checksums(version, cast("list[int]", sent)[0], checksums)
-        return manifest
 
-    async def _bury_silent(self, pool: GeneratorPool[Any] | VerifierPool[Any]) -> bool:
-        """Find members whose process is gone; True if there were any."""
-        calls = [answer(m.name, m.actor.ready.remote(), ALIVE_S) for m in pool.members]
-        for result in await asyncio.gather(*calls, return_exceptions=True):
-            if isinstance(result, MemberDied):
-                pool.bury(result)
-        return bool(pool.dead)
+    # --- replacement --------------------------------------------------------------------------------------------------
 
-    async def _replace_dead(self, version: int) -> None:
-        """A replacement starts STALE and joins with the transfer that follows: it never serves the base weights."""
+    def weight_receivers(self) -> Sequence[RemoteGenerator]:
+        return self.generators.members
+
+    async def bury_silent_generators(self) -> bool:
+        """Takes generators whose process is gone out of service; True if any is to be replaced."""
+        return await self._bury_silent(self.generators)
+
+    async def replace_dead_generators(self, version: int) -> bool:
+        """Starts a replacement for each dead generator; True if there were any.
+
+        A replacement starts STALE and joins with the transfer that follows: it never serves the base weights.
+        """
         dead, self.generators.dead = self.generators.dead, []
-        if not dead:
-            return
         for name in dead:
             fresh = self._generator(self._slots.vacate(name), self._source.base or self._source.model)
             await self._admit(fresh)
             self.generators.add(fresh)
-            self._say(f"{name} was replaced by {fresh.name}, which serves from version {version} on")
-        await self._join_weight_group()
+            self._report(f"{name} was replaced by {fresh.name}, which serves from version {version} on")
+        return bool(dead)
 
-    async def _replace_judges(self) -> None:
-        """Without this a run would go on with the death of its last verifier, reward model or judge as everybody's verdict."""
+    async def _replace_scorers(self) -> None:
+        """Replaces dead verifiers, reward models and judges. Without this, all verdicts after the death of the last one would
+        have that death as their error."""
         await self._replace_in(self.verifiers, self._verifier)
         await self._replace_in(self.reward_models, self._reward_model)
         await self._replace_in(self.judges, self._judge)
 
-    async def _replace_in(self, pool: VerifierPool[Any] | GeneratorPool[Any], make: Callable[[int], Member]) -> None:
+    async def _replace_in(self, pool: MemberPool[M, Any, Any], make: Callable[[int], M]) -> None:
         await self._bury_silent(pool)
         dead, pool.dead = pool.dead, []
         for name in dead:
             fresh = make(self._slots.vacate(name))
             await self._admit(fresh)
             pool.add(fresh)
-            self._say(f"{name} was replaced by {fresh.name}")
+            self._report(f"{name} was replaced by {fresh.name}")
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
-        """Engine against trainer, log-probs at temperature 1 of the same tokens. NumericsError beyond weights.max_logprob_gap,
-        which bounds the largest gap in fp32 and the mean in bf16 and fp16."""
-        members = self.generators.members
-        trainer, *engines = await asyncio.gather(
-            self.learner.all("sequence_logprobs", sequences), *(m.sequence_logprobs(sequences) for m in members)
-        )
-        worst, total, count = (0.0, ""), 0.0, 0
-        for member, scores in zip(members, engines, strict=True):
-            gaps = [abs(a - b) for x, y in zip(trainer[0], scores, strict=True) for a, b in zip(x, y, strict=True)]
-            worst = max(worst, (max(gaps, default=0.0), member.name))
-            total, count = total + sum(gaps), count + len(gaps)
-        exact = self.config.exact
-        mean = total / max(1, count)
-        what, found = ("one token", worst[0]) if exact else ("the mean token", mean)
-        limit = self.config.weights.max_logprob_gap or (1e-3 if exact else 0.05)
-        if not found <= limit:  # so written that nan is beyond it too
-            raise NumericsError(
-                f"at version {self.version} log-probs of {worst[1]} differ from the trainer's by {found:.3g} nats in {what}, more "
-                f"than weights.max_logprob_gap = {limit:g}: engine and trainer do not run the same policy"
-            )
-        return {"sync/logprob_gap_max": worst[0], "sync/logprob_gap_mean": mean}
+    async def _bury_silent(self, pool: MemberPool[M, Any, Any]) -> bool:
+        """Finds members whose process is gone; True if there were any."""
+        calls = [member.ready(ALIVE_S) for member in pool.members]
+        for result in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(result, MemberDied):
+                pool.bury(result)
+        return bool(pool.dead)

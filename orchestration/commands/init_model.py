@@ -1,4 +1,4 @@
-"""`isentrope init-model`: settings from the command line, progress on the terminal."""
+"""Implements `isentrope init-model`: settings from the command line, progress on the terminal."""
 
 from __future__ import annotations
 
@@ -15,34 +15,40 @@ from orchestration.errors import ConfigError
 
 
 def run(recipe: str | None, names: Sequence[str], overrides: Sequence[str], out: Path | None, cache: Path) -> Path:
-    """Raises ConfigError for settings that cannot work, before anything is written."""
+    """Returns the model's folder. Raises ConfigError for settings that cannot work, before anything is written."""
     environments: list[dict[str, Any]] = [{"name": name} for name in names]
     if recipe is not None:
         config = load_config(recipe)
         environments += [{"name": e.name, "params": e.params} for e in config.all_environments]
         out = out or Path(config.model.path)
     if not environments or out is None:
-        raise ConfigError("init-model needs --recipe, or --env and --out: what the model is to learn and where it goes")
+        raise ConfigError(
+            "init-model needs --recipe, or --env and --out: what the model learns from and where it is written"
+        )
     return make({**dict(parse_overrides(overrides)), "environments": environments}, out, cache)
 
 
 def make(settings: dict[str, Any], out: Path | None, cache: Path) -> Path:
-    """The model folder `out`, or the one in the cache; made and taught unless it is there already."""
+    """Makes and warm-starts a model, unless it exists; returns the folder `out`, or the model's folder in the cache."""
     from rich.console import Console
 
-    # The matrices are tiny: a second thread gains little and, on a busy machine, spins most of its time away. Set before
-    # torch is imported, which reads it once.
+    # The matrices are tiny: a second thread gains little and, on a busy machine, mostly waits in a spin loop. Set before
+    # importing torch, which reads it once.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from learner.warmstart.model_cache import WarmStartProgress, init_model
     from learner.warmstart.settings import InitModelSettings
 
     console = Console()
 
-    def show(p: WarmStartProgress) -> None:
-        loss = "" if p.loss is None else f"loss {p.loss:.3f}"
-        accuracy = "" if p.accuracy is None else f"pass@1 {p.accuracy:.3f}"
-        at_k = "" if p.pass_at_k is None else f"pass@k {p.pass_at_k:.3f}"
-        parts = [x for x in (f"step {p.step}/{p.steps}", loss, accuracy, at_k, f"{p.seconds:.0f} s") if x]
+    def show(progress: WarmStartProgress) -> None:
+        loss = "" if progress.loss is None else f"loss {progress.loss:.3f}"
+        accuracy = "" if progress.accuracy is None else f"pass@1 {progress.accuracy:.3f}"
+        at_k = "" if progress.pass_at_k is None else f"pass@k {progress.pass_at_k:.3f}"
+        parts = [
+            x
+            for x in (f"step {progress.step}/{progress.steps}", loss, accuracy, at_k, f"{progress.seconds:.0f} s")
+            if x
+        ]
         console.print("warm start  " + "  ".join(parts), highlight=False)
 
     try:

@@ -1,4 +1,4 @@
-"""Environments by hand: list them, answer one."""
+"""Implements `isentrope envs` and `isentrope play`: lists the environments, and lets a person answer a prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orchestration.errors import ConfigError
 
 
 def list_environments() -> None:
-    """Every built-in: what it is, its parameters, and an example with a correct response where it can be made."""
+    """Prints every built-in environment: summary, parameters, and an example with a correct response where there is one."""
     console = Console(soft_wrap=True)
     for name, summary, parameters in catalog.describe():
         console.print(f"[bold]{name}[/]  {escape(summary)}")
@@ -29,14 +29,14 @@ def list_environments() -> None:
             params = _example_params(name, Path(folder))
             try:
                 text = example(catalog.load(name, params))
-            except ValueError as error:  # an extra that is not installed, say
+            except ValueError as error:  # for example, an optional package is not installed
                 text = f"none: {error}"
-        given = "".join(f" {k}={v}" for k, v in params.items())
-        console.print(f"  example    {escape(given)} {escape(text)}\n", highlight=False)
+        arguments = "".join(f" {k}={v}" for k, v in params.items())
+        console.print(f"  example    {escape(arguments)} {escape(text)}\n", highlight=False)
 
 
 def _example_params(name: str, folder: Path) -> dict[str, Any]:
-    """Parameters for the environments that cannot be shown without any."""
+    """Returns parameters for the environments that need some to make an example."""
     if name == "reasoning_gym":
         return {"families": "basic_arithmetic"}
     if name == "questions":
@@ -47,18 +47,19 @@ def _example_params(name: str, folder: Path) -> dict[str, Any]:
 
 
 def example(environment: Environment) -> str:
+    """Returns the first prompt in one line, with a correct conversation if the environment demonstrates any."""
     prompt = environment.prompt("train", 0)
     text = " | ".join(m.content for m in prompt.messages)
     if demonstrates(environment):
         played = demonstrate(environment, prompt, random.Random(0))
-        seen = [" | ".join(m.content for m in observation.messages) for observation in played.observations]
-        turns = [f"{response} [{said}]" for response, said in zip(played.responses, seen, strict=False)]
+        observations = [" | ".join(m.content for m in observation.messages) for observation in played.observations]
+        turns = [f"{response} [{text}]" for response, text in zip(played.responses, observations, strict=False)]
         text += f"  ->  {'  '.join((*turns, played.responses[-1]))}"
     return text.replace("\n", " ")
 
 
-def play(name: str, overrides: Sequence[str], index: int, seed: int) -> Verdict:
-    """One prompt, answered by a person on stdin until the environment gives its verdict."""
+def play_by_hand(name: str, overrides: Sequence[str], index: int, seed: int) -> Verdict:
+    """Lets a person answer a prompt on stdin until the environment gives its verdict; returns the verdict."""
     console = Console(soft_wrap=True)
     try:
         environment = catalog.load(name, dict(parse_overrides(overrides)), seed=seed)

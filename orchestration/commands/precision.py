@@ -1,12 +1,12 @@
-"""`isentrope precision MODEL`: how far engine and trainer are apart in every precision, before any training.
+"""Implements `isentrope precision MODEL`: how far engine and trainer differ in every precision, before any training.
 
-For each mode an engine in that mode, in a process of its own, writes responses at temperature 1; the trainer's forward in that mode
-scores the same tokens twice, padded and packed, and the float32 trainer once. All ratios should be 1: see learner/phantom.py.
+For each mode an engine in that mode, in a process of its own, samples responses at temperature 1; the trainer's forward pass
+in that mode scores the same tokens twice, padded and packed, and the float32 trainer once. All ratios should be 1: see
+learner/phantom.py.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import random
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from envs import catalog
+from envs.suggest import did_you_mean
 from learner.settings import BODY, Mode
 from orchestration.commands.precision_probe import Options, Row, Tasks, engine_responses, trainer_rows
 from orchestration.config.loader import parse_overrides
@@ -23,17 +24,17 @@ from orchestration.config.preflight import check_model
 from orchestration.errors import ConfigError
 
 PLAIN_LENGTHS = (8, 24)  # tokens of a prompt made of random ids
-INIT_MODEL_RECORD = "isentrope_init.json"  # what `init-model` leaves beside its weights: the environments it taught
+INIT_MODEL_RECORD = "isentrope_init.json"  # written by `init-model` beside the weights; has the environments it taught
 
 
 def run(model: str, options: Options, out: Path | None) -> list[Row]:
-    """Measure, print the table, write the numbers to `out`. Raises ConfigError for what cannot work in any mode."""
+    """Measures, prints the table and writes the numbers to `out`. Raises ConfigError for what cannot work in any mode."""
     from rich.console import Console
 
     modes = parse_modes(options.modes)
     check_model(model)
     if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--out {out} cannot be written: there is no folder {out.parent}")
+        raise ConfigError(f"--out {out} cannot be written: the folder {out.parent} does not exist")
     tasks = make_tasks(model, options)
     progress = Console(stderr=True)
     rows: dict[Mode, Row] = {mode: Row(mode) for mode in modes}
@@ -46,26 +47,28 @@ def run(model: str, options: Options, out: Path | None) -> list[Row]:
 
 
 def parse_modes(text: str | None) -> list[Mode]:
+    """Parses comma-separated names of modes; None stands for all. Raises ConfigError for an unknown one."""
     if text is None:
         return list(BODY)
     known: dict[str, Mode] = {mode: mode for mode in BODY}
-    found: list[Mode] = []
+    modes: list[Mode] = []
     for word in text.split(","):
         mode = known.get(word.strip())
         if mode is None:
-            near = difflib.get_close_matches(word, BODY, n=1, cutoff=0.4)
-            hint = f": did you mean '{near[0]}'?" if near else f": known are {', '.join(BODY)}"
-            raise ConfigError(f"unknown precision '{word}'{hint}")
-        found.append(mode)
-    return found
+            raise ConfigError(f"unknown precision '{word}': {did_you_mean(word, BODY)}known are {', '.join(BODY)}")
+        modes.append(mode)
+    return modes
 
 
 # --- prompts ------------------------------------------------------------------------------------------------------------
 
 
 def make_tasks(model: str, options: Options) -> Tasks:
-    """Prompts of options.env; without one, of the environments `init-model` taught, or of countdown. Where the tokenizer has no
-    text for those, random token ids. Raises ConfigError if nothing fits the model's context."""
+    """Returns prompts that fit the model.
+
+    They come from options.env; without one, from the environments that `init-model` taught, or from countdown. Where the
+    tokenizer cannot encode those, they are random token ids. Raises ConfigError if nothing fits the model's context.
+    """
     from transformers import AutoConfig
 
     try:
@@ -73,7 +76,7 @@ def make_tasks(model: str, options: Options) -> Tasks:
     except (OSError, ValueError) as error:
         raise ConfigError(f"the model {model} cannot be loaded: {' '.join(str(error).split())}") from None
     tasks = _from_environments(model, options) or _plain(config.vocab_size, options)
-    limit = getattr(config, "max_position_embeddings", None) or math.inf
+    limit = getattr(config, "max_position_embeddings", None) or math.inf  # not every model limits it
     longest = max(map(len, tasks.prompts))
     if longest + options.max_tokens > limit:
         raise ConfigError(
@@ -87,13 +90,13 @@ def _from_environments(model: str, options: Options) -> Tasks | None:
     from orchestration.sampling.codec import HFCodec
 
     if options.params and options.env is None:
-        raise ConfigError(f"{options.params[0]} is a parameter of an environment: name one with --env")
+        raise ConfigError(f"{options.params[0]} is a parameter of an environment: name the environment with --env")
     specs = _environments(model, options)
     try:
         environments = [catalog.load(name, params, seed=options.seed) for name, params in specs]
         codec = HFCodec(model, chat_template=True)
-        asked = [environments[i % len(environments)].prompt("train", i) for i in range(options.prompts)]
-        ids = tuple(codec.render(prompt.messages) for prompt in asked)
+        prompts = [environments[i % len(environments)].prompt("train", i) for i in range(options.prompts)]
+        ids = tuple(codec.render(prompt.messages) for prompt in prompts)
     except (OSError, ValueError) as error:
         if options.env is None:
             return None
@@ -126,16 +129,17 @@ def _plain(vocabulary: int, options: Options) -> Tasks:
     return Tasks(ids, (), "prompts of random tokens")
 
 
-# --- what a person sees -------------------------------------------------------------------------------------------------
+# --- the table ----------------------------------------------------------------------------------------------------------
 
 
 def show(rows: Sequence[Row], tasks: Tasks, options: Options) -> None:
+    """Prints the table of all modes and their notes."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)  # to be piped
+        console = Console(width=140)  # wide enough for the table when it is piped
     low, high = 1 - options.clip_low, 1 + options.clip_high
     table = Table(
         title=f"{tasks.source}; phantom clipping at a ratio outside [{low:g}, {high:g}]", title_justify="left"
@@ -155,13 +159,15 @@ def show(rows: Sequence[Row], tasks: Tasks, options: Options) -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    e, c, f = row.engine, row.packed, row.fp32
-    cells = ["-"] * 5 if e is None else [
-        f"{e.sigma:.1e}", f"{e.quantiles['q99.9']:.1e}", _percent(e.all.outside), _percent(e.all.clipped),
-        _percent(e.rare.clipped),
+    engine, packed, fp32 = row.engine, row.packed, row.fp32
+    cells = ["-"] * 5 if engine is None else [
+        f"{engine.sigma:.1e}", f"{engine.quantiles['q99.9']:.1e}", _percent(engine.all.outside), _percent(engine.all.clipped),
+        _percent(engine.rare.clipped),
     ]  # fmt: skip
-    cells += ["-"] * 2 if c is None else [f"{c.sigma:.1e}", _percent(c.all.outside)]
-    cells += ["-"] * 3 if f is None else [f"{f.sigma:.1e}", _percent(f.all.outside), _percent(f.rare.clipped)]
+    cells += ["-"] * 2 if packed is None else [f"{packed.sigma:.1e}", _percent(packed.all.outside)]
+    cells += ["-"] * 3 if fp32 is None else [
+        f"{fp32.sigma:.1e}", _percent(fp32.all.outside), _percent(fp32.rare.clipped)
+    ]  # fmt: skip
     return cells
 
 
@@ -170,7 +176,7 @@ def _percent(share: float) -> str:
 
 
 def as_json(model: str, tasks: Tasks, options: Options, rows: Mapping[Mode, Row]) -> dict[str, Any]:
-    """Everything measured; nan, a share of no tokens, as null."""
+    """Returns everything measured as JSON values; nan, the share of no tokens, becomes null."""
     return {
         "model": model,
         "source": tasks.source,

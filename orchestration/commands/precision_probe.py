@@ -1,6 +1,6 @@
-"""The measurements behind `isentrope precision`: responses of an engine in each precision, scored by the trainer in each.
+"""Measures what `isentrope precision` reports: responses of an engine in each precision, scored by the trainer in each.
 
-Engines run in a process of their own, one after the other, and are gone before the trainer's models are loaded into this one.
+Engines run in a process of their own, one after the other, and end before this process loads the trainer's models.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ MICRO_BATCH_TOKENS = 2048  # a packed row's attention is quadratic in it, and em
 
 
 class EngineFailed(RuntimeError):
-    """The engine of a mode gave no responses; the message says why."""
+    """Reports that the engine of a mode gave no responses; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
+    """Holds the command's options."""
+
     env: str | None = None
     params: Sequence[str] = ()  # name=value of the environment
     prompts: int = 64
@@ -45,7 +47,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """What is asked: prompts as token ids, the ids that end a response, and where they come from in words."""
+    """Holds prompts as token ids, the ids that end a response, and a phrase that says where the prompts come from."""
 
     prompts: tuple[tuple[int, ...], ...]
     stop_token_ids: tuple[int, ...]
@@ -54,7 +56,7 @@ class Tasks:
 
 @dataclass(slots=True)
 class Row:
-    """One mode. A comparison that could not be made is None, and a note says why."""
+    """Holds the measurements of one mode. A comparison that could not be made is None, and a note says why."""
 
     mode: Mode
     tokens: int = 0
@@ -70,58 +72,58 @@ class Row:
 def engine_responses(
     model: str, tasks: Tasks, options: Options, rows: Mapping[Mode, Row], progress: Any
 ) -> dict[Mode, list[Trajectory]]:
-    """Responses of every mode whose engine runs here, with their log-probs; the others get a note."""
-    found: dict[Mode, list[Trajectory]] = {}
+    """Returns the responses, with log-probs, of every mode whose engine runs here; the other modes get a note."""
+    responses: dict[Mode, list[Trajectory]] = {}
     for mode, row in rows.items():
         progress.print(f"{mode}: engine", highlight=False)
         try:
-            found[mode] = _ask(model, mode, tasks, options)
+            responses[mode] = _ask(model, mode, tasks, options)
         except EngineFailed as error:
             row.notes.append(f"no engine: {error}")
-    return found
+    return responses
 
 
 def _ask(model: str, mode: Mode, tasks: Tasks, options: Options) -> list[Trajectory]:
-    """One engine in a process of its own: it cannot share one, and one that hangs has to be ended."""
+    """Runs one engine in a process of its own, since engines cannot share one and one that hangs has to be killed."""
     context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_serve, args=(theirs, model, mode, tasks, options), daemon=False)
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_serve, args=(sender, model, mode, tasks, options), daemon=False)
     child.start()
-    theirs.close()
+    sender.close()
     try:
-        if not mine.poll(options.limit_s):
+        if not receiver.poll(options.limit_s):
             raise EngineFailed(f"no responses within --limit {options.limit_s:g} s")
-        answer = mine.recv()
+        answer = receiver.recv()
     except EOFError:
         child.join(30)
         raise EngineFailed(f"its process ended with exit code {child.exitcode}") from None
     finally:
-        child.kill()  # an engine that has answered has nothing left to save, and takes seconds to end by itself
+        child.kill()  # an engine that has answered has nothing to save, and would take seconds to shut down
         child.join()
     if isinstance(answer, str):
         raise EngineFailed(answer)
     prompt = Prompt("probe", "train", 0, ())
-    asked = [ids for ids in tasks.prompts for _ in range(options.responses)]
+    prompts = [ids for ids in tasks.prompts for _ in range(options.responses)]
     return [
         Trajectory(prompt, (Turn(ids, r.response_ids, r.logprobs, r.finish, 0, 0),), ("",), Verdict(0.0))
-        for ids, r in zip(asked, answer, strict=True)
+        for ids, r in zip(prompts, answer, strict=True)
     ]
 
 
 def _serve(pipe: Any, model: str, mode: Mode, tasks: Tasks, options: Options) -> None:
-    """In the child: completions in the order of the prompts through the pipe, or the reason why there are none."""
+    """Runs in the child: sends completions in the order of the prompts through the pipe, or the reason why there are none."""
     import logging
     import os
     import warnings
 
-    # What goes wrong goes through the pipe; the rest does not belong on the terminal that shows the table.
+    # Errors go through the pipe; log lines and warnings would only disturb the terminal that shows the table.
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
-    from actors.inference import Request, SamplingParams
-    from actors.vllm_engine import EngineDead, VLLMEngine
+    from actors.inference import EngineDead, Request, SamplingParams
+    from actors.vllm_engine import VLLMEngine
 
     cuda = torch.cuda.is_available()
     settings = VLLMSettings(
@@ -149,18 +151,18 @@ def _serve(pipe: Any, model: str, mode: Mode, tasks: Tasks, options: Options) ->
 
 
 def _complete(engine: Any, requests: Sequence[Any]) -> list[Any]:
-    """Completions in the order of the requests; raises what ended the engine. The parent's limit bounds the wait."""
+    """Returns completions in the order of the requests; raises what ended the engine. The parent's limit bounds the wait."""
     import queue
 
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
     engine.submit(requests, done.put)
-    found: dict[str, Any] = {}
-    while len(found) < len(requests):
+    completions: dict[str, Any] = {}
+    while len(completions) < len(requests):
         item = done.get()
         if isinstance(item, BaseException):
             raise item
-        found[item.id] = item
-    return [found[request.id] for request in requests]
+        completions[item.id] = item
+    return [completions[request.id] for request in requests]
 
 
 # --- trainer ------------------------------------------------------------------------------------------------------------
@@ -173,20 +175,20 @@ def trainer_rows(
     rows: Mapping[Mode, Row],
     progress: Any,
 ) -> None:
-    """Score every mode's responses in that mode and in float32, and fill in the rows."""
+    """Scores every mode's responses in that mode and in float32, and fills in the rows."""
     import torch
 
     from learner.deepspeed_engine import untrainable
 
     if not responses:
         return
-    spare = next(iter(responses))  # whose responses a mode without an engine is measured on
+    substitute = next(iter(responses))  # its responses are used for modes without an engine
     progress.print("trainer in float32", highlight=False)
     policy = _load(model, "fp32")
     exact = {mode: _score(policy, trajectories, packing=False) for mode, trajectories in responses.items()}
     for mode, row in rows.items():
         progress.print(f"{mode}: trainer", highlight=False)
-        source = mode if mode in responses else spare
+        source = mode if mode in responses else substitute
         if source != mode:
             row.notes.append(f"the trainer is measured on the responses of {source}")
         if reason := untrainable(BODY[mode], torch.cuda.is_available()):
@@ -194,29 +196,27 @@ def trainer_rows(
         try:
             policy = _load(model, mode)
             padded, packed = (_score(policy, responses[source], packing=p) for p in (False, True))
-        except RuntimeError as error:  # torch's: an operator this device does not have in this type
+        except RuntimeError as error:  # raised by torch: this device lacks an operator in this type
             row.notes.append(f"no trainer: {' '.join(str(error).split())}")
             continue
         row.tokens = len(padded)
-        engine = [x for t in responses[source] for x in t.turns[0].logprobs]
-        pairs = {"engine": (padded, engine), "packed": (packed, padded), "fp32": (padded, exact[source])}
-        if source != mode:
-            del pairs["engine"]
-        if mode == "fp32":
-            del pairs["fp32"]
-        _compare(row, pairs, options)
+        if source == mode:
+            engine = [x for trajectory in responses[source] for x in trajectory.turns[0].logprobs]
+            row.engine = _compare(row, "engine", padded, engine, options)
+        row.packed = _compare(row, "packed", packed, padded, options)
+        if mode != "fp32":
+            row.fp32 = _compare(row, "fp32", padded, exact[source], options)
 
 
-def _compare(row: Row, pairs: Mapping[str, tuple[Any, Any]], options: Options) -> None:
+def _compare(row: Row, name: str, logp: Any, reference: Any, options: Options) -> Phantom | None:
+    """Returns the statistics of the ratios of two arrays of log-probs; None, with a note, where there are none."""
     from learner.phantom import phantom_clipping
 
-    for name, (logp, reference) in pairs.items():
-        try:
-            found = phantom_clipping(logp, reference, clip_low=options.clip_low, clip_high=options.clip_high)
-        except ValueError as error:
-            row.notes.append(f"{name}: {error}")
-        else:
-            setattr(row, name, found)
+    try:
+        return phantom_clipping(logp, reference, clip_low=options.clip_low, clip_high=options.clip_high)
+    except ValueError as error:
+        row.notes.append(f"{name}: {error}")
+        return None
 
 
 def _load(model: str, mode: Mode) -> Policy:
@@ -224,13 +224,13 @@ def _load(model: str, mode: Mode) -> Policy:
 
     from learner.policy import DTYPES, load_policy
 
-    torch.cuda.empty_cache()  # of the policy before; does nothing without CUDA
+    torch.cuda.empty_cache()  # frees the previous policy; does nothing without CUDA
     policy = load_policy(model, attention="sdpa", checkpointing=False, fp32_head=mode == "bf16-fp32head")
     return policy.cast(DTYPES[BODY[mode]]).to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def _score(policy: Policy, trajectories: Sequence[Trajectory], *, packing: bool) -> NDArray[np.float64]:
-    """Log-probs of all sampled tokens, trajectory by trajectory, batched as in training."""
+    """Returns log-probs of all sampled tokens, trajectory by trajectory, batched as in training."""
     import numpy as np
     import torch
 
@@ -239,11 +239,11 @@ def _score(policy: Policy, trajectories: Sequence[Trajectory], *, packing: bool)
     plan = BatchPlan(micro_batch_tokens=MICRO_BATCH_TOKENS, packing=packing)
     (batch,) = build_batches(trajectories, np.zeros(len(trajectories)), plan=plan, aggregation="token", temperature=1.0)
     device = next(policy.parameters()).device
-    found, owner = [], []
+    logprobs, owner = [], []
     for micro in batch.updates[0]:
         arrays = (micro.tokens, micro.positions, micro.predict, micro.targets)
         with torch.no_grad():
             logp, *_ = policy(*(torch.tensor(a, device=device) for a in arrays), 1.0)
-        found.append(logp.double().cpu().numpy())
+        logprobs.append(logp.double().cpu().numpy())
         owner.append(micro.trajectory)
-    return np.concatenate(found)[np.argsort(np.concatenate(owner), kind="stable")]
+    return np.concatenate(logprobs)[np.argsort(np.concatenate(owner), kind="stable")]

@@ -36,7 +36,7 @@ def check_world(config: RunConfig) -> None:
         except (ValueError, OSError) as error:
             raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
         except Exception as error:  # of a user's or another library's environment
-            raise ConfigError(f"{where}: {catalog.told(error)}") from error
+            raise ConfigError(f"{where}: {catalog.error_in_one_line(error)}") from error
         if lacking:
             raise ConfigError(f"{lacking[0]}, and {where} has none: {lacking[1]}")
         for name in names if config.stages else ():

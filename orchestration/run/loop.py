@@ -190,9 +190,9 @@ class Run:
             measured=measured,
             full_batch=config.batch.prompts * config.batch.responses,
         )
-        metrics = await self.cluster.learner.each("train", [(b,) for b in batches])
+        metrics = await self.cluster.learner.train(batches)
         self.sink.stage("train", 1, 1)
-        return metrics[0]  # every rank has the same: they are reduced over all of them
+        return metrics
 
     async def _sync(self) -> Any:
         self.sink.stage("sync", 0, 1)
@@ -223,7 +223,7 @@ class Run:
                 "rewards": self.config.rewards.model_dump(mode="json"),  # what the drift is of
                 "drift": self.drift.state_dict(),
                 "alarms": self.alarms.state_dict(),
-                "learner": await self.cluster.learner.first("state_dict"),
+                "learner": await self.cluster.learner.state_dict(),
             }
             self.checkpoints.commit(draft, state)
         self.sink.stage("checkpoint", 1, 1)

@@ -57,7 +57,7 @@ def test_requiring_a_newer_version_stops_service() -> None:
     generator = Generator(FakeEngine())
     generator.mark_current(0)
     generator.require(1)
-    assert generator.stats()["stale"]
+    assert generator.stats().stale
     with pytest.raises(StaleGenerator):
         asyncio.run(collect(generator, REQUESTS))
 

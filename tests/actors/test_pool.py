@@ -137,7 +137,7 @@ def test_a_death_at_any_moment_loses_nothing_and_serves_nothing_twice(
         await settle()
         served = Counter(i for m in members for i in m.served)
         assert served == Counter(r.id for asked in calls for r in asked)
-        assert all(seat.load == 0 for seat in pool._seats.values())
+        assert all(queue.load == 0 for queue in pool._queues.values())
         died = sum(len(b) for b in members[0].batches) > after
         assert pool.dead == (["g0"] if died else [])
         assert len(events) == len(pool.dead)
@@ -262,7 +262,7 @@ def test_a_fault_goes_to_whoever_asked_and_the_member_stays(
         with pytest.raises(kind, match=text):
             await pool.generate(requests("a", 3))
         assert len(pool.members) == 1
-        assert pool._seats["g0"].load == 0
+        assert pool._queues["g0"].load == 0
 
     run(work())
 
@@ -418,7 +418,7 @@ def test_what_comes_while_a_verifier_works_makes_its_next_message() -> None:
         member.release()
         await asyncio.gather(*tasks)
         assert member.batches == [["a"], ["b", "c", "d"]]
-        assert pool._seats["v0"].load == 0
+        assert pool._queues["v0"].load == 0
 
     run(work())
 
@@ -481,7 +481,7 @@ def test_a_fault_of_a_verifier_goes_to_whoever_asked_and_the_next_call_is_served
         with pytest.raises(ValueError, match="cannot be scored"):
             await pool.score(ask("bad"))
         assert await pool.score(ask("good")) == Verdict(1.0)
-        assert pool._seats["v0"].load == 0
+        assert pool._queues["v0"].load == 0
 
     run(work())
 

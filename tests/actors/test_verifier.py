@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from support.misbehaving import Misbehaving
 
-from actors import verifier as verifier_module
+from actors import verifier_worker
 from actors.verifier import EnvSpec, ScoreRequest, Verifier
-from envs.isolation.killable import SandboxError
+from envs.isolation.killable import KillableError
 from envs.types import Message, Observation, Prompt, Status, Verdict
 
 ONE = EnvSpec("support.misbehaving:Misbehaving", {}, 5)
@@ -126,25 +126,25 @@ def test_an_environment_that_cannot_be_built_is_an_error_verdict_with_the_reason
             (verdict,) = made.score([ask("x", "a")])
             assert isinstance(verdict, Verdict)
             assert verdict.status is Status.ERROR
-            assert "no parameter 'turn', did you mean 'turns'" in verdict.detail
+            assert "no parameter 'turn': did you mean 'turns'" in verdict.detail
     finally:
         made.close()
 
 
 def test_the_oldest_session_makes_room_and_is_replayed_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifier_module, "MAX_SESSIONS", 2)
-    monkeypatch.setattr(verifier_module, "_sessions", {})
-    monkeypatch.setattr(verifier_module, "_environments", [])
-    verifier_module._configure([asdict(MANY)])
+    monkeypatch.setattr(verifier_worker, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(verifier_worker, "_sessions", {})
+    monkeypatch.setattr(verifier_worker, "_environments", [])
+    verifier_worker.configure([asdict(MANY)])
 
     def answer(session: str, *responses: str) -> str:
         prompt = {"env": "e", "split": "train", "index": 0, "messages": [], "task": {"secret": 1}}
         request = {"session": session, "environment": 0, "prompt": prompt, "responses": responses}
-        return verifier_module._answer(request)["observation"][0]["content"]
+        return verifier_worker._answer(request)["observation"][0]["content"]
 
     for name in "abc":
         answer(name, "1")
-    assert list(verifier_module._sessions) == ["b", "c"]
+    assert list(verifier_worker._sessions) == ["b", "c"]
     assert answer("c", "1", "2") == "opens=3 seen=1,2"
     assert answer("a", "1", "2") == "opens=4 seen=1,2"
 
@@ -171,6 +171,6 @@ def test_a_users_module_is_found_where_the_spec_says(tmp_path: Path, monkeypatch
         assert made.score([ScoreRequest("a", 0, prompt, ("x",))]) == [Verdict(0.25)]
         made.close()
     lost = Verifier([EnvSpec("users_own_game:Mine", {}, 0)], timeout_s=5)
-    with pytest.raises(SandboxError, match="there is no module 'users_own_game' on the Python path"):
+    with pytest.raises(KillableError, match="no module 'users_own_game' on the Python path"):
         lost.prepare()
     lost.close()

@@ -1,4 +1,4 @@
-"""Names, parameters, and errors that say what to write instead."""
+"""Tests names, parameters, and errors that say what to write instead."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_module_beside_the_recipe_is_found(folder: Path, monkeypatch: pytest.M
     catalog.try_out("users_game:Mine", catalog.load("users_game:Mine", {}))
     with pytest.raises(catalog.UnknownEnvironment, match="did you mean 'Mine'"):
         catalog.load("users_game:Mien", {})
-    with pytest.raises(catalog.UnknownEnvironment, match=r"module's name is without \.py"):
+    with pytest.raises(catalog.UnknownEnvironment, match=r"module's name without \.py"):
         catalog.load("users_game.py:Mine", {})
     monkeypatch.chdir(folder)
     assert catalog.module_path() == (str(folder), str(folder / "beside"), ".", "beside")
@@ -171,14 +171,14 @@ def test_a_module_that_raises_is_named_with_its_line(folder: Path, text: str, wo
         ("size", "size\\('train'\\) is 0, it must be above 0"),
         ("prompt", "first train prompt: users_game.py, line 12: KeyError"),
         ("text", "prompt\\('train', 0\\) is a str, it must be an envs.types.Prompt"),
-        ("split", "prompt\\('eval', 0\\) says that it is prompt 0 of 'train'"),
+        ("split", "prompt\\('eval', 0\\) has index 0 and split 'train'"),
         ("random", "is another prompt each time"),
         ("task", "its task must be a dict of JSON values"),
         ("set", "its task must be a dict of JSON values"),
-        ("session", "open\\(prompt\\) is a NoneType without reply"),
+        ("session", "open\\(prompt\\) is a NoneType without a method reply"),
     ],
 )
-def test_what_does_not_keep_the_protocol_is_told(folder: Path, fault: str, words: str) -> None:
+def test_a_broken_protocol_is_reported(folder: Path, fault: str, words: str) -> None:
     (folder / "users_game.py").write_text(USERS)
     catalog.look_in(folder)
     with pytest.raises(catalog.BrokenEnvironment, match=words):

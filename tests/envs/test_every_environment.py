@@ -1,4 +1,4 @@
-"""What every built-in environment owes, of one response or of many turns: experts win, noise does not, nothing ever raises."""
+"""Tests every built-in environment, of one turn or several: experts win, noise does not, nothing ever raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every environment owes: oracle responses earn 1.0, any response gets a verdict, prompts are reproducible JSON."""
+"""Tests that correct responses earn 1.0, any response gets a verdict, and prompts are reproducible JSON."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import transformers as hf
 
-from actors.inference import Completion, Request, SamplingParams
+from actors.inference import Completion, EngineDead, Request, SamplingParams
 from actors.settings import EngineDtype, GeneratorSettings, VLLMSettings
-from actors.vllm_engine import EngineDead, VLLMEngine
+from actors.vllm_engine import VLLMEngine
 from learner.policy import Policy
 from learner.weights.channel import listen
 from learner.weights.protocol import WeightSyncError, make_manifest, make_rendezvous
@@ -210,7 +210,7 @@ def many_updates(folder: str, family: str, tied: bool, updates: int = 20) -> dic
             worst["sample"] = max(worst["sample"], b.worst_sample(requests, responses))
             assert max(worst.values()) <= TOLERANCE, f"update {b.version}: {worst}"
         assert moved > 0.1, "the perturbation is too small to see a stale weight by"
-        assert b.engine.stats()["updates"] == updates
+        assert b.engine.stats().updates == updates
     return worst
 
 
@@ -391,7 +391,7 @@ def failures(folder: str) -> list[str]:
         messages.append(error_of(WeightSyncError, lambda: b.publisher.publish(manifest, halfway)))
         messages.append(error_of(WeightSyncError, lambda: torn.result(TIMEOUT)))
         assert isinstance(flying.result(TIMEOUT), WeightSyncError)
-        assert b.engine.stats()["in_flight"] == 0
+        assert b.engine.stats().in_flight == 0
 
         listener = listen("127.0.0.1")
         learner, generator = make_rendezvous("127.0.0.1", listener.getsockname()[1], [("generator 0", 1)], "gloo", 1)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from actors.inference import Completion, Request
+from actors.inference import Completion, EngineStats, Request
 from actors.pool import MemberDied
 from actors.verifier import ScoreRequest
 from envs.base import Session
@@ -89,8 +89,8 @@ class FakeEngine:
         self.version = manifest.version
         return manifest.version
 
-    def stats(self) -> dict[str, Any]:
-        return {"version": self.version, "in_flight": len(self._waiting), "alive": self._dead is None}
+    def stats(self) -> EngineStats:
+        return EngineStats(self.version, alive=self._dead is None, in_flight=len(self._waiting))
 
     def close(self) -> None:
         self.events.append(("close",))
@@ -222,12 +222,12 @@ class FakeRun:
     async def begin_stage(self, index: int) -> None:
         self.events.append(("begin_stage", index))
 
-    async def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[dict[str, float]]:
-        self.events.append((method,))
-        self.trained.append(arguments[0][0])
-        return [{"loss": 0.0} for _ in arguments]
+    async def train(self, batches: Sequence[Any]) -> dict[str, float]:
+        self.events.append(("train",))
+        self.trained.append(batches[0])
+        return {"loss": 0.0}
 
-    async def first(self, method: str) -> dict[str, Any]:
+    async def state_dict(self) -> dict[str, object]:
         return {}
 
     async def save(self, hf: Any, engine: Any) -> None:

@@ -1,4 +1,4 @@
-"""Small games in the dialects of text environments, for the adapter envs/adapters/gym.py. Shapes, not code, of
+"""Small games in the dialects of text environments, for the adapter envs/adapters/gym. Shapes, not code, of
 
 GEM        gem/core.py and gem/envs/textarena/guess_the_number.py of axon-rl/gem: reset(seed) -> (text, {}), five values of a step,
            numbers drawn from Python's global random state, also within the first observation

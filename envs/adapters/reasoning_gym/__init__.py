@@ -1,7 +1,7 @@
-"""Task families of reasoning-gym, in a subprocess of their own.
+"""Adapts the task families of reasoning-gym, which runs in a subprocess of its own.
 
-| file | what |
-|---|---|
-| environment.py | any task family of reasoning-gym, or a weighted mixture of them |
-| worker.py      | the half of that adapter which runs in the subprocess |
+| file           | what                                                                  |
+|----------------|-----------------------------------------------------------------------|
+| environment.py | the environment ReasoningGym: one task family, or a weighted mixture  |
+| worker.py      | the functions that run in the subprocess                              |
 """

@@ -1,11 +1,11 @@
-"""Any of the task families of reasoning-gym (about a hundred), alone or as a weighted mixture.
+"""Adapts the task families of reasoning-gym (about a hundred), one alone or several as a weighted mixture.
 
     {"families": "spell_backward"}
     {"families": {"chain_sum": {"max_digits": 2}, "gcd": {}}, "weights": {"chain_sum": 3, "gcd": 1}}
     {"families": ["chain_sum", "gcd"], "levels": {"chain_sum": 2, "gcd": {"num_terms": 1}}}
 
-The library lives in the subprocess of envs/isolation/killable.py, see worker.py. Its scorers are other people's
-code and some evaluate the response: do not point them at text from people you do not trust.
+The library runs in the subprocess of envs/isolation/killable.py, see worker.py. Its scorers are foreign code and some
+evaluate the response: do not use them on text from people you do not trust.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 
 from envs.answers.extract import extract
 from envs.builtin.questions.environment import PRINTABLE
-from envs.catalog import nearest
-from envs.isolation import killable as sandbox
+from envs.checks import check_choice, check_positive
+from envs.isolation import killable
+from envs.suggest import did_you_mean
 from envs.tasks import OneReply, check_index, task_random
 from envs.types import Message, Prompt, Split, Verdict
 
@@ -31,18 +32,18 @@ SAMPLES = 16  # prompts of each family that alphabet() looks at
 
 
 class ReasoningGym:
-    """Task families of reasoning-gym: one, several, or a weighted mixture.
+    """Asks tasks of reasoning-gym: of one family, several, or a weighted mixture.
 
     families        a name, a list of names, or a dict name -> parameters of that family
-    levels          of the library's curricula, from 0: one for all families, or name -> level, or name -> {attribute: level}.
-                    A family's own parameters, where given, go before its curriculum's
-    ranges          what a curriculum's range is at a level: "inclusive" of the easier ones, or "upper_bound", that level alone
-    weights         dict name -> how often it is asked, relative to the others; 1 where not given
-    partial_credit  reward what the family's scorer gives, which may be a substring's share; otherwise 1.0 for a perfect
+    levels          level of the library's curricula, from 0: one for all families, or name -> level, or name -> {attribute: level}.
+                    A family's own parameters override its curriculum's
+    ranges          what a curriculum's range covers at a level: "inclusive" of the easier ones, or "upper_bound": that level alone
+    weights         name -> relative frequency of a family; 1 where not given
+    partial_credit  reward with the score of the family's scorer, which may be a substring's share; otherwise 1.0 for a perfect
                     score and 0.0 for anything else. `correct` always means a perfect score
     system          text of a system message, none by default
     timeout_s       seconds a scorer may take before the response counts as wrong
-    name            metrics are kept under "name/family"
+    name            metrics are named "name/family"
     Raises ValueError, one sentence with the nearest name, for unknown families and parameters.
     """
 
@@ -61,12 +62,10 @@ class ReasoningGym:
     ) -> None:
         if importlib.util.find_spec(PACKAGE) is None:
             raise ValueError(
-                "the environment 'reasoning_gym' needs a package that is not here: pip install 'isentrope[envs]'"
+                "the environment 'reasoning_gym' needs a package that is not installed: pip install 'isentrope[envs]'"
             )
-        if timeout_s <= 0:
-            raise ValueError(f"reasoning_gym: timeout_s is {timeout_s}, it must be above 0")
-        if ranges not in RANGES:
-            raise ValueError(f"reasoning_gym: ranges is {ranges!r}, it must be {' or '.join(RANGES)}")
+        check_positive("reasoning_gym", timeout_s=timeout_s)
+        check_choice("reasoning_gym", "ranges", ranges, RANGES)
         self._params = _checked(families, levels, ranges)
         self._weights = _weights(weights or {}, list(self._params))
         self._seed = seed
@@ -77,7 +76,7 @@ class ReasoningGym:
         for family in self._params:
             try:
                 self._prompt(family, "train", 0)
-            except sandbox.SandboxError as error:  # parameters that the family's own check lets pass
+            except killable.KillableError as error:  # parameters that pass the family's own check and still fail
                 raise ValueError(f"reasoning_gym: the family '{family}' cannot make an item: {error}") from error
 
     def size(self, split: Split) -> int | None:
@@ -90,10 +89,10 @@ class ReasoningGym:
         return self._prompt(family, split, index)
 
     def open(self, prompt: Prompt) -> OneReply:
-        return OneReply(lambda text: self._judge(text, prompt.task["family"], prompt.task["item"]))
+        return OneReply(lambda text: self._score(text, prompt.task["family"], prompt.task["item"]))
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
-        """The item's own answer: a single one, even where the family accepts others.
+        """Returns the item's own answer, one only, even where the family accepts others.
 
         Raises ValueError for the families that give none (rush_hour, boxnet).
         """
@@ -103,16 +102,16 @@ class ReasoningGym:
         return answer
 
     def alphabet(self) -> Iterable[str]:
-        """Printable ASCII, the newline, and what the first prompts and answers of each family add.
+        """Returns printable ASCII, the newline, and the characters of the first prompts and answers of each family.
 
-        For most families that is nothing; for the few that draw with symbols it is a sample, not a proof.
+        For most families these add nothing; for the few that draw with symbols they are a sample and may be incomplete.
         """
-        found = set(PRINTABLE) | set(self._system)
+        characters = set(PRINTABLE) | set(self._system)
         for family in self._params:
             for index in range(SAMPLES):
                 prompt = self._prompt(family, "train", index)
-                found.update(prompt.messages[-1].content, prompt.task["answer"] or "")
-        return sorted(found)
+                characters.update(prompt.messages[-1].content, prompt.task["answer"] or "")
+        return sorted(characters)
 
     def _prompt(self, family: str, split: Split, index: int) -> Prompt:
         drawn = _worker("draw", family, self._params[family], self._seed, split, index, timeout_s=DRAW_TIMEOUT_S)
@@ -126,14 +125,14 @@ class ReasoningGym:
         messages = (*system, Message("user", drawn["question"]))
         return Prompt(f"{self._name}/{family}", split, index, messages, task)
 
-    def _judge(self, text: str, family: str, item: list[int]) -> Verdict:
+    def _score(self, text: str, family: str, item: list[int]) -> Verdict:
         # Raw first: an answer may have several lines, or spaces that matter.
         texts = list(dict.fromkeys((text, text.strip(), extract(text))))
         params = self._params[family]
         _worker("prepare", family, params, self._seed, item, timeout_s=DRAW_TIMEOUT_S)
         try:
             score, winner = _worker("score", family, params, self._seed, item, texts, timeout_s=self._timeout_s)
-        except sandbox.SandboxError as error:  # the scorer choked on the response: it is not an answer
+        except killable.KillableError as error:  # the scorer raised or hung on the response, so it is not an answer
             return Verdict(0.0, detail=str(error)[:200])
         if not math.isfinite(score) or score < 1.0:
             return Verdict(score if self._partial_credit and math.isfinite(score) else 0.0, detail=f"score {score:g}")
@@ -142,13 +141,13 @@ class ReasoningGym:
 
 
 def _worker(function: str, *args: Any, timeout_s: float) -> Any:
-    return sandbox.call(f"envs.adapters.reasoning_gym.worker:{function}", args, timeout_s, preload=(PACKAGE,))
+    return killable.call(f"envs.adapters.reasoning_gym.worker:{function}", args, timeout_s, preload=(PACKAGE,))
 
 
 def _checked(
     families: str | list[str] | dict[str, Any], levels: int | dict[str, Any] | None, ranges: str
 ) -> dict[str, str]:
-    """Family -> its parameters as JSON text (the key of the subprocess's caches)."""
+    """Returns family -> its parameters as JSON text, which is the key of the subprocess's caches."""
     names = [families] if isinstance(families, str) else list(families)
     if not names:
         raise ValueError("reasoning_gym: families is empty, name at least one")
@@ -156,8 +155,9 @@ def _checked(
     checked: dict[str, str] = {}
     for family in names:
         if family not in known:
-            hint = nearest(str(family), known)
-            raise ValueError(f"reasoning_gym: there is no family '{family}'{hint or f' among its {len(known)}'}")
+            raise ValueError(
+                f"reasoning_gym: unknown family '{family}': {did_you_mean(str(family), known)}there are {len(known)}"
+            )
         params = (families[family] or {}) if isinstance(families, dict) else {}
         if not isinstance(params, dict):
             raise ValueError(f"reasoning_gym: the parameters of '{family}' are {params!r}, they must be a dict")
@@ -165,18 +165,18 @@ def _checked(
         fault = _worker("fault", family, params, timeout_s=DRAW_TIMEOUT_S)
         if fault:
             sentence, unknown, parameters = fault
-            hint = nearest(unknown, parameters) or f"; it has {', '.join(parameters)}" if unknown else ""
+            hint = f": {did_you_mean(unknown, parameters)}it has {', '.join(parameters)}" if unknown else ""
             raise ValueError(f"reasoning_gym: the family '{family}' {sentence}{hint}")
         checked[family] = json.dumps(params, sort_keys=True)
     for family in levels if isinstance(levels, dict) else ():
         if family not in checked:
-            hint = nearest(str(family), checked)
-            raise ValueError(f"reasoning_gym: levels has '{family}', which is not among the families{hint}")
+            hint = f"{did_you_mean(str(family), checked)}they are {', '.join(checked)}"
+            raise ValueError(f"reasoning_gym: levels has '{family}', which is not among the families: {hint}")
     return checked
 
 
 def _curriculum(family: str, levels: int | dict[str, Any] | None, ranges: str) -> dict[str, Any]:
-    """The family's parameters at its levels; none where it is given none."""
+    """Returns the family's parameters at its level; {} if it has none."""
     level = levels.get(family) if isinstance(levels, dict) else levels
     if level is None:
         return {}
@@ -184,18 +184,17 @@ def _curriculum(family: str, levels: int | dict[str, Any] | None, ranges: str) -
         raise ValueError(
             f"reasoning_gym: levels of '{family}' is {level!r}, it must be a level or {{attribute: level}}"
         )
-    found = _worker("curriculum", family, level, ranges, timeout_s=DRAW_TIMEOUT_S)
-    if isinstance(found, str):
-        raise ValueError(f"reasoning_gym: the family '{family}' {found}")
-    return found
+    parameters = _worker("curriculum", family, level, ranges, timeout_s=DRAW_TIMEOUT_S)
+    if isinstance(parameters, str):  # a sentence on why there are none
+        raise ValueError(f"reasoning_gym: the family '{family}' {parameters}")
+    return parameters
 
 
 def _weights(weights: dict[str, Any], families: list[str]) -> dict[str, float]:
     for family, weight in weights.items():
         if family not in families:
-            raise ValueError(
-                f"reasoning_gym: weights has '{family}', which is not among the families{nearest(family, families)}"
-            )
+            hint = f"{did_you_mean(family, families)}they are {', '.join(families)}"
+            raise ValueError(f"reasoning_gym: weights has '{family}', which is not among the families: {hint}")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
             raise ValueError(f"reasoning_gym: the weight of '{family}' is {weight!r}, it must be a number above 0")
     return {family: float(weights.get(family, 1.0)) for family in families}

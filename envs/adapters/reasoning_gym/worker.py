@@ -1,7 +1,7 @@
-"""The half of the reasoning-gym adapter that runs in the subprocess of envs/isolation/killable.py; JSON values in and out.
+"""Runs reasoning-gym in the subprocess of envs/isolation/killable.py; arguments and results are JSON values.
 
-Why there: some families walk over sets of strings, so that only a fixed string hash (the subprocess has one) gives the
-same item in every process; some scorers hand the response to sympy, which may not come back; and the import takes seconds.
+Why in a subprocess: some families iterate over sets of strings, so only a fixed string hash (the subprocess has one) gives
+the same item in every process; some scorers pass the response to sympy, which may never return; and the import takes seconds.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ CHUNK = 4096  # items of one dataset object; a few families build all of them at
 TRIES = 16  # items that one prompt index owns in each plane
 PLANES = 16  # 256 tries: an eval prompt is missed with probability 0.8^256
 
-NOT_TASKS = ("composite",)  # a mixture: this adapter makes its own
+NOT_TASKS = ("composite",)  # a mixture of families: this adapter has its own mixtures
 
-# Their scorers run the response through eval(), or through sympy's parse_expr, which is eval() again. What a call or an
-# attribute needs is refused before: this closes the obvious door, it does not make them safe for hostile text.
+# Their scorers run the response through eval(), or through sympy's parse_expr, which uses eval(). Characters that a call or
+# an attribute needs are refused first: this stops the obvious attacks, it does not make the scorers safe for hostile text.
 EVALUATE = frozenset(("binary_matrix", "n_queens", "spiral_matrix", "string_insertion"))
 PARSE = frozenset(("intermediate_integration", "polynomial_multiplication", "simple_integration"))
-GAMES = frozenset(("countdown", "puzzle24"))  # parse_expr too, but no power or factorial belongs in an answer
+GAMES = frozenset(("countdown", "puzzle24"))  # use parse_expr too; an answer needs neither powers nor factorials
 _SUM = re.compile(r"[-+*/(). 0-9]*")
 
-# Where families without an "answer" keep one that is correct.
+# Metadata keys under which families without an "answer" keep a correct one.
 _ANSWER_KEYS = ("example_correct_answer", "example_answer", "possible_answer")
 
 
 def families() -> list[str]:
-    """Every task family of the installed version."""
+    """Returns every task family of the installed version."""
     from reasoning_gym.factory import DATASETS
 
     return sorted(set(DATASETS) - set(NOT_TASKS))
 
 
 def fault(family: str, params: dict[str, Any]) -> list[Any]:
-    """[] when the parameters can be used, else [what is wrong, the unknown parameter or null, the known ones]."""
+    """Returns [] if the parameters can be used, else [what is wrong, the unknown parameter or null, the known ones]."""
     from reasoning_gym.factory import DATASETS
 
     config_class = DATASETS[family][1]
@@ -52,15 +52,15 @@ def fault(family: str, params: dict[str, Any]) -> list[Any]:
         config = config_class(**params)
         if hasattr(config, "validate"):
             config.validate()
-    except (AssertionError, TypeError, ValueError) as error:  # how the families' own checks speak
+    except (AssertionError, TypeError, ValueError) as error:  # raised by the families' own checks
         return [f"refuses its parameters: {error}", None, known]
     return []
 
 
 def curriculum(family: str, levels: int | dict[str, int], mode: str) -> Any:
-    """The parameters that the family's curriculum gives at these levels, or a sentence on why there are none.
+    """Returns the parameters of the family's curriculum at these levels, or a sentence on why there are none.
 
-    levels  of every attribute (each has at most its own highest, as in the library), or attribute -> level
+    levels  level of every attribute (limited to each one's highest, as in the library), or attribute -> level
     mode    what a range of the library becomes: "inclusive", from its lowest level up; "upper_bound", that level alone
     """
     from reasoning_gym.coaching.base_curriculum import DefaultCurriculumContext, RangeAttributeMode
@@ -91,16 +91,16 @@ def curriculum(family: str, levels: int | dict[str, int], mode: str) -> Any:
 
 
 def draw(family: str, params: str, seed: int, split: Split, index: int) -> dict[str, Any] | None:
-    """The index-th item of a split: its question, a correct answer (or null) and its number; null when there is none.
+    """Returns the index-th item of a split: its question, a correct answer (or null) and its number; null if there is none.
 
-    The split is decided by the question's text, see tasks.held_out: items of different seeds may ask the same.
+    The question's text decides the split, see tasks.held_out: items of different seeds may ask the same.
     """
     for plane in range(PLANES):
         for number in range(index * TRIES, (index + 1) * TRIES):
             try:
                 entry = _item(family, params, seed, plane, number)
             except IndexError:
-                # word_ladder: "exhausted". It then shortens the dataset: later items would depend on this one.
+                # word_ladder raises "exhausted" and shortens the dataset, so later items would depend on this one.
                 _dataset.cache_clear()
                 continue
             if in_split(entry["question"], split):
@@ -113,12 +113,12 @@ def draw(family: str, params: str, seed: int, split: Split, index: int) -> dict[
 
 
 def prepare(family: str, params: str, seed: int, item: list[int]) -> None:
-    """Make the item, so that `score` finds it made."""
+    """Makes the item in advance, so that `score` spends its time limit on scoring alone."""
     _item(family, params, seed, *item)
 
 
 def score(family: str, params: str, seed: int, item: list[int], texts: list[str]) -> list[Any]:
-    """[best score of the texts, the text that earned it]. The first that scores 1.0 wins."""
+    """Returns [best score of the texts, the text that earned it]. The first that scores 1.0 wins."""
     dataset, entry = _dataset(family, params, seed, item[0], item[1] // CHUNK), _item(family, params, seed, *item)
     best: list[Any] = [0.0, ""]
     for text in texts:
@@ -132,7 +132,7 @@ def score(family: str, params: str, seed: int, item: list[int], texts: list[str]
 
 
 def refused(family: str, text: str) -> bool:
-    """Whether the text must not reach a scorer that evaluates it."""
+    """Returns whether the text must not reach a scorer that evaluates it."""
     if family in EVALUATE:
         return "(" in text or "{" in text or "__" in text
     if family in GAMES:

@@ -1,7 +1,7 @@
-"""Write f(x): programs run in the sandbox, hidden tests decide.
+"""Asks for Python functions: programs run in the sandbox, hidden tests decide.
 
-| file | what |
-|---|---|
-| environment.py | write f(x): programs run in the sandbox, examples shown, hidden tests decide |
-| templates.py   | the functions that environment asks for |
+| file           | what                                          |
+|----------------|-----------------------------------------------|
+| environment.py | the environment PythonProgram and its session |
+| templates.py   | the functions it asks for                     |
 """

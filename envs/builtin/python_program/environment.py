@@ -1,4 +1,4 @@
-"""Programs: write f(x) so that it passes tests that are not shown.
+"""Provides PythonProgram: write f(x) so that it passes tests that are not shown.
 
     prompt   f(x)=x*3+2        response        def f(x): return x*3+2
              f(1)=5            observation  f(4) gave 15, not 14
@@ -7,9 +7,9 @@
 A response runs in envs/isolation/sandbox.py, first with the examples of the prompt, and only if these pass with the hidden
 tests, so that nothing a program prints or raises can carry hidden arguments into an observation.
 
-Why a program cannot talk its way to a reward: what is expected never enters the sandbox. A program is handed arguments and
-has to give values back; they are compared here, as JSON texts. Results come after a nonce of the run, so that what a program
-prints by itself is no result; one that found the nonce in memory would still have to know the values.
+Why a program cannot fake a reward: expected values never enter the sandbox. A program gets arguments and has to return
+values, which are compared outside, as JSON texts. Each result follows a random nonce of the run, so that a program's own
+output is not taken for a result; one that found the nonce in memory would still have to know the values.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from typing import Any
 
 from envs.answers import extract
 from envs.builtin.python_program.templates import LEVELS, TEMPLATES
-from envs.isolation import sandbox as untrusted
+from envs.checks import check_choice, check_range
+from envs.isolation import sandbox
 from envs.tasks import check_index, in_split, task_random
 from envs.types import Message, Observation, Prompt, Split, Verdict
 
-MAX_PROGRAM = 4_000  # characters of a response that is scored
+MAX_PROGRAM = 4_000  # characters; a longer response is wrong without being run
 MAX_OBSERVATION = 400  # characters
 MAX_VALUE = 60  # characters of a value or an error in an observation
 MAX_TURNS = 16
 DRAWS = 5_000
-_READABLE = "\n" + "".join(map(chr, range(32, 127)))  # what an observation is written in
+_READABLE = "\n" + "".join(map(chr, range(32, 127)))  # characters of observations
 
-# Runs in the sandbox. Its own names are taken before the program can replace them, and each result is out before the
-# next call begins. A thread or an exit handler of the program cannot outlive the last line.
+# Runs in the sandbox. The defaults of `run` bind its functions before the program can replace them, and each result is
+# written before the next call begins. os._exit ends the program's threads and skips its exit handlers.
 _HARNESS = """
 import json, os, sys
 def run(exec=exec, compile=compile, dumps=json.dumps, write=os.write, leave=os._exit, kind=type, string=str, Any=BaseException):
@@ -70,16 +71,16 @@ run()
 
 
 class PythonProgram:
-    """Write a Python function; examples are shown, hidden tests decide, several tries.
+    """Asks for a Python function; examples are shown, hidden tests decide, several attempts.
 
     level      difficulty, 1 to 4: arithmetic, conditions, lists and words, loops; `mixed` adds the easier ones
-    turns      responses that a trajectory may have, 1 to 16
-    examples   tests in the prompt; hidden: tests that decide
+    turns      responses of a trajectory, 1 to 16
+    examples   number of tests in the prompt; hidden: number of hidden tests
     cpu_s      seconds of processor time for one run of a response, which may take 4 times as long by the clock; a response has
                up to two runs, and verifiers.timeout_s has to be longer than both
-    isolation  the weakest level of isolation that is accepted, see envs/isolation/sandbox.py
-    name       what metrics are kept under
-    Raises ValueError for what cannot be, a machine without that isolation among it.
+    isolation  weakest accepted level of isolation: namespaces, bubblewrap, seccomp or limits, see envs/isolation/sandbox.py
+    name       name of its metrics
+    Raises ValueError for values that cannot work, and on a machine without that isolation.
     """
 
     def __init__(
@@ -102,19 +103,18 @@ class PythonProgram:
             ("hidden", hidden, 50),
             ("cpu_s", cpu_s, 60),
         ):
-            if not 1 <= value <= high:
-                raise ValueError(f"python_program: {what} is {value}, it must be 1 to {high}")
+            check_range("python_program", what, value, 1, high)
         _check_isolation(isolation)
         self._seed, self._turns, self._name = seed, turns, name
         self._templates = [i for i, t in enumerate(TEMPLATES) if t.level == level or (mixed and t.level < level)]
         self._examples, self._hidden = examples, hidden
-        self._limits = untrusted.Limits(wall_s=4.0 * cpu_s, cpu_s=cpu_s)
+        self._limits = sandbox.Limits(wall_s=4.0 * cpu_s, cpu_s=cpu_s)
 
     def size(self, split: Split) -> int | None:
         return None
 
     def prompt(self, split: Split, index: int) -> Prompt:
-        """Which function is asked for decides the split; the examples do not, or a function could be in both."""
+        """Returns a prompt whose function, not its examples, decides the split: one function must not be in both."""
         check_index(split, index)
         rng = task_random(self._seed, split, index)
         for _ in range(DRAWS):
@@ -143,24 +143,24 @@ class PythonProgram:
         return ProgramSession(prompt.task, self._turns, self._limits)
 
     def solutions(self, prompt: Prompt) -> tuple[str, ...]:
-        """The ways to write it that are known here; there are others without end."""
+        """Returns the solutions of the task's template; there are infinitely many others."""
         return tuple(way.format(**prompt.task["numbers"]) for way in TEMPLATES[prompt.task["template"]].ways)
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
-        """Uniform over `solutions(prompt)`."""
+        """Returns a solution drawn uniformly from `solutions(prompt)`."""
         return rng.choice(self.solutions(prompt))
 
     def expert(self, prompt: Prompt, rng: random.Random) -> ProgramExpert:
         return ProgramExpert(self.demonstration(prompt, rng))
 
     def alphabet(self) -> Iterable[str]:
-        """An observation can quote any error, so: all that is printed in ASCII."""
+        """Returns all printable ASCII, since an observation can quote any error message."""
         return sorted(_READABLE)
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramExpert:
-    """Knows the program, and is therefore done in one turn whatever it is told."""
+    """Gives the solution in its first turn."""
 
     program: str
 
@@ -170,26 +170,26 @@ class ProgramExpert:
 
 @dataclass(slots=True)
 class ProgramSession:
-    """One trajectory: up to `turns` programs."""
+    """Runs one trajectory of up to `turns` programs."""
 
     task: Mapping[str, Any]
     turns: int
-    limits: untrusted.Limits
-    used: int = field(default=0, init=False)
+    limits: sandbox.Limits
+    turns_taken: int = field(default=0, init=False)
 
     def reply(self, text: str) -> Observation | Verdict:
-        self.used += 1
+        self.turns_taken += 1
         program = extract.program(text) if len(text) <= MAX_PROGRAM else ""
         no_program = f"a program has 1 to {MAX_PROGRAM} characters, this response has {len(text)}"
         wrong = self._wrong(program) if program else no_program
         if not wrong:
             return Verdict(1.0, correct=True, solution=canonical(program))
-        if self.used >= self.turns:
+        if self.turns_taken >= self.turns:
             return Verdict(0.0, detail=wrong)
         return Observation((Message("user", wrong),))
 
     def _wrong(self, program: str) -> str:
-        """What is wrong with the program, as the model may read it; '' when nothing is."""
+        """Returns what is wrong with the program, as the observation shows it; '' if nothing is."""
         lines = [
             line
             for test, answer in zip(self.task["visible"], self._run(program, self.task["visible"]), strict=True)
@@ -202,10 +202,10 @@ class ProgramSession:
         return f"{failed} of {len(self.task['hidden'])} hidden tests fail" if failed else ""
 
     def _run(self, program: str, tests: list[Any]) -> list[dict[str, Any]]:
-        """For each test what the call came to: {"value": ..} or {"error": ..}."""
+        """Returns for each test the result of its call: {"value": ..} or {"error": ..}."""
         nonce = secrets.token_hex(16)
         request = {"program": program, "calls": [arguments for arguments, _ in tests], "nonce": nonce}
-        outcome = untrusted.run_python(_HARNESS, json.dumps(request), self.limits)
+        outcome = sandbox.run_python(_HARNESS, json.dumps(request), self.limits)
         answers = [_read(line[len(nonce) :]) for line in outcome.stdout.split("\n") if line.startswith(nonce)]
         endings = {"timeout": "takes too long", "output": "prints too much", "memory": "takes too much memory"}
         ending = {"error": endings.get(outcome.status, "the program ended before it answered")}
@@ -215,8 +215,10 @@ class ProgramSession:
 
 
 def canonical(program: str) -> str:
-    """The program without what does not matter: layout, comments, docstrings, annotations, the names of parameters and
-    variables. Equal for programs that differ in nothing else. For programs that ran: others may be too deep to read.
+    """Returns the program in a form that is equal for programs that differ only in layout, docstrings, annotations and names.
+
+    Names are those of parameters and variables. Meant for programs that ran: a program too deep to parse is only stripped of
+    repeated spaces.
     """
     try:
         return ast.unparse(_Plain().visit(ast.parse(program)))
@@ -225,7 +227,7 @@ def canonical(program: str) -> str:
 
 
 class _Plain(ast.NodeTransformer):
-    """Names that the program binds become v0, v1, .. in the order in which they are met; f and built-ins stay."""
+    """Renames what the program binds to v0, v1, .. in the order of first use; f and built-ins keep their names."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
@@ -233,10 +235,10 @@ class _Plain(ast.NodeTransformer):
     def visit_Module(self, node: ast.Module) -> ast.AST:
         bound = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         bound |= {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
-        # A name that is given to a call as a keyword has to stay what it is.
+        # A name that a call uses as a keyword has to keep its name.
         bound -= {n.arg for n in ast.walk(node) if isinstance(n, ast.keyword) and n.arg}
-        for found in ast.walk(node):
-            name = found.arg if isinstance(found, ast.arg) else found.id if isinstance(found, ast.Name) else ""
+        for child in ast.walk(node):
+            name = child.arg if isinstance(child, ast.arg) else child.id if isinstance(child, ast.Name) else ""
             if name in bound and name != "f":
                 self._names.setdefault(name, f"v{len(self._names)}")
         return self.generic_visit(node)
@@ -254,32 +256,31 @@ class _Plain(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _check_isolation(wanted: str) -> None:
-    names = list(untrusted.LEVELS)
-    if wanted not in names:
-        raise ValueError(f"python_program: isolation is {wanted!r}, it must be one of {', '.join(names)}")
+def _check_isolation(weakest: str) -> None:
+    names: list[str] = list(sandbox.LEVELS)
+    check_choice("python_program", "isolation", weakest, names)
     try:
-        active = untrusted.active().name
-    except untrusted.IsolationError as error:
+        active = sandbox.active().name
+    except sandbox.IsolationError as error:
         raise ValueError(f"python_program: {error}") from None
-    if names.index(active) > names.index(wanted):
+    if names.index(active) > names.index(weakest):
         raise ValueError(
             f"python_program: this machine isolates untrusted programs by {active!r}, which is weaker than "
-            f"isolation={wanted!r}: {untrusted.active().sentence}"
+            f"isolation={weakest!r}: {sandbox.active().sentence}"
         )
 
 
 def _read(line: str) -> dict[str, Any]:
-    """One answer. A program that found the nonce can write anything here."""
+    """Parses one result line. A program that found the nonce can write anything here."""
     try:
         answer = json.loads(line)
-    except (ValueError, RecursionError):  # numbers too long to convert are a ValueError
+    except (ValueError, RecursionError):  # a number with too many digits to convert raises ValueError
         return {"error": "an answer that cannot be read"}
     return answer if isinstance(answer, dict) else {}
 
 
 def _complaint(test: list[Any], answer: dict[str, Any]) -> str:
-    """'' if the answer is the expected one. As JSON texts: True is not 1, and 1.0 is not 1."""
+    """Returns '' if the answer is the expected one, compared as JSON texts: True is not 1, and 1.0 is not 1."""
     arguments, expected = test
     if "value" not in answer:
         return f"{_call(arguments)}: {_readable(str(answer.get('error')), MAX_VALUE)}"

@@ -1,8 +1,8 @@
-"""Functions to write: the templates of the environment python_program.
+"""Defines the functions that the environment python_program asks for.
 
-A template is text: what is asked, and ways to write it, with numbers a and b to be filled in. The first way is also the
-reference that says what is right (it is our own text, so it is run here). Short on purpose: a small model that reads and
-writes characters can learn the first level.
+A template has the question and several solutions as texts, with numbers a and b to be filled in. The first solution is the
+reference that computes expected values; it is our own text, so it runs in this process. Templates are short on purpose: a
+small character-level model can learn the first level.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ _WORDS = ("a", "bee", "cat", "noon", "level", "apple", "zoo", "banana", "queue",
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """level: 1 is easiest. asks and ways: with {a} and {b}, both 2 to 9. draw: arguments of one call."""
+    """Describes one kind of function.
+
+    level  1 is easiest
+    asks   the question, with {a} and {b}, both 2 to 9
+    ways   solutions, with {a} and {b}
+    draw   returns the arguments of one call
+    """
 
     level: int
     asks: str
@@ -26,8 +32,9 @@ class Template:
     draw: Callable[[random.Random], Arguments]
 
     def reference(self, numbers: dict[str, int]) -> Callable[..., Any]:
+        """Returns the function that the first solution defines."""
         names: dict[str, Any] = {}
-        exec(self.ways[0].format(**numbers), names)  # ours
+        exec(self.ways[0].format(**numbers), names)  # our own text, not a model's
         return names["f"]
 
 

@@ -1,7 +1,8 @@
-"""Questions with one answer each, from a file or a data set.
+"""Asks questions with one answer each, from a file or a data set.
 
-| file | what |
-|---|---|
-| environment.py | questions and answers from a file or a data set: split, duplicates, overlap, verdict |
-| rows.py        | their rows: JSONL, JSON, parquet, saved and hub data sets; AIME, DAPO, GSM8K, MATH |
+| file           | what                                                                            |
+|----------------|---------------------------------------------------------------------------------|
+| environment.py | the environment Questions: split, duplicates, overlap, verdict                  |
+| rows.py        | rows of question and answer in the formats of AIME, DAPO, GSM8K, MATH and others |
+| sources.py     | raw rows of JSONL, JSON and parquet files, saved data sets and the hub          |
 """

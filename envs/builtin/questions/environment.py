@@ -1,9 +1,9 @@
-"""Questions with one answer each: your own JSONL, or a data set in one of the usual forms, graded by envs/answers/grading.py.
+"""Provides Questions: your own questions with one answer each, from JSONL or a data set, graded by envs/answers/grading.py.
 
     {"prompt": "What is 3/4 of 20?", "answer": 15}
     {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}], "answer": "4"}
 
-Other keys of a line are ignored; rows.py has the forms. The answer is looked for in the response by envs/answers/extract.py.
+Other keys of a line are ignored; rows.py documents the formats. envs/answers/extract.py finds the answer in a response.
 """
 
 from __future__ import annotations
@@ -15,31 +15,32 @@ from typing import Any
 from envs.answers.extract import extract
 from envs.answers.grading import TIMEOUT_S, grade, normalise, number
 from envs.builtin.questions.rows import Row, columns_of, read
+from envs.checks import check_choice, check_positive
 from envs.tasks import OneReply, check_index, stable_hash
 from envs.types import Prompt, Split, Verdict
 
 PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
-TROUBLE = ("error", "drop")
+ON_TROUBLE = ("error", "drop")
 
 
 class Questions:
-    """Your own questions and answers, from a file or a data set.
+    """Asks your own questions, from a file or a data set, and grades the answers.
 
-    path           JSONL, JSON or parquet, a folder of save_to_disk, or hf:NAME of the hub; see envs/builtin/questions/rows.py
-    columns        what is in it: aime, dapo, gsm8k, math, or {"prompt": column, "answer": column}; by default {"prompt": ..,
+    path           JSONL, JSON or parquet file, a folder written by save_to_disk, or hf:NAME of the hub; see rows.py
+    columns        the format: aime, dapo, gsm8k, math, or {"prompt": column, "answer": column}; by default {"prompt": ..,
                    "answer": ..} or {"messages": [..], "answer": ..}
-    split          of a data set with several
-    eval_path      a second one, for the eval split, with its eval_columns; its questions must not be in the first
+    split          which split of a data set that has several
+    eval_path      a second source, for the eval split, with its eval_columns; must have no question of the first
     eval_split     a second split of the same data set, or the split of eval_path
-    eval_fraction  without those two: the share of the questions that is held out, 0 to 1 (excluded); 0.1 by default
-    overlap        a question of both splits, however its words are spaced: "error", or "drop" it from train
-    conflicts      rows that ask the same and answer differently: "error", or "drop" the question, dapo's default: its data
-                   has some. Rows that agree are one row
-    template       around every prompt that is text: "{prompt}\\nPut the answer in \\boxed{}."
+    eval_fraction  without those two: the share of the questions that is held out, in [0, 1); 0.1 by default
+    overlap        what to do with a question of both splits, compared without spaces: "error", or "drop" it from train
+    conflicts      what to do with rows that ask the same and answer differently: "error", or "drop" the question (the default
+                   for dapo, whose data has some). Rows that also agree in the answer count as one row
+    template       text around every prompt given as text: "{prompt}\\nPut the answer in \\boxed{}."
     system         system message put before every row that has none of its own
-    symbolic       also compare as mathematics, with math-verify
+    symbolic       also compare answers as mathematics, with math-verify
     timeout_s      seconds for that comparison
-    name           what metrics are kept under
+    name           name of its metrics
     Raises ValueError naming file, line and fault for the first line that cannot be used. `dropped` counts what was left out.
     """
 
@@ -68,12 +69,10 @@ class Questions:
         fraction = 0.1 if eval_fraction is None else eval_fraction
         if not 0 <= fraction < 1:
             raise ValueError(f"questions: eval_fraction is {fraction}, it must be 0 or more and below 1")
-        if timeout_s <= 0:
-            raise ValueError(f"questions: timeout_s is {timeout_s}, it must be above 0")
+        check_positive("questions", timeout_s=timeout_s)
         conflicts = conflicts or ("drop" if columns == "dapo" else "error")
-        for key, value in (("overlap", overlap), ("conflicts", conflicts)):
-            if value not in TROUBLE:
-                raise ValueError(f"questions: {key} is {value!r}, it must be {' or '.join(TROUBLE)}")
+        check_choice("questions", "overlap", overlap, ON_TROUBLE)
+        check_choice("questions", "conflicts", conflicts, ON_TROUBLE)
         if "{prompt}" not in template:
             raise ValueError(f"questions: template is {template!r}, the question has to be in it, as {{prompt}}")
         if eval_columns is not None and eval_path is None:
@@ -83,13 +82,13 @@ class Questions:
         rows = self._agreed(read(path, system, form, split, template), conflicts)
         if separate:
             held_form = form if eval_columns is None else columns_of(eval_columns)
-            held = self._agreed(read(eval_path or path, system, held_form, eval_split, template), conflicts)
-            train = self._unseen(rows, held, overlap)
+            held_out = self._agreed(read(eval_path or path, system, held_form, eval_split, template), conflicts)
+            train = self._without(rows, held_out, overlap)
         else:
-            train, held = _divide(rows, fraction)
-        # Files are often sorted by difficulty or topic: train in an order of the seed, evaluate in the file's own.
+            train, held_out = _divide(rows, fraction)
+        # Files are often sorted by difficulty or topic: shuffle train by the seed, keep the file's order for eval.
         random.Random(f"{seed}/questions").shuffle(train)
-        self._rows: dict[Split, list[Row]] = {"train": train, "eval": held}
+        self._rows: dict[Split, list[Row]] = {"train": train, "eval": held_out}
         self._symbolic = symbolic
         self._timeout_s = timeout_s
         self._name = name
@@ -107,25 +106,27 @@ class Questions:
 
     def open(self, prompt: Prompt) -> OneReply:
         reference = prompt.task["answer"]
-        return OneReply(lambda text: self._judge(text, reference))
+        return OneReply(lambda text: self._score(text, reference))
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
-        """The reference answer, alone: one correct response of many."""
+        """Returns the reference answer alone, one correct response of many."""
         return prompt.task["answer"]
 
     def alphabet(self) -> Iterable[str]:
-        """Printable ASCII, the newline, and whatever else the files contain."""
-        found = set(PRINTABLE)
+        """Returns printable ASCII, the newline, and all other characters of the files."""
+        characters = set(PRINTABLE)
         for rows in self._rows.values():
             for row in rows:
-                found.update(row.answer, *(message.content for message in row.messages))
-        return sorted(found)
+                characters.update(row.answer, *(message.content for message in row.messages))
+        return sorted(characters)
 
     def _agreed(self, rows: Iterable[Row], conflicts: str) -> list[Row]:
-        """One row of those that ask the same, in their order. DAPO's file has every one a hundred times
-        (github.com/verl-project/verl/issues/3065)."""
+        """Returns one row of those that ask the same, in their order.
+
+        DAPO's file has every row about a hundred times (github.com/verl-project/verl/issues/3065).
+        """
         first: dict[str, Row] = {}
-        quarrels: set[str] = set()
+        contradicted: set[str] = set()
         for row in rows:
             known = first.setdefault(row.question, row)
             if known is row:
@@ -133,34 +134,34 @@ class Questions:
             if _same(known.answer, row.answer):
                 self.dropped["duplicates"] += 1
             elif conflicts == "drop":
-                quarrels.add(row.question)
+                contradicted.add(row.question)
             else:
                 raise ValueError(
                     f"questions: {row.where} asks what {known.where} asks and answers {row.answer[:100]!r} where that answers "
                     f"{known.answer[:100]!r}: correct one of them, or leave such questions out with conflicts=drop"
                 )
-        self.dropped["conflicts"] += len(quarrels)
-        return [row for question, row in first.items() if question not in quarrels]
+        self.dropped["conflicts"] += len(contradicted)
+        return [row for question, row in first.items() if question not in contradicted]
 
-    def _unseen(self, train: list[Row], held: list[Row], overlap: str) -> list[Row]:
-        """The train rows that no eval row asks."""
-        asked = {row.problem: row for row in held}
-        kept = [row for row in train if row.problem not in asked]
-        seen = len(train) - len(kept)
-        if seen and overlap == "error":
-            row = next(row for row in train if row.problem in asked)
+    def _without(self, train: list[Row], held_out: list[Row], overlap: str) -> list[Row]:
+        """Returns the train rows whose problem no held-out row asks."""
+        eval_rows = {row.problem: row for row in held_out}
+        kept = [row for row in train if row.problem not in eval_rows]
+        shared = len(train) - len(kept)
+        if shared and overlap == "error":
+            row = next(row for row in train if row.problem in eval_rows)
             raise ValueError(
-                f"questions: {asked[row.problem].where} asks what {row.where} asks, and so do {seen} of {len(train)} train "
+                f"questions: {eval_rows[row.problem].where} asks what {row.where} asks, and so do {shared} of {len(train)} train "
                 "questions in all: the eval split must be unseen; overlap=drop takes them out of train"
             )
         if not kept:
             raise ValueError(
                 f"questions: all {len(train)} train questions are in the eval split: nothing is left to train on"
             )
-        self.dropped["overlap"] += seen
+        self.dropped["overlap"] += shared
         return kept
 
-    def _judge(self, text: str, reference: str) -> Verdict:
+    def _score(self, text: str, reference: str) -> Verdict:
         result = grade(extract(text), reference, symbolic=self._symbolic, timeout_s=self._timeout_s)
         if not result.correct:
             return Verdict(0.0, detail=result.how)
@@ -168,23 +169,25 @@ class Questions:
 
 
 def _divide(rows: list[Row], fraction: float) -> tuple[list[Row], list[Row]]:
-    """Hold out a fraction of the distinct questions: those of smallest hash, whatever their order in the file. Rows that ask the
-    same but for their spaces are on one side."""
-    asked: dict[str, str] = {}  # problem -> as it was first put
+    """Holds out a fraction of the distinct questions: those with the smallest hash, independent of their order in the file.
+
+    Rows that ask the same but for spaces are in the same split.
+    """
+    wording: dict[str, str] = {}  # problem -> one of its questions, the same for any order of rows
     for row in rows:
-        asked[row.problem] = min(row.question, asked.get(row.problem, row.question))
-    questions = sorted(asked, key=lambda problem: (stable_hash(asked[problem]), problem))
+        wording[row.problem] = min(row.question, wording.get(row.problem, row.question))
+    questions = sorted(wording, key=lambda problem: (stable_hash(wording[problem]), problem))
     count = round(fraction * len(questions))
     if fraction and len(questions) > 1:
         count = min(max(count, 1), len(questions) - 1)
-    held = set(questions[:count])
-    if len(held) == len(questions) or (fraction and not held):
+    held_out = set(questions[:count])
+    if len(held_out) == len(questions) or (fraction and not held_out):
         raise ValueError(f"questions: {len(questions)} distinct question cannot be divided into train and eval")
-    return [row for row in rows if row.problem not in held], [row for row in rows if row.problem in held]
+    return [row for row in rows if row.problem not in held_out], [row for row in rows if row.problem in held_out]
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two reference answers are one: as text or as numbers; no computer algebra, of which there may be millions."""
+    """Returns whether two reference answers are equal as text or as numbers; no computer algebra, for millions of rows."""
     if one == other or normalise(one) == normalise(other):
         return True
     a, b = number(one), number(other)

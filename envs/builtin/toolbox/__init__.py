@@ -1,8 +1,8 @@
-"""Small apps called by text over several turns, scored by the state they are left in.
+"""Offers small apps called by text over several turns, scored by the final state.
 
-| file | what |
-|---|---|
-| environment.py | small apps called by text over several turns, scored by the state they are left in |
-| tasks.py       | its task templates, in three levels |
-| world.py       | its apps: the state, the functions with their docs, the strict parser of calls |
+| file           | what                                                                       |
+|----------------|----------------------------------------------------------------------------|
+| environment.py | the environment Toolbox, its session and its expert                        |
+| tasks.py       | the task templates, in three levels                                        |
+| world.py       | the apps: the state, the functions with their docs, the parser of calls    |
 """

@@ -1,4 +1,4 @@
-"""The task templates of `toolbox`, each with the calls that solve it.
+"""Defines the task templates of `toolbox`, each with the calls that solve it.
 
 | level | what it takes                          | templates                                                                   |
 |-------|----------------------------------------|-----------------------------------------------------------------------------|
@@ -6,9 +6,9 @@
 | 2     | look something up, then act on it      | settle, share_phone, note_price, pay_note, pass_on, move, cost              |
 | 3     | several apps and a loop or a condition | settle_all, mail_all, clear_day, stock_up, pay_or_say, tick_all, cheapest   |
 
-A template has slots enough that most of its words are seen in training, in other combinations than those held out. It
-draws them from a world that already exists, so that the task can be done in it; a draw that cannot be is Impossible, and
-is made again.
+Templates have enough slots that most words of a held-out task were seen in training, in other combinations. Slots are drawn
+from a world that already exists, so that the task can be done in it; a draw that makes no task raises Impossible, and the
+environment draws again.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from envs.builtin.toolbox.world import DAYS, EVENTS, HOURS, ITEMS, NAMES, TITLES
 
 
 class Impossible(Exception):
-    """These slots make no task in this world: draw again."""
+    """Reports that the drawn slots make no task in this world; the caller draws again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is asked, and the ways to do it.
+    """Holds what is asked, and the ways to do it.
 
     text     the prompt
     actions  calls that change the state to what was asked for, in any order
-    lookups  what has to be known first, in any order; each with all the calls that tell it
-    answer   what answer(..) has to say; None: the episode ends with finish()
+    lookups  what has to be looked up first, in any order; for each, all calls that give it
+    answer   argument that answer(..) must have; None: the episode ends with finish()
     Example: Task("phone of ann?", (), (("contacts.phone(ann)",),), "417")
     """
 
@@ -43,6 +43,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Template:
+    """Makes a task of one kind in a given world; `apps` are those the task needs."""
+
     level: int
     apps: frozenset[str]
     make: Callable[[random.Random, World], Task]
@@ -68,8 +70,8 @@ def _slot(rng: random.Random) -> tuple[str, int]:
     return rng.choice(DAYS), rng.randint(*HOURS)
 
 
-# How a question ends. With one ending only, a question would have a dozen texts: the one or two held out would ask for words
-# that training never asked for, and what the others teach is their answers' words rather than to copy.
+# Ways to end a question. With a single one, each kind of question would have only a dozen texts: the one or two held out would
+# ask for words that are never asked for in training, and the others would teach their own answers instead of copying.
 ENDINGS = ("?", ", please", ", now", " again?")
 
 

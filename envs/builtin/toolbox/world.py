@@ -1,11 +1,11 @@
-"""The offline world of `toolbox`: seven small apps, their functions with signatures and docs, a generated state.
+"""Defines the offline world of `toolbox`: seven small apps, their functions with signatures and docs, a generated state.
 
 A call is text: `app.function(argument,argument)`. It is matched by one regular expression and looked up in API; nothing is
-ever evaluated. What a call changes is the state alone:
+ever evaluated. A call has no effect outside the state:
 
     World   app -> entry -> value      {"bank": {"balance": 83, "owe ann": 12}, "todo": {"milk": "open"}, ...}
 
-so that two ways to the same state are equal, and everything a policy touched shows in a comparison of two states.
+so that two ways to the same state are equal, and everything a policy changed shows in a comparison of two states.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ WORDS = ("hello", "thanks", "sorry", "yes", "no", "soon", "later", "ready", "don
 TITLES = ("rent", "plan", "idea", "code", "size", "goal", "rule", "fact")
 HOURS = (8, 19)
 
-MAX_CALL = 200  # characters of a call that is read
+MAX_CALL = 200  # characters of a call
 _CALL = re.compile(r"([a-z]{1,12}(?:\.[a-z]{1,12})?)\(([a-z0-9 .,]{0,80})\)")
 _NUMBER = re.compile(r"[1-9][0-9]{0,4}")
 _TEXT = re.compile(r"[a-z0-9](?:[a-z0-9 ]{0,22}[a-z0-9])?")
 
 
 class CallError(Exception):
-    """A call that changed nothing; the message is the observation."""
+    """Reports a call that failed and changed nothing; the message is the observation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Example: `bank.pay(ann,30)` is Call("bank.pay", ("ann", "30"))."""
+    """Holds a parsed call. Example: `bank.pay(ann,30)` is Call("bank.pay", ("ann", "30"))."""
 
     function: str
     arguments: tuple[str, ...]
@@ -47,19 +47,23 @@ class Call:
 
 
 def parse(text: str) -> Call:
-    """Spaces around the call and around its commas are let pass, anything else is a CallError."""
+    """Parses a call; spaces around it and around its commas are ignored. Raises CallError for anything else."""
     if len(text) > MAX_CALL:
         raise CallError(f"a call has at most {MAX_CALL} characters")
-    found = _CALL.fullmatch(text.strip(" \n"))
-    if found is None:
+    match = _CALL.fullmatch(text.strip(" \n"))
+    if match is None:
         raise CallError("not a call like app.function(argument)")
-    function, inside = found.groups()
+    function, inside = match.groups()
     return Call(function, tuple(part.strip(" ") for part in inside.split(",")) if inside.strip(" ") else ())
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """`run` takes the world and the arguments, numbers as int; its answer is the observation, "ok" where it has none."""
+    """Describes a function of an app.
+
+    run        takes the world and the arguments, numbers as int; returns the observation, None for "ok"
+    signature  name and type of each argument
+    """
 
     run: Callable[..., str | None]
     signature: tuple[tuple[str, type], ...]
@@ -73,7 +77,7 @@ def _read(world: World, app: str, entry: str, what: str) -> int | str:
 
 
 def _add(world: World, app: str, entry: str, amount: int) -> None:
-    """Entries that come back to 0 vanish: a state must not show the way it was reached."""
+    """Adds to a number. An entry that returns to 0 is removed: the state must not show how it was reached."""
     value = int(world[app].get(entry, 0)) + amount
     if value or entry == "balance":
         world[app][entry] = value
@@ -203,18 +207,18 @@ APPS = tuple(dict.fromkeys(name.partition(".")[0] for name in API))
 
 
 def signature(name: str) -> str:
-    """Example: "bank.pay(name,amount): pay a contact"."""
+    """Returns one line of documentation, such as "bank.pay(name,amount): pay a contact"."""
     function = API[name]
     return f"{name}({','.join(argument for argument, _ in function.signature)}): {function.doc}"
 
 
 def manual(app: str | None = None) -> str:
-    """The documentation of one app, or of all of them, a function a line."""
+    """Returns the documentation of one app, or of all, one function a line."""
     return "\n".join(signature(name) for name in API if app is None or name.startswith(f"{app}."))
 
 
 def help_on(arguments: tuple[str, ...]) -> str:
-    """What `help()`, `help(bank)` and `help(bank.pay)` answer."""
+    """Returns the observation of `help()`, `help(bank)` and `help(bank.pay)`."""
     if not arguments:
         return f"apps: {' '.join(APPS)}. help(app) lists one. end with finish() or answer(text)"
     (topic,) = arguments if len(arguments) == 1 else ("",)
@@ -226,7 +230,10 @@ def help_on(arguments: tuple[str, ...]) -> str:
 
 
 def run(world: World, call: Call) -> str:
-    """The observation; the world is changed in place. CallError, and no change, for a call that cannot be."""
+    """Makes the call, changing the world in place, and returns the observation.
+
+    Raises CallError, with the world unchanged, for a call that is not possible.
+    """
     function = API.get(call.function)
     if function is None:
         raise CallError(f"no such function {call.function}")
@@ -248,7 +255,7 @@ def _value(text: str, name: str, kind: type) -> int | str:
 
 
 def generate(seed: str) -> World:
-    """A state that is a pure function of the seed, entries in random order."""
+    """Returns a state that is a pure function of the seed, its entries in random order."""
     rng = random.Random(seed)
     names = rng.sample(NAMES, 6)
     debts = rng.sample(names, 3)
@@ -273,11 +280,12 @@ def generate(seed: str) -> World:
 
 
 def copy(world: World) -> World:
+    """Returns an independent copy of the world."""
     return {app: dict(entries) for app, entries in world.items()}
 
 
 def difference(before: World, after: World) -> dict[str, tuple[int | str | None, int | str | None]]:
-    """Every entry that differs, as "app: entry" -> (value before, value after); None where it is not there."""
+    """Returns every entry that differs, as "app: entry" -> (value before, value after); None stands for a missing entry."""
     return {
         f"{app}: {entry}": (before[app].get(entry), after[app].get(entry))
         for app in before

@@ -189,7 +189,7 @@ def test_a_forward_pass_that_fails_and_a_score_that_is_not_finite_are_errors(
 def test_a_language_model_is_refused(tmp_path: Path) -> None:
     """transformers would give it a random score head, and warn."""
     with pytest.raises(
-        ValueError, match=r"no whole sequence classifier: score\.weight are not in it and would be random"
+        ValueError, match=r"not a whole sequence classifier: score\.weight are not in it and would be random"
     ):
         made(saved(tmp_path / "causal", causal=True))
 

@@ -1,4 +1,4 @@
-"""AppWorld over HTTP, against a stand-in for its server (tests/support/appworld_stub.py says what of it is made after what).
+"""Tests AppWorld over HTTP against a stand-in for its server (tests/support/appworld_stub.py says what it imitates).
 
 test_every_environment.py asks for demonstrations, which AppWorld has none of; the rest of it is asked here.
 """
@@ -17,8 +17,7 @@ from support.appworld_stub import Stub, serve, solution
 
 from actors.verifier import EnvSpec, ScoreRequest, Verifier
 from envs import catalog
-from envs.adapters import appworld
-from envs.adapters.appworld import AppWorld, AppWorldSession
+from envs.adapters.appworld.environment import AppWorld, AppWorldSession
 from envs.base import play
 from envs.types import Observation, Prompt, Split, Status, Verdict
 
@@ -29,7 +28,7 @@ LISTS: dict[str, Any] = {"train": TRAIN, "eval": EVAL}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(appworld, "PAUSE_S", 0.01)
+    monkeypatch.setattr("envs.adapters.appworld.environment.PAUSE_S", 0.01)
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where verifiers, too, keep who owns a server
     monkeypatch.setattr("tempfile.tempdir", None)
 
@@ -127,7 +126,7 @@ def test_lists_are_appworlds_own(stub: Stub, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match=r"none.txt is empty"):
         AppWorld(urls=stub.url, eval="none")
     monkeypatch.delenv("APPWORLD_ROOT")
-    with pytest.raises(ValueError, match="give it as root, or set APPWORLD_ROOT"):
+    with pytest.raises(ValueError, match="give the folder as root, or set APPWORLD_ROOT"):
         AppWorld(urls=stub.url)
 
 
@@ -137,7 +136,7 @@ def test_one_server_serves_many_tasks_one_after_the_other(stub: Stub) -> None:
         prompt = tasks.prompt("train", index)
         session = tasks.open(prompt)
         answers(session, solution(prompt.task["task_id"]))
-        assert session.begun == 1
+        assert session.worlds_made == 1
     assert len(stub.begun) == 5
     assert stub.begun[0].arguments["random_seed"] == 7
     assert len({world.arguments["experiment_name"] for world in stub.begun}) == 1
@@ -150,7 +149,7 @@ def test_sessions_keep_their_servers_while_there_are_enough(stubs: list[Stub]) -
     responses = solution(prompt.task["task_id"])
     for text in responses[:2]:
         assert isinstance(first.reply(text), Observation) and isinstance(second.reply(text), Observation)
-    assert (first.begun, second.begun) == (1, 1) and [len(stub.begun) for stub in stubs] == [1, 1]
+    assert (first.worlds_made, second.worlds_made) == (1, 1) and [len(stub.begun) for stub in stubs] == [1, 1]
     assert all(verdict.correct for s in (first, second) if isinstance(verdict := s.reply(responses[2]), Verdict))
 
 
@@ -165,7 +164,7 @@ def test_more_sessions_than_servers_take_turns_and_never_mix(stub: Stub) -> None
         seen = session.reply("```python\nprint(mine, apis.notes.show(title='other'))\n```")
         assert isinstance(seen, Observation) and seen.messages[0].content == f"{number} no such note"
         session.reply("```python\napis.notes.write(title='other', text='x')\n```")
-    assert [session.begun for session in sessions] == [2, 2, 2, 2]
+    assert [session.worlds_made for session in sessions] == [2, 2, 2, 2]
     assert [world.executed[0] for world in stub.begun[-4:]] == [f"mine = {n}\nprint(mine)" for n in range(4)]
 
 
@@ -209,7 +208,7 @@ def test_a_server_that_is_gone_is_replaced_by_another(stub: Stub) -> None:
     lost = alone.open(prompt).reply("x")
     assert isinstance(lost, Verdict)
     assert lost.status is Status.ERROR and f"{gone} cannot be reached" in lost.detail
-    with pytest.raises(ValueError, match=f"task .* cannot be had: {gone} cannot be reached"):
+    with pytest.raises(ValueError, match=f"task .* cannot be loaded: {gone} cannot be reached"):
         alone.prompt("train", 0)
 
 
@@ -246,7 +245,7 @@ def test_a_server_that_hung_comes_after_one_that_others_use(stubs: list[Stub]) -
     for text in solution(prompt.task["task_id"]):
         last = [session.reply(text) for session in sessions]
     assert all(isinstance(verdict, Verdict) and verdict.correct for verdict in last), last
-    assert sum(session.begun for session in sessions) > 3
+    assert sum(session.worlds_made for session in sessions) > 3
 
 
 @pytest.mark.timeout(60)  # it would wait for this very process
@@ -261,12 +260,16 @@ def test_a_server_that_hung_is_used_again_where_there_is_no_other(stubs: list[St
 @pytest.mark.parametrize(
     ("path", "answer", "words"),
     [
-        ("/evaluate", {"output": {"success": True}}, "/evaluate answered what is not AppWorld's: KeyError: 'passes'"),
-        ("/execute", {"detail": "odd"}, "/execute answered what is not AppWorld's"),
-        ("/execute", "<html>", "/execute answered what is not AppWorld's"),
+        (
+            "/evaluate",
+            {"output": {"success": True}},
+            "/evaluate gave an answer that is not AppWorld's: KeyError: 'passes'",
+        ),
+        ("/execute", {"detail": "odd"}, "/execute gave an answer that is not AppWorld's"),
+        ("/execute", "<html>", "/execute gave an answer that is not AppWorld's"),
     ],
 )
-def test_what_is_not_appworld_is_told(stub: Stub, path: str, answer: Any, words: str) -> None:
+def test_an_answer_that_is_not_appworlds_is_reported(stub: Stub, path: str, answer: Any, words: str) -> None:
     tasks = AppWorld(urls=stub.url, **LISTS)
     prompt = tasks.prompt("train", 0)
     stub.answers[path] = answer
@@ -295,7 +298,9 @@ PERSON = {"first_name": "Ada", "last_name": "Bell", "email": "ada@example.com", 
 def test_what_is_no_task_is_one_sentence(stub: Stub, task: Any, words: str) -> None:
     stub.answers["/tasks/abc7_1"] = {"output": task}
     tasks = AppWorld(urls=stub.url, train=["abc7_1"], eval=EVAL)
-    with pytest.raises(ValueError, match="appworld: task abc7_1 cannot be had: its answer is not a task: ") as caught:
+    with pytest.raises(
+        ValueError, match="appworld: task abc7_1 cannot be loaded: its answer is not a task: "
+    ) as caught:
         tasks.prompt("train", 0)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert stub.calls == ["/tasks/abc7_1"] * tasks.tries
@@ -314,7 +319,7 @@ def test_a_server_whose_answer_is_no_task_or_none_at_all_is_not_the_last_word(st
     ("params", "words"),
     [
         ({"urls": []}, "urls is empty"),
-        ({"urls": "localhost:8000"}, "'localhost:8000' is no address of a server, give http://host:port"),
+        ({"urls": "localhost:8000"}, "'localhost:8000' is not the address of a server, give http://host:port"),
         ({"urls": "http://h", "reward": "tests"}, "reward is 'tests', it must be success or share"),
         ({"urls": "http://h", "turns": 0}, "turns is 0, it must be above 0"),
         ({"urls": "http://h", "template": "Do it."}, "the template has no {instruction}"),

@@ -1,4 +1,4 @@
-"""Text environments of other libraries: their dialects, replays, and everything they may do wrong.
+"""Tests text environments of other libraries: their signatures, replays, and faults of every kind.
 
 test_every_environment.py asks for demonstrations, which nobody has for any such object; the rest of it is asked here.
 """
@@ -19,7 +19,7 @@ from support import text_games
 import envs
 from actors.verifier import EnvSpec, ScoreRequest, Verifier
 from envs import catalog
-from envs.adapters.gym import Gym
+from envs.adapters.gym.environment import Gym
 from envs.base import play
 from envs.types import Observation, Prompt, Split, Status, Verdict
 
@@ -230,7 +230,7 @@ def test_a_close_that_fails_costs_no_verdict() -> None:
     ("params", "words"),
     [
         ({"make": "support.text_games:Nowhere"}, "has no class 'Nowhere'"),
-        ({"make": "nowhere:make"}, "there is no module 'nowhere'"),
+        ({"make": "nowhere:make"}, "no module 'nowhere'"),
         ({"make": "support.text_games:Nothing"}, "makes is a Nothing and has no reset"),
         (
             {"make": "support.text_games:Gem", "params": {"bottom": 3}},

@@ -1,4 +1,4 @@
-"""Task families of reasoning-gym, through the subprocess."""
+"""Tests task families of reasoning-gym, through the subprocess."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from envs.adapters.reasoning_gym.environment import ReasoningGym, _worker
 from envs.adapters.reasoning_gym.worker import refused
-from envs.isolation import killable as sandbox
+from envs.isolation import killable
 from envs.types import Message, Prompt, Verdict
 
 # find_spec: an import here would take seconds, the tests only need the one in the subprocess.
@@ -69,7 +69,7 @@ def test_items_are_the_same_in_a_new_subprocess(tasks: ReasoningGym) -> None:
     # isomorphic_strings walks over sets of strings: without a fixed string hash it gives others in every process
     names = ("isomorphic_strings", "gcd", "caesar_cipher")
     wanted = [tasks._prompt(family, "eval", i) for family in names for i in range(5)]
-    sandbox.close()
+    killable.close()
     assert [tasks._prompt(family, "eval", i) for family in names for i in reversed(range(5))] == [
         wanted[5 * n + i] for n in range(3) for i in reversed(range(5))
     ]
@@ -154,16 +154,16 @@ def test_partial_credit_is_only_given_when_asked() -> None:
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"families": "gdc"}, "no family 'gdc', did you mean 'gcd'?"),
+        ({"families": "gdc"}, "unknown family 'gdc': did you mean 'gcd'?"),
         ({"families": []}, "families is empty"),
-        ({"families": {"gcd": {"min_number": 3}}}, "no parameter 'min_number', did you mean 'min_numbers'?"),
+        ({"families": {"gcd": {"min_number": 3}}}, "no parameter 'min_number': did you mean 'min_numbers'?"),
         ({"families": {"gcd": {"seed": 3}}}, "no parameter 'seed'"),
         ({"families": {"gcd": {"min_numbers": -3}}}, "refuses its parameters: min_numbers must be"),
         ({"families": {"simple_equations": {"operators": ["+"]}}}, "'simple_equations' cannot make an item"),
         ({"families": {"gcd": [1]}}, "must be a dict"),
         ({"families": ["gcd"], "weights": {"lcm": 1}}, "'lcm', which is not among the families"),
         ({"families": ["gcd"], "weights": {"gcd": 0}}, "must be a number above 0"),
-        ({"families": "composite"}, "no family 'composite'"),
+        ({"families": "composite"}, "unknown family 'composite'"),
         ({"families": "acre", "levels": 0}, "'acre' has no curriculum in this version"),
         ({"families": "chain_sum", "levels": 11}, "'chain_sum' has levels 0 to 10, not 11"),
         (
@@ -177,7 +177,7 @@ def test_partial_credit_is_only_given_when_asked() -> None:
         ({"families": "chain_sum", "levels": {"chain_sum": "hard"}}, "levels of 'chain_sum' is 'hard'"),
         (
             {"families": "chain_sum", "levels": {"chain_sun": 1}},
-            "'chain_sun', which is not among the families, did you mean",
+            "'chain_sun', which is not among the families: did you mean",
         ),
         ({"families": "chain_sum", "levels": 1, "ranges": "all"}, "it must be inclusive or upper_bound"),
     ],

@@ -1,4 +1,4 @@
-"""Where the answer is in a response."""
+"""Tests where the answer is found in a response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The grading table: exact, numeric, symbolic."""
+"""Tests the grading table: exact, numeric, symbolic."""
 
 from __future__ import annotations
 

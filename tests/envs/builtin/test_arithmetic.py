@@ -1,4 +1,4 @@
-"""Sums."""
+"""Tests sums: prompts, verdicts, refused parameters."""
 
 from __future__ import annotations
 

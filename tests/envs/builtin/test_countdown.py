@@ -1,4 +1,4 @@
-"""Countdown: the listed solutions are all the correct responses, and nothing else is."""
+"""Tests that the listed solutions of countdown are exactly the correct responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two games: what is said, what is won, and that experts play as well as can be played."""
+"""Tests both games: observations, wins, and that experts play as well as possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs: experts are right, wrong programs are told why, and no program talks its way to a reward."""
+"""Tests that experts are right, wrong programs get a reason, and no program can fake a reward."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from support.fuzz import assert_plain, fuzzed
 
 from envs.answers import extract
 from envs.base import demonstrate
-from envs.builtin.python_program import environment as python_program
-from envs.builtin.python_program.environment import PythonProgram, canonical
+from envs.builtin.python_program.environment import MAX_OBSERVATION, ProgramSession, PythonProgram, canonical
 from envs.builtin.python_program.templates import TEMPLATES
-from envs.isolation import sandbox as untrusted
-from envs.isolation.killable import Sandbox
+from envs.isolation import sandbox
+from envs.isolation.killable import KillableProcess
 from envs.isolation.sandbox import run_python
 from envs.isolation.watch import Status
 from envs.types import Observation, Prompt, Verdict
@@ -47,7 +46,7 @@ def test_every_way_of_every_template_is_right(number: int) -> None:
     task = {"visible": tests[:5], "hidden": tests[5:]}
     solutions = set()
     for way in template.ways:
-        session = python_program.ProgramSession(task, 1, untrusted.Limits(wall_s=60.0))
+        session = ProgramSession(task, 1, sandbox.Limits(wall_s=60.0))
         verdict = session.reply(way.format(**numbers))
         assert isinstance(verdict, Verdict) and verdict.correct, (way, verdict)
         solutions.add(verdict.solution)
@@ -114,10 +113,10 @@ def test_turns_end_with_a_verdict_and_observations_say_what_is_wrong(tasks: Pyth
     ],
     ids=range(16),
 )
-def test_what_a_model_is_told(tasks: PythonProgram, program: str, words: str) -> None:
+def test_observations_of_wrong_programs(tasks: PythonProgram, program: str, words: str) -> None:
     text = said(first(tasks, tasks.prompt("train", 0), program))
     assert words in text
-    assert len(text) <= python_program.MAX_OBSERVATION and set(text) <= set(tasks.alphabet())
+    assert len(text) <= MAX_OBSERVATION and set(text) <= set(tasks.alphabet())
 
 
 # Programs that try to be taken for right ones; RIGHT is put in for the values of the examples, in order.
@@ -185,11 +184,11 @@ def test_what_is_expected_and_what_is_hidden_stays_outside(
 ) -> None:
     sent: list[dict[str, Any]] = []
 
-    def listen(code: str, stdin: str, limits: untrusted.Limits) -> untrusted.Outcome:
+    def listen(code: str, stdin: str, limits: sandbox.Limits) -> sandbox.Outcome:
         sent.append(json.loads(stdin))
         return run_python(code, stdin, limits)
 
-    monkeypatch.setattr(untrusted, "run_python", listen)
+    monkeypatch.setattr(sandbox, "run_python", listen)
     prompt = tasks.prompt("train", 0)
     first(tasks, prompt, "def f(x): return 0")
     first(tasks, prompt, tasks.solutions(prompt)[0])
@@ -271,12 +270,12 @@ def test_no_response_and_nothing_a_program_prints_makes_it_raise(monkeypatch: py
     """10,000 verdicts. Processes would take ten minutes: here is what they are asked, and what they could answer."""
     tasks, rng, right = PythonProgram(5, level=4, mixed=True, turns=1), random.Random(7), dict[str, Any]()
 
-    def run(code: str, stdin: str, limits: untrusted.Limits) -> untrusted.Outcome:
+    def run(code: str, stdin: str, limits: sandbox.Limits) -> sandbox.Outcome:
         stdin.encode()  # as it goes to a process
         printed = answers_like(rng, json.loads(stdin), right)
-        return untrusted.Outcome(rng.choice(STATUSES), printed, "", 0, 0.0)
+        return sandbox.Outcome(rng.choice(STATUSES), printed, "", 0, 0.0)
 
-    monkeypatch.setattr(untrusted, "run_python", run)
+    monkeypatch.setattr(sandbox, "run_python", run)
     passed = 0
     prompts = [tasks.prompt("train", index) for index in range(40)]
     for number in range(10_000):
@@ -286,7 +285,7 @@ def test_no_response_and_nothing_a_program_prints_makes_it_raise(monkeypatch: py
         answer = first(tasks, prompt, fuzzed_program(rng, tasks.solutions(prompt)))
         assert_plain(answer)
         assert isinstance(answer, Verdict)
-        assert len(answer.detail) <= python_program.MAX_OBSERVATION and set(answer.detail) <= set(tasks.alphabet())
+        assert len(answer.detail) <= MAX_OBSERVATION and set(answer.detail) <= set(tasks.alphabet())
         passed += answer.correct
     assert passed > 2_000
 
@@ -294,12 +293,12 @@ def test_no_response_and_nothing_a_program_prints_makes_it_raise(monkeypatch: py
 def test_no_program_that_is_run_makes_it_raise(tasks: PythonProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, ran = random.Random(7), 0
 
-    def count(code: str, stdin: str, limits: untrusted.Limits) -> untrusted.Outcome:
+    def count(code: str, stdin: str, limits: sandbox.Limits) -> sandbox.Outcome:
         nonlocal ran
         ran += 1
         return run_python(code, stdin, limits)
 
-    monkeypatch.setattr(untrusted, "run_python", count)
+    monkeypatch.setattr(sandbox, "run_python", count)
     while ran < 200:  # some 65 ms each
         prompt = tasks.prompt("train", ran % 40)
         session = tasks.open(prompt)
@@ -312,7 +311,7 @@ def test_no_program_that_is_run_makes_it_raise(tasks: PythonProgram, monkeypatch
 def test_true_is_not_one() -> None:
     task = {"visible": [[[1], 1]], "hidden": [[[1], 1]]}
     for value, right in (("1", True), ("True", False), ("1.0", False), ("[1]", False)):
-        session = python_program.ProgramSession(task, 1, untrusted.Limits(wall_s=60.0))
+        session = ProgramSession(task, 1, sandbox.Limits(wall_s=60.0))
         verdict = session.reply(f"def f(x): return {value}")
         assert isinstance(verdict, Verdict) and verdict.correct is right, value
 
@@ -360,29 +359,29 @@ def test_parameters_that_cannot_be(params: dict[str, Any], words: str) -> None:
 
 
 def test_a_machine_with_too_little_isolation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(untrusted, "active", lambda: untrusted.LEVELS["limits"])
+    monkeypatch.setattr(sandbox, "active", lambda: sandbox.LEVELS["limits"])
     with pytest.raises(ValueError, match="'limits', which is weaker than isolation='seccomp'"):
         PythonProgram()
     assert PythonProgram(isolation="limits").prompt("train", 0)
 
     def none() -> Any:
-        raise untrusted.IsolationError("no isolation here")
+        raise sandbox.IsolationError("no isolation here")
 
-    monkeypatch.setattr(untrusted, "active", none)
+    monkeypatch.setattr(sandbox, "active", none)
     with pytest.raises(ValueError, match="no isolation here"):
         PythonProgram()
 
 
 def test_it_works_inside_the_verifiers_subprocess() -> None:
-    box = Sandbox()
+    box = KillableProcess()
     try:
         code = (
             "from envs.builtin.python_program.environment import PythonProgram as P;"
-            "from envs.isolation import sandbox as untrusted; t = P(0);"
+            "from envs.isolation import sandbox; t = P(0);"
             "p = t.prompt('train', 0); r = t.open(p).reply(t.solutions(p)[0]); import builtins;"
-            "builtins.outcome = [untrusted.active().name, r.reward]"
+            "builtins.outcome = [sandbox.active().name, r.reward]"
         )
         box.call("builtins:exec", [code], 60.0)
-        assert box.call("builtins:eval", ["outcome"], 5.0) == [untrusted.active().name, 1.0]
+        assert box.call("builtins:eval", ["outcome"], 5.0) == [sandbox.active().name, 1.0]
     finally:
         box.close()

@@ -1,4 +1,4 @@
-"""A user's file: what it may hold, how it is divided, and what a broken line says."""
+"""Tests a user's file: what it may hold, how it is split, and the sentence for a broken line."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_file_for_eval(tmp_path: Path) -> None:
     [
         ('{"prompt": "a", "answer": 1', "not JSON"),
         ('["a", 1]', "is a list"),
-        ('{"prompt": "a"}', 'no "answer", only "prompt"'),
+        ('{"prompt": "a"}', '"answer" is missing; the columns are "prompt"'),
         ('{"answer": 1}', '"prompt" or "messages"'),
         ('{"prompt": "a", "messages": [], "answer": 1}', "not both"),
         ('{"messages": [], "answer": 1}', "at least one message"),

@@ -1,4 +1,4 @@
-"""Data sets in the forms they come in: rows made as the real ones are, conventions, duplicates, overlap."""
+"""Tests data sets in their usual formats, with rows like the real ones: columns, duplicates, overlap."""
 
 from __future__ import annotations
 
@@ -120,10 +120,10 @@ def test_maths_answer_goes_before_the_solution_and_boxes_may_be_bare(tmp_path: P
         (
             "dapo",
             {"prompt": [{"role": "user", "content": "a"}], "reward_model": {}},
-            "there is no reward_model.ground_truth",
+            "reward_model.ground_truth is missing",
         ),
         ("dapo", {"prompt": [], "reward_model": {"ground_truth": "1"}}, "at least one message"),
-        ("aime", {"text": "a", "answer": 1}, "there is no problem or question, only text, answer"),
+        ("aime", {"text": "a", "answer": 1}, "problem or question is missing; the columns are text, answer"),
         ("aime", {"problem": "a", "answer": True}, '"answer" is true'),
         ("aime", [1], "the row is a list"),
         (None, {"problem": "a", "answer": "1"}, "its columns are those of columns=aime"),

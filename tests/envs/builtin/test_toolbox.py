@@ -1,4 +1,4 @@
-"""Toolbox: calls do what they say, tasks mean what they say, and a verdict sees every change."""
+"""Tests that calls do what their docs say, tasks mean what their text says, and a verdict sees every change."""
 
 from __future__ import annotations
 
@@ -388,10 +388,10 @@ def test_a_system_text_can_hold_the_manual() -> None:
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"level": 4}, "level is 4, it must be 1, 2 or 3"),
+        ({"level": 4}, "level is 4, it must be 1 to 3"),
         ({"max_calls": 2}, "max_calls is 2, it must be 3 to 100 at level 1"),
-        ({"apps": ["bnak"]}, "no app 'bnak', did you mean 'bank'"),
-        ({"templates": ["cheapest"]}, "no template 'cheapest'"),
+        ({"apps": ["bnak"]}, "unknown app 'bnak': did you mean 'bank'"),
+        ({"templates": ["cheapest"]}, "unknown template 'cheapest'"),
         ({"level": 2, "apps": ["todo"]}, "no template of level 2 needs only the apps todo"),
         ({"templates": []}, "no template of level 1"),
     ],

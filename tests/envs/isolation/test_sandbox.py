@@ -1,4 +1,4 @@
-"""Programs that try to get out. At every level that works here, none does what the level says it stops."""
+"""Tests that programs cannot escape: at every level that works here, each attack that the level claims to stop."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from typing import Any
 import pytest
 from support.attacks import ATTACKS, PREAMBLE, Attack
 
-from envs.isolation import sandbox as untrusted
-from envs.isolation.killable import Sandbox, SandboxTimeout
-from envs.isolation.sandbox import LEVELS, IsolationError, Limits, Name, run_python
+from envs.isolation import sandbox
+from envs.isolation.killable import KillableProcess, KillableTimeout
+from envs.isolation.sandbox import LEVELS, IsolationError, LevelName, Limits, run_python
 
-WORKING: list[Name] = [name for name in LEVELS if untrusted.why_not(name) is None]
+WORKING: list[LevelName] = [name for name in LEVELS if sandbox.why_unavailable(name) is None]
 FEW = Limits(wall_s=20.0, cpu_s=1)
 MARK = f"program-{uuid.uuid4().hex}"  # in the command lines of what these tests run, and of nobody else's programs
 
 
 @pytest.fixture(autouse=True)
 def marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = untrusted._child_source().replace("'program', 'exec'", f"'{MARK}', 'exec'")
-    monkeypatch.setattr(untrusted, "_child_source", lambda: source)
+    source = sandbox._child_source().replace("'program', 'exec'", f"'{MARK}', 'exec'")
+    monkeypatch.setattr(sandbox, "_child_source", lambda: source)
 
 
 def left_running() -> list[int]:
@@ -63,7 +63,7 @@ class World:
         self.key.chmod(0o600)
         self.victim.write_text("whole")
         places = {"tmp": Path("/tmp"), "etc": Path("/etc"), "home": Path.home(), "cwd": Path.cwd()}
-        places |= {"repo": Path(untrusted.__file__).parent, "shm": Path("/dev/shm"), "out": folder}
+        places |= {"repo": Path(sandbox.__file__).parent, "shm": Path("/dev/shm"), "out": folder}
         self.forbidden = {place: path / name for place, path in places.items()}
         environ = {"TOKEN": self.secret}
         self.process = subprocess.Popen(["sleep", "600"], env=environ, start_new_session=True)
@@ -83,7 +83,7 @@ class World:
             "key": str(self.key),
             "victim": str(self.victim),
             "outside": str(folder),
-            "source": untrusted.__file__,
+            "source": sandbox.__file__,
             "pid": self.process.pid,
             "tcp": self.sockets["tcp"].getsockname()[1],
             "udp": self.sockets["udp"].getsockname()[1],
@@ -131,7 +131,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 @pytest.mark.parametrize("level", WORKING)
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_no_way_out(attack: Attack, level: Name, world: World) -> None:
+def test_no_way_out(attack: Attack, level: LevelName, world: World) -> None:
     gaps = LEVELS[level].gaps
     if attack.kind in gaps:
         pytest.skip(f"{level} does not stop {gaps[attack.kind]}")
@@ -186,7 +186,7 @@ def test_attacks_have_names_of_their_own() -> None:
         ("import json, random, math, itertools, collections, re, string; print('ok')", "ok", 0, "ok\n"),
     ],
 )
-def test_what_a_program_gives_back(code: str, status: str, exit_code: int, stdout: str, level: Name) -> None:
+def test_what_a_program_gives_back(code: str, status: str, exit_code: int, stdout: str, level: LevelName) -> None:
     outcome = run_python(code, "ab\u00e9", FEW, level)
     assert (outcome.status, outcome.exit_code, outcome.stdout) == (status, exit_code, stdout), outcome
     assert 0 < outcome.seconds < 20
@@ -214,10 +214,10 @@ def test_programs_side_by_side_do_not_mix() -> None:
 
 def test_nothing_goes_on_when_the_driver_is_killed() -> None:
     """As a verifier is that takes too long: it runs in the killable subprocess of envs/isolation/killable.py."""
-    box = Sandbox()
+    box = KillableProcess()
     try:
         box.call("builtins:exec", [_IN_SUBPROCESS.replace("MARK", MARK)], 60.0)
-        with pytest.raises(SandboxTimeout):
+        with pytest.raises(KillableTimeout):
             box.call("envs.isolation.sandbox:run_python", ["import time; time.sleep(600)"], 3.0)
         deadline = time.monotonic() + 10
         while left_running() and time.monotonic() < deadline:
@@ -228,17 +228,17 @@ def test_nothing_goes_on_when_the_driver_is_killed() -> None:
 
 
 _IN_SUBPROCESS = """
-from envs.isolation import sandbox as untrusted
-source = untrusted._child_source().replace("'program', 'exec'", "'MARK', 'exec'")
-untrusted._child_source = lambda source=source: source
-assert untrusted.run_python("print(1)").stdout == "1\\n"
+from envs.isolation import sandbox
+source = sandbox._child_source().replace("'program', 'exec'", "'MARK', 'exec'")
+sandbox._child_source = lambda source=source: source
+assert sandbox.run_python("print(1)").stdout == "1\\n"
 """
 
 
 @pytest.mark.parametrize("level", [name for name in WORKING if name in ("seccomp", "limits")])
-def test_a_program_dies_with_its_supervisor_where_no_namespace_ends_it(level: Name) -> None:
+def test_a_program_dies_with_its_supervisor_where_no_namespace_ends_it(level: LevelName) -> None:
     before = left_folders()
-    done: list[untrusted.Outcome] = []
+    done: list[sandbox.Outcome] = []
     thread = threading.Thread(target=lambda: done.append(run_python("import time; time.sleep(600)", "", FEW, level)))
     thread.start()
     deadline = time.monotonic() + 20
@@ -263,11 +263,11 @@ def test_limits_that_cannot_be(name: str) -> None:
 
 def test_a_level_that_cannot_be_had_is_an_error_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(IsolationError, match="no bwrap on the PATH"):
+    with pytest.raises(IsolationError, match="bwrap is not on the PATH"):
         run_python("print(1)", level="bubblewrap")
 
 
 def test_the_active_level_is_the_strongest_that_works() -> None:
-    assert untrusted.active().name == WORKING[0]
+    assert sandbox.active().name == WORKING[0]
     for level in LEVELS.values():
         assert level.sentence.endswith(".") and "Not stopped: " in level.sentence

@@ -1,4 +1,4 @@
-"""The form of responses: the environments' own, patterns of a recipe, and a pattern that never ends."""
+"""Tests the format term: environments' own formats, patterns of a recipe, and a pattern that takes exponential time."""
 
 from __future__ import annotations
 

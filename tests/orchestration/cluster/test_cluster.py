@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.builders import config_data
 
+from actors.handles import RemoteVerifier
 from actors.pool import MemberDied, VerifierPool
-from actors.remote import RemoteVerifier
 from orchestration.cluster.cluster import Cluster
 from orchestration.config.run_config import validate
 from orchestration.errors import ConfigError
@@ -40,13 +40,14 @@ def replaced(monkeypatch: pytest.MonkeyPatch, fault: str | None = None) -> tuple
     """A cluster whose only verifier died. (what happened in order, who is in the pool then, what was raised)."""
     events: list[str] = []
     cluster = Cluster(validate(config_data()), events.append)
-    old = VerifierActor(events, "verifier 0", dead=True)
+    old: Any = VerifierActor(events, "verifier 0", dead=True)
     cluster.verifiers = VerifierPool([RemoteVerifier("verifier 0", old, 60.0)], events.append)
     cluster._slots._taken["verifier 0"] = (0, old)
 
     def make(slot: int) -> RemoteVerifier:
         events.append(f"verifier 1 is made for slot {slot}")
-        return RemoteVerifier("verifier 1", VerifierActor(events, "verifier 1", fault), 60.0)
+        fresh: Any = VerifierActor(events, "verifier 1", fault)
+        return RemoteVerifier("verifier 1", fresh, 60.0)
 
     monkeypatch.setattr("ray.kill", lambda actor: events.append("killed the dead one" if actor is old else "?"))
     raised = ""

@@ -1,4 +1,4 @@
-"""What the machine has, and a sentence with an exit code where something needed is missing."""
+"""Tests what `doctor` reports of a machine, and the sentence and exit code where something required is missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from envs.isolation import sandbox as untrusted
+from envs.isolation import sandbox
 from orchestration.cli import app
 from orchestration.commands import doctor
 from orchestration.errors import PlacementError
@@ -29,15 +29,15 @@ def found(name: str) -> doctor.Check:
     return next(check for check in doctor.checks() if check.name == name)
 
 
-def test_it_says_what_there_is() -> None:
+def test_it_reports_what_is_installed() -> None:
     result = run.invoke(app, ["doctor"])
     assert result.exit_code == 0, result.output
     for words in ("torch         " + importlib.metadata.version("torch"), "GiB memory", "a run starts its own"):
         assert words in result.output
-    assert untrusted.active().sentence in result.output
+    assert sandbox.active().sentence in result.output
 
 
-def test_what_is_missing_is_a_sentence_and_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_a_sentence_and_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "NEEDED", ("torch", "no-such-package-anywhere"))
     monkeypatch.setattr(doctor, "ENGINES", ())
     result = run.invoke(app, ["doctor"])
@@ -66,11 +66,11 @@ def test_graphics_cards_are_read_from_the_driver(tmp_path: Path, monkeypatch: py
     assert found("cuda").found == "NVIDIA H100; CUDA_VISIBLE_DEVICES=''"
 
 
-def test_no_sandbox_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_sandbox_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Any:
-        raise untrusted.IsolationError("no isolation here")
+        raise sandbox.IsolationError("no isolation here")
 
-    monkeypatch.setattr(untrusted, "active", none)
+    monkeypatch.setattr(sandbox, "active", none)
     assert found("sandbox").found == "none, python_program cannot be used: no isolation here"
 
 

@@ -1,4 +1,4 @@
-"""Environments by hand, through the real command line."""
+"""Tests `envs` and `play` through the real command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The precision command's own input: what it asks of a model, and what it refuses in one sentence."""
+"""Tests the precision command's prompts, and what it refuses in one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestration.errors import ConfigError
         (["models/nowhere"], "the model folder models/nowhere does not exist"),
         (["someone/model", "--modes", "fp32,bf61"], "unknown precision 'bf61': did you mean 'bf16'?"),
         (["someone/model", "--modes", "x"], "known are fp32, bf16, fp16, bf16-fp32head"),
-        (["{folder}", "--out", "{folder}/no/where.json"], "there is no folder"),
+        (["{folder}", "--out", "{folder}/no/where.json"], "no/where.json cannot be written: the folder"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(tmp_path: Path, words: list[str], expected: str) -> None:
@@ -68,7 +68,7 @@ def test_without_text_that_fits_prompts_are_random_tokens(model: str) -> None:
     ("options", "expected"),
     [
         (Options(max_tokens=64), r"the longest prompt has \d+ tokens .* more than the model's 64 positions"),
-        (Options(params=["numbers=3"]), "numbers=3 is a parameter of an environment: name one with --env"),
+        (Options(params=["numbers=3"]), "numbers=3 is a parameter of an environment: name the environment with --env"),
         (Options(env="countdwn"), "did you mean 'countdown'"),
         (
             Options(env="countdown", params=["system=abc"]),

@@ -65,7 +65,7 @@ def test_a_context_beyond_a_models_positions_is_refused(tmp_path: Path, model: d
     ("environment", "expected"),
     [
         ({"name": "countdwn"}, r"environments\.0 \(countdwn\): .*did you mean 'countdown'"),
-        ({"name": "countdown", "params": {"nubmers": 3}}, "no parameter 'nubmers', did you mean 'numbers'"),
+        ({"name": "countdown", "params": {"nubmers": 3}}, "no parameter 'nubmers': did you mean 'numbers'"),
         ({"name": "countdown", "params": {"numbers": "four"}}, "numbers is 'four', it must be int"),
         ({"name": "nowhere.at_all:Thing"}, "no module 'nowhere'"),
         ({"name": "questions"}, "needs the parameter 'path'"),

@@ -1,0 +1,67 @@
+"""Runs in a verifier's subprocess: builds environments, keeps their sessions, answers requests.
+
+Requests and answers are JSON values, which is what `envs.isolation.killable.KillableProcess` carries. actors/verifier.py is the other side.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any, cast
+
+from envs import catalog
+from envs.base import Environment, Session
+from envs.types import Message, Observation, Prompt, Verdict
+
+MAX_SESSIONS = 100_000  # kept by one subprocess; beyond it the oldest is dropped and, if asked for again, replayed
+
+_environments: list[Environment] = []
+_sessions: dict[str, tuple[Session, int]] = {}  # session id -> (session, responses it has been given)
+
+
+def configure(specs: list[dict[str, Any]]) -> None:
+    """Builds the environments, and forgets the sessions of those before."""
+    for folder in (folder for spec in specs for folder in spec["module_path"]):
+        catalog.look_in(folder)
+    _environments[:] = [catalog.load(s["name"], s["params"], seed=s["seed"]) for s in specs]
+    _sessions.clear()
+
+
+def answers(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns one answer a request, in order: an observation, a verdict or the error that the environment raised."""
+    out: list[dict[str, Any]] = []
+    for request in requests:
+        try:
+            out.append(_answer(request))
+        except Exception as error:  # noqa: BLE001 - the environment's; it costs its own trajectory alone
+            out.append({"error": f"{type(error).__name__}: {error}"[:2000]})
+    return out
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    raw: dict[str, Any] = request["prompt"]
+    responses: list[str] = request["responses"]
+    index: int = request["environment"]
+    prompt = Prompt(raw["env"], raw["split"], raw["index"], tuple(Message(**m) for m in raw["messages"]), raw["task"])
+    session, given = _sessions.pop(request["session"], (None, 0))
+    if session is None or given != len(responses) - 1:
+        session, given = _environments[index].open(prompt), 0
+    result: Observation | Verdict = Observation(())
+    for text in responses[given:]:
+        result = session.reply(text)
+    _validate(result)
+    if isinstance(result, Verdict):
+        return {"observation": None, "verdict": asdict(result)}
+    if len(_sessions) >= MAX_SESSIONS:
+        _sessions.pop(next(iter(_sessions)))
+    _sessions[request["session"]] = (session, len(responses))
+    return {"observation": [asdict(m) for m in result.messages], "reward": result.reward, "verdict": None}
+
+
+def _validate(result: object) -> None:
+    """Raises TypeError or ValueError for an answer of the user's code that does not keep to its type."""
+    if not isinstance(result, Observation | Verdict):
+        raise TypeError(f"a session answered with {type(result).__name__}: it has to be an Observation or a Verdict")
+    reward = cast(object, result.reward)
+    if not isinstance(reward, int | float) or not math.isfinite(reward):
+        raise ValueError(f"the reward is {reward!r}: it has to be a finite number")

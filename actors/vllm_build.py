@@ -1,0 +1,78 @@
+"""Builds a vLLM engine from settings: its arguments, and the environment variables that it reads when it is imported."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from actors.settings import VLLMSettings
+
+CPU_BATCHED_TOKENS = 16384
+_set_num_threads = torch.set_num_threads  # vLLM replaces torch's by one that does nothing; a later engine needs it too
+
+
+def build_core(settings: VLLMSettings) -> tuple[Any, int]:
+    """Returns vLLM's engine core client for `settings`, and the vocabulary size."""
+    cpu = not torch.cuda.is_available()
+    prepare_environment(cpu)
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    g = settings.generator
+    options: dict[str, Any] = {}
+    if cpu:
+        # Chunked prefill with a seed crashes on CPU: vLLM rewinds the offset of the request's random generator, which
+        # CPU generators do not have. Without chunks a whole sequence has to fit into one step.
+        options["enable_chunked_prefill"] = False
+        options["max_num_batched_tokens"] = max(CPU_BATCHED_TOKENS, g.max_model_len)
+    if g.kv_cache_bytes is not None:
+        options["kv_cache_memory_bytes"] = g.kv_cache_bytes
+    if not cpu:  # with a cache of a given size it is still what vLLM wants to find free at its start
+        options["gpu_memory_utilization"] = g.memory_share
+    engine = LLMEngine.from_engine_args(
+        EngineArgs(
+            model=settings.model,
+            dtype=settings.dtype,
+            hf_overrides={"head_dtype": "float32"} if settings.fp32_head else {},
+            max_model_len=g.max_model_len,
+            max_num_seqs=g.max_num_seqs,
+            tensor_parallel_size=g.tensor_parallel,
+            # Several workers are processes on this node: inside a Ray actor vLLM would otherwise look for bundles of its own.
+            distributed_executor_backend="mp" if g.tensor_parallel > 1 else None,
+            enforce_eager=g.enforce_eager,
+            enable_prefix_caching=g.prefix_caching,
+            seed=settings.seed,
+            skip_tokenizer_init=True,
+            generation_config="vllm",  # no sampling defaults and no end tokens from the model folder
+            logprobs_mode="processed_logprobs",
+            async_scheduling=False,  # no step may be in flight when weights change
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            worker_extension_cls="actors.vllm_worker.WeightReceiver",
+            **options,
+        )
+    )
+    return engine.engine_core, engine.model_config.get_vocab_size()
+
+
+def prepare_environment(cpu: bool) -> None:
+    """Sets what vLLM reads when it is imported; what the user has set stays, but for the first."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    defaults = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if cpu:
+        # Compiling one small sampler op would take 13 s; more threads than cores to run on cost a factor of ten.
+        defaults |= {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    else:
+        # FlashInfer's sampler does not give the log-probs of what it truncates to, which are what we always ask for, and is
+        # compiled at first use.
+        defaults |= {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+        # Attention of an fp32 engine is Triton's, whose float32 products are TF32 unless told otherwise: 10 bits of mantissa.
+        defaults |= {"TRITON_F32_DEFAULT": "ieee"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if cpu:
+        # torch may have read its environment already, and the number belongs to the calling thread, the engine's.
+        _set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

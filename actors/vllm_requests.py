@@ -1,0 +1,103 @@
+"""Keeps what is under way inside vLLM: the parameters of a request, what it has so far, and what becomes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from actors.inference import Completion, Request
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
+
+
+@dataclass(slots=True)
+class LiveResponse:
+    """Collects one response as it is sampled. version_min: the oldest policy version of its tokens."""
+
+    request: Request
+    on_done: Callable[[Completion | BaseException], None]
+    version_min: int
+    ids: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])
+
+    def extend(self, output: Any) -> None:
+        """Appends the tokens of one engine step; `output`: vLLM's EngineCoreOutput."""
+        self.ids.extend(output.new_token_ids)
+        if output.new_logprobs is not None:
+            self.logprobs.extend(output.new_logprobs.logprobs[:, 0].tolist())
+
+    def completion(self, reason: str, version: int) -> Completion | RuntimeError:
+        """Returns the finished response; an error where vLLM ended it for a reason of its own."""
+        if reason != "stop" and reason != "length":
+            return RuntimeError(f"vLLM ended request {self.request.id} with {reason!r}")
+        return Completion(self.request.id, tuple(self.ids), tuple(self.logprobs), reason, self.version_min, version)
+
+
+@dataclass(slots=True)
+class LiveScore:
+    """Holds one sequence being scored: prompt log-probs for all tokens but the last; the sampler is asked about that one."""
+
+    result: Future[list[float]]
+
+    def finish(self, output: Any) -> None:
+        """Sets the result from vLLM's EngineCoreOutput."""
+        prompt = output.new_prompt_logprobs_tensors
+        scores: list[float] = [] if prompt is None else prompt.logprobs[:, 0].tolist()
+        last = float(output.new_logprobs.logprobs[0, 1])  # column 0 is the sampled token, 1 the one asked for
+        self.result.set_result([*scores, last])
+
+
+def sampling_params(request: Request) -> SamplingParams:
+    """Returns vLLM's parameters of a request."""
+    from vllm import SamplingParams
+
+    sampling = request.sampling
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        stop_token_ids=list(sampling.stop_token_ids),
+        seed=request.seed,
+        ignore_eos=True,  # the model's own end token counts only where the request lists it
+        logprobs=0,  # the sampled token's alone
+        detokenize=False,
+        skip_clone=True,
+    )
+
+
+def scoring_params(last_token: int) -> SamplingParams:
+    """Returns vLLM's parameters for scoring a sequence that ends in `last_token`, which is not in its prompt."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        max_tokens=1,
+        temperature=1.0,
+        prompt_logprobs=0,
+        logprob_token_ids=[last_token],
+        skip_reading_prefix_cache=True,
+        ignore_eos=True,
+        detokenize=False,
+        skip_clone=True,
+    )
+
+
+def core_request(key: str, prompt: list[int], params: SamplingParams) -> EngineCoreRequest:
+    """Returns what vLLM's engine core is given. `key` is unique within the engine."""
+    from vllm.v1.engine import EngineCoreRequest
+
+    return EngineCoreRequest(
+        request_id=key,
+        prompt_token_ids=prompt,
+        mm_features=None,
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=time.time(),
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
