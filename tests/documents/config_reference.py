@@ -197,12 +197,12 @@ def _meaning(section: type[BaseModel], name: str, field: FieldInfo, key: str) ->
     if key.startswith("rewards.judge.generator.") and key not in MEANINGS:  # its settings are those of `generators`
         key = f"generators.{name}"
     text = field.description or MEANINGS.get(key) or MEANINGS.get(_starred(key))
-    comment = "" if text else _comment(section, name)
+    comment = "" if text else declared_comment(section, name)
     return text or comment[:1].upper() + comment[1:]
 
 
-def _comment(section: type[BaseModel], name: str) -> str:
-    """The comment at the end of a field's declaration, else the one in the lines above it; of the class that declares it."""
+def declared_comment(section: type[BaseModel], name: str) -> str:
+    """Returns the comment in a field's declaration, else the one in the lines above it, of the class that declares it."""
     for cls in section.__mro__:
         if name not in vars(cls).get("__annotations__", {}):
             continue

@@ -35,18 +35,9 @@ PLACEHOLDER = re.compile(r"^[A-Z][A-Z_]*$")  # RECIPE, MODEL, RUN
 # Paths that come with the packages' new layout: to be emptied when it is whole.
 PENDING = {
     "actors/handles.py",
-    "actors/settings.py",
     "actors/verifier_worker.py",
-    "learner/entropy/settings.py",
-    "learner/entropy/steering.py",
-    "learner/ledger/",
-    "learner/settings.py",
-    "learner/warmstart/",
-    "learner/weights/",
-    "orchestration/analysis/*_findings.py",
     "orchestration/cluster/logprob_check.py",
     "orchestration/cluster/weight_sync.py",
-    "orchestration/config/checks.py",
     "orchestration/config/resume_rules.py",
     "orchestration/run/resume.py",
     "orchestration/run/stop.py",

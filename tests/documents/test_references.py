@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
+from pydantic import BaseModel, Field
 
 from tests.documents import config_reference, metrics_reference
 
@@ -36,7 +37,28 @@ def test_a_key_shows_type_bounds_default_and_meaning() -> None:
     assert "### `entropy.controller` with `kind: isentropic`" in page
 
 
-def test_a_comment_at_the_declaration_is_a_meaning_where_nothing_else_is() -> None:
-    assert "| `weight` | number | required | May be negative; 0 measures the term without rewarding it |" in (
-        config_reference.reference()
-    )
+class Declared(BaseModel):
+    """Has a comment behind a field, one above it, and one that belongs to a group of fields."""
+
+    behind: int = 0  # behind the field
+    wrapped: int = Field(default=0, ge=0)  # behind a declaration of several lines
+    # Above the field, in
+    # two lines.
+    above: int = 0
+    # Of the group:
+    bare: int = 0
+
+
+class Inherits(Declared):
+    own: int = 0  # of the class itself
+
+
+def test_a_comment_is_found_where_a_field_is_declared() -> None:
+    found = {name: config_reference.declared_comment(Inherits, name) for name in Inherits.model_fields}
+    assert found == {
+        "behind": "behind the field",
+        "wrapped": "behind a declaration of several lines",
+        "above": "Above the field, in two lines.",
+        "bare": "",
+        "own": "of the class itself",
+    }
