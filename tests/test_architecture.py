@@ -1,4 +1,4 @@
-"""Holds the map of CONTRIBUTING.md: who imports whom, which library lives where, what starts without torch, how large a file may be."""
+"""Holds the map of CONTRIBUTING.md: who imports whom, where a library lives, what starts without torch, how large a file may be."""
 
 from __future__ import annotations
 
@@ -43,8 +43,6 @@ LIGHT = (
     "orchestration/text.py",
 )
 HEAVY = ("torch", "vllm", "deepspeed", "ray", "transformers")
-# Where an attribute is asked for by its name: on objects of other libraries and on environments of a user's own.
-FOREIGN = r"envs/(catalog|base)\.py|envs/adapters/.*|learner/(deepspeed_engine|policy)\.py|actors/(vllm_\w+|rewards/reward_model)\.py|.*"
 
 
 def tree(path: Path) -> ast.Module:

@@ -1,8 +1,8 @@
 """Reads the imports between the rooms of the house and draws them into CONTRIBUTING.md.
 
-`python tests/support/import_graph.py` prints the drawing; with --write it replaces the one in CONTRIBUTING.md. A room is a folder, or
-the files of a folder that stand before (or behind) its subfolders. Imports inside functions and under TYPE_CHECKING count too.
-"""
+`python tests/support/import_graph.py` prints the drawing; with --write it replaces the one in CONTRIBUTING.md. A room is a
+folder, or the files of a folder that stand before (or behind) its subfolders. Imports inside functions and under TYPE_CHECKING
+count too. """
 
 from __future__ import annotations
 
