@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 # torch, transformers and vLLM anew, 10 to 20 s of a core every time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test mutation check format lock clean
+.PHONY: install demo test test-fast mutation check graph format lock clean
 
 install: $(READY)
 
@@ -39,6 +39,14 @@ check: $(READY)
 
 test: check
 	$(VENV)/bin/python -m pytest
+
+# For whoever works on the code: the unit tests on all cores, without those that are marked slow.
+test-fast: $(READY)
+	$(VENV)/bin/python -m pytest --ignore tests/integration -m "not slow" -n auto
+
+# Draws the imports between the packages into CONTRIBUTING.md anew; a test says when that is due.
+graph: $(READY)
+	$(VENV)/bin/python tests/support/import_graph.py --write
 
 # Break every formula of the learner once and see a test fail; about ten minutes of a core.
 mutation: $(READY)

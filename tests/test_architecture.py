@@ -1,4 +1,4 @@
-"""The map of CONTRIBUTING.md, held: who imports whom, which library lives where, what starts without torch."""
+"""Holds the map of CONTRIBUTING.md: who imports whom, where a library lives, what starts without torch, how large a file may be."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import import_graph
+from support.import_graph import FILES, PACKAGES, ROOT, imported
 
-ROOT = Path(__file__).parents[1]
-LINE = ["envs", "learner", "actors", "orchestration"]  # each may import itself and what stands before it
-FILES = sorted(path.relative_to(ROOT) for package in LINE for path in (ROOT / package).rglob("*.py"))
 INITS = [path for path in FILES if path.name == "__init__.py"]
+FOLDERS = sorted({path.parent for path in FILES})
 # Which files may import a library.
 HOMES = {
-    "ray": r"actors/(remote|handles)\.py|orchestration/.*",
+    "ray": r"actors/(remote|handles)\.py|orchestration/(cluster|run|commands)/.*",
     "vllm": r"actors/vllm_\w+\.py",
     "deepspeed": r"learner/deepspeed_engine\.py",
     "httpx": r"actors/rewards/endpoint\.py",
+    "jinja2": r"orchestration/report/.*",
+    "torch": r"learner/.*|actors/.*",
+    "transformers": r"learner/.*|actors/.*|orchestration/sampling/codec\.py|orchestration/commands/.*",
 }
 # Folders, and files beside them, that start without torch, vLLM, DeepSpeed, Ray and transformers: they answer a mistake at once,
 # and read what a run left on machines that have none of these.
 LIGHT = (
     "envs",
+    "learner/settings.py",
+    "learner/entropy",
+    "actors/settings.py",
     "orchestration/config",
     "orchestration/telemetry",
     "orchestration/analysis",
@@ -38,36 +44,65 @@ LIGHT = (
     "orchestration/thresholds.py",
     "orchestration/group_stats.py",
 )
+HEAVY = ("torch", "vllm", "deepspeed", "ray", "transformers")
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, top-level package) of every import in a file, those inside functions too."""
-    for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno} imports relatively: its packages are imported by name"
-            yield node.lineno, str(node.module).partition(".")[0]
+def tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text("utf-8"))
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    yield from (n for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def test_there_is_something_to_check() -> None:
-    assert [path.parts[0] for path in INITS if len(path.parts) == 2] == sorted(LINE)
-    assert ("learner/logprobs.py", "torch") in {(str(p), name) for p in FILES for _, name in imports(p)}
+    assert [path.parts[0] for path in INITS if len(path.parts) == 2] == sorted(PACKAGES)
+    assert "torch" in {name for _, name in imported(Path("learner/logprobs.py"))}
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_imports_point_to_the_left_and_libraries_stay_at_home(path: Path) -> None:
-    allowed = LINE[: LINE.index(path.parts[0]) + 1]
-    for line, name in imports(path):
-        assert name not in LINE or name in allowed, f"{path}:{line} imports {name}: only {', '.join(allowed)} may be"
-        assert re.fullmatch(HOMES.get(name, ".*"), path.as_posix()), f"{path}:{line} imports {name}"
-        assert not (path.parts[0] == "envs" and name == "torch"), f"{path}:{line} imports torch"
-        assert name not in ("tests", "fakes", "builders"), f"{path}:{line} imports a test"
+def test_imports_follow_the_flow_and_libraries_stay_at_home(path: Path) -> None:
+    room, known = import_graph.room_of(path), import_graph.modules()
+    allowed = import_graph.allowed(room)
+    for line, name in imported(path):
+        if name in known:
+            other = import_graph.room_of(known[name])
+            assert other in allowed, (
+                f"{path}:{line} imports {name}: {room} may import {', '.join(sorted(allowed))}, not {other}"
+            )
+        library = name.partition(".")[0]
+        assert re.fullmatch(HOMES.get(library, ".*"), path.as_posix()), f"{path}:{line} imports {name}"
+        assert library not in ("tests", "support", "mutation"), f"{path}:{line} imports a test"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_are_by_full_name(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path} imports relatively"
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    assert import_graph.circle(import_graph.edges()) == [], "rooms"
+    assert import_graph.circle(import_graph.file_graph()) == [], "files"
+
+
+def test_a_circle_would_be_found() -> None:
+    assert import_graph.circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c"]
+    assert import_graph.circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_every_room_is_there() -> None:
+    assert {import_graph.room_of(path) for path in FILES} == import_graph.ROOMS.keys()
+
+
+def test_the_drawing_in_contributing_is_the_code() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    assert import_graph.drawn(text) == text, "run `make graph`, which draws it anew"
 
 
 @pytest.mark.parametrize("path", INITS, ids=str)
 def test_a_package_is_a_docstring_that_names_all_its_files(path: Path) -> None:
-    body = ast.parse((ROOT / path).read_text("utf-8")).body
+    body = tree(path).body
     assert len(body) == 1, f"{path} is a docstring and nothing else"
     table = ast.get_docstring(ast.Module(body, []))
     assert table, f"{path} has no docstring"
@@ -80,7 +115,23 @@ def test_a_package_is_a_docstring_that_names_all_its_files(path: Path) -> None:
         assert (ROOT / path.parent / name).is_file(), f"the table of {path} has {name}, which is not there"
 
 
-def test_environments_configuration_and_reports_start_without_torch() -> None:
+def test_every_folder_of_code_is_a_package() -> None:
+    assert {path.parent for path in INITS} == set(FOLDERS)
+
+
+def test_files_and_functions_can_be_held_in_the_head() -> None:
+    for folder in FOLDERS:
+        count = sum(path.parent == folder for path in FILES) - 1  # without its table of contents
+        assert count <= 15, f"{folder} has {count} files: make a folder of some"
+    for path in FILES:
+        lines = len((ROOT / path).read_text("utf-8").splitlines())
+        assert lines <= 400, f"{path} has {lines} lines"
+        for function in functions(path):
+            length = (function.end_lineno or function.lineno) - function.lineno + 1
+            assert length <= 60, f"{path}:{function.lineno} {function.name} has {length} lines"
+
+
+def test_what_answers_at_once_starts_without_the_big_libraries() -> None:
     light = [path for path in FILES if path.as_posix().startswith(LIGHT) and path not in INITS]
     modules = [".".join(path.with_suffix("").parts) for path in light]
     assert "orchestration.config.run_config" in modules
@@ -88,7 +139,7 @@ def test_environments_configuration_and_reports_start_without_torch() -> None:
         "import importlib, sys\n"
         "for name in sys.argv[1:]:\n"
         "    importlib.import_module(name)\n"
-        "    heavy = {'torch', 'vllm', 'deepspeed', 'ray', 'transformers'} & set(sys.modules)\n"
+        f"    heavy = {set(HEAVY)} & set(sys.modules)\n"
         "    assert not heavy, f'importing {name} imports {heavy}'\n"
     )
     done = subprocess.run([sys.executable, "-c", code, *modules], cwd=ROOT, capture_output=True, text=True, check=False)

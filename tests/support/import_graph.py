@@ -1,0 +1,151 @@
+"""Reads the imports between the rooms of the house and draws them into CONTRIBUTING.md.
+
+`python tests/support/import_graph.py` prints the drawing; with --write it replaces the one in CONTRIBUTING.md. A room is a
+folder, or the files of a folder that stand before (or behind) its subfolders. Imports inside functions and under TYPE_CHECKING
+count too. """
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("envs", "learner", "actors", "orchestration")
+FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+BEGIN, END = "<!-- import graph: begin -->", "<!-- import graph: end -->"
+
+# The rooms in the order of the flow, each with what it holds (a pattern of paths; the first that fits counts) and the rooms whose
+# files it may import beside its own. What those may import, it may too.
+ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "envs": (r"envs/\w+\.py", ()),
+    "envs/answers": (r"envs/answers/", ("envs", "envs/isolation")),
+    "envs/isolation": (r"envs/isolation/", ("envs",)),
+    "envs/reward_terms": (r"envs/reward_terms/", ("envs",)),
+    "envs/builtin": (r"envs/builtin/", ("envs/answers", "envs/isolation")),
+    "envs/adapters": (r"envs/adapters/", ("envs/answers", "envs/isolation")),
+    "learner types": (r"learner/(types|settings)\.py", ("envs",)),
+    "learner/entropy": (r"learner/entropy/", ("learner types",)),
+    "learner": (r"learner/", ("learner/entropy", "envs")),
+    "actors types": (r"actors/(settings|inference|verifier|pool)\.py", ("envs/isolation", "learner types")),
+    "actors/rewards": (r"actors/rewards/", ("actors types", "envs/reward_terms", "learner")),
+    "actors": (r"actors/", ("actors/rewards",)),
+    "errors, text, stats": (r"orchestration/(errors|text|stats|thresholds)\.py", ()),
+    "config": (r"orchestration/config/", ("errors, text, stats", "actors types", "learner")),
+    "cluster": (r"orchestration/cluster/", ("config", "actors")),
+    "sampling": (r"orchestration/sampling/", ("config", "actors")),
+    "telemetry": (r"orchestration/telemetry/", ("errors, text, stats", "envs")),
+    "analysis": (r"orchestration/analysis/", ("telemetry",)),
+    "report": (r"orchestration/report/", ("analysis",)),
+    "run": (r"orchestration/run/", ("cluster", "sampling", "telemetry", "report")),
+    "lab": (r"orchestration/lab/", ("run",)),
+    "commands": (r"orchestration/commands/", ("run", "envs/isolation")),
+    "cli": (r"orchestration/(cli|__main__|__init__)\.py", ("commands", "lab")),
+}
+
+
+def modules() -> dict[str, Path]:
+    """Returns every module of the four packages by its dotted name."""
+    return {".".join(p.with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
+
+
+@cache
+def imported(path: Path) -> tuple[tuple[int, str], ...]:
+    """Returns (line, dotted name) of every import in a file; of `from a import b` both a and a.b, whichever is a module."""
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[tuple[int, str]]:
+    known = modules()
+    for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield node.lineno, full if full in known else str(node.module)
+
+
+def room_of(path: Path) -> str:
+    """Returns the room a file is in. Raises StopIteration where there is none."""
+    return next(name for name, (pattern, _) in ROOMS.items() if re.match(pattern, path.as_posix()))
+
+
+def edges() -> dict[str, set[str]]:
+    """Returns for every room the other rooms it imports from."""
+    known, found = modules(), {name: set() for name in ROOMS}
+    for path in FILES:
+        for _, name in imported(path):
+            if name in known and (other := room_of(known[name])) != room_of(path):
+                found[room_of(path)].add(other)
+    return found
+
+
+def allowed(room: str) -> set[str]:
+    """Returns the rooms that a room's files may import, its own included."""
+    return {room}.union(*(allowed(other) for other in ROOMS[room][1]))
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Returns the nodes of one circle in order, or an empty list."""
+    done: set[str] = set()
+
+    def walk(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node) :]
+        if node in done:
+            return []
+        for other in sorted(graph[node]):
+            if found := walk(other, [*path, node]):
+                return found
+        done.add(node)
+        return []
+
+    return next((found for node in graph if (found := walk(node, []))), [])
+
+
+def file_graph() -> dict[str, set[str]]:
+    """Returns for every module the other modules of ours that it imports."""
+    known = modules()
+    return {name: {other for _, other in imported(path) if other in known} - {name} for name, path in known.items()}
+
+
+def drawing() -> str:
+    """Returns the graph as Mermaid text. An arrow that others imply is left out: it would only be another line to follow.
+
+    Raises ValueError where the rooms import in a circle.
+    """
+    graph = edges()
+    if found := circle(graph):
+        raise ValueError(f"these rooms import in a circle: {' <- '.join(found)}")
+
+    def reaches(start: str) -> set[str]:
+        return graph[start].union(*(reaches(other) for other in graph[start]))
+
+    names = {room: f"r{i}" for i, room in enumerate(ROOMS)}
+    lines = ["```mermaid", "flowchart LR"]
+    lines += [f'  {names[room]}["{room}"]' for room in ROOMS]
+    for room, others in graph.items():
+        implied = set().union(*(reaches(other) for other in others))
+        lines += [f"  {names[other]} --> {names[room]}" for other in ROOMS if other in others - implied]
+    return "\n".join([*lines, "```"])
+
+
+def drawn(text: str) -> str:
+    """Returns the text with the present drawing between its marks. Raises ValueError where it has none."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"CONTRIBUTING.md lacks the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{drawing()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        page = ROOT / "CONTRIBUTING.md"
+        page.write_text(drawn(page.read_text("utf-8")), "utf-8")
+    else:
+        print(drawing())
