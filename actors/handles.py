@@ -153,7 +153,7 @@ class RemoteLearner:
         await self._all([a.start.remote(settings, p) for a, p in zip(self._actors, placements, strict=True)], timeout_s)
 
     async def train(self, batches: Sequence[RankBatch]) -> StepMetrics:
-        """Does one iteration on one batch per rank; returns its metrics, which are the same on every rank."""
+        """Runs one iteration on one batch per rank; returns its metrics, which are the same on every rank."""
         return (await self._all([a.train.remote(b) for a, b in zip(self._actors, batches, strict=True)]))[0]
 
     async def begin_stage(self, stage: LearnerStage) -> None:

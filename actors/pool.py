@@ -196,7 +196,7 @@ class VerifierPool(MemberPool[V, ScoreRequest, Observation | Verdict], Generic[V
 
     A session stays with its verifier while that lives; another would replay it.
 
-    gather_s: how long the first request to a member that is free waits for others to go with.
+    gather_s: how long the first request to an idle member waits for others that travel in the same message.
     """
 
     def __init__(self, members: Sequence[V], on_event: Callable[[str], None], gather_s: float = 0.0) -> None:

@@ -34,13 +34,17 @@ class EnvSpec:
 class ScoreRequest:
     """Asks for the score of a trajectory's last response.
 
-    `session` is unique to the trajectory; `responses` are all its responses so far, the last one not yet scored.
+    session    unique to the trajectory and to who scores it
+    prompt     what was asked; its `environment` is an index into the verifier's specs
+    responses  all responses of the trajectory so far, the last one not yet scored
+    scorer     a key of verifier_worker.SCORERS, for what is scored by something else than the prompt's own environment
+    Example: ScoreRequest("iteration 3/0:toy/train/7/2", Prompt("toy", "train", 7, ()), ("4",))
     """
 
     session: str
-    environment: int  # index into the verifier's specs
     prompt: Prompt
     responses: tuple[str, ...]
+    scorer: str | None = None
 
 
 class Verifier:
@@ -49,7 +53,7 @@ class Verifier:
     def __init__(self, specs: Sequence[EnvSpec], timeout_s: float) -> None:
         self._specs = [asdict(s) for s in specs]
         self._timeout_s = timeout_s
-        self._sandbox = KillableProcess()
+        self._process = KillableProcess()
         self._configured: int | None = None  # process id of the subprocess that has the environments
         self._together = MAX_TOGETHER  # responses scored in one call
 
@@ -88,13 +92,13 @@ class Verifier:
 
     def prepare(self) -> None:
         """Builds the environments. Raises KillableError with the sentence of the first that cannot be."""
-        if self._configured is None or self._configured != self._sandbox.pid:
-            self._sandbox.call(f"{WORKER}:configure", [self._specs], BUILD_TIMEOUT_S)
-            self._configured = self._sandbox.pid
+        if self._configured is None or self._configured != self._process.pid:
+            self._process.call(f"{WORKER}:configure", [self._specs], BUILD_TIMEOUT_S)
+            self._configured = self._process.pid
 
     def _call(self, requests: Sequence[ScoreRequest]) -> list[dict[str, Any]]:
         self.prepare()
-        return self._sandbox.call(f"{WORKER}:answers", [[asdict(r) for r in requests]], self._timeout_s)
+        return self._process.call(f"{WORKER}:answers", [[asdict(r) for r in requests]], self._timeout_s)
 
     def configure(self, specs: Sequence[EnvSpec]) -> None:
         """Changes to other environments; sessions under way are forgotten."""
@@ -102,7 +106,7 @@ class Verifier:
         self._configured = None
 
     def close(self) -> None:
-        self._sandbox.close()
+        self._process.close()
 
 
 def _read(answer: dict[str, Any]) -> Observation | Verdict:

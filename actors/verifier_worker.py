@@ -1,6 +1,6 @@
 """Runs in a verifier's subprocess: builds environments, keeps their sessions, answers requests.
 
-Requests and answers are JSON values, which is what `envs.isolation.killable.KillableProcess` carries. actors/verifier.py is the other side.
+Requests and answers are JSON values, as `KillableProcess` carries them. actors/verifier.py is the other side.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from envs import catalog
 from envs.base import Environment, Session
 from envs.types import Message, Observation, Prompt, Verdict
 
+# Scorers that every verifier has beside its environments, by the name a request gives.
+SCORERS = {"format": "envs.reward_terms.format_match:Form"}
 MAX_SESSIONS = 100_000  # kept by one subprocess; beyond it the oldest is dropped and, if asked for again, replayed
 
 _environments: list[Environment] = []
+_scorers: dict[str, Environment] = {}  # by name, see SCORERS
 _sessions: dict[str, tuple[Session, int]] = {}  # session id -> (session, responses it has been given)
 
 
@@ -24,6 +27,7 @@ def configure(specs: list[dict[str, Any]]) -> None:
     for folder in (folder for spec in specs for folder in spec["module_path"]):
         catalog.look_in(folder)
     _environments[:] = [catalog.load(s["name"], s["params"], seed=s["seed"]) for s in specs]
+    _scorers.update({name: catalog.load(path, {}, seed=0) for name, path in SCORERS.items()})
     _sessions.clear()
 
 
@@ -40,12 +44,13 @@ def answers(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     raw: dict[str, Any] = request["prompt"]
+    fields: dict[str, Any] = {**raw, "messages": tuple(Message(**m) for m in raw["messages"])}
     responses: list[str] = request["responses"]
-    index: int = request["environment"]
-    prompt = Prompt(raw["env"], raw["split"], raw["index"], tuple(Message(**m) for m in raw["messages"]), raw["task"])
+    scorer: str | None = request["scorer"]
+    prompt = Prompt(**fields)
     session, given = _sessions.pop(request["session"], (None, 0))
     if session is None or given != len(responses) - 1:
-        session, given = _environments[index].open(prompt), 0
+        session, given = (_environments[prompt.environment] if scorer is None else _scorers[scorer]).open(prompt), 0
     result: Observation | Verdict = Observation(())
     for text in responses[given:]:
         result = session.reply(text)

@@ -1,4 +1,4 @@
-"""Wire types: everything that crosses from an environment to a generator, a verifier and the buffer.
+"""Defines the wire types: everything that crosses between environments, generators, verifiers and the learner.
 
 All are frozen and hold plain Python values, so they pickle small and import without torch.
 Token ids come from the engine and are what is trained on: nothing re-tokenises a response.
@@ -16,7 +16,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Status(StrEnum):
-    """How a trajectory ended. OK and TRUNCATED carry a reward the environment chose; from all others it is 0.
+    """Says how a trajectory ended. OK and TRUNCATED carry a reward the environment chose; from all others it is 0.
 
     TURNS, TOKENS and SECONDS are limits of the run: the policy was not done within them, which is as much its failure as
     a wrong answer is. `Verdict.detail` names the limit.
@@ -32,13 +32,13 @@ class Status(StrEnum):
 
     @property
     def scored(self) -> bool:
-        """Whether the reward says something about the policy: a verifier that fails must not teach it."""
+        """Says whether the reward is about the policy: a verifier that fails must not teach it."""
         return self not in (Status.TIMEOUT, Status.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat message. Example: Message("user", "Make 24 from 4 6 1 1.")"""
+    """Holds one chat message. Example: Message("user", "Make 24 from 4 6 1 1.")"""
 
     role: Role
     content: str
@@ -46,7 +46,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One task. `env` is the name its metrics are kept under: a mixture gives each family its own.
+    """Holds one task. `env` is the name its metrics are kept under: a mixture gives each family its own.
 
     Example: Prompt("countdown", "train", 7, (Message("user", "3 4 5 6 = 21"),), {"numbers": [3, 4, 5, 6], "target": 21})
     """
@@ -57,19 +57,20 @@ class Prompt:
     messages: tuple[Message, ...]
     task: Mapping[str, Any] = field(
         default_factory=dict
-    )  # JSON values only: what the session needs to judge a response
+    )  # JSON values only: what the session needs to score a response
+    environment: int = 0  # index among the run's environments; the curriculum sets it
 
     @property
     def key(self) -> str:
-        """Unique over a run: 'countdown/train/7'."""
+        """Names the prompt, uniquely among its environment's in a run: 'countdown/train/7'."""
         return f"{self.env}/{self.split}/{self.index}"
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the environment says after a response that does not end the trajectory. Example: Observation((Message("tool", "42"),))
+    """Answers a response that does not end the trajectory. Example: Observation((Message("tool", "42"),))
 
-    reward    what that response earned by itself, any finite float: for credit by the turn (objective.credit) and nothing else
+    reward    what that response earned by itself, any finite float: for turn-level advantages (objective.credit) and nothing else
     """
 
     messages: tuple[Message, ...]
@@ -78,7 +79,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a trajectory was scored.
+    """Says how a trajectory was scored.
 
     reward    any finite float; the built-in tasks give 0.0 or 1.0. Where a run has terms (actors/rewards), their weighted sum
     correct   what pass@k counts: the environment's word alone, whatever the reward is made of
@@ -97,10 +98,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One exchange: the tokens put before the model, then the tokens it sampled.
+    """Holds one exchange: the tokens put before the model, then the tokens it sampled.
 
     context_ids   tokens added since the last turn (the whole prompt in turn 0, an observation later): masked in training
-    response_ids     sampled tokens, the end-of-turn token included when finish == "stop"
+    response_ids  sampled tokens, the end-of-turn token included when finish == "stop"
     logprobs      engine log-prob of each response token at the sampling temperature, same length as response_ids
     version_min / version_max  oldest and newest policy version that sampled a token of this response
     reward        of the observation that followed; the verdict's reward is not in it
@@ -118,7 +119,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A prompt's turns and the verdict on them."""
+    """Holds a prompt's turns and the verdict on them."""
 
     prompt: Prompt
     turns: tuple[Turn, ...]
@@ -127,19 +128,19 @@ class Trajectory:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """All tokens in order, contexts and responses."""
+        """Joins all tokens in order, contexts and responses."""
         return tuple(t for turn in self.turns for t in (*turn.context_ids, *turn.response_ids))
 
     @property
     def action_mask(self) -> tuple[bool, ...]:
-        """True where the policy sampled the token; same length as token_ids."""
+        """Marks with True the tokens that the policy sampled; same length as token_ids."""
         return tuple(
             m for turn in self.turns for m in (*(False,) * len(turn.context_ids), *(True,) * len(turn.response_ids))
         )
 
     @property
     def engine_logprobs(self) -> tuple[float, ...]:
-        """Engine log-prob where action_mask, 0.0 elsewhere; same length as token_ids."""
+        """Gives the engine's log-prob where action_mask, 0.0 elsewhere; same length as token_ids."""
         return tuple(x for turn in self.turns for x in (*(0.0,) * len(turn.context_ids), *turn.logprobs))
 
     @property
@@ -149,7 +150,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All trajectories of one prompt: the unit a group baseline is taken over."""
+    """Holds all trajectories of one prompt: the unit a group baseline is taken over."""
 
     prompt: Prompt
     trajectories: tuple[Trajectory, ...]

@@ -59,11 +59,19 @@ class DeepSpeedEngine:
     """Trains one rank's part of a model."""
 
     def __init__(
-        self, place: Placement, settings: EngineSettings, precision: TrainerPrecision, loss_scale_power: int = 16
+        self,
+        place: Placement,
+        settings: EngineSettings,
+        *,
+        precision: TrainerPrecision,
+        lr: float,
+        loss_scale_power: int = 16,
     ) -> None:
         """Joins the group; `attach` gives it a model. The environment is this process's own: one rank, one process.
 
         precision: the one in use, whatever `settings` leave to the precision switch.
+        lr: what the optimiser is built with, before `step` is given one. DeepSpeed's optimisers of half precision without ZeRO
+        take a step without gradients where they are built, so with weight decay it has an effect.
         """
         os.environ.update(
             MASTER_ADDR=place.master_addr,
@@ -83,7 +91,7 @@ class DeepSpeedEngine:
 
         self._deepspeed = deepspeed
         self.place, self.settings = place, settings
-        self.precision, self._loss_scale_power = precision, loss_scale_power
+        self.precision, self._lr, self._loss_scale_power = precision, lr, loss_scale_power
         self.device = torch.device("cuda", 0) if place.cuda else torch.device("cpu")
         if place.cuda:
             torch.cuda.set_device(self.device)
@@ -100,8 +108,8 @@ class DeepSpeedEngine:
         decay = [p for p in model.parameters() if p.ndim >= 2]
         rest = [p for p in model.parameters() if p.ndim < 2]
         groups = [{"params": decay, "weight_decay": s.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        # A client optimizer: one named in the config is compiled at first use, which takes minutes on a CPU. `step` sets its rate.
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=s.betas, eps=s.eps)
+        # A client optimizer: one named in the config is compiled at first use, which takes minutes on a CPU.
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self._lr, betas=s.betas, eps=s.eps)
         engine: Any
         engine, *_ = self._deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())
         self.engine = engine

@@ -78,7 +78,13 @@ class Learner:
         if settings.learner.threads:
             torch.set_num_threads(settings.learner.threads)
         self.settings, self.rank = settings, place.rank
-        self.engine = DeepSpeedEngine(place, settings.learner, settings.precision, settings.loss_scale_power)
+        self.engine = DeepSpeedEngine(
+            place,
+            settings.learner,
+            precision=settings.precision,
+            lr=settings.learner.lr,
+            loss_scale_power=settings.loss_scale_power,
+        )
         self.policy = load_policy(
             settings.model.path,
             attention=settings.model.attention,

@@ -74,7 +74,7 @@ class BatchPlan(Settings):
 
 
 class EngineSettings(Settings):
-    """Holds what DeepSpeed and AdamW are built with, but for the learning rate, which every step is given."""
+    """Holds what DeepSpeed and AdamW are built with, but for the learning rate, which has a schedule."""
 
     zero_stage: int = Field(default=0, ge=0, le=3)
     precision: TrainerPrecision | None = None  # None: what the section `precision` says

@@ -8,6 +8,7 @@
 | stats.py     | pure: pass@k, means, a fitted line |
 | thresholds.py | pure: the table of thresholds that alarms, findings and labs share |
 | text.py      | pure: numbers, shares, durations and errors as short text |
+| group_stats.py | pure: statistics of scored groups |
 | config/      | RunConfig: recipes and overrides, strict, every mistake one sentence |
 | cluster/     | Ray actors: placement, start, replacement, weights |
 | sampling/    | prompts to scored groups |

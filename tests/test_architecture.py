@@ -36,6 +36,7 @@ LIGHT = (
     "orchestration/stats.py",
     "orchestration/text.py",
     "orchestration/thresholds.py",
+    "orchestration/group_stats.py",
 )
 
 

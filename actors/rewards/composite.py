@@ -1,7 +1,7 @@
-"""What a response earns: the environment's verdict and other terms, each with its weight. Knows nothing of Ray or HTTP.
+"""Computes a trajectory's reward: the weighted sum of the environment's verdict and of other terms. Knows nothing of Ray or HTTP.
 
-Whoever judges a text answers a `ScoreRequest` with a `Verdict`, as the environments' verifiers do: the form of a response (the same
-verifiers), a reward model (a pool of its own), a language model as judge. Terms of the length are formulas of
+Every scorer of text answers a `ScoreRequest` with a `Verdict`, as the environments' verifiers do: the format of a response (the
+same verifiers), a reward model (a pool of its own), a language model as judge. Terms of the length are formulas of
 envs/reward_terms/length.py.
 `correct` is never touched: pass@k and the success rate stay the environment's word, which is what shows a reward being gamed.
 """
@@ -24,22 +24,26 @@ VERDICT = "verdict"  # the name of the environment's own term
 
 @dataclass(frozen=True, slots=True)
 class FinishedTrajectory:
-    """A trajectory that its environment, or a limit, has ended."""
+    """Holds a trajectory that its environment, or a limit, has ended, with what the terms of a reward need beside it.
 
-    name: str  # unique over the run
-    environment: int  # index in the run's environments
+    name          unique over the run: "iteration 3/0:toy/train/7/2"
+    conversation  every message, the last response at its end
+    max_tokens    sampling.max_tokens, whatever room was left for this response
+    """
+
+    name: str
     trajectory: Trajectory
-    said: tuple[Message, ...]  # the whole conversation, the last response at its end
-    max_tokens: int  # sampling.max_tokens, whatever room was left for this response
+    conversation: tuple[Message, ...]
+    max_tokens: int
 
 
 class TermFailed(RuntimeError):
-    """A term has no value for a response; the message says why. The response is left out, never given 0 for it."""
+    """Reports that a term has no value for a response, and why. The response is left out; it never counts as a 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """`value` raises TermFailed where there is none. A weight of 0 measures without rewarding."""
+    """Names a term of the reward and its weight. `value` raises TermFailed where it has none; weight 0 only measures."""
 
     name: str
     weight: float
@@ -47,46 +51,46 @@ class Term:
 
 
 class RewardFunction:
-    """A rollout's RewardFn: weight x verdict + the sum of weight x term.
+    """Computes verdict_weight x verdict + the sum of weight x term: a rollout's RewardFn.
 
-    What the environment could not judge stays as it is, and no term is asked. Where a term fails, the verdict has status ERROR
-    with the reason: it is left out of its group's baseline. Terms of a trajectory are asked all at once. on_event hears of the
-    first failure of each term.
+    A verdict that is not scored stays as it is, and the terms are not computed. Where a term fails, the verdict has status ERROR
+    with the reason and is left out of its group's baseline. The terms of a trajectory are computed concurrently. `on_event` gets
+    one sentence at the first failure of each term.
     """
 
     def __init__(
         self, verdict_weight: float, terms: Sequence[Term], on_event: Callable[[str], None] = lambda text: None
     ) -> None:
         self.verdict_weight, self.terms, self._on_event = verdict_weight, tuple(terms), on_event
-        self._told: set[str] = set()
+        self._reported: set[str] = set()  # names of terms whose failure was reported
 
-    async def __call__(self, ended: FinishedTrajectory) -> Verdict:
-        own = ended.trajectory.verdict
+    async def __call__(self, finished: FinishedTrajectory) -> Verdict:
+        own = finished.trajectory.verdict
         if not own.status.scored:
             return own
-        found = await asyncio.gather(*(_finite(term, ended) for term in self.terms))
+        results = await asyncio.gather(*(_finite(term, finished) for term in self.terms))
         values = {VERDICT: own.reward}
-        values |= {t.name: v for t, v in zip(self.terms, found, strict=True) if isinstance(v, float)}
-        failed = {t.name: v for t, v in zip(self.terms, found, strict=True) if isinstance(v, TermFailed)}
+        values |= {t.name: v for t, v in zip(self.terms, results, strict=True) if isinstance(v, float)}
+        failed = {t.name: v for t, v in zip(self.terms, results, strict=True) if isinstance(v, TermFailed)}
         if failed:
-            self._tell(failed)
+            self._report(failed)
             detail = "the reward has no " + "; ".join(f"{name}: {error}" for name, error in failed.items())
             return replace(own, reward=0.0, status=Status.ERROR, detail=detail, terms=values)
         reward = self.verdict_weight * own.reward + math.fsum(t.weight * values[t.name] for t in self.terms)
         return replace(own, reward=reward, terms=values)
 
-    def _tell(self, failed: Mapping[str, TermFailed]) -> None:
+    def _report(self, failed: Mapping[str, TermFailed]) -> None:
         for name, error in failed.items():
-            if name not in self._told:
-                self._told.add(name)
+            if name not in self._reported:
+                self._reported.add(name)
                 self._on_event(
                     f"rewards.{name} failed, and such responses are left out and counted in status/error: {error}"
                 )
 
 
-async def _finite(term: Term, ended: FinishedTrajectory) -> float | TermFailed:
+async def _finite(term: Term, finished: FinishedTrajectory) -> float | TermFailed:
     try:
-        value = float(await term.value(ended))
+        value = float(await term.value(finished))
     except TermFailed as error:
         return error
     return value if math.isfinite(value) else TermFailed(f"its value is {value}, it has to be a finite number")
@@ -96,12 +100,14 @@ async def _finite(term: Term, ended: FinishedTrajectory) -> float | TermFailed:
 
 
 def length_term(settings: LengthSettings) -> Term:
-    """Rewards by the tokens of all responses of a trajectory: the first value of `correct` or `wrong` up to `free`, the second
-    from `full` on (None: the most that one response may have)."""
+    """Builds the term "length", a function of the tokens in all responses of a trajectory.
 
-    async def value(ended: FinishedTrajectory) -> float:
-        trajectory, s = ended.trajectory, settings
-        share = shaping.progress(trajectory.response_tokens, s.free, ended.max_tokens if s.full is None else s.full)
+    It is the first value of `correct` or `wrong` up to `free` tokens and the second from `full` on (None: sampling.max_tokens).
+    """
+
+    async def value(finished: FinishedTrajectory) -> float:
+        trajectory, s = finished.trajectory, settings
+        share = shaping.progress(trajectory.response_tokens, s.free, finished.max_tokens if s.full is None else s.full)
         start, end = s.correct if trajectory.verdict.correct else s.wrong
         return shaping.between(start, end, share, s.shape)
 
@@ -109,20 +115,22 @@ def length_term(settings: LengthSettings) -> Term:
 
 
 def overlong_term(settings: OverlongSettings) -> Term:
-    """Punishes the length of the longest response of a trajectory, since the limit is one response's."""
+    """Builds the term "overlong" from the longest response of a trajectory, since max_tokens limits each response by itself."""
 
-    async def value(ended: FinishedTrajectory) -> float:
-        longest = max(len(turn.response_ids) for turn in ended.trajectory.turns)
-        return shaping.overlong(longest, ended.max_tokens, settings.buffer)
+    async def value(finished: FinishedTrajectory) -> float:
+        longest = max(len(turn.response_ids) for turn in finished.trajectory.turns)
+        return shaping.overlong(longest, finished.max_tokens, settings.buffer)
 
     return Term("overlong", settings.weight, value)
 
 
-def asked_term(name: str, weight: float, score: ScoreFn, request: Callable[[FinishedTrajectory], ScoreRequest]) -> Term:
-    """The reward that somebody gives who can fail, but answers in any case: a verdict that is not scored is no value."""
+def scored_term(
+    name: str, weight: float, score: ScoreFn, request: Callable[[FinishedTrajectory], ScoreRequest]
+) -> Term:
+    """Builds a term whose value is the reward that `score` gives; a verdict that is not scored raises TermFailed."""
 
-    async def value(ended: FinishedTrajectory) -> float:
-        answer = await score(request(ended))
+    async def value(finished: FinishedTrajectory) -> float:
+        answer = await score(request(finished))
         if not isinstance(answer, Verdict):
             raise TermFailed("it answered with an observation where a verdict was asked for")
         if not answer.status.scored:
@@ -132,19 +140,22 @@ def asked_term(name: str, weight: float, score: ScoreFn, request: Callable[[Fini
     return Term(name, weight, value)
 
 
-def last_response(ended: FinishedTrajectory) -> ScoreRequest:
-    """The last response, to the whole conversation before it as the prompt: what judges of a text are asked about."""
-    prompt = replace(ended.trajectory.prompt, messages=ended.said[:-1])
-    return ScoreRequest(ended.name, ended.environment, prompt, (ended.said[-1].content,))
+def last_response(finished: FinishedTrajectory) -> ScoreRequest:
+    """Asks for a score of the last response, with the whole conversation before it as the prompt (judges, reward models)."""
+    prompt = replace(finished.trajectory.prompt, messages=finished.conversation[:-1])
+    return ScoreRequest(finished.name, prompt, (finished.conversation[-1].content,))
 
 
-def form_request(forms: Sequence[str], index: int) -> Callable[[FinishedTrajectory], ScoreRequest]:
-    """Of envs/reward_terms/format_match.py, which verifiers have as environment `index`; forms: a pattern for each environment
-    of the run."""
+def format_request(patterns: Sequence[str]) -> Callable[[FinishedTrajectory], ScoreRequest]:
+    """Returns the function that asks a verifier how many responses match their environment's pattern.
 
-    def request(ended: FinishedTrajectory) -> ScoreRequest:
-        texts, asked = ended.trajectory.texts, ended.trajectory.prompt
-        task = {"pattern": forms[ended.environment], "responses": len(texts)}
-        return ScoreRequest(f"{ended.name}/form", index, Prompt(asked.env, asked.split, asked.index, (), task), texts)
+    patterns: one regular expression for each environment of the run. The scorer is envs/reward_terms/format_match.py.
+    """
+
+    def request(finished: FinishedTrajectory) -> ScoreRequest:
+        texts, prompt = finished.trajectory.texts, finished.trajectory.prompt
+        task = {"pattern": patterns[prompt.environment], "responses": len(texts)}
+        asked = Prompt(prompt.env, prompt.split, prompt.index, (), task, prompt.environment)
+        return ScoreRequest(f"{finished.name}/form", asked, texts, scorer="format")
 
     return request

@@ -1,4 +1,9 @@
-"""An OpenAI-compatible endpoint that answers a judge's questions, with retries."""
+"""Answers a judge's questions by an OpenAI-compatible endpoint, with retries.
+
+The retries are written here because those of the `openai` client would change what a configuration says: its backoff is not
+rewards.judge.backoff_s, its time-out is of each read and not of the answer, and a call that waits for its next try would hold its
+place among rewards.judge.concurrency.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +18,12 @@ import httpx
 from actors.rewards.judge import Answer, NoScore, shown
 from actors.settings import EndpointSettings
 
-AGAIN = (408, 409, 429, 500, 502, 503, 504)
+RETRIED = (408, 409, 429, 500, 502, 503, 504)
 LONGEST_WAIT_S = 60.0  # between two tries, whatever a server asks for
 
 
 class Endpoint:
-    """A judge's JudgeBackend. Belongs to one event loop."""
+    """Asks an endpoint for a judge. Belongs to one event loop."""
 
     def __init__(self, settings: EndpointSettings, key: str | None = None) -> None:
         if settings.url is None or settings.model is None:
@@ -32,29 +37,29 @@ class Endpoint:
 
     async def ask(self, body: Mapping[str, Any]) -> Answer:
         """Raises NoScore when the tries are used up, or for an answer that another try would not change."""
-        s, why = self.settings, ""
+        s, failure = self.settings, ""
         for attempt in range(s.retries + 1):
             if attempt:
                 self.counts["retries"] += 1
             wait = s.backoff_s * 2**attempt * random.uniform(0.5, 1.5)  # not all at once; no result depends on it
             try:
                 # httpx limits each read: a server that sends a byte a minute would never end.
-                async with self._free:  # held by nobody who waits for his next try
+                async with self._free:  # not held while waiting for the next try
                     response = await asyncio.wait_for(self._post(body), s.timeout_s)
             except TimeoutError:
-                why = f"no answer within rewards.judge.timeout_s = {s.timeout_s:g} s"
+                failure = f"no answer within rewards.judge.timeout_s = {s.timeout_s:g} s"
             except httpx.HTTPError as error:
-                why = f"{type(error).__name__}: {error}"
+                failure = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == 200:
                     return self._read(response)
-                why = f"HTTP {response.status_code}: {self._shown(response.text)}"
-                if response.status_code not in AGAIN:
-                    raise NoScore(why)
+                failure = f"HTTP {response.status_code}: {self._shown(response.text)}"
+                if response.status_code not in RETRIED:
+                    raise NoScore(failure)
                 wait = max(wait, _asked_to_wait(response))
             if attempt < s.retries:
                 await asyncio.sleep(min(wait, LONGEST_WAIT_S))
-        raise NoScore(f"{why}, after {s.retries + 1} tries")
+        raise NoScore(f"{failure}, after {s.retries + 1} tries")
 
     async def _post(self, body: Mapping[str, Any]) -> httpx.Response:
         if self._client is None:
@@ -72,27 +77,27 @@ class Endpoint:
         try:
             answer = response.json()
         except ValueError:
-            raise NoScore(f"the answer is no JSON: {self._shown(response.text)}") from None
+            raise NoScore(f"the answer is not JSON: {self._shown(response.text)}") from None
         try:
             choice = answer["choices"][0]
             message = choice["message"]
             text, refusal = message.get("content"), message.get("refusal")
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise NoScore(f"the answer is no chat completion: {self._shown(json.dumps(answer))}") from None
+            raise NoScore(f"the answer is not a chat completion: {self._shown(json.dumps(answer))}") from None
         finish = choice.get("finish_reason")
         if refusal or finish == "content_filter":
             raise NoScore(f"it refuses: {self._shown(str(refusal or text))}")
         return Answer(text, finish == "length")
 
     def _shown(self, text: str) -> str:
-        return shown(self.clean(text))  # cleaned before it is cut and quoted, which would hide a key's form
+        return shown(self.clean(text))  # cleaned first: cutting and quoting could hide a key from `clean`
 
     def clean(self, text: str) -> str:
-        """Servers like to quote the key they refuse."""
+        """Removes the key: servers like to quote the one they refuse."""
         return text.replace(self._key, "***") if self._key else text
 
     def defuse(self, text: str) -> str:
-        """What its special tokens are the server knows alone."""
+        """Returns the text as it is: the model's special tokens are known to the server alone."""
         return text
 
     async def close(self) -> None:
@@ -102,7 +107,7 @@ class Endpoint:
 
 
 def _asked_to_wait(response: httpx.Response) -> float:
-    """Seconds of a Retry-After header; 0 without one, or where it is a date."""
+    """Returns the seconds of a Retry-After header; 0 without one, or where it is a date."""
     try:
         return max(0.0, float(response.headers.get("retry-after", "0")))
     except ValueError:

@@ -1,6 +1,6 @@
-"""Generators of the run's own that answer a judge's questions: a model that is never trained, on engines in no weight group.
+"""Answers a judge's questions by generators of the run: a model that is never trained, on engines outside the weight group.
 
-That the judge does not change while it is learnt from is the point: the policy as its own judge would be another judge after
+The judge must not change while it is learnt from: the policy as its own judge would be another judge after
 every update, and one that the policy moves.
 """
 
@@ -20,7 +20,7 @@ from envs.types import Message
 
 
 class JudgeCodec(Protocol):
-    """Text to token ids and back, for the judge's model."""
+    """Maps text to token ids and back, for the judge's model."""
 
     stop_token_ids: tuple[int, ...]
 
@@ -29,12 +29,12 @@ class JudgeCodec(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def defuse(self, text: str) -> str:
-        """The text without anything that would become a special token."""
+        """Returns the text without anything that would become a special token."""
         ...
 
 
 class Generators:
-    """A judge's JudgeBackend over `generate`. The same question is the same request, at any temperature and in any order.
+    """Answers a judge over `generate`. The same question is the same request, at any temperature and in any order.
 
     max_model_len: tokens, question and answer together.
     """
@@ -54,17 +54,17 @@ class Generators:
             ids = self._codec.render(messages)
         except Exception as error:  # templates raise what they like
             raise NoScore(f"its question cannot be rendered: {error}") from error
-        most = int(body["max_tokens"])
-        if len(ids) + most > self._max_model_len:
+        max_tokens = int(body["max_tokens"])
+        if len(ids) + max_tokens > self._max_model_len:
             raise NoScore(
-                f"its question has {len(ids)} tokens and its answer may have rewards.judge.max_tokens = {most}, more than "
+                f"its question has {len(ids)} tokens and its answer may have rewards.judge.max_tokens = {max_tokens}, more than "
                 f"rewards.judge.generator.max_model_len = {self._max_model_len}"
             )
-        sampling = SamplingParams(most, float(body["temperature"]), stop_token_ids=self._codec.stop_token_ids)
+        sampling = SamplingParams(max_tokens, float(body["temperature"]), stop_token_ids=self._codec.stop_token_ids)
         seed = response_seed(0, json.dumps(body, sort_keys=True))
         try:
             (done,) = await self._generate([Request(f"judge/{next(self._numbers)}", ids, sampling, seed)])
-        except (ValueError, RuntimeError) as error:  # the engine refuses, or nobody is left (PoolEmpty)
+        except (ValueError, RuntimeError) as error:  # the engine refuses, or none is left (PoolEmpty)
             raise NoScore(str(error)) from error
         return Answer(self._codec.decode(done.response_ids), done.finish == "length")
 
@@ -72,14 +72,14 @@ class Generators:
         return text
 
     def defuse(self, text: str) -> str:
-        """What is scored may say that its turn is over and the judge's has begun."""
+        """Removes special tokens: what is scored may claim that its turn is over and the judge's has begun."""
         return self._codec.defuse(text)
 
     async def close(self) -> None: ...
 
 
 def fingerprint(path: str) -> str:
-    """What tells a model from another that was put into the same folder: its path and its files' names, sizes and times."""
+    """Returns what distinguishes a model from another in the same folder: its path and its files' names, sizes and times."""
     folder = Path(path)
     if not folder.is_dir():
         return path

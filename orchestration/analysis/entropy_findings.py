@@ -78,12 +78,12 @@ def by_success(run: RunData) -> Finding | None:
     return Finding("entropy", "even", f"{text}: about alike, so entropy does not tell ignorance from diversity here.")
 
 
-def by_place(run: RunData) -> Finding | None:
+def by_position(run: RunData) -> Finding | None:
     (first, first_end), (last, last_end) = (start_and_end(run, f"entropy/{where}") for where in ("first", "last"))
     if not (math.isfinite(first_end) and math.isfinite(last_end)):
         return None
     text = f"At the first token of a response entropy {moved(first, first_end)}, at the last token it {moved(last, last_end)}."
-    return Finding("entropy", "place", text)
+    return Finding("entropy", "position", text)
 
 
 def by_environment(run: RunData) -> Finding | None:
@@ -209,7 +209,7 @@ CHECKS: tuple[Check, ...] = (
     course,
     against_target,
     by_success,
-    by_place,
+    by_position,
     by_environment,
     cause,
     split,

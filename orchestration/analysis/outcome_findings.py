@@ -137,8 +137,8 @@ def engine_gap(run: RunData) -> Finding | None:
 
 def _tail(run: RunData) -> tuple[float, float]:
     """Returns (percent, nats) of the highest quantile of the engine gap that is reported; (0, NaN) without any."""
-    found = [QuantileKey.parse(key) for key in run.metric_keys()]
-    highest = max((key.percent for key in found if key is not None and key.distribution == "gap"), default=math.nan)
+    keys = [QuantileKey.parse(key) for key in run.metric_keys()]
+    highest = max((key.percent for key in keys if key is not None and key.distribution == "gap"), default=math.nan)
     gap = late_mean(run, str(QuantileKey("gap", highest)))
     return (highest, gap) if math.isfinite(gap) else (0.0, math.nan)
 

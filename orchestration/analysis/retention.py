@@ -31,10 +31,10 @@ class MatrixKey:
 
     @classmethod
     def parse(cls, key: str) -> "MatrixKey | None":
-        found = re.fullmatch(r"matrix/pass@(\d+)/(start|\d+)/(.+)", key)
-        if found is None:
+        match = re.fullmatch(r"matrix/pass@(\d+)/(start|\d+)/(.+)", key)
+        if match is None:
             return None
-        return cls(int(found[1]), None if found[2] == "start" else int(found[2]), found[3])
+        return cls(int(match[1]), None if match[2] == "start" else int(match[2]), match[3])
 
     def __str__(self) -> str:
         return f"matrix/pass@{self.k}/{'start' if self.stage is None else self.stage}/{self.env}"
@@ -49,8 +49,8 @@ class StageKey:
 
     @classmethod
     def parse(cls, key: str) -> "StageKey | None":
-        found = re.fullmatch(r"(area/reward|area/eval|entropy_change)/(\d+)", key)
-        return cls(found[1], int(found[2])) if found else None
+        match = re.fullmatch(r"(area/reward|area/eval|entropy_change)/(\d+)", key)
+        return cls(match[1], int(match[2])) if match else None
 
     def __str__(self) -> str:
         return f"{self.metric}/{self.stage}"
@@ -153,8 +153,8 @@ def matrix(rows: Sequence[Row], k: int) -> Retention | None:
 
 def passes(row: Row, k: int) -> dict[str, float]:
     """Returns environment -> pass@k at the first temperature."""
-    found = [(EvalKey.parse(key), value) for key, value in row.items() if math.isfinite(value)]
-    return {key.env: value for key, value in found if key is not None and (key.k, key.temperature) == (k, None)}
+    parsed = [(EvalKey.parse(key), value) for key, value in row.items() if math.isfinite(value)]
+    return {key.env: value for key, value in parsed if key is not None and (key.k, key.temperature) == (k, None)}
 
 
 def trained_in(row: Row) -> list[str]:
@@ -170,23 +170,23 @@ def boundaries(rows: Sequence[Row]) -> list[float]:
 
 def areas(rows: Sequence[Row]) -> list[Area]:
     """Computes the areas of every stage; NaN where a curve has no point."""
-    found = matrix(rows, 1)
-    if found is None:
+    retention = matrix(rows, 1)
+    if retention is None:
         return []
     out, edge = [], 0.0  # the iteration before the stage
-    for stage, envs in enumerate(found.trained):
-        mine = [row for row in rows if row.get("stage/index") == stage and row["iteration"] > 0]
-        rewards = [(row["iteration"], row.get("reward/mean", math.nan)) for row in mine]
+    for stage, envs in enumerate(retention.trained):
+        of_stage = [row for row in rows if row.get("stage/index") == stage and row["iteration"] > 0]
+        rewards = [(row["iteration"], row.get("reward/mean", math.nan)) for row in of_stage]
         scores = [
             (row["iteration"], mean(v for e, v in passes(row, 1).items() if e in envs))
             for row in rows
-            if edge <= row["iteration"] <= (mine[-1]["iteration"] if mine else edge)
+            if edge <= row["iteration"] <= (of_stage[-1]["iteration"] if of_stage else edge)
         ]
-        entropy = finite(row.get("entropy/exact", math.nan) for row in mine)
+        entropy = finite(row.get("entropy/exact", math.nan) for row in of_stage)
         start = mean(entropy[:START_ROWS])
         change = mean(entropy[-END_ROWS:]) / start - 1 if start > 0.0 else math.nan
         out.append(Area(height(rewards), change, height(scores)))
-        edge = mine[-1]["iteration"] if mine else edge
+        edge = of_stage[-1]["iteration"] if of_stage else edge
     return out
 
 
@@ -205,18 +205,18 @@ def stage_metrics(rows: Sequence[Row], k: int) -> dict[str, float]:
     `matrix/pass@1/0/add` is R[0][add], `matrix/pass@1/start/add` is b[add]. NaN where one does not exist."""
     out: dict[str, float] = {}
     for at in dict.fromkeys((1, k)):
-        found = matrix(rows, at)
-        if found is None:
+        retention = matrix(rows, at)
+        if retention is None:
             return {}
         out |= {
-            f"retained/pass@{at}": found.average,
-            f"backward/pass@{at}": found.backward_transfer,
-            f"forward/pass@{at}": found.forward_transfer,
-            f"forgetting/pass@{at}": found.forgetting,
+            f"retained/pass@{at}": retention.average,
+            f"backward/pass@{at}": retention.backward_transfer,
+            f"forward/pass@{at}": retention.forward_transfer,
+            f"forgetting/pass@{at}": retention.forgetting,
         }
-        for stage in range(-1, len(found.after)):
+        for stage in range(-1, len(retention.after)):
             after = None if stage < 0 else stage
-            out |= {str(MatrixKey(at, after, env)): found.at(stage, env) for env in found.environments}
+            out |= {str(MatrixKey(at, after, env)): retention.at(stage, env) for env in retention.environments}
     for stage, area in enumerate(areas(rows)):
         values = {"area/reward": area.reward, "area/eval": area.evaluation, "entropy_change": area.entropy_change}
         out |= {str(StageKey(metric, stage)): value for metric, value in values.items()}

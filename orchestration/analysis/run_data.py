@@ -76,8 +76,8 @@ class RunData:
 
 
 def _is_eval_of(key: str, env: str) -> bool:
-    found = EvalKey.parse(key)
-    return found.env == env if found is not None else EnvKey.parse(key) == EnvKey(DISTINCT, env)
+    parsed = EvalKey.parse(key)
+    return parsed.env == env if parsed is not None else EnvKey.parse(key) == EnvKey(DISTINCT, env)
 
 
 def load_run(run: Path) -> RunData:
@@ -103,8 +103,8 @@ def _parse_config(text: str, path: Path) -> Mapping[str, Any]:
 
 def over_envs(row: Row, family: str) -> float:
     """Averages a family of metrics, such as `keys.DISTINCT`, over the environments of a row."""
-    found = [(EnvKey.parse(key), value) for key, value in row.items()]
-    return mean(value for key, value in found if key is not None and key.family == family)
+    parsed = [(EnvKey.parse(key), value) for key, value in row.items()]
+    return mean(value for key, value in parsed if key is not None and key.family == family)
 
 
 def pass_curve(points: Sequence[EvalPoint], iteration: float) -> dict[int, float]:

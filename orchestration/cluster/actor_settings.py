@@ -72,10 +72,9 @@ def reward_model(term: RewardModelTerm) -> RewardModelSettings:
 
 
 def environment_specs(config: RunConfig) -> list[EnvSpec]:
-    """Returns the run's environments and, behind them, the one that scores the form of responses."""
+    """Returns the run's environments in the order that `Prompt.environment` counts in."""
     search_path, seed = catalog.module_path(), config.run.seed
-    environments = [EnvSpec(e.name, e.params, seed, search_path) for e in config.all_environments]
-    return [*environments, EnvSpec("envs.reward_terms.format_match:Form", {}, 0)]
+    return [EnvSpec(e.name, e.params, seed, search_path) for e in config.all_environments]
 
 
 def learner_stage(run: RunConfig, index: int) -> LearnerStage:

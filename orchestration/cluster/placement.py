@@ -1,4 +1,4 @@
-"""Resources: what a run asks for, whether the cluster has it. Pure but for `check`, which is told what the cluster has."""
+"""Computes the resources that a run asks for, and checks them against what the cluster has. Pure: Ray is asked elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestration.errors import PlacementError
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One actor and what it holds."""
+    """Describes one actor and the resources it holds."""
 
     role: str  # a kind and a number: "generator 0"
     cpus: float
@@ -23,7 +23,7 @@ class Slot:
 
 
 def plan(config: RunConfig) -> list[Slot]:
-    """Of every actor; a tensor-parallel generator holds all its GPUs."""
+    """Returns a slot for every actor; a tensor-parallel generator holds all its GPUs."""
     tp, model, judge = config.generators.tensor_parallel, config.rewards.model, config.judge_generator
     return [
         *(Slot(f"learner rank {r}", config.learner.cpus, config.learner.gpus) for r in range(config.learner.ranks)),
@@ -66,7 +66,7 @@ def check(slots: Sequence[Slot], cluster: Mapping[str, float], nodes: Sequence[M
 
 
 def _by_role(slots: Sequence[Slot], kind: str) -> dict[str, tuple[int, float]]:
-    """Role -> (how many, what they ask for together)."""
+    """Maps a role to (how many, what they ask for together)."""
     sums: dict[str, tuple[int, float]] = {}
     for slot in slots:
         role = slot.role.split()[0] + ("" if slot.role.startswith("learner") else "s")

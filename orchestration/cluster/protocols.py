@@ -16,7 +16,7 @@ class LearnerGroup(Protocol):
     """Trains: every rank of the learner behind one object. `actors.handles.RemoteLearner` is one."""
 
     async def train(self, batches: Sequence[RankBatch]) -> StepMetrics:
-        """Does one iteration on one batch per rank and returns its metrics, reduced over the ranks."""
+        """Runs one iteration on one batch per rank and returns its metrics, reduced over the ranks."""
         ...
 
     async def begin_stage(self, stage: LearnerStage) -> None: ...

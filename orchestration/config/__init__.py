@@ -5,6 +5,7 @@
 | checks.py          | rules between sections, each a pure function |
 | loader.py          | YAML, overrides at dotted keys, errors as sentences |
 | preflight.py       | whether what it names is there: models, environments, keys |
+| resume_rules.py    | whether a configuration can go on from another one's checkpoint |
 | reward_sections.py | the section `rewards`, composed of the terms' settings |
 | run_config.py      | RunConfig: all sections, and what follows from them |
 | sections.py        | the sections that belong to the conductor; the others are declared beside their readers |

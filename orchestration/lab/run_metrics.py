@@ -46,10 +46,10 @@ class PassKey:
 
     @classmethod
     def parse(cls, key: str) -> "PassKey | None":
-        found = re.fullmatch(r"pass@(\d+)(?:/T=([^/]+))?/(start|end|best)", key)
-        if found is None:
+        match = re.fullmatch(r"pass@(\d+)(?:/T=([^/]+))?/(start|end|best)", key)
+        if match is None:
             return None
-        return cls(int(found[1]), cast(When, found[3]), None if found[2] is None else float(found[2]))
+        return cls(int(match[1]), cast(When, match[3]), None if match[2] is None else float(match[2]))
 
     def __str__(self) -> str:
         heat = "" if self.temperature is None else f"/T={self.temperature:g}"
@@ -58,15 +58,15 @@ class PassKey:
 
 def pass_counts(metrics: Iterable[str]) -> set[int]:
     """Returns the k of every pass@k after training at the first temperature among these names."""
-    found = map(PassKey.parse, metrics)
-    return {key.k for key in found if key is not None and (key.when, key.temperature) == ("end", None)}
+    keys = map(PassKey.parse, metrics)
+    return {key.k for key in keys if key is not None and (key.when, key.temperature) == ("end", None)}
 
 
 def name_after_training(metric: str) -> str | None:
     """Returns the name that a value from before training has after it: "reward_start" -> "reward_end"; None for all others."""
-    found = PassKey.parse(metric)
-    if found is not None:
-        return str(replace(found, when="end")) if found.when == "start" else None
+    key = PassKey.parse(metric)
+    if key is not None:
+        return str(replace(key, when="end")) if key.when == "start" else None
     return {"entropy_start": "entropy_end", "reward_start": "reward_end", "distinct_start": "distinct_end"}.get(metric)
 
 
@@ -74,7 +74,7 @@ def run_metrics(run: RunData) -> dict[str, float]:
     """Returns every metric of the table above that the run has."""
     s, errors = summary_of(run), finite(target_errors(run))
     two_thirds = errors[len(errors) // 3 :]
-    found = {
+    metrics = {
         "entropy_start": s.entropy_start,
         "entropy_end": s.entropy_end,
         "entropy_change": s.entropy_change,
@@ -94,13 +94,13 @@ def run_metrics(run: RunData) -> dict[str, float]:
     }
     evals = run.evals()
     for heat in temperatures(run):
-        found |= _passes([p for p in evals if p.temperature == heat], heat)
-    found |= {str(PassKey(k, "start")): value for k, value in s.pass_at_start.items()}
-    found |= {str(PassKey(k, "end")): value for k, value in s.pass_at.items()}
+        metrics |= _passes([p for p in evals if p.temperature == heat], heat)
+    metrics |= {str(PassKey(k, "start")): value for k, value in s.pass_at_start.items()}
+    metrics |= {str(PassKey(k, "end")): value for k, value in s.pass_at.items()}
     if len({p.iteration for p in evals}) < 2:  # one evaluation says where the run ended, not where it began
-        found = {key: value for key, value in found.items() if not _is_first_evaluation(key)}
-    found |= stage_metrics(run.rows, max(s.pass_at, default=1))
-    return {key: value for key, value in found.items() if math.isfinite(value)}
+        metrics = {key: value for key, value in metrics.items() if not _is_first_evaluation(key)}
+    metrics |= stage_metrics(run.rows, max(s.pass_at, default=1))
+    return {key: value for key, value in metrics.items() if math.isfinite(value)}
 
 
 def temperatures(run: RunData) -> list[float]:
@@ -121,5 +121,5 @@ def _passes(points: Sequence[EvalPoint], temperature: float) -> dict[str, float]
 
 
 def _is_first_evaluation(key: str) -> bool:
-    found = PassKey.parse(key)
-    return found.when == "start" if found is not None else key == "distinct_start"
+    parsed = PassKey.parse(key)
+    return parsed.when == "start" if parsed is not None else key == "distinct_start"

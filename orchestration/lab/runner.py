@@ -26,14 +26,15 @@ from orchestration.lab.collect import ArmRuns, collect
 from orchestration.lab.grid import Cell, Grid, cells, load_grid, notes, to_yaml
 from orchestration.lab.lab_report import write_lab_report
 from orchestration.lab.tables import matrices, tables
-from orchestration.run.lifecycle import Job, conduct, connected, is_finished, prepare, signals
+from orchestration.run.lifecycle import Job, conduct, connected, prepare
+from orchestration.run.resume import is_finished
+from orchestration.run.stop import StopSignal, signals
 from orchestration.telemetry.keys import short_evals
 from orchestration.telemetry.sinks.jsonl import read_rows
 from orchestration.text import one_line
 
 if TYPE_CHECKING:
     from orchestration.cluster.cluster import Cluster
-    from orchestration.run.loop import StopSignal
 
 
 class LabError(IsentropeError):
@@ -154,8 +155,6 @@ def _checked(cell: Cell, progress: Progress, config: RunConfig, resume: bool) ->
 
 async def _work(todo: list[tuple[Cell, Job]], workers: int, progress: Progress) -> None:
     """Runs the jobs. Raises Stopped once every worker has checkpointed and ended."""
-    from orchestration.run.loop import StopSignal
-
     stop, queue = StopSignal(), list(reversed(todo))
     with signals(stop, progress.say):
         tasks = [asyncio.ensure_future(_worker(queue, progress, stop)) for _ in range(min(workers, len(todo)))]

@@ -1,8 +1,11 @@
-"""One run: the loop, and its life from configuration to exit.
+"""Runs one configuration: the loop, and what is around it from start to exit.
 
 | file | what |
 |---|---|
-| buffer.py    | finished groups, bounded, each with the age it may reach |
 | lifecycle.py | a run from its configuration to its exit |
-| loop.py      | the data flow of a run |
+| loop.py      | the training loop |
+| protocols.py | what the loop calls of the cluster and of the producer of batches |
+| resume.py    | the checkpoint that a run goes on from |
+| state.py     | what a checkpoint's state.json says of a run |
+| stop.py      | the signals that stop a run |
 """

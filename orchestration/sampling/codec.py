@@ -1,4 +1,4 @@
-"""A model's own tokenizer and chat template: of the policy, and of a judge."""
+"""Converts text to token ids with a model's own tokenizer and chat template: the policy's, and a judge's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestration.errors import ConfigError
 
 
 class HFCodec:
-    """Behind a rollout's Codec and a judge's JudgeCodec. transformers is imported where it is needed."""
+    """Implements a rollout's Codec and a judge's JudgeCodec on a Hugging Face tokenizer; imports transformers when it is built."""
 
     def __init__(self, folder: str | Path, chat_template: bool) -> None:
         from transformers import GenerationConfig
@@ -22,9 +22,8 @@ class HFCodec:
 
         self._impl = chat
         self.tokenizer: Any = chat.load_tokenizer(folder)
-        if not self.tokenizer(
-            "1 a"
-        ).input_ids:  # what transformers makes of a folder that has a config and no tokenizer
+        # transformers builds an empty tokenizer for a folder that has a config and no tokenizer files.
+        if not self.tokenizer("1 a").input_ids:
             raise ValueError("it has no vocabulary: put the model's tokenizer files beside its config.json")
         self._chat = chat_template and bool(self.tokenizer.chat_template)
         config = None
@@ -34,7 +33,7 @@ class HFCodec:
         self.stop_token_ids = chat.stop_token_ids(self.tokenizer, config)
 
     def save(self, folder: Path) -> None:
-        """Tokenizer and generation config: what the weights' own save leaves out."""
+        """Saves tokenizer and generation config, which the weights' own save leaves out."""
         self.tokenizer.save_pretrained(folder)
         if self._generation is not None:
             self._generation.save_pretrained(folder)
@@ -60,7 +59,7 @@ class HFCodec:
 
 
 def load_codec(key: str, path: str, chat_template: bool) -> HFCodec:
-    """Raises ConfigError, which names the key, for a model without a usable tokenizer."""
+    """Loads a tokenizer. Raises ConfigError, which names the configuration's `key`, for a model without a usable one."""
     try:
         return HFCodec(local(path), chat_template)
     except (OSError, ValueError) as error:
@@ -69,14 +68,14 @@ def load_codec(key: str, path: str, chat_template: bool) -> HFCodec:
 
 
 class Codecs(NamedTuple):
-    """Of the models of one run that are given text."""
+    """Holds the codecs of the models of one run that are given text."""
 
     policy: HFCodec
-    judge: HFCodec | None  # of generators that judge
+    judge: HFCodec | None  # None unless the run has generators that judge
 
 
 def load_codecs(config: RunConfig) -> Codecs:
-    """Raises ConfigError for a model without a usable tokenizer."""
+    """Loads the codecs of a run. Raises ConfigError for a model without a usable tokenizer."""
     judge = config.judge_generator
     return Codecs(
         load_codec("model.path", config.model.path, config.model.chat_template),

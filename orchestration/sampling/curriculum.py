@@ -1,7 +1,7 @@
-"""Which prompt comes next, and when the next stage does. Mixtures of environments by weight, one after the other; no torch.
+"""Chooses the next prompts, and when the next stage begins: mixtures of environments by weight, one after the other. No torch.
 
-Deterministic and resumable: the state is the stage, the place in it, the rewards its advance rule looks at, and how many prompts
-each environment has given in each stage; with adaptive difficulty also how many of them came again, and what is known of those
+Deterministic and resumable: the state is the stage, the iteration in it, the rewards its advance rule looks at, and how many
+prompts each environment has given in each stage; with adaptive difficulty also how many of them came again, and the counts of those
 that were tried.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from envs.base import Environment
@@ -17,42 +17,48 @@ from envs.types import Group, Prompt, Split
 from learner.batching import informative
 from orchestration.config.run_config import RunConfig
 from orchestration.config.sections import AdaptiveSection, AdvanceSection
-from orchestration.sampling.prompt_pool import Tried
+from orchestration.group_stats import mean_reward
+from orchestration.sampling.prompt_pool import PromptPool
 from orchestration.stats import mean
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Stage("sums", shares=(0.0, 0.75, 0.25), iterations=40): its environments are the second and the third of the run's."""
+    """Says in which proportion the run's environments are mixed, and when that ends.
+
+    Example: Stage("sums", shares=(0.0, 0.75, 0.25), iterations=40) mixes the second and the third environment of the run.
+    """
 
     name: str
     shares: tuple[float, ...]  # of the prompts, by environment of the run; they sum to 1
     iterations: int  # with a rule: at most
     advance: AdvanceSection | None = None
 
-    def over(self, iteration: int, rewards: Sequence[float]) -> bool:
-        """Whether the stage ends with its `iteration`-th. rewards: the mean training rewards of the last iterations up to it, as
-        many as the rule looks at."""
+    def ends_at(self, iteration: int, rewards: Sequence[float]) -> bool:
+        """Decides whether the stage ends with its `iteration`-th.
+
+        rewards: the mean training rewards of the last iterations up to it, as many as the rule looks at.
+        """
         if iteration >= self.iterations:
             return True
         rule = self.advance
         if rule is None or len(rewards) < rule.rewards:
             return False
-        late = mean(rewards[-rule.window :])
+        recent = mean(rewards[-rule.window :])
         if rule.reward is not None:
-            return late >= rule.reward
-        return late - mean(rewards[-2 * rule.window : -rule.window]) <= (rule.plateau or 0.0)
+            return recent >= rule.reward
+        return recent - mean(rewards[-2 * rule.window : -rule.window]) <= (rule.plateau or 0.0)
 
 
 def stages_of(config: RunConfig) -> list[Stage]:
-    """The stages of a run; without any, the run as its only one."""
-    everything = [(e.name, e.params) for e in config.all_environments]
+    """Lists the stages of a run; a run without any is its own only stage."""
+    environments = [(e.name, e.params) for e in config.all_environments]
 
     def stage(name: str, part: RunConfig, iterations: int, advance: AdvanceSection | None) -> Stage:
-        weights = [0.0] * len(everything)
-        for place, e in enumerate(part.environments):
-            # Without stages the list is the run's own, in which the same environment may stand twice.
-            weights[everything.index((e.name, e.params)) if config.stages else place] += e.weight
+        weights = [0.0] * len(environments)
+        for position, e in enumerate(part.environments):
+            # Without stages the list is the run's own, in which the same environment may be twice.
+            weights[environments.index((e.name, e.params)) if config.stages else position] += e.weight
         return Stage(name, tuple(w / sum(weights) for w in weights), iterations, advance)
 
     if not config.stages:
@@ -61,13 +67,15 @@ def stages_of(config: RunConfig) -> list[Stage]:
 
 
 class Curriculum:
-    """Within a stage, prompts in the proportion of its shares, as even as whole numbers allow (the environment furthest behind
-    its share is next). A finite training split is walked in a new order every pass. A prompt's index goes on counting over the
-    passes (splits wrap around) and over the stages, so that prompt keys, and with them request ids and seeds, are unique over
-    a run.
+    """Gives training prompts in the proportion of a stage's shares, and goes through the stages.
 
-    With adaptive difficulty some of an environment's prompts are ones it gave before, under the index of their first pass: the
-    walk over new ones waits meanwhile. Keys are then unique within an iteration, which is named in ids and seeds."""
+    The environment furthest behind its share is next, so that shares are kept as evenly as whole numbers allow. A finite training
+    split is walked in a new order every pass. A prompt's index goes on counting over the passes (splits wrap around) and over the
+    stages, so that prompt keys, and with them request ids and seeds, are unique over a run.
+
+    With adaptive difficulty some of an environment's prompts are ones it gave before, under the index of their first pass; the
+    walk over new ones waits meanwhile. Keys are then unique within an iteration, which is named in ids and seeds.
+    """
 
     def __init__(
         self,
@@ -82,57 +90,62 @@ class Curriculum:
         self.rewards: list[float] = []  # of the last of these
         self.given = [[0] * len(self.environments) for _ in self.stages]
         self._orders: dict[tuple[int, int], list[int]] = {}
-        self.tried = [Tried(adaptive) for _ in self.environments] if adaptive else []
-        self.again = [0] * len(self.environments)  # how many of an environment's prompts were not new
-        # Of this iteration: (environment, index) -> whether it came again.
+        self.pools = [PromptPool(adaptive) for _ in self.environments] if adaptive else []
+        self.revisits = [0] * len(self.environments)  # how many of an environment's prompts were not new
+        # Of this iteration: (environment, index) -> whether the prompt came again.
         self._drawn: dict[tuple[int, int], bool] = {}
 
     # --- stages ---------------------------------------------------------------------------------------------------------
 
     @property
     def stage(self) -> Stage:
+        """Returns the present stage."""
         return self.stages[self.index]
 
     @property
     def stage_ended(self) -> bool:
-        return self.stage.over(self.iteration, self.rewards)
+        """Says whether the present stage has had its last iteration."""
+        return self.stage.ends_at(self.iteration, self.rewards)
 
     @property
     def finished(self) -> bool:
+        """Says whether the last stage has had its last iteration."""
         return self.stage_ended and self.index + 1 == len(self.stages)
 
-    def observe(self, reward: float, groups: Sequence[tuple[int, Group]] = ()) -> dict[str, float]:
-        """An iteration of the stage was done; its mean training reward, and all groups with their environments' indices. Returns
-        metrics."""
+    def observe(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Counts an iteration of the stage, given all of its groups, one at least. Returns the metrics adaptive/..."""
         self.iteration += 1
-        seen = 0 if self.stage.advance is None else self.stage.advance.rewards
-        self.rewards = [*self.rewards, reward][-seen:] if seen else []
-        metrics = self._learn(groups) if self.tried else {}
+        needed = 0 if self.stage.advance is None else self.stage.advance.rewards
+        self.rewards = [*self.rewards, mean_reward(groups)][-needed:] if needed else []
+        metrics = self._learn(groups) if self.pools else {}
         self._drawn.clear()
         return metrics
 
-    def _learn(self, groups: Sequence[tuple[int, Group]]) -> dict[str, float]:
-        for tried in self.tried:
-            tried.age()
-        teaching: dict[bool, list[bool]] = {False: [], True: []}  # by whether the prompt came again
-        for i, group in groups:
-            task, verdicts = self._task(i, group.prompt.index), [t.verdict for t in group.trajectories]
+    def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Updates the prompt pools. Returns the metrics adaptive/..."""
+        for pool in self.pools:
+            pool.decay()
+        informed: dict[bool, list[bool]] = {False: [], True: []}  # by whether the prompt came again
+        for group in groups:
+            i, index = group.prompt.environment, group.prompt.index
+            verdicts = [t.verdict for t in group.trajectories]
             right = sum(v.status.scored and v.correct for v in verdicts)
-            self.tried[i].learn(task, right, sum(v.status.scored for v in verdicts) - right)
-            teaching[self._drawn.get((i, group.prompt.index), False)].append(informative(group))
-        again, everything = teaching[True], teaching[True] + teaching[False]
-        metrics = {"adaptive/known": float(sum(len(self.tried[i].known) for i in self._mine))}
+            self.pools[i].learn(self._task(i, index), right, sum(v.status.scored for v in verdicts) - right)
+            informed[self._drawn.get((i, index), False)].append(informative(group))
+        revisited, every = informed[True], informed[True] + informed[False]
+        pools = [self.pools[i] for i in self._in_stage]
+        metrics = {"adaptive/known": float(sum(len(pool.counts) for pool in pools))}
         if metrics["adaptive/known"]:
-            metrics["adaptive/solved"] = mean(self.tried[i].solved(t) for i in self._mine for t in self.tried[i].known)
-        if everything:
-            metrics["adaptive/revisited"] = len(again) / len(everything)
-            metrics["adaptive/informative"] = mean(everything)
-        if again:
-            metrics["adaptive/informative_again"] = mean(again)
+            metrics["adaptive/solved"] = mean(pool.solve_rate(task) for pool in pools for task in pool.counts)
+        if every:
+            metrics["adaptive/revisited"] = len(revisited) / len(every)
+            metrics["adaptive/informative"] = mean(every)
+        if revisited:
+            metrics["adaptive/informative_again"] = mean(revisited)
         return metrics
 
     def advance(self) -> None:
-        """Into the next stage. Raises ValueError where there is none, or the stage has not ended."""
+        """Goes over to the next stage. Raises ValueError where there is none, or the stage has not ended."""
         if not self.stage_ended or self.finished:
             raise ValueError(
                 f"stage {self.index} of {len(self.stages)}, '{self.stage.name}', is at iteration {self.iteration} of "
@@ -142,38 +155,41 @@ class Curriculum:
 
     # --- prompts --------------------------------------------------------------------------------------------------------
 
-    def next(self, count: int) -> list[tuple[int, Prompt]]:
-        """(environment index, prompt) of the next `count` training prompts of the stage."""
+    def next(self, count: int) -> list[Prompt]:
+        """Draws the next `count` training prompts of the stage."""
         return [self._next() for _ in range(count)]
 
-    def _next(self) -> tuple[int, Prompt]:
+    def _next(self) -> Prompt:
         shares, given = self.stage.shares, self.given[self.index]
         total = sum(given) + 1
-        i = max(self._mine, key=lambda k: (shares[k] * total - given[k], -k))
-        turn = sum(stage[i] for stage in self.given)
+        i = max(self._in_stage, key=lambda k: (shares[k] * total - given[k], -k))
+        ordinal = sum(stage[i] for stage in self.given)
         given[i] += 1
-        index = self._again(i, turn)
-        again = index is not None
-        self.again[i] += again
+        index = self._revisit(i, ordinal)
+        revisited = index is not None
+        self.revisits[i] += revisited
         if index is None:
-            index = self._index(i, turn - self.again[i])
-        self._drawn[i, index] = again
-        return i, self.environments[i].prompt("train", index)
+            index = self._index(i, ordinal - self.revisits[i])
+        self._drawn[i, index] = revisited
+        return self._prompt(i, "train", index)
+
+    def _prompt(self, i: int, split: Split, index: int) -> Prompt:
+        return replace(self.environments[i].prompt(split, index), environment=i)
 
     @property
-    def _mine(self) -> list[int]:
+    def _in_stage(self) -> list[int]:
         """Environments of the stage. One of another stage has no share: never ahead of one that has, whatever the rounding."""
         return [k for k, share in enumerate(self.stage.shares) if share > 0]
 
-    def _again(self, i: int, turn: int) -> int | None:
-        """A prompt of environment i that was tried before, as its `turn`-th; None: a new one."""
-        if not self.tried:
+    def _revisit(self, i: int, ordinal: int) -> int | None:
+        """The index of a prompt of environment i that was tried before, for its `ordinal`-th draw; None: take a new one."""
+        if not self.pools:
             return None
         drawn = {self._task(i, index) for k, index in self._drawn if k == i}
-        return self.tried[i].again(random.Random(f"{self.seed}/{i}/{turn}/again"), drawn)
+        return self.pools[i].draw(random.Random(f"{self.seed}/{i}/{ordinal}/again"), drawn)
 
     def _task(self, i: int, index: int) -> int:
-        """What a prompt asks: its index, in a finite split its place."""
+        """The number of the task that a prompt asks: in a finite split, which wraps around, its position in the split."""
         size = self.environments[i].size("train")
         return index if size is None else index % size
 
@@ -188,33 +204,34 @@ class Curriculum:
             self._orders = {key: v for key, v in self._orders.items() if key[0] != i} | {(i, epoch): order}
         return epoch * size + self._orders[i, epoch][offset]
 
-    def held_out(self, split: Split, count: int) -> list[tuple[int, Prompt]]:
-        """The first `count` prompts of a split, of every environment of every stage; the same at every evaluation."""
-        out = []
+    def held_out(self, split: Split, count: int) -> list[Prompt]:
+        """Lists the first `count` prompts of a split of every environment of every stage: the same at every evaluation."""
+        prompts: list[Prompt] = []
         for i, env in enumerate(self.environments):
             size = env.size(split)
-            out += [(i, env.prompt(split, k)) for k in range(count if size is None else min(count, size))]
-        return out
+            prompts += [self._prompt(i, split, k) for k in range(count if size is None else min(count, size))]
+        return prompts
 
     # --- state ----------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns a copy of the state, made of JSON values."""
         return {
             "stage": self.index,
             "iteration": self.iteration,
             "rewards": list(self.rewards),
             "given": [list(counts) for counts in self.given],
-            **({"again": list(self.again), "tried": [t.state() for t in self.tried]} if self.tried else {}),
+            **({"again": list(self.revisits), "tried": [p.state() for p in self.pools]} if self.pools else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Of the same run, which may have been given more stages and environments since, after those it had."""
+        """Restores the state of the same run, which may have been given more stages and environments since, after those it had."""
         self.index, self.iteration = int(state["stage"]), int(state["iteration"])
         self.rewards = [float(r) for r in state["rewards"]]
-        for mine, counts in zip(self.given, state["given"], strict=False):
-            mine[:] = [*counts, *[0] * (len(mine) - len(counts))]
-        again = [int(n) for n in state.get("again", [])]
-        self.again = [*again, *[0] * (len(self.environments) - len(again))]
-        for k, tried in enumerate(self.tried):
-            tried.load(state["tried"][k] if k < len(again) else [])
+        for given, counts in zip(self.given, state["given"], strict=False):
+            given[:] = [*counts, *[0] * (len(given) - len(counts))]
+        revisits = [int(n) for n in state.get("again", [])]
+        self.revisits = [*revisits, *[0] * (len(self.environments) - len(revisits))]
+        for k, pool in enumerate(self.pools):
+            pool.load(state["tried"][k] if k < len(revisits) else [])
         self._drawn.clear()  # states are of whole iterations

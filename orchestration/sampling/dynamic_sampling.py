@@ -1,8 +1,8 @@
-"""Dynamic sampling: which of an iteration's groups are trained on, and whether more are generated. Pure but for the awaiting.
+"""Decides which of an iteration's groups are trained on, and whether more are generated. Pure, but for what it awaits.
 
 DAPO, arXiv 2503.14476, sec. 3.2: a group whose responses all have the same reward has no advantage, and a batch with many of
-them has a small and noisy gradient. `filter` leaves them out of the update; `refill` also generates others in their place. In
-rounds, each of as many prompts as informative groups are missing: none that teaches is thrown away, and the number of rounds is
+them has a small and noisy gradient. `filter` leaves them out of the update; `refill` also generates others in their place, in
+rounds, each of as many prompts as informative groups are missing: no informative group is discarded, and the number of rounds is
 bounded. Which prompts come follows from the curriculum's position and from what was sampled before, hence from the run's seed.
 """
 
@@ -16,32 +16,38 @@ from envs.types import Group, Prompt, Trajectory
 from learner.batching import informative
 from orchestration.config.sections import BatchSection
 
-Drawn = list[tuple[int, Prompt]]  # (environment index, prompt)
-DrawFn = Callable[[int], Drawn]
-CollectFn = Callable[[Drawn], Awaitable[tuple[list[Group], dict[str, float]]]]  # groups in order, seconds by kind
+DrawFn = Callable[[int], list[Prompt]]
+CollectFn = Callable[
+    [list[Prompt]], Awaitable[tuple[list[Group], dict[str, float]]]
+]  # groups in order, seconds by kind
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The groups of one iteration, every one that was generated, in order, and what is done with them."""
+    """Holds every group that an iteration generated, in order, and which of them are trained on.
 
-    environments: list[int]  # index of each group's environment
+    kept     one for each group: whether it is trained on
+    seconds  by kind of work: "generate", "verify"
+    """
+
     groups: list[Group]
-    kept: list[bool]  # whether the group is trained on
+    kept: list[bool]
     rounds: int
     seconds: dict[str, float]
 
     @property
     def trained(self) -> list[Group]:
+        """Lists the groups that are trained on."""
         return [g for g, keep in zip(self.groups, self.kept, strict=True) if keep]
 
     @property
     def measured(self) -> list[Trajectory]:
-        """Responses that are not trained on."""
+        """Lists the trajectories that are not trained on; entropy is measured on them all the same."""
         return [t for g, keep in zip(self.groups, self.kept, strict=True) if not keep for t in g.trajectories]
 
     def metrics(self) -> dict[str, float]:
-        dropped = Counter(verdict(g) for g, keep in zip(self.groups, self.kept, strict=True) if not keep)
+        """Returns the metrics dynamic/..."""
+        dropped = Counter(dropped_because(g) for g, keep in zip(self.groups, self.kept, strict=True) if not keep)
         return {
             "dynamic/rounds": float(self.rounds),
             "dynamic/generated": float(len(self.groups)),
@@ -53,7 +59,7 @@ class Sampled:
         }
 
     def nothing_left(self) -> str:
-        """A sentence for an iteration that trains on nothing."""
+        """Describes, in a sentence, an iteration that trains on nothing."""
         m = self.metrics()
         return (
             f"none of {len(self.groups)} groups in {self.rounds} rounds has responses of different reward ("
@@ -62,28 +68,25 @@ class Sampled:
         )
 
 
-def verdict(group: Group) -> str:
-    """What a group without advantages is: "all right", "all wrong", or "other": too few scored, or of one reward by chance."""
-    scored = {t.verdict.correct for t in group.trajectories if t.verdict.status.scored}
-    if sum(t.verdict.status.scored for t in group.trajectories) < 2 or len(scored) != 1:
+def dropped_because(group: Group) -> str:
+    """Classifies a group without advantages: "all right", "all wrong", or "other" (too few scored, or equal rewards by chance)."""
+    correct = {t.verdict.correct for t in group.trajectories if t.verdict.status.scored}
+    if sum(t.verdict.status.scored for t in group.trajectories) < 2 or len(correct) != 1:
         return "other"
-    return "all right" if scored == {True} else "all wrong"
+    return "all right" if correct == {True} else "all wrong"
 
 
 async def sample(batch: BatchSection, draw: DrawFn, collect: CollectFn) -> Sampled:
-    """One iteration's groups: batch.prompts of them, or, with refill, until so many are informative or the rounds are used up."""
+    """Generates an iteration's groups: batch.prompts, or with refill until so many are informative or the rounds are used up."""
     dynamic = batch.dynamic
-    environments: list[int] = []
     groups: list[Group] = []
     kept: list[bool] = []
     seconds: Counter[str] = Counter()
     rounds = 0
     while rounds == 0 or (dynamic.kind == "refill" and rounds < dynamic.max_rounds and sum(kept) < batch.prompts):
-        prompts = draw(batch.prompts - sum(kept))
-        found, spent = await collect(prompts)
-        environments += [environment for environment, _ in prompts]
-        groups += found
-        kept += [dynamic.kind == "none" or informative(group) for group in found]
-        seconds.update(spent)
+        collected, took = await collect(draw(batch.prompts - sum(kept)))
+        groups += collected
+        kept += [dynamic.kind == "none" or informative(group) for group in collected]
+        seconds.update(took)
         rounds += 1
-    return Sampled(environments, groups, kept, rounds, dict(seconds))
+    return Sampled(groups, kept, rounds, dict(seconds))

@@ -1,4 +1,4 @@
-"""From the recipe's `rewards` to the callable that gives responses their reward."""
+"""Builds, from the recipe's `rewards`, the function that gives responses their reward."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from actors.rewards.composite import (
     RewardFunction,
     ScoreFn,
     Term,
-    asked_term,
-    form_request,
+    format_request,
     last_response,
     length_term,
     overlong_term,
+    scored_term,
 )
 from actors.rewards.endpoint import Endpoint
 from actors.rewards.judge import Judge, JudgeBackend
 from actors.rewards.judge_generators import Generators
 from actors.rollout import GenerateFn
-from envs.base import Environment
+from envs.base import Environment, HasForm
 from orchestration.config.reward_sections import JudgeTerm
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import ConfigError
@@ -28,22 +28,23 @@ from orchestration.sampling.codec import HFCodec
 
 
 def make_judge(config: RunConfig, codec: HFCodec | None, generate: GenerateFn) -> Judge | None:
-    """The language model of rewards.judge. Of generators that judge, where the run has them: their codec, and `generate`.
+    """Builds the language-model judge of rewards.judge, if the recipe has one.
 
+    codec, generate: of the run's own judge generators, where it has them; otherwise an endpoint is asked.
     Raises ConfigError for a cache_file that cannot be one.
     """
     term = config.rewards.judge
     if term is None:
         return None
-    speaker = _speaker(term, codec, generate)
+    backend = _judge_backend(term, codec, generate)
     try:
-        return Judge(term, speaker)
+        return Judge(term, backend)
     except OSError as error:
         cache = Path(term.cache_file or "").expanduser()
         raise ConfigError(f"rewards.judge.cache_file {cache} cannot be used: {error}") from None
 
 
-def _speaker(term: JudgeTerm, codec: HFCodec | None, generate: GenerateFn) -> JudgeBackend:
+def _judge_backend(term: JudgeTerm, codec: HFCodec | None, generate: GenerateFn) -> JudgeBackend:
     if (g := term.generator) is not None and codec is not None:
         return Generators(g.path, generate, codec, g.max_model_len)
     if term.url is None or term.model is None:
@@ -51,7 +52,11 @@ def _speaker(term: JudgeTerm, codec: HFCodec | None, generate: GenerateFn) -> Ju
     return Endpoint(term, os.environ.get(term.api_key_env or ""))
 
 
-def compose(
+def _form(environment: Environment) -> str:
+    return environment.form if isinstance(environment, HasForm) else ""
+
+
+def make_reward_function(
     config: RunConfig,
     environments: Sequence[Environment],
     *,
@@ -60,9 +65,9 @@ def compose(
     judge: ScoreFn | None,
     on_event: Callable[[str], None],
 ) -> RewardFunction | None:
-    """None where the reward is the environment's own and nothing is measured beside it.
+    """Builds the reward function; returns None where the reward is the environment's own and nothing is measured beside it.
 
-    verify: of the verifiers, which have Form behind the run's environments; model: of the reward models; judge: the language model.
+    verify, model, judge: score requests on the verifiers, the reward models and the language-model judge.
     """
     rewards = config.rewards
     if rewards.plain:
@@ -71,12 +76,12 @@ def compose(
     if (t := rewards.length) is not None:
         terms.append(length_term(t))
     if (t := rewards.format) is not None:
-        forms = [t.pattern if t.pattern is not None else getattr(e, "form", "") for e in environments]
-        terms.append(asked_term("format", t.weight, verify, form_request(forms, len(environments))))
+        patterns = [t.pattern if t.pattern is not None else _form(e) for e in environments]
+        terms.append(scored_term("format", t.weight, verify, format_request(patterns)))
     if (t := rewards.overlong) is not None:
         terms.append(overlong_term(t))
     if (t := rewards.model) is not None:
-        terms.append(asked_term("model", t.weight, model, last_response))
+        terms.append(scored_term("model", t.weight, model, last_response))
     if (t := rewards.judge) is not None and judge is not None:
-        terms.append(asked_term("judge", t.weight, judge, last_response))
+        terms.append(scored_term("judge", t.weight, judge, last_response))
     return RewardFunction(rewards.verdict, terms, on_event)

@@ -1,4 +1,4 @@
-"""Many rollouts at once: prompts -> groups, with the clocks and the bars a person watches."""
+"""Plays many rollouts at once, prompts to groups, and measures how long generators and verifiers were busy."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from envs.types import Group, Observation, Prompt, Verdict
 from orchestration.config.run_config import RunConfig
 from orchestration.sampling.codec import HFCodec
 
+StageFn = Callable[[str, float, float], None]  # name of a stage, how much of it is done, how much there is
+
 
 class BusyClock:
-    """Wall time during which at least one call of a kind was under way; kinds overlap, so they need not add up."""
+    """Measures the wall time during which at least one call of a kind was under way; kinds overlap, so they need not add up."""
 
     def __init__(self) -> None:
         self._under_way = 0
@@ -39,9 +41,9 @@ class BusyClock:
 
 
 class Rollouts:
-    """`collect` consumes prompts, waits for generators and verifiers, returns groups in the order of the prompts.
+    """Turns prompts into groups on the run's generators and verifiers, in the order of the prompts.
 
-    composite: what the reward is made of beside the environment's verdict; None for that alone.
+    reward: adds the terms of a reward to the environment's verdict; None where the verdict is all.
     """
 
     def __init__(
@@ -50,35 +52,59 @@ class Rollouts:
         generators: GeneratorPool,
         verifiers: VerifierPool,
         codec: HFCodec,
-        stage: Callable[[str, float, float], None],
-        composite: RewardFunction | None = None,
+        stage: StageFn,
+        reward: RewardFunction | None = None,
     ) -> None:
-        self._composite = composite
         self._config, self._codec, self._stage = config, codec, stage
-        self._generators, self._verifiers = generators, verifiers
+        self._generators, self._verifiers, self._reward = generators, verifiers, reward
 
     def render(self, prompt: Prompt) -> tuple[int, ...]:
-        """The prompt's token ids, as they go to the generators."""
+        """Returns the prompt's token ids, as they go to the generators."""
         return self._codec.render(prompt.messages)
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Beside the weights, so that the folder serves by itself."""
+        """Saves the tokenizer beside the weights, so that the folder can be served by itself."""
         self._codec.save(folder)
 
     async def collect(
         self,
-        prompts: Sequence[tuple[int, Prompt]],
+        prompts: Sequence[Prompt],
         sampling: SamplingSettings,
         *,
         responses: int,
         temperature: float,
         stamp: str,
-        bars: bool = True,
-        composed: bool = True,
+        progress: bool = True,
+        with_terms: bool = True,
     ) -> tuple[list[Group], dict[str, float]]:
-        """prompts: (environment index, prompt); `temperature` takes the place of that of `sampling`; composed=False leaves the
-        environment's verdicts as they are. Beside the groups: seconds spent in `generate` and in `verify`."""
-        settings = RolloutSettings(
+        """Samples and scores `responses` trajectories of each prompt; returns the groups, and the seconds by kind of work.
+
+        temperature  replaces that of `sampling`
+        stamp        names the pass in request ids and seeds: "iteration 3"
+        progress     shows the pass as the stages generate and verify
+        with_terms   False leaves the environment's verdicts as they are
+        """
+        measured = _MeasuredPass(
+            self._generators,
+            self._verifiers,
+            self._stage if progress else None,
+            total=len(prompts) * responses,
+        )
+        rollout = partial(
+            rollout_group,
+            generate=measured.generate,
+            score=measured.score,
+            codec=self._codec,
+            settings=self._settings(sampling, responses, temperature),
+            stamp=stamp,
+            reward=partial(measured.reward, self._reward) if self._reward is not None and with_terms else None,
+            release=self._verifiers.release,
+        )
+        groups = await asyncio.gather(*(rollout(prompt) for prompt in prompts))
+        return list(groups), measured.seconds
+
+    def _settings(self, sampling: SamplingSettings, responses: int, temperature: float) -> RolloutSettings:
+        return RolloutSettings(
             sampling=sampling,
             responses=responses,
             max_model_len=self._config.generators.max_model_len,
@@ -86,43 +112,45 @@ class Rollouts:
             stop_token_ids=self._codec.stop_token_ids,
             temperature=temperature,
         )
-        total = len(prompts) * responses
-        clocks = {"generate": BusyClock(), "verify": BusyClock()}
-        done = {"generate": 0, "verify": 0}
 
-        def advance(name: str, count: int) -> None:
-            done[name] += count
-            if bars:
-                self._stage(name, min(done[name], total), total)
 
-        async def generate(requests: Sequence[Request]) -> list[Completion]:
-            with clocks["generate"]:
-                completions = await self._generators.generate(requests)
-            advance("generate", len(requests))
-            return completions
+class _MeasuredPass:
+    """Passes the calls of one `collect` on, with clocks around them and, given `show`, their progress out of `total` responses."""
 
-        async def score(request: ScoreRequest) -> Observation | Verdict:
-            with clocks["verify"]:
-                result = await self._verifiers.score(request)
-            advance("verify", int(isinstance(result, Verdict)))
-            return result
+    def __init__(
+        self,
+        generators: GeneratorPool,
+        verifiers: VerifierPool,
+        show: StageFn | None,
+        total: int,
+    ) -> None:
+        self._generators, self._verifiers = generators, verifiers
+        self._show, self._total = show, total
+        self._clocks = {"generate": BusyClock(), "verify": BusyClock()}
+        self._done = {"generate": 0, "verify": 0}
+        self._advance("generate", 0)
 
-        composite = self._composite if composed else None
+    @property
+    def seconds(self) -> dict[str, float]:
+        return {name: clock.seconds for name, clock in self._clocks.items()}
 
-        async def reward(ended: FinishedTrajectory) -> Verdict:
-            with clocks["verify"]:
-                return ended.trajectory.verdict if composite is None else await composite(ended)
+    def _advance(self, name: str, count: int) -> None:
+        self._done[name] += count
+        if self._show is not None:
+            self._show(name, min(self._done[name], self._total), self._total)
 
-        advance("generate", 0)
-        rollout = partial(
-            rollout_group,
-            generate=generate,
-            score=score,
-            codec=self._codec,
-            settings=settings,
-            stamp=stamp,
-            reward=reward,
-            release=self._verifiers.release,
-        )
-        groups = await asyncio.gather(*(rollout(prompt, env) for env, prompt in prompts))
-        return list(groups), {name: clock.seconds for name, clock in clocks.items()}
+    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        with self._clocks["generate"]:
+            completions = await self._generators.generate(requests)
+        self._advance("generate", len(requests))
+        return completions
+
+    async def score(self, request: ScoreRequest) -> Observation | Verdict:
+        with self._clocks["verify"]:
+            result = await self._verifiers.score(request)
+        self._advance("verify", int(isinstance(result, Verdict)))
+        return result
+
+    async def reward(self, function: RewardFunction, finished: FinishedTrajectory) -> Verdict:
+        with self._clocks["verify"]:
+            return await function(finished)

@@ -50,7 +50,7 @@ class Alarms:
                 check += f" and held-out pass@1 by {row['drift/held_out']:+.3g}"
             return (
                 f"the reward may be gamed: since the start it rose by {row['drift/reward']:.3g} while {check}, for {PATIENCE} "
-                "iterations: read samples.jsonl, and weigh the terms of the reward anew"
+                "iterations: read samples.jsonl, and reconsider the weights of the reward"
             )
         if name == "longer":
             way = "longer" if row["drift/length"] > 0 else "shorter"

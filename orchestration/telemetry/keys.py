@@ -231,8 +231,8 @@ def lookup(key: str) -> tuple[str, dict[str, str]] | None:
         # A family's own name is a pattern: "reward/{env}" is never reported.
         return None if "{" in key else (key, {})
     for pattern, regex in _FAMILIES.items():
-        if found := regex.fullmatch(key):
-            return pattern, found.groupdict()
+        if match := regex.fullmatch(key):
+            return pattern, match.groupdict()
     return None
 
 
@@ -351,9 +351,9 @@ def short_evals(row: Mapping[str, float]) -> dict[str, float]:
     """
     out = {}
     for key, value in row.items():
-        found = EvalKey.parse(key)
-        if found is not None and found.temperature is None:
-            out[f"{found.env}/{found.metric}"] = value
-        elif (other := EnvKey.parse(key)) is not None and other.family == DISTINCT:
-            out[f"{other.env}/distinct_correct"] = value
+        pass_key = EvalKey.parse(key)
+        if pass_key is not None and pass_key.temperature is None:
+            out[f"{pass_key.env}/{pass_key.metric}"] = value
+        elif (env_key := EnvKey.parse(key)) is not None and env_key.family == DISTINCT:
+            out[f"{env_key.env}/distinct_correct"] = value
     return out

@@ -34,10 +34,10 @@ class RewardHackingMonitor:
         if row.get("stage/index", 0.0) != self._stage:
             self._begin_stage(row["stage/index"])
         for key, value in row.items():
-            found = EvalKey.parse(key)
-            if found is not None and found.k == 1 and found.temperature is None:
-                self._now[found.env] = value
-                self._before.setdefault(found.env, value)
+            parsed = EvalKey.parse(key)
+            if parsed is not None and parsed.k == 1 and parsed.temperature is None:
+                self._now[parsed.env] = value
+                self._before.setdefault(parsed.env, value)
         if "reward/mean" not in row:  # an evaluation alone
             return {}
         # With terms the environment's verdict is one of them; without, the reward is the verdict, and what counts is the check.

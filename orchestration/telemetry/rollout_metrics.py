@@ -1,4 +1,4 @@
-"""What an iteration's responses say: their part of the row of metrics, and the samples that are kept. Pure."""
+"""Computes the metrics of an iteration's responses, and picks the samples that are kept. Pure."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 from envs.types import Group, Status, Trajectory, Verdict
 from learner.batching import no_signal
-from orchestration.sampling.evaluation import by_env, distinct
+from orchestration.group_stats import by_env, distinct_solutions, mean_reward, scored_rewards
 from orchestration.telemetry.sinks.base import Sample
 
 
-def describe(groups: Sequence[Group], trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Rewards, their terms, lengths and statuses of an iteration's responses; by environment too."""
-    rewards = _rewards([t.verdict for t in trajectories])
+def describe(groups: Sequence[Group]) -> dict[str, float]:
+    """Returns rewards, their terms, lengths and statuses of an iteration's responses, over all of them and by environment."""
+    trajectories = [t for g in groups for t in g.trajectories]
+    rewards = scored_rewards(t.verdict for t in trajectories)
     lengths = [t.response_tokens for t in trajectories]
-    mean = sum(rewards) / len(rewards)
+    mean = mean_reward(groups)
     row = {
         "reward/mean": mean,
         "reward/std": (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5,
@@ -23,32 +24,33 @@ def describe(groups: Sequence[Group], trajectories: Sequence[Trajectory]) -> dic
         "response/length_mean": sum(lengths) / len(lengths),
         "response/length_max": float(max(lengths)),
         "responses/distinct": sum(len({t.texts for t in g.trajectories}) for g in groups) / len(groups),
-        "responses/distinct_correct": sum(distinct(g) for g in groups) / len(groups),
+        "responses/distinct_correct": sum(distinct_solutions(g) for g in groups) / len(groups),
     }
     for status in Status:
         row[f"status/{status}"] = sum(t.verdict.status is status for t in trajectories) / len(trajectories)
     row |= _terms([t.verdict for t in trajectories])
     for env, members in by_env(groups).items():
-        verdicts = [t.verdict for g in members for t in g.trajectories]
-        rewards = _rewards(verdicts)
-        row[f"reward/{env}"] = sum(rewards) / len(rewards)
-        row[f"correct/{env}"] = sum(v.correct for v in verdicts) / len(verdicts)
-        row[f"response/length/{env}"] = sum(t.response_tokens for g in members for t in g.trajectories) / len(verdicts)
-        row[f"groups/no_signal/{env}"] = float(no_signal(members))
-        row |= {f"{key}/{env}": value for key, value in _terms(verdicts).items()}
-        for status in Status:
-            row[f"status/{status}/{env}"] = sum(v.status is status for v in verdicts) / len(verdicts)
+        row |= _of_environment(env, members)
     return row
 
 
-def _rewards(verdicts: Sequence[Verdict]) -> list[float]:
-    """Of the responses that were scored; where none was, of all: 0. An outage of a judge is no fall of the reward."""
-    return [v.reward for v in verdicts if v.status.scored] or [v.reward for v in verdicts]
+def _of_environment(env: str, groups: Sequence[Group]) -> dict[str, float]:
+    verdicts = [t.verdict for g in groups for t in g.trajectories]
+    row = {
+        f"reward/{env}": mean_reward(groups),
+        f"correct/{env}": sum(v.correct for v in verdicts) / len(verdicts),
+        f"response/length/{env}": sum(t.response_tokens for g in groups for t in g.trajectories) / len(verdicts),
+        f"groups/no_signal/{env}": float(no_signal(groups)),
+    }
+    row |= {f"{key}/{env}": value for key, value in _terms(verdicts).items()}
+    for status in Status:
+        row[f"status/{status}/{env}"] = sum(v.status is status for v in verdicts) / len(verdicts)
+    return row
 
 
 def _terms(verdicts: Sequence[Verdict]) -> dict[str, float]:
     """Each term's mean over the responses that have it: one that failed has no value, which is not 0."""
-    row = {}
+    row: dict[str, float] = {}
     for name in dict.fromkeys(name for v in verdicts for name in v.terms):
         values = [v.terms[name] for v in verdicts if name in v.terms]
         row[f"term/{name}"] = sum(values) / len(values)
@@ -56,7 +58,7 @@ def _terms(verdicts: Sequence[Verdict]) -> dict[str, float]:
 
 
 def samples(iteration: int, trajectories: Sequence[Trajectory], count: int) -> list[Sample]:
-    """`count` responses, spread over the batch; the last one's text where there are several turns."""
+    """Picks `count` trajectories, spread over the batch, for samples.jsonl; the responses of several turns are joined."""
     step = max(1, len(trajectories) // count) if count else 1
     return [
         {

@@ -314,7 +314,7 @@ def test_a_drain_ends_when_its_member_dies_and_an_idle_member_leaves_at_once() -
 
 
 def ask(session: str, responses: int = 1) -> ScoreRequest:
-    return ScoreRequest(session, 0, make_prompt(), ("x",) * responses)
+    return ScoreRequest(session, make_prompt(), ("x",) * responses)
 
 
 def verifiers(*members: FakeVerifierMember) -> tuple[VerifierPool, list[str]]:
@@ -369,7 +369,6 @@ def test_a_pool_forgets_sessions_that_a_limit_ended(limit: dict[str, Any], room:
         ticks = iter(range(10**6))
         group = await rollout_group(
             make_prompt(),
-            0,
             generate,
             pool.score,
             FakeCodec(),
@@ -392,7 +391,7 @@ def test_a_pool_forgets_sessions_whose_rollout_was_cancelled_though_their_verifi
         pool, _ = verifiers(*members)
         generate = generators(FakeGeneratorMember("g0"))[0].generate
         parts = (generate, pool.score, FakeCodec(), settings, "s")
-        rollout = asyncio.ensure_future(rollout_group(make_prompt(), 0, *parts, release=pool.release))
+        rollout = asyncio.ensure_future(rollout_group(make_prompt(), *parts, release=pool.release))
         while not members[0].batches:
             await asyncio.sleep(0)
         rollout.cancel()

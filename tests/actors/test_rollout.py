@@ -48,7 +48,8 @@ class Stage:
         limits = {key: value for key, value in changes.items() if key in SamplingSettings.model_fields}
         rest = {key: value for key, value in changes.items() if key not in limits}
         settings = replace(SETTINGS, sampling=SETTINGS.sampling.model_copy(update=limits), **rest)
-        parts = (prompt, environment, self.generate, self.score, FakeCodec(), settings, stamp)
+        prompt = replace(prompt, environment=environment)
+        parts = (prompt, self.generate, self.score, FakeCodec(), settings, stamp)
         return asyncio.run(asyncio.wait_for(rollout_group(*parts, clock=lambda: self.now), 10))
 
 
@@ -100,7 +101,7 @@ def test_sessions_and_requests_have_names_of_their_own() -> None:
     assert len({r.id for r in stage.requests}) == len(stage.requests)
     assert len({(r.session, len(r.responses)) for r in stage.scored}) == len(stage.scored)
     assert len({r.seed for r in stage.requests}) == len(stage.requests)
-    assert {r.environment for r in stage.scored} == {0, 1}
+    assert {r.prompt.environment for r in stage.scored} == {0, 1}
 
 
 def test_the_same_place_in_a_run_gives_the_same_group_whatever_else_was_sampled() -> None:
@@ -116,6 +117,19 @@ def test_seeds_fit_an_engine_and_depend_on_every_part() -> None:
     assert len(set(seeds)) == 50
     assert all(0 <= s < 2**63 for s in seeds)
     assert response_seed(0, "iteration 1/toy/train/0/0", 0) == 3670455289759533832  # a resumed run samples as before
+
+
+def test_request_ids_and_seeds_are_those_of_earlier_versions() -> None:
+    """A run that an earlier version began goes on with the same samples."""
+    stage = Stage(turns=2)
+    stage.group(environment=1, responses=2)
+    assert [(r.id, r.seed) for r in stage.requests] == [
+        ("iteration 3/1:toy/train/7/0/turn0", 1242787677750624438),
+        ("iteration 3/1:toy/train/7/1/turn0", 769099393508401436),
+        ("iteration 3/1:toy/train/7/0/turn1", 2465280448803679129),
+        ("iteration 3/1:toy/train/7/1/turn1", 2156700497766237092),
+    ]
+    assert {r.session for r in stage.scored} == {f"iteration 3/1:toy/train/7/{i}" for i in range(2)}
 
 
 def test_a_trajectory_stops_at_max_turns_without_a_verdict_of_its_own() -> None:

@@ -70,7 +70,7 @@ def test_a_thousand_conversations_at_once() -> None:
         return await asyncio.gather(
             *(
                 rollout_group(
-                    tasks.prompt("train", i), 0, generators.generate, verifiers.score, FakeCodec(), settings, "s"
+                    tasks.prompt("train", i), generators.generate, verifiers.score, FakeCodec(), settings, "s"
                 )
                 for i in range(PROMPTS)
             )

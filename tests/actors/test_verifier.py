@@ -28,7 +28,7 @@ def verifier() -> Iterator[Verifier]:
 
 def ask(session: str, *responses: str, environment: int = 0) -> ScoreRequest:
     prompt = Misbehaving(5 + environment).prompt("train", 3)
-    return ScoreRequest(session, environment, prompt, responses)
+    return ScoreRequest(session, replace(prompt, environment=environment), responses)
 
 
 def seen(opens: int, text: str) -> Observation:
@@ -139,7 +139,7 @@ def test_the_oldest_session_makes_room_and_is_replayed_if_asked_for(monkeypatch:
 
     def answer(session: str, *responses: str) -> str:
         prompt = {"env": "e", "split": "train", "index": 0, "messages": [], "task": {"secret": 1}}
-        request = {"session": session, "environment": 0, "prompt": prompt, "responses": responses}
+        request = {"session": session, "prompt": prompt, "responses": responses, "scorer": None}
         return verifier_worker._answer(request)["observation"][0]["content"]
 
     for name in "abc":
@@ -147,6 +147,16 @@ def test_the_oldest_session_makes_room_and_is_replayed_if_asked_for(monkeypatch:
     assert list(verifier_worker._sessions) == ["b", "c"]
     assert answer("c", "1", "2") == "opens=3 seen=1,2"
     assert answer("a", "1", "2") == "opens=4 seen=1,2"
+
+
+def test_a_request_may_name_a_scorer_beside_the_environments(verifier: Verifier) -> None:
+    """Whatever the number of the environment that the prompt is of."""
+    prompt = Prompt("e", "train", 0, (), {"pattern": "a+", "responses": 2}, environment=7)
+    first, second = (ScoreRequest("x/form", prompt, ("aa", "b")[:n], scorer="format") for n in (1, 2))
+    assert verifier.score([first]) == [Observation(())]
+    assert verifier.score([second]) == [Verdict(0.5)]
+    (unknown,) = verifier.score([ScoreRequest("y", prompt, ("aa",), scorer="no such scorer")])
+    assert unknown.status is Status.ERROR  # type: ignore[union-attr]
 
 
 OWN = """
@@ -168,7 +178,7 @@ def test_a_users_module_is_found_where_the_spec_says(tmp_path: Path, monkeypatch
     for places in ((str(tmp_path / "games"),), ("games",)):
         made = Verifier([EnvSpec("users_own_game:Mine", {}, 0, places)], timeout_s=5)
         made.prepare()
-        assert made.score([ScoreRequest("a", 0, prompt, ("x",))]) == [Verdict(0.25)]
+        assert made.score([ScoreRequest("a", prompt, ("x",))]) == [Verdict(0.25)]
         made.close()
     lost = Verifier([EnvSpec("users_own_game:Mine", {}, 0)], timeout_s=5)
     with pytest.raises(KillableError, match="no module 'users_own_game' on the Python path"):

@@ -13,7 +13,8 @@ import pytest
 
 from actors import vllm_engine
 from actors.inference import EngineDead, EngineStats
-from actors.vllm_engine import VLLMEngine, VLLMSettings
+from actors.settings import GeneratorSettings, VLLMSettings
+from actors.vllm_engine import VLLMEngine
 
 
 class Core:
@@ -56,7 +57,12 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def build(core: Core) -> VLLMEngine:
         monkeypatch.setattr(vllm_engine, "build_core", lambda settings: (core, 32))
-        made.append(VLLMEngine(VLLMSettings("model", version=4), start_timeout_s=20))
+        made.append(
+            VLLMEngine(
+                VLLMSettings(model="model", generator=GeneratorSettings(max_model_len=64), dtype="float32", version=4),
+                start_timeout_s=20,
+            )
+        )
         return made[-1]
 
     yield build

@@ -134,7 +134,7 @@ def test_reinforce_pp_normalises_over_the_global_batch_and_not_within_a_group() 
     assert based == pytest.approx([*((centred - mean) / std), 0.0])
 
 
-# --- credit by the turn ---------------------------------------------------------------------------------------------------
+# --- turn-level advantages ----------------------------------------------------------------------------------------------
 
 
 def test_what_is_yet_to_be_earned() -> None:
@@ -146,9 +146,9 @@ def test_what_is_yet_to_be_earned() -> None:
 def episodes(rewards: list[list[float]], lost: int = -1) -> Group:
     """A trajectory for each list: what its turns earn, the last one by the verdict. `lost` could not be scored."""
     made = []
-    for i, mine in enumerate(rewards):
-        whole = make_trajectory([(2, 1 + k) for k in range(len(mine))], reward=mine[-1], seed=i)
-        turns = tuple(replace(t, reward=r) for t, r in zip(whole.turns, [*mine[:-1], 0.0], strict=True))
+    for i, own in enumerate(rewards):
+        whole = make_trajectory([(2, 1 + k) for k in range(len(own))], reward=own[-1], seed=i)
+        turns = tuple(replace(t, reward=r) for t, r in zip(whole.turns, [*own[:-1], 0.0], strict=True))
         status = Status.ERROR if i == lost else Status.OK
         made.append(replace(whole, turns=turns, verdict=replace(whole.verdict, status=status)))
     return Group(made[0].prompt, tuple(made))
@@ -179,7 +179,7 @@ EARNED = st.lists(st.floats(-2, 2).map(lambda x: round(x, 2)), min_size=1, max_s
 
 @given(st.lists(st.lists(EARNED, min_size=1, max_size=5), min_size=1, max_size=3), st.sampled_from(sorted(ADVANTAGES)))
 def test_with_one_turn_each_it_is_the_trajectory_s_advantage(rewards: list[list[list[float]]], name: str) -> None:
-    groups = [episodes([mine[-1:] for mine in group], lost=len(group) - 2) for group in rewards]
+    groups = [episodes([own[-1:] for own in group], lost=len(group) - 2) for group in rewards]
     found = turn_advantages(groups, ADVANTAGES[name], 0.7)
     assert np.concatenate(found) == pytest.approx(trajectory_advantages(groups, ADVANTAGES[name]), rel=1e-9, abs=1e-12)
 
@@ -191,12 +191,12 @@ def test_whitening_by_turn_is_over_the_tokens_of_turns_that_are_compared(rewards
     tokens: list[float] = []
     for group in groups:
         lengths = [len(t.turns) for t in group.trajectories[1:]]  # of the scored
-        for i, (t, mine) in enumerate(zip(group.trajectories, found, strict=False)):
+        for i, (t, own) in enumerate(zip(group.trajectories, found, strict=False)):
             for k, turn in enumerate(t.turns):
                 if i > 0 and sum(n > k for n in lengths) > 1:
-                    tokens += [mine[k]] * len(turn.response_ids)
+                    tokens += [own[k]] * len(turn.response_ids)
                 else:
-                    assert mine[k] == 0.0
+                    assert own[k] == 0.0
     if any(tokens):
         assert np.mean(tokens) == pytest.approx(0, abs=1e-9)
         assert np.std(tokens) == pytest.approx(1, abs=1e-9)
@@ -207,8 +207,8 @@ def test_a_reward_that_all_get_at_a_turn_changes_nothing(
     rewards: list[list[float]], discount: float, more: float
 ) -> None:
     count = min(map(len, rewards))
-    rewards = [mine[:count] for mine in rewards]
-    shifted = [[mine[0] + more, *mine[1:]] for mine in rewards]
+    rewards = [own[:count] for own in rewards]
+    shifted = [[own[0] + more, *own[1:]] for own in rewards]
     pairs = zip(
         *(turn_advantages([episodes(r)], ADVANTAGES["rloo"], discount) for r in (rewards, shifted)), strict=True
     )

@@ -154,7 +154,7 @@ def test_long_responses_are_spread_over_the_ranks() -> None:
         ([[(2, 2)], [(3, 0)]], {}, "trajectory toy/train/1 has no sampled token"),
     ],
 )
-def test_what_cannot_be_cut_is_one_sentence(responses: Any, plan: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_divided_is_one_sentence(responses: Any, plan: dict[str, Any], message: str) -> None:
     shapes = [[(2, 2)]] * responses if isinstance(responses, int) else responses
     with pytest.raises(ValueError, match=message):
         build([make_trajectory(turns, index=i) for i, turns in enumerate(shapes)], **plan)
@@ -196,7 +196,7 @@ def test_responses_without_a_verdict_teach_nothing() -> None:
     st.integers(1, 60),
     st.sampled_from(["token", "sequence"]),
 )
-def test_what_was_dropped_is_measured_and_the_rest_is_cut_into_updates_of_the_usual_size(
+def test_what_was_dropped_is_measured_and_the_rest_is_divided_into_updates_of_the_usual_size(
     responses: list[Trajectory], kept: int, updates: int, ranks: int, tokens: int, aggregation: Aggregation
 ) -> None:
     kept = min(kept, len(responses))

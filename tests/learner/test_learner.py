@@ -93,10 +93,10 @@ def run(case: str, **plan: Any) -> tuple[list[dict[str, float]], Any]:
 
 
 def assert_same(found: Any, expected: Any) -> None:
-    for mine, theirs in zip(found[0], expected[0], strict=True):
-        assert mine.keys() == theirs.keys()
+    for own, theirs in zip(found[0], expected[0], strict=True):
+        assert own.keys() == theirs.keys()
         for key, value in theirs.items():
-            assert mine[key] == pytest.approx(value, rel=1e-8, abs=1e-10, nan_ok=True), key
+            assert own[key] == pytest.approx(value, rel=1e-8, abs=1e-10, nan_ok=True), key
     assert_close(found[1], expected[1], 1e-9, 1e-11)
 
 
@@ -195,17 +195,17 @@ def filtered(kept: int, iteration: int = 0, measure: bool = True, **plan: Any) -
 def test_measured_responses_are_in_the_entropy_and_in_no_update(case: str) -> None:
     objective, method, _ = CASES[case]
     settings = learner_settings(objective, method, {"kind": "fixed"})
-    (mine,), table = train(settings, [filtered(9)])
+    (own,), table = train(settings, [filtered(9)])
     (alone,), expected = train(settings, [filtered(9, measure=False)])
     assert_close(table, expected, 1e-12, 1e-14)
     (whole,), _ = train(settings, [filtered(RESPONSES)])
     of_all = ("entropy/exact", "entropy/successful", "entropy/a", "entropy/b", "entropy/sampled", "gap/engine_mean")
     for key in of_all:
-        assert mine[key] == pytest.approx(whole[key], rel=1e-12), key
-    assert mine["entropy/exact"] != pytest.approx(alone["entropy/exact"], rel=1e-3)
+        assert own[key] == pytest.approx(whole[key], rel=1e-12), key
+    assert own["entropy/exact"] != pytest.approx(alone["entropy/exact"], rel=1e-3)
     of_trained = ("entropy/covariance", "advantage/std", "entropy/predicted_dh", "loss", "grad_norm", "tokens/trained")
     for key in of_trained:
-        assert mine[key] == pytest.approx(alone[key], rel=1e-9, abs=1e-12), key
+        assert own[key] == pytest.approx(alone[key], rel=1e-9, abs=1e-12), key
 
 
 def test_ranks_and_micro_batches_change_nothing_where_groups_were_dropped() -> None:
@@ -239,7 +239,7 @@ def test_an_iteration_without_anything_to_train_on_is_measured_and_changes_no_we
     assert empty["entropy/target"] == pytest.approx(0.7 * (first + second) / 2)  # the start is measured on it as well
 
 
-def test_the_learning_rate_goes_on_by_the_steps_of_a_whole_batch() -> None:
+def test_the_learning_rate_goes_on_by_the_steps_of_a_full_batch() -> None:
     made = learner_settings(ObjectiveSettings(), {"kind": "none"}, {"kind": "fixed"})
     settings = replace(made, learner=made.learner.model_copy(update={"schedule": "linear"}), total_steps=16)
     rates = [

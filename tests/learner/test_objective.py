@@ -18,8 +18,8 @@ from torch import Tensor
 
 from envs.types import Trajectory
 from learner.batching import build_batches
-from learner.objective import SURROGATES, ClipRange, token_loss
-from learner.settings import BatchPlan, ObjectiveSettings
+from learner.objective import SURROGATES, ClipRange, token_loss, weigh
+from learner.settings import BatchPlan, ImportanceSettings, ObjectiveSettings
 from learner.types import Aggregation, LossData, MicroBatch, Shaping
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
@@ -109,7 +109,7 @@ def test_policy_gradient_has_the_gradient_of_reinforce_whatever_the_old_policy(l
         assert (loss.item(), x.grad.item()) == (-a.item(), -a.item())
 
 
-def run(stats_seed: int, shaping: Shaping, surrogate: str = "ppo") -> tuple[Any, Tensor]:
+def run(stats_seed: int, shaping: Shaping, surrogate: Any = "ppo") -> tuple[Any, Tensor]:
     stats = make_stats(20, stats_seed)
     logp = stats.logp.clone().requires_grad_()
     objective = ObjectiveSettings(surrogate=surrogate, clip_low=0.1, clip_high=0.15)
@@ -263,3 +263,19 @@ def test_an_empty_micro_batch_adds_nothing() -> None:
     (filler,) = batches[1].updates[0]
     assert micro_loss(filler) == 0.0
     assert micro_loss(replace(filler), Shaping(kl=torch.ones(0))) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "limited"),
+    [
+        (ImportanceSettings(kind="truncated", cap=2.0), [0.25, 1.5, 2.0], [False, False, True]),
+        (ImportanceSettings(kind="masked", cap=2.0, floor=0.5), [0.0, 1.5, 0.0], [True, False, True]),
+        (ImportanceSettings(), [1.0, 1.0, 1.0], [False, False, False]),
+    ],
+)
+def test_diagnostics_say_which_importance_weights_a_bound_limited(
+    settings: ImportanceSettings, weights: list[float], limited: list[bool]
+) -> None:
+    w, out = weigh(settings, torch.tensor([0.25, 1.5, 3.0]).log(), torch.zeros(3, dtype=torch.int64))
+    assert w.tolist() == pytest.approx(weights)
+    assert out.tolist() == limited

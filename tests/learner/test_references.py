@@ -19,7 +19,7 @@ from envs.types import Group, Trajectory
 from learner.advantages import ADVANTAGES
 from learner.batching import build_batches, trajectory_advantages
 from learner.objective import CLIPPED, token_loss, with_reference
-from learner.settings import BatchPlan, ImportanceSettings, KLSettings, ObjectiveSettings
+from learner.settings import BatchPlan, ObjectiveSettings
 from learner.types import LossData, Shaping, TokenStats
 
 few = settings(max_examples=40)
@@ -64,12 +64,14 @@ def ours(
     given_ones: list[Trajectory], logps: list[np.ndarray], responses: list[Response], rules: Rules, plan: BatchPlan
 ) -> tuple[float, list[np.ndarray]]:
     """The loss of the update over all micro-batches of all ranks, and its gradient in every log-prob."""
-    objective = ObjectiveSettings(
-        surrogate=rules.surrogate,
-        clip_low=rules.low,
-        clip_high=rules.high,
-        importance=ImportanceSettings(kind=rules.importance, cap=rules.cap, floor=rules.floor, level=rules.level),
-        kl=KLSettings(coefficient=rules.kl, estimator=rules.estimator),
+    objective = ObjectiveSettings.model_validate(
+        {
+            "surrogate": rules.surrogate,
+            "clip_low": rules.low,
+            "clip_high": rules.high,
+            "importance": {"kind": rules.importance, "cap": rules.cap, "floor": rules.floor, "level": rules.level},
+            "kl": {"coefficient": rules.kl, "estimator": rules.estimator},
+        }
     )
     aggregation: Any = rules.aggregation
     advantages = np.array([r.advantage for r in responses])

@@ -19,7 +19,7 @@ from learner.objective import reference_pull, weigh, with_reference
 from learner.settings import ImportanceSettings, KLSettings, ObjectiveSettings
 from learner.types import Shaping
 
-KNOBS = st.sampled_from([0.05, 0.3, 0.9])
+COEFFICIENTS = st.sampled_from([0.05, 0.3, 0.9])
 UNBOUNDED = {"clip_low": 1e9, "clip_high": 1e9}
 few, fewer = settings(max_examples=25), settings(max_examples=8)
 
@@ -41,7 +41,7 @@ def test_the_derivative_of_entropy_is_what_a_small_step_measures() -> None:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 @fewer
-@given(table=TABLES, coefficient=KNOBS)
+@given(table=TABLES, coefficient=COEFFICIENTS)
 def test_the_predicted_change_is_the_derivative_along_the_step_of_the_loss(
     name: str, table: Table, coefficient: float
 ) -> None:
@@ -65,7 +65,7 @@ def test_the_bonus_is_predicted_by_the_entropy_grad_sq_and_raises_entropy(table:
 
 
 @few
-@given(TABLES, KNOBS)
+@given(TABLES, COEFFICIENTS)
 def test_a_token_that_drops_out_of_the_surrogate_keeps_its_bonus(table: Table, coefficient: float) -> None:
     keep = (table.uniform.flatten() > 0.5).double()
     shaping = Shaping(weight=keep, bonus=coefficient)
@@ -75,7 +75,11 @@ def test_a_token_that_drops_out_of_the_surrogate_keeps_its_bonus(table: Table, c
 
 @few
 @given(
-    TABLES, st.floats(0.05, 2), st.sampled_from(["k2", "k3"]), st.sampled_from(["none", "truncated", "masked"]), KNOBS
+    TABLES,
+    st.floats(0.05, 2),
+    st.sampled_from(["k2", "k3"]),
+    st.sampled_from(["none", "truncated", "masked"]),
+    COEFFICIENTS,
 )
 def test_the_predicted_change_counts_the_reference_and_the_correction_for_the_engine(
     table: Table, penalty: float, estimator: Any, kind: Any, coefficient: float
@@ -112,7 +116,7 @@ def test_the_predicted_change_counts_the_reference_and_the_correction_for_the_en
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 @fewer
-@given(table=MOVED, coefficient=KNOBS, kind=st.sampled_from(["none", "truncated"]))
+@given(table=MOVED, coefficient=COEFFICIENTS, kind=st.sampled_from(["none", "truncated"]))
 def test_the_forgone_change_is_what_the_step_lacks_for_being_clipped(
     name: str, table: Table, coefficient: float, kind: Any
 ) -> None:
@@ -144,8 +148,8 @@ def divergence(log_p: torch.Tensor, log_q: torch.Tensor, share: torch.Tensor) ->
 def descent_of(table: Table, value: str) -> torch.Tensor:
     """Minus the exact gradient of KL(pi || ref) or KL(ref || pi); the table's `old` of another seed is the reference."""
     z = table.logits.clone().requires_grad_()
-    mine, other = z.log_softmax(-1), reference_of(table)
-    kl = divergence(*((mine, other) if value == "pi || ref" else (other, mine)), share=table.share)
+    own, other = z.log_softmax(-1), reference_of(table)
+    kl = divergence(*((own, other) if value == "pi || ref" else (other, own)), share=table.share)
     return -torch.autograd.grad(kl, z)[0]
 
 

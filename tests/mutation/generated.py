@@ -57,11 +57,18 @@ EXCLUDED = frozenset(
 )
 EQUIVALENT: dict[str, str] = {}
 
-_SIGNS = {ast.Add: "-"}
-_STEPS = {ast.Add: "-", ast.Sub: "+"}
-_SWAPPED = {ast.Sub: "-", ast.Div: "/", ast.Pow: "**"}
-_COMPARE = {ast.Lt: ">", ast.Gt: "<", ast.LtE: ">=", ast.GtE: "<=", ast.Eq: "!=", ast.NotEq: "=="}
-_SYMBOL = {
+_SIGNS: dict[type[ast.AST], str] = {ast.Add: "-"}
+_STEPS: dict[type[ast.AST], str] = {ast.Add: "-", ast.Sub: "+"}
+_SWAPPED: dict[type[ast.AST], str] = {ast.Sub: "-", ast.Div: "/", ast.Pow: "**"}
+_COMPARE: dict[type[ast.AST], str] = {
+    ast.Lt: ">",
+    ast.Gt: "<",
+    ast.LtE: ">=",
+    ast.GtE: "<=",
+    ast.Eq: "!=",
+    ast.NotEq: "==",
+}
+_SYMBOL: dict[type[ast.AST], str] = {
     ast.Add: "+",
     ast.Sub: "-",
     ast.Lt: "<",

@@ -9,6 +9,7 @@ COMPOSITE = "tests/actors/rewards/test_composite.py"
 REWARD_HACKING = "tests/orchestration/telemetry/test_reward_hacking.py"
 JUDGE = "tests/actors/rewards/test_judge.py"
 GENERATORS = "tests/actors/rewards/test_judge_generators.py"
+CONTROL = "tests/orchestration/analysis/test_control.py tests/orchestration/analysis/test_run_summary.py"
 RETENTION = "tests/orchestration/analysis/test_retention.py"
 MODEL = "tests/actors/rewards/test_reward_model.py"
 
@@ -68,7 +69,7 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         ("free is not", "progress(trajectory.response_tokens, s.free, ", "progress(trajectory.response_tokens, 0, "),
         ("the shortest response", "longest = max(len(", "longest = min(len("),
         ("no value is one", "if not answer.status.scored:", "if False:"),
-        ("the response is in the prompt", "messages=ended.said[:-1]", "messages=ended.said"),
+        ("the response is in the prompt", "messages=finished.conversation[:-1]", "messages=finished.conversation"),
     ),
     *_entries(
         "orchestration/telemetry/reward_hacking",
@@ -100,19 +101,19 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         ("a score that is cut", "and not answer.cut", "and True"),
         ("the marks are in the question", 'source, self._body(texts, "")', "source, self._body(texts, str(id(texts)))"),
         ("how it is read is not", 'self._body(texts, ""), s.score, s.low, s.high]', 'self._body(texts, "")]'),
-        ("the first score", "float(found[-1])", "float(found[0])"),
+        ("the first score", "float(scores[-1])", "float(scores[0])"),
         ("asked twice", "self._under_way[identity] = task", "pass"),
         ("who gives up ends it", "await asyncio.shield(task)", "await task"),
-        ("a cache without bounds", "while len(self._found) > self._entries:", "while False:"),
-        ("the latest goes first", "self._found.popitem(last=False)", "self._found.popitem(last=True)"),
-        ("reading is no use", "self._found.move_to_end(key)\n        return", "pass\n        return"),
+        ("a cache without bounds", "while len(self._scores) > self._entries:", "while False:"),
+        ("the latest goes first", "self._scores.popitem(last=False)", "self._scores.popitem(last=True)"),
+        ("reading is no use", "self._scores.move_to_end(key)\n        return", "pass\n        return"),
         ("scores beyond 1", "isinstance(score, float | int) and 0.0 <= score <= 1.0", "isinstance(score, float | int)"),
     ),
     *_entries(
         "actors/rewards/endpoint",
         JUDGE,
         ("a refusal is an answer", 'if refusal or finish == "content_filter":', "if False:"),
-        ("a refused request is made again", "if response.status_code not in AGAIN:", "if False:"),
+        ("a refused request is made again", "if response.status_code not in RETRIED:", "if False:"),
         ("never again", "range(s.retries + 1)", "range(1)"),
         ("it never waits longer", "s.backoff_s * 2**attempt", "s.backoff_s * 0"),
         ("nobody is asked to wait", "max(wait, _asked_to_wait(response))", "wait"),
@@ -126,7 +127,7 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         ("a response ends its turn", "return self._codec.defuse(text)", "return text"),
         ("one seed for all", "response_seed(0, json.dumps(body, sort_keys=True))", "0"),
         ("a seed by order", "response_seed(0, json.dumps(body, sort_keys=True))", "next(self._numbers)"),
-        ("no room for the answer", "len(ids) + most > self._max_model_len", "len(ids) > self._max_model_len"),
+        ("no room for the answer", "len(ids) + max_tokens > self._max_model_len", "len(ids) > self._max_model_len"),
         ("the end is not told", 'done.finish == "length"', "False"),
         ("no system message is lost", "if not self._has_system:", "if False:"),
         ("every model of a folder is one", "files = sorted(", "files = 0 and sorted("),
@@ -141,7 +142,31 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         RETENTION,
         ("entropy from one iteration", "mean(entropy[:START_ROWS])", "entropy[0]"),
         ("entropy to one iteration", "mean(entropy[-END_ROWS:])", "entropy[-1]"),
-        ("a stage late", "found.at(stage, env) for env", "found.at(stage - 1 if stage > 0 else stage, env) for env"),
+        (
+            "a stage late",
+            "retention.at(stage, env) for env",
+            "retention.at(stage - 1 if stage > 0 else stage, env) for env",
+        ),
+    ),
+    *_entries(
+        "orchestration/analysis/control",
+        CONTROL,
+        (
+            "all responses stand in for the correct ones",
+            'if "entropy/controlled" in run.metric_keys() else',
+            "if False else",
+        ),
+        ("a release is no end", "if target and not released > 0.0 else", "if target else"),
+        ("equal bounds steer", "any(low < high for", "any(low <= high for"),
+        ("a fixed controller steers", 'run.setting("entropy.controller.kind") == "fixed"', "False"),
+        ("saturated on target", "return is_off_target(run) and mean(late)", "return mean(late)"),
+        ("too few tokens on target", "return too_few and is_off_target(run)", "return too_few"),
+    ),
+    *_entries(
+        "orchestration/thresholds",
+        CONTROL,
+        ("few tokens without exception", "method not in FEW_BY_DESIGN and affected", "affected"),
+        ("few tokens whatever they do", " and not effect >= NO_EFFECT", ""),
     ),
     *_entries(
         "actors/rewards/reward_model",
@@ -154,8 +179,8 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         ("a score that is not finite", "if not math.isfinite(score):", "if False:"),
         (
             "a random head",
-            "output_loading_info=True\n    )",
-            "output_loading_info=True\n    )\n    told = {'missing_keys': (), 'mismatched_keys': ()}",
+            "output_loading_info=True)\n",
+            "output_loading_info=True)\n    info = {'missing_keys': (), 'mismatched_keys': ()}\n",
         ),
         ("batches too large", "width * (len(batch) + 1) > most", "width * len(batch) > most"),
     ),

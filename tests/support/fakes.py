@@ -227,7 +227,7 @@ class FakeRun:
         self.trained.append(batches[0])
         return {"loss": 0.0}
 
-    async def state_dict(self) -> dict[str, object]:
+    async def state_dict(self) -> dict[str, Any]:
         return {}
 
     async def save(self, hf: Any, engine: Any) -> None:
@@ -245,15 +245,16 @@ class FakeRun:
     def save_tokenizer(self, folder: Any) -> None: ...
 
     async def collect(
-        self, prompts: Sequence[tuple[int, Prompt]], sampling: Any, *, responses: int, stamp: str, **more: Any
+        self, prompts: Sequence[Prompt], sampling: Any, *, responses: int, stamp: str, **more: Any
     ) -> tuple[list[Group], dict[str, float]]:
         self.before_collect(stamp)
         for _tick in range(10):  # long enough for a stop that was asked for just now to come first
             await asyncio.sleep(0)
-        self.events.append((stamp.partition("/")[0], tuple(f"{i}:{p.key}" for i, p in prompts), sampling.temperature))
+        asked = tuple(f"{p.environment}:{p.key}" for p in prompts)
+        self.events.append((stamp.partition("/")[0], asked, sampling.temperature))
         turn = Turn((1, 2), (3, 4), (-0.5, -0.5), "stop", self.version, self.version)
         groups = []
-        for _, p in prompts:
+        for p in prompts:
             rewards = [self.reward(p, i) for i in range(responses)]
             groups.append(
                 Group(

@@ -136,7 +136,7 @@ def learner_settings(objective: ObjectiveSettings, method: dict[str, Any], contr
 def simulated(meeting: Meeting) -> Iterator[None]:
     """Within it a Learner is one on these engines and policies."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "DeepSpeedEngine", lambda place, *_: FakeEngine(place, meeting))
+        patch.setattr(module, "DeepSpeedEngine", lambda place, *_, **__: FakeEngine(place, meeting))
         patch.setattr(module, "load_policy", lambda path, **_: TablePolicy(int(path)))
         yield
 

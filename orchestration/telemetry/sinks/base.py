@@ -1,4 +1,4 @@
-"""Defines a sink, what it is told of a run, and the sink that passes everything on to several."""
+"""Defines a sink, what it receives of a run, and the sink that passes everything on to several."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack

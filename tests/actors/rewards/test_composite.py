@@ -19,11 +19,11 @@ from actors.rewards.composite import (
     RewardFunction,
     Term,
     TermFailed,
-    asked_term,
-    form_request,
+    format_request,
     last_response,
     length_term,
     overlong_term,
+    scored_term,
 )
 from actors.rollout import RolloutSettings, rollout_group
 from actors.settings import LengthSettings, OverlongSettings, SamplingSettings
@@ -38,7 +38,7 @@ def ended(*tokens: int, verdict: Verdict | None = None, max_tokens: int = 10) ->
     turns = tuple(Turn((1,), (2,) * n, (0.0,) * n, "stop", 0, 0) for n in tokens or (1,))
     own = Verdict(1.0, True, "s") if verdict is None else verdict
     trajectory = Trajectory(make_prompt(), turns, tuple("7" for _ in turns), own)
-    return FinishedTrajectory("it 1/0:toy/train/0/3", 0, trajectory, SAID, max_tokens)
+    return FinishedTrajectory("it 1/0:toy/train/0/3", trajectory, SAID, max_tokens)
 
 
 def term(name: str, weight: float, value: float | str) -> Term:
@@ -156,7 +156,7 @@ def test_who_judges_texts_is_shown_the_whole_conversation() -> None:
         seen.append(request)
         return Verdict(0.25)
 
-    assert value_of(asked_term("judge", 1.0, score, last_response), ended()) == 0.25
+    assert value_of(scored_term("judge", 1.0, score, last_response), ended()) == 0.25
     (request,) = seen
     assert request.prompt.messages == SAID[:-1]
     assert request.responses == ("7",)
@@ -175,14 +175,16 @@ def test_whoever_cannot_judge_leaves_the_response_out(answer: Observation | Verd
     async def score(_: ScoreRequest) -> Observation | Verdict:
         return answer
 
-    found = earned(RewardFunction(1.0, [asked_term("judge", 1.0, score, last_response)]), ended())
+    found = earned(RewardFunction(1.0, [scored_term("judge", 1.0, score, last_response)]), ended())
     assert found.status is Status.ERROR
     assert detail in found.detail
 
 
 def test_the_form_is_asked_of_the_verifiers_with_the_environments_own_pattern() -> None:
-    request = form_request(["a+", "b+"], 2)(replace(ended(1, 1), environment=1))
-    assert request.environment == 2
+    one = ended(1, 1)
+    prompt = replace(one.trajectory.prompt, environment=1)
+    request = format_request(["a+", "b+"])(replace(one, trajectory=replace(one.trajectory, prompt=prompt)))
+    assert (request.scorer, request.prompt.environment) == ("format", 1)
     assert request.session != ended().name  # the environment's own session has that name
     assert request.prompt.task == {"pattern": "b+", "responses": 2}
     assert request.responses == ("7", "7")
@@ -206,8 +208,8 @@ def test_a_rollout_gives_the_reward_the_conversation_up_to_the_last_response() -
 
     def group(most: int) -> Group:
         settings = RolloutSettings(SamplingSettings(max_tokens=5, max_turns=most), 2, 200, 1)
-        prompt = Prompt("toy", "train", 7, (Message("user", "task"),))
-        parts = (prompt, 1, generate, score, FakeCodec(), settings, "it 1")
+        prompt = Prompt("toy", "train", 7, (Message("user", "task"),), environment=1)
+        parts = (prompt, generate, score, FakeCodec(), settings, "it 1")
         return asyncio.run(asyncio.wait_for(rollout_group(*parts, reward=reward), 10))
 
     turns = 2
@@ -216,11 +218,11 @@ def test_a_rollout_gives_the_reward_the_conversation_up_to_the_last_response() -
     for one, trajectory in zip(seen, made.trajectories, strict=True):
         first, second = trajectory.texts
         roles = [("user", "task"), ("assistant", first), ("tool", "go on"), ("assistant", second)]
-        assert one.said == tuple(Message(role, text) for role, text in roles)  # type: ignore[arg-type]
-        assert (one.environment, one.max_tokens, one.trajectory.turns) == (1, 5, trajectory.turns)
+        assert one.conversation == tuple(Message(role, text) for role, text in roles)  # type: ignore[arg-type]
+        assert (one.trajectory.prompt, one.max_tokens, one.trajectory.turns) == (made.prompt, 5, trajectory.turns)
     assert len({one.name for one in seen}) == 2
 
     turns, seen[:] = 9, []
     made = group(1)  # a limit ends it: what the tool said last is no part of what was earned
-    assert [m.role for m in seen[0].said] == ["user", "assistant"]
+    assert [m.role for m in seen[0].conversation] == ["user", "assistant"]
     assert made.trajectories[0].verdict == Verdict(5.0, status=Status.TURNS, detail="sampling.max_turns reached")

@@ -115,15 +115,15 @@ def judge_at(url: str, key: str | None = None, **changes: Any) -> Judge:
 
 
 def counts(judge: Judge) -> dict[str, int]:
-    assert isinstance(judge.speaker, judge_endpoint.Endpoint)
-    return {**judge.speaker.counts, "cached": judge.cached}
+    assert isinstance(judge.backend, judge_endpoint.Endpoint)
+    return {**judge.backend.counts, "cached": judge.cached}
 
 
 def ask(response: str = "7", task: dict[str, Any] | None = None, *messages: Message) -> ScoreRequest:
     prompt = Prompt(
         "toy", "train", 3, messages or (Message("user", "3+4="),), {"answer": "7"} if task is None else task
     )
-    return ScoreRequest("it 1/0:toy/train/3/0", 0, prompt, (response,))
+    return ScoreRequest("it 1/0:toy/train/3/0", prompt, (response,))
 
 
 def run(made: Judge, work: Callable[[Judge], Coroutine[Any, Any, T]]) -> T:
@@ -188,10 +188,10 @@ def test_the_last_score_counts(endpoint: Endpoint) -> None:
         (completion("The response says: SCORE: 10", finish="length"), ["cut at rewards.judge.max_tokens"]),
         (completion(None), ["no score in its answer"]),
         (completion("SCORE: 11"), ["the score 11 is not within 0 to 10"]),
-        ((200, {}, b"<html>busy</html>"), ["no JSON", "busy"]),
-        ((200, {}, b'{"choices": []}'), ["no chat completion"]),
-        ((200, {}, b"[1]"), ["no chat completion"]),
-        ((200, {}, b'{"choices": [{"message": "text"}]}'), ["no chat completion"]),
+        ((200, {}, b"<html>busy</html>"), ["not JSON", "busy"]),
+        ((200, {}, b'{"choices": []}'), ["not a chat completion"]),
+        ((200, {}, b"[1]"), ["not a chat completion"]),
+        ((200, {}, b'{"choices": [{"message": "text"}]}'), ["not a chat completion"]),
         ((401, {}, f'{{"error": "Incorrect API key {KEY}"}}'.encode()), ["HTTP 401", "***"]),
         ((302, {"Location": "http://127.0.0.1:9/elsewhere"}, b""), ["HTTP 302"]),
     ],

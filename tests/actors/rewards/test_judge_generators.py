@@ -79,9 +79,7 @@ def judge_of(folder: Path, codec: HFCodec, generate: Any, max_model_len: int = 2
 
 
 def ask(response: str = "7") -> ScoreRequest:
-    return ScoreRequest(
-        "it 1/0:toy/train/3/0", 0, Prompt("toy", "train", 3, (Message("user", "3+4="),), {}), (response,)
-    )
+    return ScoreRequest("it 1/0:toy/train/3/0", Prompt("toy", "train", 3, (Message("user", "3+4="),), {}), (response,))
 
 
 def scored(judge: Judge, *requests: ScoreRequest) -> list[Verdict]:

@@ -65,7 +65,7 @@ def made(path: str, **settings: Any) -> RewardModel:
 
 def ask(response: str, *before: Message) -> ScoreRequest:
     messages = before or (Message("user", "3+4="),)
-    return ScoreRequest(f"it 1/0:toy/train/0/{response}", 0, Prompt("toy", "train", 0, messages), (response,))
+    return ScoreRequest(f"it 1/0:toy/train/0/{response}", Prompt("toy", "train", 0, messages), (response,))
 
 
 RESPONSES = [

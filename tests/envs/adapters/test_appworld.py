@@ -174,7 +174,7 @@ def test_a_verifier_that_lost_the_session_replays_it(stub: Stub) -> None:
     prompt = AppWorld(seed=3, **params).prompt("train", 0)
     responses = tuple(solution(prompt.task["task_id"]))
     judges = [Verifier([EnvSpec("appworld", params, 3)], timeout_s=20) for _ in range(2)]
-    seen = [judges[turn % 2].score([ScoreRequest("a", 0, prompt, responses[: turn + 1])])[0] for turn in range(3)]
+    seen = [judges[turn % 2].score([ScoreRequest("a", prompt, responses[: turn + 1])])[0] for turn in range(3)]
     for judge in judges:
         judge.close()
     assert [type(answer) for answer in seen] == [Observation, Observation, Verdict]
@@ -242,9 +242,8 @@ def test_a_server_that_hung_comes_after_one_that_others_use(stubs: list[Stub]) -
     """However lately: it costs a replay to take turns on that one, and a trajectory to wait for the other."""
     tasks, prompt = hang(stubs)
     sessions = [tasks.open(prompt) for _ in range(3)]
-    for text in solution(prompt.task["task_id"]):
-        last = [session.reply(text) for session in sessions]
-    assert all(isinstance(verdict, Verdict) and verdict.correct for verdict in last), last
+    rounds = [[session.reply(text) for session in sessions] for text in solution(prompt.task["task_id"])]
+    assert all(isinstance(verdict, Verdict) and verdict.correct for verdict in rounds[-1]), rounds[-1]
     assert sum(session.worlds_made for session in sessions) > 3
 
 

@@ -142,7 +142,7 @@ def test_a_verifier_that_lost_the_session_replays_it() -> None:
     seen = transcript(tasks, prompt, list(responses))
     judges = [Verifier([EnvSpec("gym", CASES["gem"], 3)], timeout_s=20) for _ in range(2)]
     for turn in range(3):
-        (answer,) = judges[turn % 2].score([ScoreRequest("a", 0, prompt, responses[: turn + 1])])
+        (answer,) = judges[turn % 2].score([ScoreRequest("a", prompt, responses[: turn + 1])])
         assert answer == seen[turn]
     for judge in judges:
         judge.close()

@@ -56,8 +56,8 @@ def test_what_an_environment_demonstrates_has_its_own_form(name: str) -> None:
 def test_a_pattern_that_never_ends_costs_its_own_response_and_seconds() -> None:
     verifier = Verifier([FORM], timeout_s=1.0)
     try:
-        evil = ScoreRequest("a", 0, asked("(x+x+)+y", "x"), ("x" * 60,))
-        fine = ScoreRequest("b", 0, asked("x+", "x"), ("xx",))
+        evil = ScoreRequest("a", asked("(x+x+)+y", "x"), ("x" * 60,))
+        fine = ScoreRequest("b", asked("x+", "x"), ("xx",))
         began = time.monotonic()
         bad, good = verifier.score([evil, fine])
         assert isinstance(bad, Verdict) and bad.status is Status.TIMEOUT

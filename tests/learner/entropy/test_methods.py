@@ -235,7 +235,7 @@ def test_no_control_changes_nothing() -> None:
     shaping = make_method("none").shape(make_stats(3), 0.0)
     assert replace(shaping, touched=None) == Shaping()
     assert shaping.touched is not None
-    assert not shaping.touched.any()  # no coefficient, no authority
+    assert not shaping.touched.any()  # no coefficient, no token affected
 
 
 # --- every entry --------------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ class Covariance:
         return Shaping(weight=(~high).to(tokens.advantages.dtype), touched=high)
 
 
-def test_a_method_over_the_whole_batch_is_cut_back_to_its_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_over_the_whole_batch_is_divided_among_its_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(build.METHODS, "test_covariance", Covariance)
     method = build.parse(build.METHODS, {"kind": "test_covariance"}, "method")
     steering = build.build(method, build.parse(build.CONTROLLERS, {"kind": "fixed"}, "controller"), TargetSettings())
@@ -329,7 +329,7 @@ def test_a_method_over_the_whole_batch_is_cut_back_to_its_micro_batches(monkeypa
 
 
 @given(st.integers(0, 12), st.integers(0, 12))
-def test_a_shaping_is_cut_in_every_field(a: int, b: int) -> None:
+def test_a_shaping_is_divided_in_every_field(a: int, b: int) -> None:
     assume(a <= b)
     x = torch.arange(12.0)
     whole = Shaping(advantages=x, clip_high=x + 1, weight=x + 2, bonus=x + 3, kl=x + 4, touched=x > 3)

@@ -72,8 +72,8 @@ def test_additive_plain_and_gated(history: list[reference.Seen], target: float, 
     made = controller("additive", step=step, gated=gated)
     found = walk(made, history, target)
     expected = reference.additive(history, target, 0.01, step, HIGH, gated)
-    for mine, theirs in zip(found, expected, strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+    for own, theirs in zip(found, expected, strict=True):
+        assert own == pytest.approx(theirs, rel=1e-9, abs=1e-12)
 
 
 @few

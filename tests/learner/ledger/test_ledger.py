@@ -179,11 +179,11 @@ def test_a_controller_of_some_environments_sees_their_tokens_alone() -> None:
     fresh, tally = replace(fresh_of(60, 3), importance=None, pull=None), Tally()
     tally_policy(tally, fresh, None, ENVS)
     row = Ledger().row(tally, 1, ENVS)
-    mine = fresh.stats.env == 1
+    own = fresh.stats.env == 1
     seen = row.observed(["b"], "all")
-    assert seen.entropy == pytest.approx(float(fresh.stats.entropy[mine].mean()))
+    assert seen.entropy == pytest.approx(float(fresh.stats.entropy[own].mean()))
     free = -(fresh.weight * fresh.stats.advantages * (fresh.stats.logp.exp() * fresh.stats.centred - fresh.stats.kappa))
-    assert seen.free == pytest.approx(float(free[mine].sum()))
+    assert seen.free == pytest.approx(float(free[own].sum()))
     assert math.isnan(row.observed([], "all").entropy)
 
 

@@ -91,7 +91,7 @@ def test_the_teacher_has_the_tokens_of_a_rollout_of_the_same_responses(
         settings = RolloutSettings(
             SamplingSettings(max_tokens=64, max_turns=20), responses=1, max_model_len=2000, seed=0
         )
-        group = asyncio.run(rollout_group(prompt, 0, generate, score, codec, settings, "s"))
+        group = asyncio.run(rollout_group(prompt, generate, score, codec, settings, "s"))
         (trajectory,) = group.trajectories
         assert trajectory.texts == played.responses and trajectory.verdict.correct
         prompt_ids, taught = render(tokenizer, prompt.messages), teacher._render(prompt, played)

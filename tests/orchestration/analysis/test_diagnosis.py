@@ -98,7 +98,7 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
     ("diversity", "0.90 nats", {"entropy/successful": 0.9, "entropy/failed": 0.3}, [{"entropy/successful": 0.9}]),
     ("even", "about alike", {"entropy/successful": 0.9, "entropy/failed": 0.8}, []),
     (
-        "place",
+        "position",
         "first token of a response entropy fell from 1.50 to 1.20, at the last token it stayed at 0.10",
         {"entropy/first": lambda i: 1.5 if i < 30 else 1.2, "entropy/last": 0.1},
         [{"entropy/first": 1.0}],

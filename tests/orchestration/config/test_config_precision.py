@@ -1,4 +1,4 @@
-"""Precision as one switch: what it sets, how it is written, what it refuses, what a resumed run may not change."""
+"""Precision as one switch: what it sets, how it is written, what it refuses."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from support.builders import config_data, stopped_run
+from support.builders import config_data
 
 from orchestration.config.run_config import load_config, validate
 from orchestration.errors import ConfigError
-from orchestration.run.lifecycle import _resolve_precision, _resume_state
 
 
 def written(folder: Path, data: Any) -> str:
@@ -87,36 +86,3 @@ def test_a_precision_that_is_none_is_one_sentence(value: Any, expected: str) -> 
         validate(config_data() | {"precision": value})
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("before", "now", "refused"),
-    [
-        ({}, {"precision": "bf16"}, "precision.mode was fp32 and is now bf16"),
-        ({"precision": "bf16"}, {"precision": "bf16-fp32head"}, "precision.mode was bf16 and is now bf16-fp32head"),
-        (
-            {"precision": {"mode": "bf16", "allow_mixed": True}},
-            {"precision": {"mode": "bf16", "allow_mixed": True}, "learner": {"lr": 0.1, "precision": "fp32"}},
-            "learner.precision was bf16 and is now fp32",
-        ),
-        ({"precision": "bf16"}, {"precision": "bf16", "learner": {"lr": 0.1, "precision": "bf16"}}, None),
-        ({"precision": "bf16"}, {"precision": {"mode": "bf16", "allow_mixed": True}}, None),
-    ],
-)
-def test_a_resumed_run_may_not_change_its_precision(
-    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], refused: str | None
-) -> None:
-    here = {"run": {"name": "demo", "iterations": 9, "dir": str(tmp_path)}}
-    old, new = (validate(config_data() | here | change) for change in (before, now))
-    checkpoints = stopped_run(old)
-    if refused is None:
-        assert _resume_state(new, checkpoints)[1] == checkpoints.latest()
-        return
-    with pytest.raises(ConfigError, match=refused):
-        _resume_state(new, checkpoints)
-
-
-def test_a_run_older_than_the_switch_can_be_resumed() -> None:
-    data: dict[str, Any] = {"learner": {"precision": "bf16"}}
-    _resolve_precision(data)
-    assert (data["learner"]["precision"], data["precision"]["mode"]) == ("bf16", "bf16")

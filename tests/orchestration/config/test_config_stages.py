@@ -13,7 +13,6 @@ from orchestration.config.preflight import check_world
 from orchestration.config.run_config import configure, load_config, validate
 from orchestration.errors import ConfigError
 from orchestration.lab.grid import cells, load_grid
-from orchestration.run.lifecycle import _over, _same_stages
 
 
 def message(data: dict[str, Any]) -> str:
@@ -123,40 +122,6 @@ def test_two_environments_of_one_name_cannot_be_told_apart(tmp_path: Path) -> No
     check_world(validate(stages_data(environments=longer) | world))
     with pytest.raises(ConfigError, match=r"stages\.1\.environments\.0 \(countdwn\): .*did you mean 'countdown'"):
         check_world(validate(stages_data(environments=[{"name": "countdwn"}]) | world))
-
-
-def test_a_resumed_run_keeps_the_stages_it_has_begun() -> None:
-    before = validate(stages_data()).model_dump(mode="json")["stages"]
-
-    def now(**second: Any) -> list[dict[str, Any]]:
-        return validate(stages_data(**second)).model_dump(mode="json")["stages"]
-
-    _same_stages(before, now(name="other", environments=[{"name": "arithmetic"}]), 0)  # it was still to come
-    _same_stages(before, now(iterations=9, advance={"reward": 0.5}), 1)  # the end of the present one
-    _same_stages([], [], 0)
-    with pytest.raises(ConfigError, match=r"stages\.1\.name was two and is now other: the stage has begun"):
-        _same_stages(before, now(name="other"), 1)
-    longer = now()
-    longer[0]["iterations"] = 7
-    with pytest.raises(ConfigError, match=r"stages\.0\.iterations was 3 and is now 7"):
-        _same_stages(before, longer, 1)
-    for found, current in (([], 1), (before[:1], 1)):
-        with pytest.raises(ConfigError, match=r"the run was in stage 1 of 2 and now has 1"):
-            _same_stages(before, found, current)
-
-
-def test_a_run_is_over_with_its_last_stage_or_its_cap() -> None:
-    config = validate(stages_data(advance={"reward": 0.5, "window": 1}))
-
-    def over(iteration: int, stage: int, done: int, rewards: list[float]) -> bool:
-        return _over(
-            config, {"iteration": iteration, "curriculum": {"stage": stage, "iteration": done, "rewards": rewards}}
-        )
-
-    assert not over(3, 0, 3, [])
-    assert not over(4, 1, 1, [0.4])
-    assert over(4, 1, 1, [0.6])
-    assert over(8, 1, 5, [0.1])
 
 
 def test_yaml_is_written_as_it_is_read(tmp_path: Path) -> None:

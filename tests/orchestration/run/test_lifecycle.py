@@ -14,6 +14,7 @@ from support.builders import config_data, stopped_run
 from orchestration.config.run_config import RunConfig, validate
 from orchestration.run import lifecycle as train
 from orchestration.run import loop
+from orchestration.run.stop import StopSignal
 from orchestration.sampling.codec import Codecs
 from orchestration.telemetry.alarms import Alarms
 from orchestration.telemetry.reward_hacking import RewardHackingMonitor
@@ -52,7 +53,7 @@ def resumed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> loop.Run:
     asked = SimpleNamespace(score=unasked, generate=unasked)
     cluster = cast("Any", SimpleNamespace(begin=begin, generators=asked, verifiers=asked, reward_models=asked))
     job = train.prepare(config, resume=True)
-    asyncio.run(train._train(job, cluster, FanOut([]), Codecs(cast("Any", None), None), loop.StopSignal()))
+    asyncio.run(train._train(job, cluster, FanOut([]), Codecs(cast("Any", None), None), StopSignal()))
     return runs[0]
 
 
@@ -83,8 +84,8 @@ def test_another_reward_has_a_start_of_its_own_and_alarms_speak_once_all_the_sam
         2
     ):  # the second time, the first has left its configuration, was killed, and the checkpoint is the same
         run = resumed(new, monkeypatch)
-        assert run.drift.state_dict() == (drift if kept else RewardHackingMonitor().state_dict())
-        assert run.alarms.state_dict() == alarms
+        assert run.state.monitor.state_dict() == (drift if kept else RewardHackingMonitor().state_dict())
+        assert run.state.alarms.state_dict() == alarms
         (new.folder / "config.yaml").write_text(new.to_yaml())
 
 

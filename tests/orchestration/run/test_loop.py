@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,11 @@ from envs.types import Prompt
 from learner.checkpoint import Checkpoints, read_state
 from orchestration.config.run_config import RunConfig, validate
 from orchestration.errors import Stopped
-from orchestration.run.loop import Run, StopSignal
+from orchestration.run.loop import Run
+from orchestration.run.state import RunState
+from orchestration.run.stop import StopSignal
 from orchestration.sampling.curriculum import Curriculum, stages_of
+from orchestration.sampling.producer import SynchronousProducer
 
 
 def config_of(batch: dict[str, Any] | None = None, objective: dict[str, Any] | None = None, **second: Any) -> RunConfig:
@@ -36,13 +40,13 @@ def run_of(
 ) -> Run:
     environments = [catalog.load(e.name, e.params, seed=0) for e in config.all_environments]
     curriculum = Curriculum(environments, stages_of(config), 0, config.batch.adaptive)
-    iteration, owes = 0, True
+    run_state = replace(RunState.fresh(config, curriculum), owes_evaluation=True)
     if state is not None:
-        curriculum.load_state_dict(state["curriculum"])
-        iteration, owes = state["iteration"], state["owes_evaluation"]
-        fake.version = state["policy_version"]
+        run_state.load_state_dict(state)
+        fake.version = run_state.policy_version
     anything = cast("Any", fake)
-    return Run(config, anything, anything, curriculum, Checkpoints(folder, 9), anything, stop, iteration, owes)
+    producer = SynchronousProducer(config, curriculum, anything)
+    return Run(config, anything, producer, anything, run_state, Checkpoints(folder, 9), anything, stop)
 
 
 def go(

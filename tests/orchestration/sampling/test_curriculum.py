@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import config_data, make_prompt, stages_data
+from support.builders import config_data, make_group, make_prompt, stages_data
 from support.fakes import Numbered
 
 from envs.types import Prompt
@@ -31,16 +32,16 @@ SIZES = st.lists(st.none() | st.integers(1, 7), min_size=5, max_size=5)
 def test_shares_are_kept_at_every_moment(weights: list[float], count: int) -> None:
     mixed, given_so_far, n = mixture(weights), Counter[int](), len(weights)
     for k in range(1, count + 1):
-        given_so_far.update(i for i, _ in mixed.next(1))
+        given_so_far.update(p.environment for p in mixed.next(1))
         for i, w in enumerate(weights):
             ahead = given_so_far[i] - k * w / sum(weights)
             assert -max(1, n - 1) < ahead < 1 + 1e-9
 
 
 def test_equal_weights_take_turns_and_a_weight_is_a_ratio() -> None:
-    assert [i for i, _ in mixture([1, 1, 1]).next(6)] == [0, 1, 2, 0, 1, 2]
-    assert Counter(i for i, _ in mixture([3, 1]).next(400)) == {0: 300, 1: 100}
-    assert Counter(i for i, _ in mixture([0.3, 0.1]).next(400)) == {0: 300, 1: 100}
+    assert [p.environment for p in mixture([1, 1, 1]).next(6)] == [0, 1, 2, 0, 1, 2]
+    assert Counter(p.environment for p in mixture([3, 1]).next(400)) == {0: 300, 1: 100}
+    assert Counter(p.environment for p in mixture([0.3, 0.1]).next(400)) == {0: 300, 1: 100}
 
 
 @given(WEIGHTS, SIZES, st.integers(0, 40), st.integers(1, 20), st.integers(0, 3))
@@ -59,7 +60,7 @@ def test_the_state_after_n_prompts_is_a_fresh_run_without_its_first_n(
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
 def test_a_finite_split_is_walked_once_a_pass(size: int, passes: int, seed: int) -> None:
-    prompts = [p for _, p in mixture([1], [size], seed).next(size * passes)]
+    prompts = mixture([1], [size], seed).next(size * passes)
     for k in range(passes):
         assert sorted(p.task["task"] for p in prompts[k * size : (k + 1) * size]) == list(range(size))
     assert len({p.key for p in prompts}) == size * passes, "the key of a prompt is unique over a run"
@@ -67,7 +68,7 @@ def test_a_finite_split_is_walked_once_a_pass(size: int, passes: int, seed: int)
 
 def test_every_pass_has_its_own_order_which_follows_from_the_seed() -> None:
     def orders(seed: int) -> list[list[int]]:
-        tasks = [p.task["task"] for _, p in mixture([1], [30], seed).next(90)]
+        tasks = [p.task["task"] for p in mixture([1], [30], seed).next(90)]
         return [tasks[i : i + 30] for i in (0, 30, 60)]
 
     a, b, c = orders(1)
@@ -76,16 +77,26 @@ def test_every_pass_has_its_own_order_which_follows_from_the_seed() -> None:
     assert orders(2)[0] != a
 
 
+def test_prompts_carry_the_index_of_their_environment() -> None:
+    """Two environments of one name and the same prompts: their keys are equal, and the index is what request ids differ by."""
+    twins = Curriculum([Numbered("e", None)] * 2, [Stage("only", (0.5, 0.5), 9)], 0)
+    first, second = twins.next(2)
+    assert (first.environment, second.environment) == (0, 1)
+    assert first.key == second.key and first == Numbered("e", None).prompt("train", 0) != second
+    assert [p.environment for p in twins.held_out("eval", 2)] == [0, 0, 1, 1]
+    assert pickle.loads(pickle.dumps(second)) == second
+
+
 def test_generated_environments_are_walked_by_index() -> None:
-    assert [p.index for _, p in mixture([1]).next(5)] == [0, 1, 2, 3, 4]
-    assert [p.split for _, p in mixture([1]).next(1)] == ["train"]
+    assert [p.index for p in mixture([1]).next(5)] == [0, 1, 2, 3, 4]
+    assert [p.split for p in mixture([1]).next(1)] == ["train"]
 
 
 def test_held_out_prompts_are_the_same_every_time_and_do_not_move_training() -> None:
     mixed = mixture([1, 1], [None, 3])
     first = mixed.held_out("eval", 5)
-    assert [(i, p.index) for i, p in first] == [(0, k) for k in range(5)] + [(1, k) for k in range(3)]
-    assert {p.split for _, p in first} == {"eval"}
+    assert [(p.environment, p.index) for p in first] == [(0, k) for k in range(5)] + [(1, k) for k in range(3)]
+    assert {p.split for p in first} == {"eval"}
     mixed.next(7)
     before = mixed.state_dict()
     assert mixed.held_out("eval", 5) == first
@@ -121,7 +132,7 @@ def staged(stages: list[Stage], sizes: list[int | None], seed: int = 0) -> Curri
     return Curriculum([Numbered(f"e{i}", size) for i, size in enumerate(sizes)], stages, seed)
 
 
-def walk(curriculum: Curriculum, rewards: list[float], done: int = 0) -> list[tuple[int, list[tuple[int, Prompt]]]]:
+def walk(curriculum: Curriculum, rewards: list[float], done: int = 0) -> list[tuple[int, list[Prompt]]]:
     """The loop's own calls: (stage, prompts) of every iteration from `done` on."""
     out = []
     for reward in rewards[done:]:
@@ -130,7 +141,7 @@ def walk(curriculum: Curriculum, rewards: list[float], done: int = 0) -> list[tu
         if curriculum.stage_ended:
             curriculum.advance()
         out.append((curriculum.index, curriculum.next(3)))
-        curriculum.observe(reward)
+        curriculum.observe([make_group([reward])])
     return out
 
 
@@ -145,16 +156,16 @@ def test_stopped_anywhere_and_resumed_gives_the_same_stages_and_prompts(
     assert walk(stopped, rewards[:stop]) == whole[:stop]
     resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
     assert walk(resumed, rewards, stop) == whole[stop:]
-    keys = [(i, p.key) for _, prompts in whole for i, p in prompts]
+    keys = [(p.environment, p.key) for _, prompts in whole for p in prompts]
     assert len(set(keys)) == len(keys), "a prompt's key is unique over the stages"
-    assert all(stages[at].shares[i] > 0 for at, prompts in whole for i, _ in prompts)
+    assert all(stages[at].shares[p.environment] > 0 for at, prompts in whole for p in prompts)
 
 
 def ends(stage: Stage, rewards: list[float]) -> int:
     """After how many iterations the stage ends."""
     curriculum = staged([stage], [None])
     for i, reward in enumerate(rewards):
-        curriculum.observe(reward)
+        curriculum.observe([make_group([reward])])
         if curriculum.finished:
             return i + 1
     return -1
@@ -172,12 +183,12 @@ def test_a_stage_ends_by_its_rule_or_when_its_iterations_are_used_up() -> None:
 
 def test_a_stage_that_has_not_ended_is_not_left() -> None:
     curriculum = staged([Stage("a", (1.0,), 2), Stage("b", (1.0,), 1)], [None])
-    curriculum.observe(0.0)
+    curriculum.observe([make_group([0.0])])
     with pytest.raises(ValueError, match=r"stage 0 of 2, 'a', is at iteration 1 of 2 and cannot be left"):
         curriculum.advance()
-    curriculum.observe(0.0)
+    curriculum.observe([make_group([0.0])])
     curriculum.advance()
-    curriculum.observe(0.0)
+    curriculum.observe([make_group([0.0])])
     with pytest.raises(ValueError, match="cannot be left"):
         curriculum.advance()
 
@@ -189,7 +200,7 @@ def test_a_resumed_run_may_have_more_stages_and_environments() -> None:
     longer = staged(stages, [None, None])
     longer.load_state_dict(short.state_dict())
     assert not longer.finished
-    assert [(i, p.index) for i, p in walk(longer, [0.0])[0][1]] == [(1, 0), (1, 1), (1, 2)]
+    assert [(p.environment, p.index) for p in walk(longer, [0.0])[0][1]] == [(1, 0), (1, 1), (1, 2)]
 
 
 def test_the_stages_of_a_configuration() -> None:

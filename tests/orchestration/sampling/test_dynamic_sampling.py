@@ -14,7 +14,7 @@ from learner.batching import informative
 from orchestration.config.run_config import validate
 from orchestration.config.sections import BatchSection
 from orchestration.errors import ConfigError
-from orchestration.sampling.dynamic_sampling import Sampled, sample, verdict
+from orchestration.sampling.dynamic_sampling import Sampled, dropped_because, sample
 
 REWARDS = st.sampled_from([(1.0, 1.0), (0.0, 0.0), (0.0, 1.0), (0.5, 1.0)])
 
@@ -23,12 +23,12 @@ def go(batch: BatchSection, rewards: list[tuple[float, ...]]) -> tuple[Sampled, 
     """The prompt with index k has the k-th rewards, again from the start when they are used up. Also: what each round asked for."""
     drawn, asked = iter(range(10**6)), []
 
-    def draw(count: int) -> list[tuple[int, Prompt]]:
+    def draw(count: int) -> list[Prompt]:
         asked.append(count)
-        return [(k % 2, make_prompt(k)) for k in (next(drawn) for _ in range(count))]
+        return [make_prompt(k) for k in (next(drawn) for _ in range(count))]
 
-    async def collect(prompts: list[tuple[int, Prompt]]) -> tuple[list[Group], dict[str, float]]:
-        return [make_group(rewards[p.index % len(rewards)], index=p.index) for _, p in prompts], {"generate": 1.5}
+    async def collect(prompts: list[Prompt]) -> tuple[list[Group], dict[str, float]]:
+        return [make_group(rewards[p.index % len(rewards)], index=p.index) for p in prompts], {"generate": 1.5}
 
     return asyncio.run(sample(batch, draw, collect)), asked
 
@@ -44,7 +44,6 @@ def test_rounds_are_bounded_and_nothing_that_teaches_is_thrown_away(
     )
     found, asked = go(batch, rewards)
     assert [g.prompt.index for g in found.groups] == list(range(sum(asked)))
-    assert found.environments == [k % 2 for k in range(sum(asked))]
     assert found.rounds == len(asked) <= (most if kind == "refill" else 1)
     assert found.seconds == {"generate": 1.5 * found.rounds}
     teaching = [g for g in found.groups if informative(g)]
@@ -71,11 +70,11 @@ def test_dropped_groups_are_told_apart() -> None:
         return Group(made[0].prompt, tuple(made))
 
     right, wrong, lost = (1.0, Status.OK), (0.0, Status.OK), (0.0, Status.ERROR)
-    assert verdict(group(right, right, lost)) == "all right"
-    assert verdict(group(wrong, wrong, lost)) == "all wrong"
-    assert verdict(group(wrong, (0.0, Status.TURNS))) == "all wrong"
-    assert verdict(group(right, lost, lost)) == "other"
-    assert verdict(group(lost, lost)) == "other"
+    assert dropped_because(group(right, right, lost)) == "all right"
+    assert dropped_because(group(wrong, wrong, lost)) == "all wrong"
+    assert dropped_because(group(wrong, (0.0, Status.TURNS))) == "all wrong"
+    assert dropped_because(group(right, lost, lost)) == "other"
+    assert dropped_because(group(lost, lost)) == "other"
 
 
 def test_a_baseline_over_the_batch_learns_from_what_would_be_dropped() -> None:

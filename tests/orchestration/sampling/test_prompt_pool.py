@@ -18,7 +18,7 @@ from orchestration.config.run_config import validate
 from orchestration.config.sections import AdaptiveSection
 from orchestration.errors import ConfigError
 from orchestration.sampling.curriculum import Curriculum, Stage
-from orchestration.sampling.prompt_pool import Tried
+from orchestration.sampling.prompt_pool import PromptPool
 
 Rate = Callable[[int, int], float]  # environment, task -> probability that a response is right
 
@@ -36,15 +36,15 @@ def uneven(env: int, task: int) -> float:
     return 0.5 if task % 5 == 0 else float(task % 2)
 
 
-def walk(curriculum: Curriculum, iterations: range, rate: Rate = uneven) -> list[list[tuple[int, Prompt]]]:
+def walk(curriculum: Curriculum, iterations: range, rate: Rate = uneven) -> list[list[Prompt]]:
     """The loop's own calls: prompts of every iteration, in two rounds, the second of another size every time."""
     out = []
     for k in iterations:
         if curriculum.stage_ended:
             curriculum.advance()
         drawn = curriculum.next(4) + curriculum.next(k % 3)
-        groups = [(i, group_of(p, rate(i, p.task["task"]), k)) for i, p in drawn]
-        metrics = curriculum.observe(0.0, groups)
+        groups = [group_of(p, rate(p.environment, p.task["task"]), k) for p in drawn]
+        metrics = curriculum.observe(groups)
         assert all(0 <= v <= 1 for key, v in metrics.items() if key != "adaptive/known")
         out.append(drawn)
     return out
@@ -91,21 +91,21 @@ def test_the_mixture_is_as_configured_and_what_is_new_comes_in_its_order(
 ) -> None:
     adaptive = build(True)
     found, plain = walk(adaptive, range(count)), walk(build(False), range(count))
-    assert [[i for i, _ in drawn] for drawn in found] == [[i for i, _ in drawn] for drawn in plain]
+    assert [[p.environment for p in drawn] for drawn in found] == [[p.environment for p in drawn] for drawn in plain]
     again = Counter[int]()
     seen: list[tuple[int, str]] = []
     for drawn in found:
-        keys = [(i, p.key) for i, p in drawn]
+        keys = [(p.environment, p.key) for p in drawn]
         assert len(set(keys)) == len(keys), "ids and seeds are of the iteration and the key"
         again.update(i for i, key in keys if (i, key) in seen)
         seen += keys
-    assert [again[i] for i in range(3)] == adaptive.again
+    assert [again[i] for i in range(3)] == adaptive.revisits
     new = list(dict.fromkeys(seen))
-    everything = [(i, p.key) for drawn in plain for i, p in drawn]
+    everything = [(p.environment, p.key) for drawn in plain for p in drawn]
     for k in range(3):
         mine = [key for i, key in new if i == k]
         assert mine == [key for i, key in everything if i == k][: len(mine)]
-        assert len(adaptive.tried[k].known) <= adaptive.tried[k].settings.pool
+        assert len(adaptive.pools[k].counts) <= adaptive.pools[k].settings.pool
 
 
 def test_prompts_that_teach_come_again_and_the_share_is_as_asked_for() -> None:
@@ -114,11 +114,11 @@ def test_prompts_that_teach_come_again_and_the_share_is_as_asked_for() -> None:
     rows, again = [], Counter[bool]()
     for k in range(120):
         drawn = curriculum.next(16)
-        for _, prompt in drawn:
-            if prompt.index in curriculum.tried[0].known:
+        for prompt in drawn:
+            if prompt.index in curriculum.pools[0].counts:
                 again[prompt.index % 5 == 0] += 1
-        groups = [(i, group_of(p, uneven(i, p.index), k, responses=8)) for i, p in drawn]
-        rows.append(curriculum.observe(0.0, groups))
+        groups = [group_of(p, uneven(0, p.index), k, responses=8) for p in drawn]
+        rows.append(curriculum.observe(groups))
     late = rows[40:]
 
     def mean(key: str) -> float:
@@ -133,49 +133,49 @@ def test_prompts_that_teach_come_again_and_the_share_is_as_asked_for() -> None:
 
 
 def test_an_estimate_is_the_mean_of_a_beta_distribution_and_what_is_old_fades() -> None:
-    tried = Tried(AdaptiveSection(floor=0.05, decay=0.5, pool=3))
-    tried.learn(7, right=6, wrong=0)
-    assert tried.solved(7) == 7 / 8
-    assert tried.weight(7) == pytest.approx(7 / 64 + 0.05)
-    tried.age()
-    assert tried.solved(7) == 4 / 5
-    tried.learn(7, right=1, wrong=2)
-    assert tried.solved(7) == 5 / 8
+    pool = PromptPool(AdaptiveSection(floor=0.05, decay=0.5, pool=3))
+    pool.learn(7, right=6, wrong=0)
+    assert pool.solve_rate(7) == 7 / 8
+    assert pool.weight(7) == pytest.approx(7 / 64 + 0.05)
+    pool.decay()
+    assert pool.solve_rate(7) == 4 / 5
+    pool.learn(7, right=1, wrong=2)
+    assert pool.solve_rate(7) == 5 / 8
     for _ in range(60):
-        tried.age()
-    assert tried.solved(7) == pytest.approx(0.5)
-    tried.learn(8, right=0, wrong=0)  # nothing was scored
-    assert 8 not in tried.known
+        pool.decay()
+    assert pool.solve_rate(7) == pytest.approx(0.5)
+    pool.learn(8, right=0, wrong=0)  # nothing was scored
+    assert 8 not in pool.counts
     for task in (9, 10, 11):  # hopeless, solved, and both
-        tried.learn(task, right=3 * (task > 9), wrong=3 * (task != 10))
-    assert list(tried.known) == [7, 10, 11]  # of two that say as little, the older one is forgotten
-    tried.learn(12, right=0, wrong=50)
-    assert list(tried.known) == [7, 10, 11]
+        pool.learn(task, right=3 * (task > 9), wrong=3 * (task != 10))
+    assert list(pool.counts) == [7, 10, 11]  # of two that say as little, the older one is forgotten
+    pool.learn(12, right=0, wrong=50)
+    assert list(pool.counts) == [7, 10, 11]
 
 
 def test_only_judged_responses_say_how_difficult_a_prompt_is() -> None:
     curriculum = Curriculum([Numbered("e", 5)], [Stage("only", (1.0,), 9)], 0, AdaptiveSection())
-    (_, prompt), (_, other) = curriculum.next(2)
+    prompt, other = curriculum.next(2)
     members = [(1.0, Status.OK), (0.0, Status.TURNS), (0.0, Status.ERROR), (0.0, Status.TIMEOUT)]
     group = Group(prompt, tuple(make_trajectory(reward=r, status=s) for r, s in members))
     lost = Group(other, tuple(make_trajectory(status=s) for _, s in members[2:]))
-    metrics = curriculum.observe(0.0, [(0, group), (0, lost)])
-    assert curriculum.tried[0].known == {prompt.task["task"]: [1.0, 1.0]}
+    metrics = curriculum.observe([group, lost])
+    assert curriculum.pools[0].counts == {prompt.task["task"]: [1.0, 1.0]}
     assert metrics == {
         "adaptive/known": 1.0, "adaptive/solved": 0.5, "adaptive/revisited": 0.0, "adaptive/informative": 0.5
     }  # fmt: skip
 
 
 def test_what_was_drawn_in_the_iteration_does_not_come_twice() -> None:
-    tried = Tried(AdaptiveSection(revisit=0.99, pool=9))
+    pool = PromptPool(AdaptiveSection(revisit=0.99, pool=9))
     for task in range(3):
-        tried.learn(task, 1, 1)
+        pool.learn(task, 1, 1)
     rng = random.Random(0)
-    found = [tried.again(rng, {0, 2}) for _ in range(200)]
+    found = [pool.draw(rng, {0, 2}) for _ in range(200)]
     assert set(found) == {1, None}
     assert found.count(1) > 180
-    assert tried.again(rng, {0, 1, 2}) is None
-    assert {tried.again(rng, ()) for _ in range(200)} == {0, 1, 2, None}
+    assert pool.draw(rng, {0, 1, 2}) is None
+    assert {pool.draw(rng, ()) for _ in range(200)} == {0, 1, 2, None}
 
 
 @pytest.mark.parametrize(("key", "value"), [("revisit", 1.0), ("pool", 0), ("floor", -0.1), ("decay", 0.0)])
@@ -193,5 +193,5 @@ def test_a_finite_split_gives_no_prompt_twice_in_an_iteration_and_counts_what_ca
         drawn = curriculum.next(6)
         came_again = sum(curriculum._drawn.values())
         assert len(curriculum._drawn) == len(drawn) == 6, "every prompt is remembered by its own index"
-        row = curriculum.observe(0.5, [(i, group_of(p, 0.5, k)) for i, p in drawn])
+        row = curriculum.observe([group_of(p, 0.5, k) for p in drawn])
         assert row["adaptive/revisited"] == pytest.approx(came_again / 6)

@@ -22,7 +22,7 @@ from orchestration.cluster.actor_settings import judge_engine, layout_key
 from orchestration.config.preflight import check_world
 from orchestration.config.run_config import RunConfig, validate
 from orchestration.errors import ConfigError
-from orchestration.sampling.reward_function import compose, make_judge
+from orchestration.sampling.reward_function import make_judge, make_reward_function
 from orchestration.telemetry.keys import lookup
 from orchestration.telemetry.rollout_metrics import describe
 
@@ -149,9 +149,9 @@ def test_the_key_is_in_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("SOME_KEY", "sk-very-secret-1")
     config = validate(config_data(rewards=judge(api_key_env="SOME_KEY")))
     made = make_judge(config, None, nobody)
-    assert made is not None and isinstance(made.speaker, Endpoint) and made.speaker._key == "sk-very-secret-1"
+    assert made is not None and isinstance(made.backend, Endpoint) and made.backend._key == "sk-very-secret-1"
     assert "sk-very-secret-1" not in config.to_yaml() + str(config.model_dump()) + repr(made.settings) + repr(
-        made.speaker.settings
+        made.backend.settings
     )
     assert "SOME_KEY" in config.to_yaml()
     assert make_judge(validate(config_data()), None, nobody) is None
@@ -219,14 +219,17 @@ class Asked:
 def composed(config: RunConfig, asked: Asked, events: list[str] | None = None) -> RewardFunction | None:
     environments = [catalog.load(e.name, e.params) for e in config.all_environments]
     on_event = (events if events is not None else []).append
-    return compose(config, environments, verify=asked.verify, model=asked.model, judge=asked.score, on_event=on_event)
+    return make_reward_function(
+        config, environments, verify=asked.verify, model=asked.model, judge=asked.score, on_event=on_event
+    )
 
 
 def ended(tokens: int = 12, environment: int = 0) -> FinishedTrajectory:
     (trajectory,) = make_group([1.0]).trajectories
+    prompt = replace(trajectory.prompt, environment=environment)
     turn = replace(trajectory.turns[0], response_ids=(1,) * tokens, logprobs=(0.0,) * tokens)
-    said = (Message("user", "a"), Message("assistant", "text"))
-    return FinishedTrajectory("it 1/0", environment, replace(trajectory, turns=(turn,)), said, 16)
+    conversation = (Message("user", "a"), Message("assistant", "text"))
+    return FinishedTrajectory("it 1/0", replace(trajectory, prompt=prompt, turns=(turn,)), conversation, 16)
 
 
 def test_without_terms_there_is_nothing_to_compose() -> None:
@@ -257,8 +260,8 @@ def test_every_term_of_a_recipe_comes_with_its_weight() -> None:
     }
     assert found.reward == pytest.approx(2.0 - 0.05 + 5.0 - 0.15 - 3.0 + 1.0)
     asyncio.run(made(ended(environment=1)))
-    # behind the run's two environments the verifiers have Form; the pattern is that of the response's own environment
-    assert [r.environment for r in asked.verify_requests] == [2, 2]
+    # not the environment's own session; the pattern is that of the response's own environment
+    assert [(r.scorer, r.prompt.environment) for r in asked.verify_requests] == [("format", 0), ("format", 1)]
     countdown, arithmetic = (r.prompt.task["pattern"] for r in asked.verify_requests)
     assert (countdown, arithmetic) == (catalog.load("countdown", {}).form, "-?[0-9]+")  # type: ignore[attr-defined]
 
@@ -304,7 +307,7 @@ def group_with(env: str, *terms: dict[str, float]) -> Group:
 def test_every_terms_mean_is_in_the_metrics_over_the_responses_that_have_it() -> None:
     one = group_with("a", {"verdict": 1.0, "judge": 0.5}, {"verdict": 0.0, "judge": 0.7})
     other = group_with("gym/b", {"verdict": 0.0}, {"verdict": 0.0, "judge": 0.0})
-    row = describe([one, other], [*one.trajectories, *other.trajectories])
+    row = describe([one, other])
     assert {k: v for k, v in row.items() if k.startswith("term/")} == pytest.approx(
         {
             "term/verdict": 0.25,
@@ -321,15 +324,15 @@ def test_every_terms_mean_is_in_the_metrics_over_the_responses_that_have_it() ->
 
 def test_without_terms_there_are_none() -> None:
     group = make_group([1.0, 0.0])
-    assert not any(key.startswith("term/") for key in describe([group], group.trajectories))
+    assert not any(key.startswith("term/") for key in describe([group]))
 
 
 def test_what_could_not_be_judged_is_no_reward_of_0() -> None:
     group = make_group([1.0, 0.5, 0.0])
     lost = replace(group.trajectories[2], verdict=replace(group.trajectories[2].verdict, status=Status.ERROR))
     trajectories = (*group.trajectories[:2], lost)
-    row = describe([Group(group.prompt, trajectories)], trajectories)
+    row = describe([Group(group.prompt, trajectories)])
     assert (row["reward/mean"], row["reward/std"], row[f"reward/{group.prompt.env}"]) == (0.75, 0.25, 0.75)
     assert row["status/error"] == pytest.approx(1 / 3)
-    row = describe([Group(group.prompt, (lost,))], (lost,))
+    row = describe([Group(group.prompt, (lost,))])
     assert (row["reward/mean"], row["reward/std"]) == (0.0, 0.0)

@@ -1,0 +1,82 @@
+"""Decides whether a configuration can go on from another one's checkpoint. Pure: both are given as plain data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from learner.settings import BODY
+from orchestration.config.reward_sections import RewardsSection
+from orchestration.errors import ConfigError
+
+# What a resumed run may not change: the optimiser's state is laid out by it, or the statistics would be of two runs.
+FIXED_ON_RESUME = (
+    "learner.ranks",
+    "learner.zero_stage",
+    "precision.mode",
+    "learner.precision",
+    "run.seed",
+    "batch.prompts",
+    "batch.responses",
+    "batch.adaptive",
+    "learner.betas",
+    "learner.eps",
+    "learner.weight_decay",
+    "model.path",
+    "entropy.method",
+    "entropy.controller",
+)
+
+
+def check_resumable(before: dict[str, Any], now: dict[str, Any], stage: int) -> None:
+    """Raises ConfigError where `now` changes what a resumed run has to keep.
+
+    before  the run's config.yaml, with present key names; it may be older than some keys
+    now     the configuration that continues the run, as JSON values
+    stage   index of the stage that the checkpoint is in
+    """
+    for data in (before, now):
+        resolve_precision(data)
+    check_same_stages(before.get("stages", []), now["stages"], stage)
+    for key in FIXED_ON_RESUME:
+        section, name = key.split(".")
+        was, is_now = before[section].get(name), now[section][name]
+        if was != is_now:
+            raise ConfigError(f"{key} was {was} and is now {is_now}: a resumed run cannot change it")
+
+
+def check_same_stages(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], current: int) -> None:
+    """Raises ConfigError unless the stages that were begun stay as they are, but for the end of the present one.
+
+    Stages that are still to come may be other ones.
+    """
+    if bool(before) != bool(now) or len(now) <= min(current, len(before) - 1):
+        raise ConfigError(
+            f"the run was in stage {current} of {len(before) or 1} and now has {len(now) or 1}: a resumed run keeps its stages "
+            "and may add to them"
+        )
+    for index in range(min(current + 1, len(before))):
+        for key in ("name", "environments", *(("iterations", "advance") if index < current else ()), "overrides"):
+            if before[index][key] != now[index][key]:
+                raise ConfigError(
+                    f"stages.{index}.{key} was {before[index][key]} and is now {now[index][key]}: the stage has begun, a resumed "
+                    "run cannot change it"
+                )
+
+
+def resolve_precision(data: dict[str, Any]) -> None:
+    """Sets learner.precision to the one that was used: left out, it follows the switch. Runs older than the switch had it alone."""
+    learner = data["learner"]
+    switch = data.setdefault("precision", {"mode": learner["precision"]})
+    learner["precision"] = learner["precision"] or BODY[switch["mode"]]
+
+
+def same_rewards(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Decides whether two `rewards` sections, of which `before` may be older than some keys, give the same reward."""
+    with contextlib.suppress(ValidationError):  # what this version refuses differs from `now`
+        before = json.loads(RewardsSection.model_validate(before).model_dump_json())
+    return before == now

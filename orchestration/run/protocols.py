@@ -1,0 +1,55 @@
+"""Declares what the loop calls of the cluster, of its learner, and of the producer of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from learner.types import RankBatch, StepMetrics
+from learner.weights.protocol import WeightManifest
+from orchestration.config.run_config import RunConfig
+from orchestration.sampling.dynamic_sampling import Sampled
+
+
+class LearnerGroup(Protocol):
+    """Trains on every rank of the learner."""
+
+    async def train(self, batches: Sequence[RankBatch]) -> StepMetrics:
+        """Runs one iteration on one batch per rank; returns its metrics, reduced over the ranks."""
+        ...
+
+    async def save(self, hf: Path, engine: Path) -> None:
+        """Writes a Hugging Face folder and the training engine's own state."""
+        ...
+
+    async def state_dict(self) -> dict[str, Any]: ...
+
+
+class TrainingCluster(Protocol):
+    """Trains, and keeps the generators' weights equal to the learner's."""
+
+    @property
+    def learner(self) -> LearnerGroup: ...
+
+    async def sync(self, version: int) -> WeightManifest:
+        """Sends the learner's weights to every generator as `version`."""
+        ...
+
+    async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
+        """Compares engine and trainer on the log-probs of the same tokens. Raises NumericsError where they differ too much."""
+        ...
+
+    async def begin_stage(self, index: int) -> None: ...
+
+
+class BatchProducer(Protocol):
+    """Gives the loop its next batch of groups; sampling.producer has the synchronous one."""
+
+    def next_batch(self, iteration: int, stage: RunConfig) -> Coroutine[Any, Any, Sampled]:
+        """Waits for the groups of `iteration`. stage: the run's configuration in the present stage."""
+        ...
+
+    def abandon(self) -> None:
+        """Takes back what an interrupted `next_batch` has drawn: a resumed run draws it again."""
+        ...

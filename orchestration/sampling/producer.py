@@ -1,0 +1,40 @@
+"""Produces the groups that an iteration trains on. Today synchronously: sampling begins when the loop asks for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Mapping
+from functools import partial
+from typing import Any
+
+from orchestration.config.run_config import RunConfig
+from orchestration.sampling.curriculum import Curriculum
+from orchestration.sampling.dynamic_sampling import Sampled, sample
+from orchestration.sampling.rollouts import Rollouts
+
+
+class SynchronousProducer:
+    """Samples one iteration's groups at a time, all of them by the present policy: between two batches nothing is under way."""
+
+    def __init__(self, config: RunConfig, curriculum: Curriculum, rollouts: Rollouts) -> None:
+        self._config, self._curriculum, self._rollouts = config, curriculum, rollouts
+        self._before: Mapping[str, Any] = curriculum.state_dict()
+
+    def next_batch(self, iteration: int, stage: RunConfig) -> Coroutine[Any, Any, Sampled]:
+        """Begins to sample the groups of `iteration`. stage: the run's configuration in the present stage.
+
+        Consumes prompts of the curriculum; waits for generators and verifiers.
+        """
+        # Here, not in a coroutine: one that is cancelled before its first step would leave the state of an earlier batch.
+        self._before = self._curriculum.state_dict()
+        collect = partial(
+            self._rollouts.collect,
+            sampling=stage.sampling,
+            responses=self._config.batch.responses,
+            temperature=stage.sampling.temperature,
+            stamp=f"iteration {iteration}",
+        )
+        return sample(self._config.batch, self._curriculum.next, collect)
+
+    def abandon(self) -> None:
+        """Gives the prompts of an interrupted batch back to the curriculum: a resumed run draws them again."""
+        self._curriculum.load_state_dict(self._before)
