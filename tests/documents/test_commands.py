@@ -32,18 +32,6 @@ COMMANDS: Any = typer.main.get_command(app)
 MODES = set(get_args(type(RunConfig.model_fields["precision"].default).model_fields["mode"].annotation))
 PROGRAM = re.compile(r"^(?:\S*/)?isentrope (?!:)|^.*\bpython -m orchestration ")
 PLACEHOLDER = re.compile(r"^[A-Z][A-Z_]*$")  # RECIPE, MODEL, RUN
-# Paths that come with the packages' new layout: to be emptied when it is whole.
-PENDING = {
-    "actors/handles.py",
-    "actors/verifier_worker.py",
-    "orchestration/cluster/logprob_check.py",
-    "orchestration/cluster/weight_sync.py",
-    "orchestration/config/resume_rules.py",
-    "orchestration/run/resume.py",
-    "orchestration/run/stop.py",
-    "orchestration/sampling/producer.py",
-    "orchestration/telemetry/iteration_row.py",
-}
 FOLDERS = ("envs/", "learner/", "actors/", "orchestration/", "tests/", "docs/", "deploy/")
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+)`")
@@ -133,7 +121,7 @@ def test_every_link_and_path_leads_somewhere(document: Path) -> None:
             assert target.exists(), f"{document.name}: {link} does not exist"
             assert not anchor or anchor in anchors(target), f"{document.name}: {link} has no such heading"
     for path in paths(text):
-        assert path in PENDING or any(ROOT.glob(path.rstrip("/"))), f"{document.name}: {path} does not exist"
+        assert any(ROOT.glob(path.rstrip("/"))), f"{document.name}: {path} does not exist"
 
 
 def anchors(page: Path) -> set[str]:
