@@ -243,9 +243,10 @@ def test_a_server_that_hung_comes_after_one_that_others_use(stubs: list[Stub]) -
     """However lately: it costs a replay to take turns on that one, and a trajectory to wait for the other."""
     tasks, prompt = hang(stubs)
     sessions = [tasks.open(prompt) for _ in range(3)]
+    last: list[Observation | Verdict] = []
     for text in solution(prompt.task["task_id"]):
         last = [session.reply(text) for session in sessions]
-    assert all(isinstance(verdict, Verdict) and verdict.correct for verdict in last), last
+    assert last and all(isinstance(verdict, Verdict) and verdict.correct for verdict in last), last
     assert sum(session.begun for session in sessions) > 3
 
 
