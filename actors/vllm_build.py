@@ -69,7 +69,7 @@ def prepare_environment(cpu: bool) -> None:
         # FlashInfer's sampler does not give the log-probs of what it truncates to, which are what we always ask for, and is
         # compiled at first use.
         defaults |= {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
-        # Attention of an fp32 engine is Triton's, whose float32 products are TF32 unless told otherwise: 10 bits of mantissa.
+        # Attention of an fp32 engine is Triton's, whose float32 products are TF32 unless it is set otherwise: 10 bits of mantissa.
         defaults |= {"TRITON_F32_DEFAULT": "ieee"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

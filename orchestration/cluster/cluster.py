@@ -137,7 +137,7 @@ class Cluster:
         makers += [lambda i=i: self._judge(i) for i in range(judge.count if judge else 0)]
         if config.shares_gpus or (judge is not None and 0 < judge.gpus < 1):
             # An engine measures while it starts how much of its GPU is free, and takes a neighbour's growth for its own: one
-            # after the other, and after everybody else.
+            # after the other, and after all other actors.
             await asyncio.gather(*others)
             engines: list[RemoteGenerator] = []
             for make in makers:

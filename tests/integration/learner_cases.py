@@ -181,6 +181,7 @@ def rank_main(
     from learner.learner import Learner, LearnerStage, NonFiniteError
 
     place = Placement(rank, world, "127.0.0.1", port, cuda, 120.0)
+    learner: Learner | None = None
     for case in cases:
         if case.get("refused"):
             (Path(out) / f"{case['name']}.refused").write_text(refusal(model, case, place))
@@ -229,7 +230,8 @@ def rank_main(
         if rank == 0:
             np.savez(Path(out) / f"{case['name']}.npz", **full)  # type: ignore[arg-type]
             (Path(out) / f"{case['name']}.json").write_text(json.dumps(metrics))
-    learner.close()
+    if learner is not None:
+        learner.close()
 
 
 def reference(model: str) -> tuple[dict[str, np.ndarray], list[float]]:

@@ -11,6 +11,7 @@ from support.builders import config_data
 from actors.handles import RemoteVerifier
 from actors.pool import MemberDied, VerifierPool
 from orchestration.cluster.cluster import Cluster
+from orchestration.cluster.protocols import TrainingCluster
 from orchestration.config.run_config import validate
 from orchestration.errors import ConfigError
 
@@ -78,3 +79,9 @@ def test_a_replaced_verifier_that_cannot_build_them_ends_the_run_and_judges_noth
     assert raised.startswith(
         "verifier 1 cannot build the environments, on 10.0.0.7: no module 'mine'; files of your own"
     )
+
+
+def test_the_loop_needs_of_a_cluster_only_what_its_protocol_has() -> None:
+    """Checked by pyright: a method that the protocol has and the cluster has not is an error of the first line."""
+    cluster: TrainingCluster = Cluster(validate(config_data()), print)
+    assert cluster.version == 0
