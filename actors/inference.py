@@ -5,7 +5,8 @@ vLLM is one implementation (actors/vllm_engine.py), tests have a fake.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -43,6 +44,15 @@ class Completion:
     finish: Literal["stop", "length"]
     version_min: int
     version_max: int
+
+
+GenerateFn = Callable[[Sequence[Request]], Awaitable[list[Completion]]]  # completions in the order of the requests
+
+
+def response_seed(seed: int, *where: object) -> int:
+    """Returns a response's seed: it depends on the response's position in the run alone, so a resumed run samples the same."""
+    digest = hashlib.blake2b(repr((seed, *where)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2  # engines take signed 64-bit seeds
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,17 @@ a reward has terms. Token ids come from the engine and are kept: only an observa
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from actors.inference import Completion, Request, SamplingParams
+from actors.inference import Completion, GenerateFn, Request, SamplingParams, response_seed
 from actors.rewards.composite import FinishedTrajectory, ScoreFn
 from actors.settings import SamplingSettings
 from actors.verifier import ScoreRequest
 from envs.types import Group, Message, Prompt, Status, Trajectory, Turn, Verdict
 
-GenerateFn = Callable[[Sequence[Request]], Awaitable[list[Completion]]]  # completions in the order of the requests
 # From the environment's verdict to the one that is trained on.
 RewardFn = Callable[[FinishedTrajectory], Awaitable[Verdict]]
 
@@ -50,12 +48,6 @@ class RolloutSettings:
     seed: int  # of the run; each response's own seed follows from it and from where the response stands
     stop_token_ids: tuple[int, ...] = ()
     temperature: float | None = None  # in place of sampling.temperature: an evaluation has its own, and 0 for greedy
-
-
-def response_seed(seed: int, *where: object) -> int:
-    """Returns a response's seed: it depends on the response's position in the run alone, so a resumed run samples the same."""
-    digest = hashlib.blake2b(repr((seed, *where)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 2  # engines take signed 64-bit seeds
 
 
 class ContextFull(ValueError):

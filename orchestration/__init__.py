@@ -1,4 +1,4 @@
-"""The conductor: from a configuration to a finished run.
+"""Conducts a run from its configuration to its report.
 
 | package | what |
 |---|---|

@@ -1,4 +1,4 @@
-"""`python -m orchestration`, for `ray job submit`: the same command line without an installed console script."""
+"""Starts the command line as `python -m orchestration`: a Ray job has no installed console script."""
 
 from orchestration.cli import main
 

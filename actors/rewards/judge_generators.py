@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.inference import Request, SamplingParams
+from actors.inference import GenerateFn, Request, SamplingParams, response_seed
 from actors.rewards.judge import Answer, NoScore
-from actors.rollout import GenerateFn, response_seed
 from envs.types import Message
 
 

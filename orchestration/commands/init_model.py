@@ -1,17 +1,15 @@
-"""Implements `isentrope init-model`: settings from the command line, progress on the terminal."""
+"""Implements `isentrope init-model`: from the command line to a warm-started model."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from orchestration.config.loader import parse_overrides, sentence
+from orchestration.config.loader import parse_overrides
 from orchestration.config.run_config import load_config
 from orchestration.errors import ConfigError
+from orchestration.run.warm_start import make_model
 
 
 def run(recipe: str | None, names: Sequence[str], overrides: Sequence[str], out: Path | None, cache: Path) -> Path:
@@ -25,38 +23,4 @@ def run(recipe: str | None, names: Sequence[str], overrides: Sequence[str], out:
         raise ConfigError(
             "init-model needs --recipe, or --env and --out: what the model learns from and where it is written"
         )
-    return make({**dict(parse_overrides(overrides)), "environments": environments}, out, cache)
-
-
-def make(settings: dict[str, Any], out: Path | None, cache: Path) -> Path:
-    """Makes and warm-starts a model, unless it exists; returns the folder `out`, or the model's folder in the cache."""
-    from rich.console import Console
-
-    # The matrices are tiny: a second thread gains little and, on a busy machine, mostly waits in a spin loop. Set before
-    # importing torch, which reads it once.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from learner.warmstart.model_cache import WarmStartProgress, init_model
-    from learner.warmstart.settings import InitModelSettings
-
-    console = Console()
-
-    def show(progress: WarmStartProgress) -> None:
-        loss = "" if progress.loss is None else f"loss {progress.loss:.3f}"
-        accuracy = "" if progress.accuracy is None else f"pass@1 {progress.accuracy:.3f}"
-        at_k = "" if progress.pass_at_k is None else f"pass@k {progress.pass_at_k:.3f}"
-        parts = [
-            x
-            for x in (f"step {progress.step}/{progress.steps}", loss, accuracy, at_k, f"{progress.seconds:.0f} s")
-            if x
-        ]
-        console.print("warm start  " + "  ".join(parts), highlight=False)
-
-    try:
-        parsed = InitModelSettings.model_validate(settings)
-        folder = init_model(parsed, out, cache, show)
-    except ValidationError as error:
-        raise ConfigError(sentence(error, settings, InitModelSettings)) from None
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    console.print(f"model: {folder}", highlight=False)
-    return folder
+    return make_model({**dict(parse_overrides(overrides)), "environments": environments}, out, cache)

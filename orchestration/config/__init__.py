@@ -3,6 +3,7 @@
 | file | what |
 |---|---|
 | checks.py          | rules between sections, each a pure function |
+| composition.py     | the sections of a run, whatever they say |
 | loader.py          | YAML, overrides at dotted keys, errors as sentences |
 | preflight.py       | whether what it names is there: models, environments, keys |
 | resume_rules.py    | whether a configuration can go on from another one's checkpoint |

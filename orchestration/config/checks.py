@@ -5,17 +5,13 @@ What can be said of a section alone is a validator of that section.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from actors.settings import DTYPE_OF
 from learner.entropy import build as entropy
 from learner.settings import BODY
-
-if TYPE_CHECKING:
-    from orchestration.config.run_config import RunConfig
+from orchestration.config.composition import RunSections
 
 
-def something_to_train(config: RunConfig) -> None:
+def something_to_train(config: RunSections) -> None:
     """Requires environments or stages, and an end of the run."""
     if config.stages and config.environments:
         raise ValueError(
@@ -28,7 +24,7 @@ def something_to_train(config: RunConfig) -> None:
         raise ValueError("run.iterations is missing: give it in the recipe or as run.iterations=VALUE")
 
 
-def batch_divides(config: RunConfig) -> None:
+def batch_divides(config: RunSections) -> None:
     """Requires that a batch can be divided evenly into updates and over ranks, and that there are groups."""
     responses = config.batch.prompts * config.batch.responses
     if responses % config.learner.updates:
@@ -53,7 +49,7 @@ def batch_divides(config: RunConfig) -> None:
         )
 
 
-def sampling_fits(config: RunConfig) -> None:
+def sampling_fits(config: RunSections) -> None:
     """Requires that a response, and all of a trajectory's, have room."""
     if config.sampling.max_tokens >= config.generators.max_model_len:
         raise ValueError(
@@ -67,7 +63,7 @@ def sampling_fits(config: RunConfig) -> None:
         )
 
 
-def objective_fits(config: RunConfig) -> None:
+def objective_fits(config: RunSections) -> None:
     """Refuses parts of the objective that do not go together, or with the batch."""
     o, dynamic = config.objective, config.batch.dynamic.kind
     steps = config.learner.updates * config.learner.epochs
@@ -97,7 +93,7 @@ def objective_fits(config: RunConfig) -> None:
         )
 
 
-def entropy_method_acts(config: RunConfig) -> None:
+def entropy_method_acts(config: RunSections) -> None:
     """Refuses an entropy method that would do nothing under this objective."""
     kind, surrogate = config.entropy.kind, config.objective.surrogate
     steps = config.learner.updates * config.learner.epochs
@@ -114,7 +110,7 @@ def entropy_method_acts(config: RunConfig) -> None:
         )
 
 
-def gpus_fit(config: RunConfig) -> None:
+def gpus_fit(config: RunSections) -> None:
     """Requires a whole GPU or a share of one for every actor, GPUs or CPUs for all, and memory for who shares one."""
     g, c = config.generators, config.learner
     judges = config.judge_generator
@@ -150,7 +146,7 @@ def gpus_fit(config: RunConfig) -> None:
             )
 
 
-def rewards_fit(config: RunConfig) -> None:
+def rewards_fit(config: RunSections) -> None:
     """Requires that terms of the length, and a judge's answer, go with the limits on tokens."""
     limit, length, overlong = config.sampling.max_tokens, config.rewards.length, config.rewards.overlong
     if overlong is not None and overlong.buffer > limit:
@@ -171,7 +167,7 @@ def rewards_fit(config: RunConfig) -> None:
         )
 
 
-def one_precision(config: RunConfig) -> None:
+def one_precision(config: RunSections) -> None:
     """Refuses another precision of trainer or engine than the switch means, unless mixing is allowed."""
     switch, body = config.precision, BODY[config.precision.mode]
     pairs = (
@@ -186,7 +182,7 @@ def one_precision(config: RunConfig) -> None:
             )
 
 
-def stages_in_order(config: RunConfig) -> None:
+def stages_in_order(config: RunSections) -> None:
     """Requires stages with names of their own, a first one that has nothing to keep or reset, and a cap within their length."""
     names = [stage.name for stage in config.stages]
     if twice := [name for name in names if names.count(name) > 1]:

@@ -11,75 +11,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, model_validator
 
 from actors.settings import (
     DTYPE_OF,
     EngineDtype,
-    GeneratorSettings,
-    JudgeGeneratorSettings,
-    SamplingSettings,
-    VerifierSettings,
 )
 from envs import catalog
 from envs.suggest import nearest
-from learner.entropy.settings import EntropySettings
 from learner.settings import (
     BODY,
-    LearnerSettings,
-    ModelSettings,
-    ObjectiveSettings,
-    PrecisionSettings,
-    Settings,
     TrainerPrecision,
 )
 from orchestration.config.checks import CHECKS
+from orchestration.config.composition import RunSections
 from orchestration.config.loader import parse_overrides, put, read_yaml, sentence, write_yaml
-from orchestration.config.reward_sections import RewardsSection
 from orchestration.config.sections import (
-    BatchSection,
-    CheckpointSection,
-    ClusterSection,
     EnvironmentSection,
-    EvaluationSection,
-    RunSection,
-    StageSection,
-    WeightsSection,
 )
 from orchestration.errors import ConfigError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-class RunConfig(Settings):
+class RunConfig(RunSections):
     """Holds a run's sections, which fit together."""
-
-    run: RunSection
-    model: ModelSettings
-    precision: PrecisionSettings = PrecisionSettings()
-    environments: list[EnvironmentSection] = Field(default_factory=list)  # or, one after the other:
-    stages: list[StageSection] = Field(default_factory=list)
-    batch: BatchSection
-    sampling: SamplingSettings
-    generators: GeneratorSettings
-    verifiers: VerifierSettings = VerifierSettings()
-    rewards: RewardsSection = RewardsSection()
-    learner: LearnerSettings
-    objective: ObjectiveSettings = ObjectiveSettings()
-    entropy: EntropySettings = Field(default_factory=lambda: EntropySettings.model_validate({}))
-    weights: WeightsSection = WeightsSection()
-    evaluation: EvaluationSection = EvaluationSection()
-    checkpoint: CheckpointSection = CheckpointSection()
-    cluster: ClusterSection = ClusterSection()
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def _mode_alone(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"mode": value}
-        if not isinstance(value, dict | PrecisionSettings):
-            raise ValueError(f"{value!r} is neither a mode, one of {', '.join(BODY)}, nor a section {{mode: ...}}")
-        return value
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -88,11 +44,6 @@ class RunConfig(Settings):
         for index in range(len(self.stages)):
             self.at_stage(index)
         return self
-
-    @property
-    def judge_generator(self) -> JudgeGeneratorSettings | None:
-        """Returns the generators that judge, where the reward has such."""
-        return None if self.rewards.judge is None else self.rewards.judge.generator
 
     @property
     def shares_gpus(self) -> bool:

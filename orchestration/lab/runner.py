@@ -19,7 +19,6 @@ from rich.console import Console
 
 from learner.checkpoint import Checkpoints, write_whole
 from orchestration.cluster.placement import plan, totals
-from orchestration.commands import init_model as warmstart
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import ConfigError, IsentropeError, Stopped
 from orchestration.lab.collect import ArmRuns, collect
@@ -29,6 +28,7 @@ from orchestration.lab.tables import matrices, tables
 from orchestration.run.lifecycle import Job, conduct, connected, prepare
 from orchestration.run.resume import is_finished
 from orchestration.run.stop import StopSignal, signals
+from orchestration.run.warm_start import make_model
 from orchestration.telemetry.keys import short_evals
 from orchestration.telemetry.sinks.jsonl import read_rows
 from orchestration.text import one_line
@@ -85,7 +85,7 @@ def run(path: str, runs: Path, *, overwrite: bool = False, dry_run: bool = False
         return None
     if grid.warm_start is not None:
         environments = [{"name": e.name, "params": e.params} for e in configs[0].all_environments]
-        model = warmstart.make({**grid.warm_start, "environments": environments}, None, Path("models/cache"))
+        model = make_model({**grid.warm_start, "environments": environments}, None, Path("models/cache"))
         all_cells = cells(grid, root / "arms", str(model))
     progress = Progress(len(all_cells), say)
     todo = [job for cell in all_cells if (job := _todo(cell, progress, overwrite)) is not None]

@@ -8,4 +8,5 @@
 | resume.py    | the checkpoint that a run goes on from |
 | state.py     | what a checkpoint's state.json says of a run |
 | stop.py      | the signals that stop a run |
+| warm_start.py | the tiny models that the CPU recipes begin with |
 """

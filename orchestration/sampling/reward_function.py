@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from actors.inference import GenerateFn
 from actors.rewards.composite import (
     RewardFunction,
     ScoreFn,
@@ -19,7 +20,6 @@ from actors.rewards.composite import (
 from actors.rewards.endpoint import Endpoint
 from actors.rewards.judge import Judge, JudgeBackend
 from actors.rewards.judge_generators import Generators
-from actors.rollout import GenerateFn
 from envs.base import Environment, HasForm
 from orchestration.config.reward_sections import JudgeTerm
 from orchestration.config.run_config import RunConfig

@@ -11,8 +11,8 @@ import pytest
 from support.builders import make_prompt
 from support.fakes import FakeCodec, fake_response
 
-from actors.inference import Completion, Request
-from actors.rollout import RolloutSettings, response_seed, rollout_group
+from actors.inference import Completion, Request, response_seed
+from actors.rollout import RolloutSettings, rollout_group
 from actors.settings import SamplingSettings
 from actors.verifier import ScoreRequest
 from envs.types import Group, Message, Observation, Prompt, Status, Verdict

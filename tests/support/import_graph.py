@@ -2,7 +2,7 @@
 
 `python tests/support/import_graph.py` prints the drawing; with --write it replaces the one in CONTRIBUTING.md. A room is a
 folder, or the files of a folder that stand before (or behind) its subfolders. Imports inside functions and under TYPE_CHECKING
-count too. """
+count too."""
 
 from __future__ import annotations
 
@@ -22,27 +22,36 @@ BEGIN, END = "<!-- import graph: begin -->", "<!-- import graph: end -->"
 # files it may import beside its own. What those may import, it may too.
 ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "envs": (r"envs/\w+\.py", ()),
-    "envs/answers": (r"envs/answers/", ("envs", "envs/isolation")),
     "envs/isolation": (r"envs/isolation/", ("envs",)),
+    "envs/answers": (r"envs/answers/", ("envs/isolation",)),
     "envs/reward_terms": (r"envs/reward_terms/", ("envs",)),
-    "envs/builtin": (r"envs/builtin/", ("envs/answers", "envs/isolation")),
-    "envs/adapters": (r"envs/adapters/", ("envs/answers", "envs/isolation")),
-    "learner types": (r"learner/(types|settings)\.py", ("envs",)),
-    "learner/entropy": (r"learner/entropy/", ("learner types",)),
-    "learner": (r"learner/", ("learner/entropy", "envs")),
-    "actors types": (r"actors/(settings|inference|verifier|pool)\.py", ("envs/isolation", "learner types")),
-    "actors/rewards": (r"actors/rewards/", ("actors types", "envs/reward_terms", "learner")),
+    "envs/builtin": (r"envs/builtin/", ("envs/answers",)),
+    "envs/adapters": (r"envs/adapters/", ("envs/builtin",)),
+    "learner: types, settings": (r"learner/(types|settings|draws|schedule)\.py", ("envs",)),
+    "learner/ledger": (r"learner/ledger/", ("learner: types, settings",)),
+    "learner/entropy": (r"learner/entropy/", ("learner/ledger",)),
+    "learner/weights": (r"learner/weights/", ()),
+    "learner": (r"learner/\w+\.py", ("learner/entropy", "learner/weights")),
+    "learner/warmstart": (r"learner/warmstart/", ("learner",)),
+    "actors: settings, requests": (
+        r"actors/(settings|inference|verifier|verifier_worker)\.py",
+        ("envs/isolation", "learner: types, settings", "learner/weights"),
+    ),
+    "actors/rewards": (r"actors/rewards/", ("actors: settings, requests", "envs/reward_terms", "learner")),
     "actors": (r"actors/", ("actors/rewards",)),
-    "errors, text, stats": (r"orchestration/(errors|text|stats|thresholds)\.py", ()),
-    "config": (r"orchestration/config/", ("errors, text, stats", "actors types", "learner")),
+    "orchestration: errors, text, stats": (r"orchestration/(errors|text|stats|thresholds|group_stats)\.py", ("envs",)),
+    "config": (
+        r"orchestration/config/",
+        ("orchestration: errors, text, stats", "actors: settings, requests", "learner"),
+    ),
     "cluster": (r"orchestration/cluster/", ("config", "actors")),
     "sampling": (r"orchestration/sampling/", ("config", "actors")),
-    "telemetry": (r"orchestration/telemetry/", ("errors, text, stats", "envs")),
+    "telemetry": (r"orchestration/telemetry/", ("orchestration: errors, text, stats", "learner")),
     "analysis": (r"orchestration/analysis/", ("telemetry",)),
     "report": (r"orchestration/report/", ("analysis",)),
-    "run": (r"orchestration/run/", ("cluster", "sampling", "telemetry", "report")),
+    "run": (r"orchestration/run/", ("cluster", "sampling", "report", "learner/warmstart")),
     "lab": (r"orchestration/lab/", ("run",)),
-    "commands": (r"orchestration/commands/", ("run", "envs/isolation")),
+    "commands": (r"orchestration/commands/", ("run", "learner/warmstart")),
     "cli": (r"orchestration/(cli|__main__|__init__)\.py", ("commands", "lab")),
 }
 

@@ -1,0 +1,58 @@
+"""Composes the sections of a run, whatever they say: RunConfig adds that they fit together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from actors.settings import GeneratorSettings, JudgeGeneratorSettings, SamplingSettings, VerifierSettings
+from learner.entropy.settings import EntropySettings
+from learner.settings import BODY, LearnerSettings, ModelSettings, ObjectiveSettings, PrecisionSettings, Settings
+from orchestration.config.reward_sections import RewardsSection
+from orchestration.config.sections import (
+    BatchSection,
+    CheckpointSection,
+    ClusterSection,
+    EnvironmentSection,
+    EvaluationSection,
+    RunSection,
+    StageSection,
+    WeightsSection,
+)
+
+
+class RunSections(Settings):
+    """Holds a run's sections, each of them valid by itself."""
+
+    run: RunSection
+    model: ModelSettings
+    precision: PrecisionSettings = PrecisionSettings()
+    environments: list[EnvironmentSection] = Field(default_factory=list)  # or, one after the other:
+    stages: list[StageSection] = Field(default_factory=list)
+    batch: BatchSection
+    sampling: SamplingSettings
+    generators: GeneratorSettings
+    verifiers: VerifierSettings = VerifierSettings()
+    rewards: RewardsSection = RewardsSection()
+    learner: LearnerSettings
+    objective: ObjectiveSettings = ObjectiveSettings()
+    entropy: EntropySettings = Field(default_factory=lambda: EntropySettings.model_validate({}))
+    weights: WeightsSection = WeightsSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    cluster: ClusterSection = ClusterSection()
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _mode_alone(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"mode": value}
+        if not isinstance(value, dict | PrecisionSettings):
+            raise ValueError(f"{value!r} is neither a mode, one of {', '.join(BODY)}, nor a section {{mode: ...}}")
+        return value
+
+    @property
+    def judge_generator(self) -> JudgeGeneratorSettings | None:
+        """Returns the generators that judge, where the reward has such."""
+        return None if self.rewards.judge is None else self.rewards.judge.generator
