@@ -471,3 +471,8 @@ def test_a_method_over_the_whole_batch_cannot_have_several_coefficients() -> Non
         ValueError, match="gives 1 targets of their own, and clip_cov takes its statistics over the whole"
     ):
         build.build(method, fixed, TargetSettings(), {"b": TargetSettings()})
+
+
+def test_a_rate_limit_lets_the_coefficient_move_that_far_either_way() -> None:
+    controller = make("additive", max_change=0.001)
+    assert walk(controller, [LOW, LOW, HIGH, HIGH, HIGH]) == pytest.approx([0.011, 0.012, 0.011, 0.01, 0.009])
