@@ -233,14 +233,14 @@ class EndpointSettings(Settings):
             parts = urlsplit(value)
             _ = parts.port  # looked at only when it is asked for
         except ValueError:
-            raise ValueError("its port is no number from 0 to 65535, or its address is none") from None
+            raise ValueError("its port is not a number from 0 to 65535, or its address is not valid") from None
         if parts.username or parts.password or parts.query or parts.fragment:
             # Not shown: whatever stands there may be a secret.
             raise ValueError(
                 "it has more than an address: a key belongs in an environment variable, whose name goes to api_key_env"
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("it is no address of an endpoint: give the like of http://localhost:8000/v1")
+            raise ValueError("it is not an address of an endpoint: give something like http://localhost:8000/v1")
         return value.rstrip("/").removesuffix("/chat/completions")
 
     @field_validator("api_key_env")
@@ -248,7 +248,7 @@ class EndpointSettings(Settings):
     def _a_name(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
             # Not shown: somebody may have written the key itself.
-            raise ValueError("it is no name of an environment variable: give the name, never the key itself")
+            raise ValueError("it is not the name of an environment variable: give the name, never the key itself")
         return value
 
 
@@ -256,5 +256,5 @@ def _pattern(value: str) -> str:
     try:
         re.compile(value)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"'{value}' is no regular expression: {error}") from None
+        raise ValueError(f"'{value}' is not a regular expression: {error}") from None
     return value

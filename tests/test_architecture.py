@@ -22,7 +22,7 @@ HOMES = {
     "deepspeed": r"learner/deepspeed_engine\.py",
     "httpx": r"actors/rewards/endpoint\.py",
     "jinja2": r"orchestration/report/.*",
-    "torch": r"learner/.*|actors/.*",
+    "torch": r"learner/.*|actors/.*|orchestration/commands/precision_probe\.py",
     "transformers": r"learner/.*|actors/.*|orchestration/sampling/codec\.py|orchestration/commands/.*",
 }
 # Folders, and files beside them, that start without torch, vLLM, DeepSpeed, Ray and transformers: they answer a mistake at once,

@@ -113,7 +113,7 @@ def check_positions(section: str, max_model_len: int, model: str) -> None:
     try:
         data = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     except ValueError:
-        raise ConfigError(f"{file} is no JSON: the model cannot be loaded") from None
+        raise ConfigError(f"{file} is not JSON: the model cannot be loaded") from None
     data = data.get("text_config", data)
     positions = data.get("max_position_embeddings")
     stretched = _stretched(data.get("rope_scaling")) or _stretched(data.get("rope_parameters"))

@@ -11,9 +11,9 @@ from support.builders import config_data
 from actors.handles import RemoteVerifier
 from actors.pool import MemberDied, VerifierPool
 from orchestration.cluster.cluster import Cluster
-from orchestration.cluster.protocols import TrainingCluster
 from orchestration.config.run_config import validate
 from orchestration.errors import ConfigError
+from orchestration.run.protocols import TrainingCluster
 
 
 class Call:
