@@ -136,9 +136,13 @@ def drawing() -> str:
 
     names = {room: f"r{i}" for i, room in enumerate(ROOMS)}
     lines = ["```mermaid", "flowchart LR"]
-    lines += [f'  {names[room]}["{room}"]' for room in ROOMS]
+    for package in PACKAGES:
+        lines.append(f"  subgraph {package}")
+        rooms = [room for room, (pattern, _) in ROOMS.items() if pattern.startswith(package)]
+        lines += [f'    {names[room]}["{room}"]' for room in rooms]
+        lines.append("  end")
     for room, others in graph.items():
-        implied = set().union(*(reaches(other) for other in others))
+        implied = set[str]().union(*(reaches(other) for other in others))
         lines += [f"  {names[other]} --> {names[room]}" for other in ROOMS if other in others - implied]
     return "\n".join([*lines, "```"])
 
