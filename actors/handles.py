@@ -23,7 +23,7 @@ from learner.weights.protocol import Rendezvous, WeightManifest
 
 if TYPE_CHECKING:
     from actors.generator import GeneratorStats
-    from learner.deepspeed_engine import Placement
+    from learner.deepspeed_engine import RankPlace
     from learner.learner import LearnerStage, RankSettings
     from learner.types import RankBatch, StepMetrics
 
@@ -148,7 +148,7 @@ class RemoteLearner:
         """Returns the address of rank 0's node and a port that is free on it."""
         return await self._rank_0(self._actors[0].address.remote(), timeout_s)
 
-    async def start(self, settings: RankSettings, placements: Sequence[Placement], timeout_s: float) -> None:
+    async def start(self, settings: RankSettings, placements: Sequence[RankPlace], timeout_s: float) -> None:
         """Builds every rank; `placements` in rank order. Returns once all have joined the group."""
         await self._all([a.start.remote(settings, p) for a, p in zip(self._actors, placements, strict=True)], timeout_s)
 

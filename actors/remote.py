@@ -27,12 +27,12 @@ from learner.weights.protocol import Rendezvous, WeightManifest
 
 if TYPE_CHECKING:
     from actors.generator import GeneratorStats
-    from learner.deepspeed_engine import Placement
+    from learner.deepspeed_engine import RankPlace
     from learner.learner import Learner, LearnerStage, RankSettings
     from learner.types import RankBatch, StepMetrics
 
 
-class RemoteActor:
+class BaseActor:
     """Declares what every kind of actor has."""
 
     @ray.method
@@ -45,7 +45,7 @@ class RemoteActor:
         """Ends what the actor holds outside its process."""
 
 
-class GeneratorActor(RemoteActor):
+class GeneratorActor(BaseActor):
     """Runs one generator; `factory` makes its engine in this process.
 
     required: the version it has to hold before it serves; None for a model that is never trained: it serves what it was built with.
@@ -99,7 +99,7 @@ class GeneratorActor(RemoteActor):
         self._generator.close()
 
 
-class VerifierActor(RemoteActor):
+class VerifierActor(BaseActor):
     """Runs one verifier, whose subprocess has the environments."""
 
     def __init__(self, specs: Sequence[EnvSpec], timeout_s: float) -> None:
@@ -127,7 +127,7 @@ class VerifierActor(RemoteActor):
         self._verifier.close()
 
 
-class RewardModelActor(RemoteActor):
+class RewardModelActor(BaseActor):
     """Runs one reward model."""
 
     def __init__(self, settings: RewardModelSettings) -> None:
@@ -140,7 +140,7 @@ class RewardModelActor(RemoteActor):
         return self._model.score(requests)
 
 
-class LearnerActor(RemoteActor):
+class LearnerActor(BaseActor):
     """Runs one rank of the learner group. `start` joins the group: it returns once all ranks have."""
 
     def __init__(self) -> None:
@@ -159,7 +159,7 @@ class LearnerActor(RemoteActor):
             return get_node_ip_address(), server.getsockname()[1]
 
     @ray.method
-    def start(self, settings: RankSettings, placement: Placement) -> None:
+    def start(self, settings: RankSettings, placement: RankPlace) -> None:
         """Builds the rank, also for the next run of a warm group: the learner before it is freed, its channel to the
         generators kept."""
         from learner.learner import Learner

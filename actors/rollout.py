@@ -1,7 +1,7 @@
 """Turns a prompt into a scored group of trajectories, over callables: knows nothing of Ray, vLLM or where anything runs.
 
-Consumes a prompt; waits for `generate` (all responses of the group at once), then turn by turn for `score`, and for `reward` where
-a reward has terms. Token ids come from the engine and are kept: only an observation is rendered to new ids.
+Generates the first responses of a group together; then each trajectory alternates `score` and `generate`, and at its end waits for
+`reward` where a reward has terms. The ids of responses are kept as the engine gave them; prompt and observations are rendered.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RolloutSettings:
     max_model_len: int
     seed: int  # of the run; each response's own seed follows from it and from where the response stands
     stop_token_ids: tuple[int, ...] = ()
-    temperature: float | None = None  # in place of sampling.temperature: an evaluation has its own, and 0 for greedy
+    temperature: float | None = None  # overrides sampling.temperature, for evaluations; 0 is greedy
 
 
 class ContextFull(ValueError):
@@ -76,7 +76,7 @@ async def rollout_group(
 
     async def finish(session: str, completion: Completion) -> Trajectory:
         try:
-            finished = await player.finish(session, context, completion)
+            finished = await player.play(session, context, completion)
         finally:
             release(session)
         if reward is None:
@@ -118,7 +118,7 @@ class _Player:
     settings: RolloutSettings
     elapsed: Callable[[], float]
 
-    async def finish(self, name: str, context: tuple[int, ...], completion: Completion) -> FinishedTrajectory:
+    async def play(self, name: str, context: tuple[int, ...], completion: Completion) -> FinishedTrajectory:
         """Plays one trajectory from its first completion, which followed `context`, to its verdict."""
         turns: list[Turn] = []
         texts: list[str] = []

@@ -3,8 +3,8 @@
 A baseline takes the rewards [G] of one prompt's responses to advantages [G]; some are then normalised over the global batch.
 Turn-level advantages compare returns-to-go instead, and give every turn an advantage of its own.
 
-`ADVANTAGES` is the whole list; a new one is a line there and, if its baseline is new, one function.
-"""
+`ADVANTAGES` is the whole list. A new one is a line there, its name in `ObjectiveSettings.advantage` and, if its baseline is
+new, one function."""
 
 from __future__ import annotations
 

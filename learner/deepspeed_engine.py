@@ -30,7 +30,7 @@ class UnsupportedPrecision(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class RankPlace:
     """Locates one rank in its group. The process must see one device: Ray sets CUDA_VISIBLE_DEVICES."""
 
     rank: int
@@ -60,7 +60,7 @@ class DeepSpeedEngine:
 
     def __init__(
         self,
-        place: Placement,
+        place: RankPlace,
         settings: EngineSettings,
         *,
         precision: TrainerPrecision,

@@ -1,8 +1,8 @@
 """Runs one rank of the learner group: a plain class, driven by one call at a time.
 
 An iteration: measure the policy on the fresh batch (log-probs, exact entropy, ledger), let the entropy controller observe, take
-K optimiser steps with the loss that its coefficient shapes. Every public method is a collective: all ranks are called with the same
-kind of input.
+the batch's optimiser steps with the loss that its coefficient shapes. train, begin_stage, sequence_logprobs, publish, save and load
+are collectives: they are called on all ranks at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.deepspeed_engine import DeepSpeedEngine, Placement
+from learner.deepspeed_engine import DeepSpeedEngine, RankPlace
 from learner.draws import token_uniform
 from learner.entropy.base import AtBoundary
 from learner.entropy.build import build
@@ -62,7 +62,7 @@ class RankSettings:
 
 @dataclass(frozen=True, slots=True)
 class LearnerStage:
-    """Lists what a stage changes, and what it keeps of what the stages before have left."""
+    """Lists a stage's new settings, and what it keeps of controller and optimiser."""
 
     objective: ObjectiveSettings
     lr: float
@@ -74,7 +74,7 @@ class LearnerStage:
 class Learner:
     """Trains one rank's part of the policy and publishes its weights."""
 
-    def __init__(self, settings: RankSettings, place: Placement) -> None:
+    def __init__(self, settings: RankSettings, place: RankPlace) -> None:
         if settings.learner.threads:
             torch.set_num_threads(settings.learner.threads)
         self.settings, self.rank = settings, place.rank
@@ -112,8 +112,7 @@ class Learner:
     def begin_stage(self, stage: LearnerStage) -> None:
         """Goes over to a stage between two iterations. A collective: all ranks are given the same.
 
-        What it leaves is in `state_dict` and in the engine's checkpoint, beside `settings`: a learner that resumes in a stage is
-        built with that stage's.
+        The stage's settings are not saved with the learner: to resume inside a stage, build it with that stage's settings.
         """
         s = self.settings
         self.settings = s = replace(
@@ -130,17 +129,17 @@ class Learner:
     def train(self, batch: RankBatch) -> StepMetrics:
         """Trains for one iteration and returns the same metrics on every rank. Raises NonFiniteError.
 
-        A batch without updates is measured and observed like any other and changes no weight: without metrics of an update.
+        A batch without updates is measured and observed like any other, changes no weight, and returns no metrics of an update.
         """
         # The micro-batches of one pass, told apart by identity: epochs repeat them.
         first_pass = {id(m): m for part in (*batch.updates, batch.measured) for m in part}
-        passes = len({tuple(id(m) for m in update) for update in batch.updates})
+        updates_per_pass = len({tuple(id(m) for m in update) for update in batch.updates})
         fresh = {key: self._measure(micro, batch) for key, micro in first_pass.items()}
         measured = Tally()
         for f in fresh.values():
             tally_policy(measured, f, self.steering.probe(f.stats, batch.envs), batch.envs)
         self._reduce(measured)
-        row = self.ledger.row(measured, passes, batch.envs)
+        row = self.ledger.row(measured, updates_per_pass, batch.envs)
         steered = self.steering.observe(row)
         began = self.steps
         if not batch.updates:
@@ -148,7 +147,7 @@ class Learner:
             return {**row.metrics, **self.ledger.metrics(), **self.ledger.predict_nothing(), **steered}
 
         planned = Tally()
-        for update in batch.updates[:passes]:
+        for update in batch.updates[:updates_per_pass]:
             own = [fresh[id(m)] for m in update]
             for f, shaping in zip(own, self._shape([f.stats for f in own], batch.envs), strict=True):
                 tally_shaping(planned, f, shaping)
@@ -210,7 +209,7 @@ class Learner:
             tally_update(tally, terms.loss, terms.tokens, stats, shaping, lr * f.weight)
         scale = self.engine.loss_scale
         norm = self.engine.step(lr)
-        # fp16 skips the step and goes on with a lower scale, as long as there is one.
+        # fp16 skips the step and goes on with half the scale, until the scale is 1.
         if not math.isfinite(norm) and (scale is None or scale <= 1):
             last = "" if scale is None else f" even with a loss scale of {scale:g}"
             raise NonFiniteError(
@@ -274,7 +273,7 @@ class Learner:
     def _stats(
         self, micro: MicroBatch, fresh: Fresh, logp: Tensor, entropy: Tensor, kappa: Tensor, entropy_grad_sq: Tensor
     ) -> TokenStats:
-        """Returns the current policy on a micro-batch, beside what stays as it was at the start of the iteration."""
+        """Returns the current policy's token statistics; what is fixed at the start of the iteration comes from `fresh`."""
         uniform = self._tensor(token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.action_index))
         return replace(
             fresh.stats, logp=logp, entropy=entropy, kappa=kappa, entropy_grad_sq=entropy_grad_sq, uniform=uniform

@@ -141,12 +141,19 @@ class KLSettings(Settings):
 
 
 class CreditSettings(KindSettings):
-    """Chooses what a token's advantage is about: the whole trajectory's reward, or what its turn and those after it earn (learner/
-    advantages.py:turn_baselines): the observations' rewards, where the environment gives any, and at the end the verdict's."""
+    """Chooses between one advantage a trajectory and one a turn.
+
+    turn: a token's advantage comes from the return from its turn on, the rewards of that turn's observation and of later ones and
+    at the end the verdict's, compared with the group's at the same turn (learner/advantages.py:turn_baselines).
+    """
 
     kind: Literal["trajectory", "turn"] = "trajectory"
-    # Of what a turn earns, for every turn it comes later; of kind turn.
+    # Discount a turn, of kind turn.
     discount: float = Field(default=1.0, gt=0, le=1)
+
+
+# Advantages whose baseline is the batch's: they learn from groups of equal rewards too.
+BATCH_BASELINES = frozenset({"reinforce_pp"})
 
 
 class ObjectiveSettings(Settings):

@@ -41,7 +41,7 @@ class MicroBatch:
     action_index: NDArray[np.int32]  # [N] which of its trajectory's action tokens, from 0
     last: NDArray[np.bool_]  # [N] the last of them
     correct: NDArray[np.bool_]  # [N] the trajectory was scored correct
-    env: NDArray[np.int16]  # [N] index into IterationBatch.envs
+    env: NDArray[np.int16]  # [N] index into RankBatch.envs
 
     @property
     def action_tokens(self) -> int:
@@ -74,12 +74,12 @@ class TokenStats:
 
     logp: Tensor  # log pi(a|s) at the sampling temperature
     entropy: Tensor  # H(s), exact, nats
-    kappa: Tensor  # sum_b pi_b^2 L_b, for the unbiased dH (entropy.md: "unbiased from samples")
+    kappa: Tensor  # sum_b pi_b^2 L_b, for the unbiased dH (learner/ledger/predicted.py)
     # sum_b pi_b^2 L_b^2 = |dH/dz|^2 for logits z: what a step along the entropy's own gradient gains.
     entropy_grad_sq: Tensor
     old_logp: Tensor  # log-prob under the policy at the start of the iteration
     advantages: Tensor  # A before any shaping
-    # A draw from [0, 1) that belongs to the token: from the run\'s seed, the update and the token\'s position.
+    # A draw from [0, 1) that belongs to the token: from the run's seed, the update and the token's position.
     uniform: Tensor
     env: Tensor  # int64, index into RankBatch.envs
 

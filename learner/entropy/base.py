@@ -1,8 +1,8 @@
 """Defines the interface of entropy control.
 
 A method says what its coefficient does to the loss; a controller moves the coefficient; a target says where entropy should be.
-A target with its controller is a `Loop`; a run has one, or one more for every environment that was given a target of its own.
-Every coefficient is oriented the same way: turning it up is meant to raise entropy. To add a method, write one file with a
+A target with its controller is a `ControlLoop`; a run has one, or one more for every environment that was given a target of its
+own. Every coefficient is oriented the same way: turning it up is meant to raise entropy. To add a method, write one file with a
 class that satisfies `Method` and name it in build.METHODS."""
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ def build(
             f"{method.kind} has no coefficient value that does nothing: give all the same release_at"
         )
 
-    def loop(settings: TargetSettings) -> steering.Loop:
-        return steering.Loop(CONTROLLERS[controller.kind](controller, made.coefficient_range), Target(settings))
+    def loop(settings: TargetSettings) -> steering.ControlLoop:
+        return steering.ControlLoop(CONTROLLERS[controller.kind](controller, made.coefficient_range), Target(settings))
 
     return steering.Steering(
         made, {steering.COMMON: loop(target), **{name: loop(t) for name, t in (environments or {}).items()}}

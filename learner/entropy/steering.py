@@ -1,4 +1,4 @@
-"""Steers a method's coefficients: one loop of a controller and a target for each environment that has a target of its own."""
+"""Steers a method's coefficients: one control loop for all environments, and one more for each with a target of its own."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ COMMON = ""  # the name of the loop of every environment without a target of its
 
 
 @dataclass
-class Loop:
+class ControlLoop:
     """Moves one coefficient towards one target."""
 
     controller: Controller
     target: Target
+    aim: float = math.nan  # of the iteration observed last, as is `entropy`; nats per token
+    entropy: float = math.nan
 
     def observe(self, observed: Observed) -> None:
         """Moves the coefficient for the updates that follow.
 
-        An entropy that was not measured (no successful response) moves nothing; nor does one that no update follows, which would
-        wind the coefficient up without a visible effect.
+        An entropy that was not measured (no successful response) moves nothing, nor does a released target, nor an entropy that no
+        update follows, which would wind the coefficient up without a visible effect.
         """
         self.aim = self.target.observe(observed.entropy)
         self.entropy = observed.entropy
@@ -54,7 +56,7 @@ class Steering:
     Its state is in every checkpoint and is the same on every rank, because what it observes is globally reduced.
     """
 
-    def __init__(self, method: Method, loops: Mapping[str, Loop]) -> None:
+    def __init__(self, method: Method, loops: Mapping[str, ControlLoop]) -> None:
         """loops: COMMON, and one for every environment that has a target of its own."""
         self.method = method
         self.loops = dict(loops)
@@ -95,7 +97,7 @@ class Steering:
     def _coefficient(self, tokens: TokenStats, envs: tuple[str, ...], at_least: float = 0.0) -> float | Tensor:
         """One number for all tokens, or, with several loops, a number a token. [N]"""
 
-        def value(loop: Loop) -> float:
+        def value(loop: ControlLoop) -> float:
             effective = 0.0 if loop.target.released else loop.controller.effective
             return effective if abs(effective) >= at_least else at_least
 

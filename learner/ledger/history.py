@@ -35,7 +35,7 @@ class LedgerRow:
     """Describes one iteration before its updates. Entropies in nats per token."""
 
     parts: Mapping[str, Part]  # by environment
-    updates: int  # passes of unit weight over the batch's tokens: loss weights sum to 1 in each
+    updates: int  # updates in one pass over the batch; the loss weights of each sum to 1
     metrics: StepMetrics
 
     def observed(self, envs: Sequence[str], over: str) -> Observed:

@@ -12,14 +12,14 @@ from ray.actor import ActorClass, ActorHandle, ActorProxy
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.remote import RemoteActor
+from actors.remote import BaseActor
 from orchestration.cluster import placement
 from orchestration.errors import PlacementError
 
 CLOSE_S = 20.0  # for actors to end by themselves
 
 P = ParamSpec("P")
-A = TypeVar("A", bound=RemoteActor)
+A = TypeVar("A", bound=BaseActor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class ActorSlots:
     def __init__(self, slots: Sequence[placement.Slot]) -> None:
         self._slots = list(slots)
         self._group: PlacementGroup | None = None
-        self._actors: list[ActorProxy[RemoteActor]] = []
+        self._actors: list[ActorProxy[BaseActor]] = []
         self._taken: dict[
-            str, tuple[int, ActorProxy[RemoteActor]]
+            str, tuple[int, ActorProxy[BaseActor]]
         ] = {}  # name -> (the slot's number within its kind, actor)
         self._last_number: dict[str, int] = {}  # kind -> the number in the newest name
 
@@ -91,9 +91,7 @@ class ActorSlots:
         }
         remote_class: ActorClass[A] = ray.remote(cast("type[A]", cls))
         actor = remote_class.options(**options).remote(*args, **kwargs)
-        self._actors.append(
-            known := cast("ActorProxy[RemoteActor]", actor)
-        )  # Ray's handles are invariant in their class
+        self._actors.append(known := cast("ActorProxy[BaseActor]", actor))  # Ray's handles are invariant in their class
         self._taken[position.name] = position.number, known
         return actor
 
@@ -114,5 +112,5 @@ class ActorSlots:
             remove_placement_group(self._group)
 
 
-def _kill(actor: ActorProxy[RemoteActor]) -> None:
-    ray.kill(cast("ActorHandle[RemoteActor]", actor))  # a proxy is a handle that has its class's methods in its type
+def _kill(actor: ActorProxy[BaseActor]) -> None:
+    ray.kill(cast("ActorHandle[BaseActor]", actor))  # a proxy is a handle that has its class's methods in its type

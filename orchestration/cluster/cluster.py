@@ -18,7 +18,7 @@ from actors.handles import RemoteGenerator, RemoteLearner, RemoteRewardModel, Re
 from actors.pool import GeneratorPool, MemberDied, MemberPool, VerifierPool
 from actors.remote import GeneratorActor, LearnerActor, RewardModelActor, VerifierActor, vllm_factory
 from actors.settings import VLLMSettings, cpu_threads
-from learner.deepspeed_engine import Placement
+from learner.deepspeed_engine import RankPlace
 from learner.weights.protocol import WeightManifest
 from orchestration.cluster import actor_settings, placement
 from orchestration.cluster.actor_settings import Start, cpu_env
@@ -62,7 +62,7 @@ class Cluster:
         self.config, self.on_event = config, on_event
         self._slots = ActorSlots(placement.plan(config))
         self._source: Start
-        self._placements: list[Placement]  # of the learner's ranks
+        self._placements: list[RankPlace]  # of the learner's ranks
         self._weights: WeightBroadcast
         self.learner: RemoteLearner
         self.generators: GeneratorPool[RemoteGenerator]
@@ -79,7 +79,7 @@ class Cluster:
     # --- start and end ------------------------------------------------------------------------------------------------
 
     def _report(self, text: str) -> None:
-        self.on_event(text)  # looked up at each event: a warm cluster's next run sets its own
+        self.on_event(text)  # read at each event: the next run on warm actors sets its own
 
     async def begin(self, config: RunConfig, start: Start) -> None:
         """Prepares a run: places the actors, or renews those of the run before, which had the same `layout_key`."""
@@ -87,7 +87,7 @@ class Cluster:
         await (self._renew(start) if self._slots.reserved else self._start(start))
 
     async def _renew(self, start: Start) -> None:
-        """Leaves nothing of the run before but processes: new learner, new environments, new weights on every engine."""
+        """Keeps the processes and renews everything else: learner, environments, the weights of every engine."""
         limit = self.config.cluster.start_timeout_s
         self._source, self.version = start, start.version
         await self._replace_scorers()
@@ -169,7 +169,7 @@ class Cluster:
         await self._slots.close()
 
     async def begin_stage(self, index: int) -> None:
-        """Takes the learner to the stage. Generators and verifiers have nothing to change: they know every environment."""
+        """Takes the learner to the stage. Verifiers have every environment already; sampling settings come with each request."""
         await self.learner.begin_stage(actor_settings.learner_stage(self.config, index))
 
     # --- one actor of each kind ---------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class Cluster:
         positions = [Position(self._slots.next_name(kind), kind, r, env) for r in range(ranks)]
         self.learner = RemoteLearner([self._slots.place(p, LearnerActor) for p in positions], config.learner.timeout_s)
         host, port = await self.learner.address(limit)
-        self._placements = [Placement(r, ranks, host, port, self.cuda, config.learner.timeout_s) for r in range(ranks)]
+        self._placements = [RankPlace(r, ranks, host, port, self.cuda, config.learner.timeout_s) for r in range(ranks)]
         await self.learner.start(actor_settings.rank_settings(config, start), self._placements, limit)
         backend = "nccl" if self.cuda and not config.shares_gpus else "gloo"
         group = WeightGroup(host, backend, config.generators.tensor_parallel, config.weights.timeout_s)
@@ -248,7 +248,7 @@ class Cluster:
         return self.generators.members
 
     async def bury_silent_generators(self) -> bool:
-        """Takes generators whose process is gone out of service; True if any is to be replaced."""
+        """Takes generators that are gone, or silent for ALIVE_S, out of service; True if any is to be replaced."""
         return await self._bury_silent(self.generators)
 
     async def replace_dead_generators(self, version: int) -> bool:
@@ -281,7 +281,7 @@ class Cluster:
             self._report(f"{name} was replaced by {fresh.name}")
 
     async def _bury_silent(self, pool: MemberPool[M, Any, Any]) -> bool:
-        """Finds members whose process is gone; True if there were any."""
+        """Takes members that are gone, or silent for ALIVE_S, out of service; True if any is to be replaced."""
         calls = [member.ready(ALIVE_S) for member in pool.members]
         for result in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(result, MemberDied):

@@ -1,8 +1,7 @@
-"""Decides when weights move from the learner to the generators, and repairs a transfer that broke.
+"""Replaces dead generators, sends them the learner's weights, and repairs a transfer that broke.
 
-How they move is learner/weights.py. A transfer needs every member of the weight group: before each one, generators that no longer
-answer are replaced, and the group is formed anew with their replacements.
-"""
+The loop says when; learner/weights/ is how. A transfer needs every member of the weight group: before each one, generators that
+no longer answer are replaced, and the group is formed anew with their replacements."""
 
 from __future__ import annotations
 

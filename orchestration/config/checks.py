@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from actors.settings import DTYPE_OF
 from learner.entropy import build as entropy
-from learner.settings import BODY
+from learner.settings import BATCH_BASELINES, BODY
 from orchestration.config.composition import RunSections
 
 
@@ -71,9 +71,9 @@ def objective_fits(config: RunSections) -> None:
         raise ValueError(
             "objective.advantage loop is a leave-one-out baseline with PPO's clip: use surrogate ppo, or advantage rloo"
         )
-    if o.advantage == "reinforce_pp" and dynamic != "none":
+    if o.advantage in BATCH_BASELINES and dynamic != "none":
         raise ValueError(
-            f"batch.dynamic {dynamic} drops groups of equal rewards, and objective.advantage reinforce_pp "
+            f"batch.dynamic {dynamic} drops groups of equal rewards, and objective.advantage {o.advantage} "
             "learns from them, since its baseline is the batch's: use reinforce_pp_baseline or another group baseline"
         )
     if o.credit.kind == "turn" and dynamic != "none":

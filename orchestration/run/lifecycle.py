@@ -172,7 +172,7 @@ async def _train(job: Job, cluster: Cluster, sink: FanOut, codecs: Codecs, stop:
             judge=None if judge is None else judge.score,
             on_event=sink.event,
         )
-        rollouts = Rollouts(config, cluster.generators, cluster.verifiers, codecs.policy, sink.stage, reward)
+        rollouts = Rollouts(config, cluster.generators, cluster.verifiers, codecs.policy, sink.progress, reward)
         producer = SynchronousProducer(config, curriculum, rollouts)
         await Run(config, cluster, producer, rollouts, state, job.checkpoints, sink, stop).train()
     finally:

@@ -1,11 +1,12 @@
 """Runs the training loop: groups -> batch -> updates -> weights to the generators, again and again.
 
-Each stage consumes what the one before returned. All waiting is in the stages; nothing here knows of Ray.
+Each phase consumes what the one before returned. All waiting is in the phases; nothing here knows of Ray.
 """
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Run:
         await self._probe_held_out()
         await self._evaluate_owed()
         while state.iteration < config.iterations and not curriculum.finished:
-            # The checkpoint before it is of the stage that ended, so that a resumed run comes here too.
+            # A checkpoint at a stage's end is saved before the switch, so that a resumed run enters here too.
             if curriculum.stage_ended:
                 stage = await self._begin_stage()
             began, number = time.perf_counter(), state.iteration + 1
@@ -87,11 +88,11 @@ class Run:
             if milestone or due(number, config.checkpoint.every):
                 await self._checkpoint()
 
-    # --- stages of an iteration -----------------------------------------------------------------------------------------
+    # --- phases of an iteration -----------------------------------------------------------------------------------------
 
     async def _update(self, config: RunConfig, sampled: Sampled) -> dict[str, float]:
         """Builds the batch and takes all optimiser steps of the iteration, on every rank. config: in the present stage."""
-        self.sink.stage("train", 0, 1)
+        self.sink.progress("train", 0, 1)
         groups, credit = sampled.trained, config.objective.credit
         kind = ADVANTAGES[config.objective.advantage]
         advantages = (
@@ -110,15 +111,15 @@ class Run:
             full_batch=config.batch.prompts * config.batch.responses,
         )
         metrics = await self.cluster.learner.train(batches)
-        self.sink.stage("train", 1, 1)
+        self.sink.progress("train", 1, 1)
         return metrics
 
     async def _sync(self) -> WeightManifest:
         """Sends the new weights to the generators, as the next policy version."""
-        self.sink.stage("sync", 0, 1)
+        self.sink.progress("sync", 0, 1)
         manifest = await self.cluster.sync(self.state.policy_version + 1)
         self.state.policy_version = manifest.version
-        self.sink.stage("sync", 1, 1)
+        self.sink.progress("sync", 1, 1)
         return manifest
 
     async def _probe(self, sampled: Sampled) -> dict[str, float]:
@@ -152,7 +153,7 @@ class Run:
     async def _evaluate(self) -> dict[str, float]:
         """Every environment of every stage, under the run's own sampling, so that evaluations differ by the policy alone."""
         held_out = self.state.curriculum.held_out("eval", self.config.evaluation.prompts)
-        return await evaluate(self.config.evaluation, self.config.sampling, held_out, self.rollouts, self.sink.stage)
+        return await evaluate(self.config.evaluation, self.config.sampling, held_out, self.rollouts, self.sink.progress)
 
     async def _evaluate_owed(self) -> None:
         """Reports the evaluation before training, or the one that the stop of a resumed run interrupted."""
@@ -194,20 +195,20 @@ class Run:
 
     async def _checkpoint(self) -> None:
         """Saves weights, optimiser, tokenizer and the run's state."""
-        self.sink.stage("checkpoint", 0, 1)
+        self.sink.progress("checkpoint", 0, 1)
         with self.checkpoints.writing(self.state.iteration) as draft:
             folder = draft.resolve()
             await self.cluster.learner.save(folder / "hf", folder / "engine")
             self.rollouts.save_tokenizer(folder / "hf")
             self.state.learner = await self.cluster.learner.state_dict()
             self.checkpoints.commit(draft, self.state.state_dict())
-        self.sink.stage("checkpoint", 1, 1)
+        self.sink.progress("checkpoint", 1, 1)
 
     async def _stopped(self) -> NoReturn:
-        """Saves a checkpoint of the last whole iteration and ends the run."""
+        """Saves a checkpoint, if an iteration is done, and raises Stopped."""
         if self.state.iteration:
             await self._checkpoint()
-        raise Stopped(self.stop.number or 2)
+        raise Stopped(self.stop.number or signal.SIGINT)
 
 
 def due(iteration: int, every: int) -> bool:

@@ -21,13 +21,13 @@ async def evaluate(
     sampling: SamplingSettings,
     prompts: Sequence[Prompt],
     rollouts: Rollouts,
-    stage: Callable[[str, float, float], None],
+    show_progress: Callable[[str, float, float], None],
 ) -> dict[str, float]:
     """Returns metrics eval/ENV/...; ENV is the prompt's own env, so a mixture is shown by family."""
     row: dict[str, float] = {}
     total = len(settings.temperatures)
     for i, temperature in enumerate(settings.temperatures):
-        stage("eval", i, total)
+        show_progress("eval", i, total)
         # Greedy responses of one prompt are all the same: one is enough.
         samples = settings.samples if temperature > 0 else 1
         groups, _ = await rollouts.collect(
@@ -41,7 +41,7 @@ async def evaluate(
         )
         for env, members in sorted(by_env(groups).items()):
             row |= scores(env, members, [k for k in settings.ks if k <= samples], temperature, first=i == 0)
-    stage("eval", total, total)
+    show_progress("eval", total, total)
     return row
 
 

@@ -1,4 +1,4 @@
-"""Produces the groups that an iteration trains on. Today synchronously: sampling begins when the loop asks for a batch."""
+"""Produces the groups that an iteration trains on. Synchronous: sampling begins when the loop awaits the batch."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class SynchronousProducer:
         self._before: Mapping[str, Any] = curriculum.state_dict()
 
     def next_batch(self, iteration: int, stage: RunConfig) -> Coroutine[Any, Any, Sampled]:
-        """Begins to sample the groups of `iteration`. stage: the run's configuration in the present stage.
+        """Returns a coroutine that samples the groups of `iteration`. stage: the run's configuration in the present stage.
 
         Consumes prompts of the curriculum; waits for generators and verifiers.
         """
-        # Here, not in a coroutine: one that is cancelled before its first step would leave the state of an earlier batch.
+        # Saved before the coroutine runs: were it cancelled before its first step, `abandon` would restore an older batch's state.
         self._before = self._curriculum.state_dict()
         collect = partial(
             self._rollouts.collect,

@@ -18,7 +18,7 @@ from envs.types import Group, Observation, Prompt, Verdict
 from orchestration.config.run_config import RunConfig
 from orchestration.sampling.codec import HFCodec
 
-StageFn = Callable[[str, float, float], None]  # name of a stage, how much of it is done, how much there is
+ProgressFn = Callable[[str, float, float], None]  # name of a phase, how much of it is done, how much there is
 
 
 class BusyClock:
@@ -52,10 +52,10 @@ class Rollouts:
         generators: GeneratorPool,
         verifiers: VerifierPool,
         codec: HFCodec,
-        stage: StageFn,
+        show_progress: ProgressFn,
         reward: RewardFunction | None = None,
     ) -> None:
-        self._config, self._codec, self._stage = config, codec, stage
+        self._config, self._codec, self._show_progress = config, codec, show_progress
         self._generators, self._verifiers, self._reward = generators, verifiers, reward
 
     def render(self, prompt: Prompt) -> tuple[int, ...]:
@@ -81,13 +81,13 @@ class Rollouts:
 
         temperature  replaces that of `sampling`
         stamp        names the pass in request ids and seeds: "iteration 3"
-        progress     shows the pass as the stages generate and verify
+        progress     shows the pass as the phases generate and verify
         with_terms   False leaves the environment's verdicts as they are
         """
         measured = _MeasuredPass(
             self._generators,
             self._verifiers,
-            self._stage if progress else None,
+            self._show_progress if progress else None,
             total=len(prompts) * responses,
         )
         rollout = partial(
@@ -121,7 +121,7 @@ class _MeasuredPass:
         self,
         generators: GeneratorPool,
         verifiers: VerifierPool,
-        show: StageFn | None,
+        show: ProgressFn | None,
         total: int,
     ) -> None:
         self._generators, self._verifiers = generators, verifiers

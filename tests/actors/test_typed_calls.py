@@ -54,7 +54,7 @@ def test_no_remote_method_is_chosen_by_a_string(path: Path) -> None:
 
 @pytest.mark.parametrize("cls", ACTORS, ids=lambda c: c.__name__)
 def test_every_actor_answers_ready_and_close(cls: type) -> None:
-    assert issubclass(cls, remote.RemoteActor)
+    assert issubclass(cls, remote.BaseActor)
     assert {"ready", "close"} <= {name for name in dir(cls) if not name.startswith("_")}
 
 

@@ -25,7 +25,7 @@ from envs.types import Group, Prompt, Trajectory, Turn, Verdict  # noqa: E402
 from learner import learner as module  # noqa: E402
 from learner.advantages import ADVANTAGES  # noqa: E402
 from learner.batching import build_batches, trajectory_advantages  # noqa: E402
-from learner.deepspeed_engine import Placement  # noqa: E402
+from learner.deepspeed_engine import RankPlace  # noqa: E402
 from learner.settings import BatchPlan  # noqa: E402
 
 TALLIES = ("tally_policy", "tally_shaping", "tally_update")
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--cuda", action="store_true", help="On the GPU, in bf16.")
     args = parser.parse_args()
     model = make_model(tempfile.mkdtemp(), args.hidden, args.layers, args.vocab)
-    place = Placement(0, 1, "127.0.0.1", lc.free_port(), args.cuda, 120.0)
+    place = RankPlace(0, 1, "127.0.0.1", lc.free_port(), args.cuda, 120.0)
     learner = module.Learner(lc.settings(model, {"stage": 0, "precision": "bf16" if args.cuda else "fp32"}), place)
     plan = BatchPlan(updates=args.updates, epochs=1, ranks=1, micro_batch_tokens=16384, packing=False)
 

@@ -177,10 +177,10 @@ def rank_main(
 
     import torch
 
-    from learner.deepspeed_engine import Placement
+    from learner.deepspeed_engine import RankPlace
     from learner.learner import Learner, LearnerStage, NonFiniteError
 
-    place = Placement(rank, world, "127.0.0.1", port, cuda, 120.0)
+    place = RankPlace(rank, world, "127.0.0.1", port, cuda, 120.0)
     learner: Learner | None = None
     for case in cases:
         if case.get("refused"):

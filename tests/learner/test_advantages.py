@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from support.builders import make_trajectory
 
 from envs.types import Group, Status
-from learner.advantages import ADVANTAGES, Advantage, grpo, leave_one_out, returns_to_go, whitened
+from learner.advantages import ADVANTAGES, Advantage, grpo, leave_one_out, plain, returns_to_go, whitened
 from learner.batching import no_signal, trajectory_advantages, turn_advantages
+from learner.settings import BATCH_BASELINES
 
 REWARDS = st.lists(st.integers(-8, 8).map(lambda x: x / 4), min_size=2, max_size=12)
-NAMES = sorted(name for name, a in ADVANTAGES.items() if name != "reinforce_pp")  # those with a group baseline
+NAMES = sorted(name for name, a in ADVANTAGES.items() if name not in BATCH_BASELINES)  # those with a group baseline
 
 
 @given(REWARDS)
@@ -214,3 +215,7 @@ def test_a_reward_that_all_get_at_a_turn_changes_nothing(
     )
     for before, after in pairs:
         assert after == pytest.approx(before, abs=1e-9)
+
+
+def test_the_settings_know_which_baselines_are_the_batchs() -> None:
+    assert {name for name, kind in ADVANTAGES.items() if kind.baseline is plain} == BATCH_BASELINES

@@ -14,13 +14,13 @@ from support.builders import make_trajectory
 from support.ranks import Meeting, learner_settings, simulated
 
 from learner.batching import build_batches
-from learner.deepspeed_engine import Placement
+from learner.deepspeed_engine import RankPlace
 from learner.entropy.target import TargetSettings
 from learner.learner import Learner, LearnerStage, RankSettings
 from learner.settings import BatchPlan, KLSettings, ObjectiveSettings
 from learner.types import RankBatch
 
-PLACE = Placement(0, 1, "", 0, False, 60.0)
+PLACE = RankPlace(0, 1, "", 0, False, 60.0)
 TARGET = TargetSettings(fraction=0.7)
 CONTROLLERS: list[dict[str, Any]] = [
     {"kind": "isentropic"},

@@ -33,16 +33,16 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "learner/weights": (r"learner/weights/", ()),
     "learner": (r"learner/\w+\.py", ("learner/entropy", "learner/weights")),
     "learner/warmstart": (r"learner/warmstart/", ("learner",)),
-    "actors: settings, requests": (
+    "actors: settings, requests, verifier": (
         r"actors/(settings|inference|verifier|verifier_worker)\.py",
         ("envs/isolation", "learner: types, settings", "learner/weights"),
     ),
-    "actors/rewards": (r"actors/rewards/", ("actors: settings, requests", "envs/reward_terms", "learner")),
+    "actors/rewards": (r"actors/rewards/", ("actors: settings, requests, verifier", "envs/reward_terms", "learner")),
     "actors": (r"actors/", ("actors/rewards",)),
     "orchestration: errors, text, stats": (r"orchestration/(errors|text|stats|thresholds|group_stats)\.py", ("envs",)),
     "config": (
         r"orchestration/config/",
-        ("orchestration: errors, text, stats", "actors: settings, requests", "learner"),
+        ("orchestration: errors, text, stats", "actors: settings, requests, verifier", "learner"),
     ),
     "cluster": (r"orchestration/cluster/", ("config", "actors")),
     "sampling": (r"orchestration/sampling/", ("config", "actors")),

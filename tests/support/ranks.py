@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from learner import learner as module
-from learner.deepspeed_engine import Placement
+from learner.deepspeed_engine import RankPlace
 from learner.entropy.settings import EntropySettings
 from learner.entropy.target import TargetSettings
 from learner.learner import Learner, RankSettings
@@ -69,7 +69,7 @@ class FakeEngine:
 
     device = torch.device("cpu")
 
-    def __init__(self, place: Placement, meeting: Meeting) -> None:
+    def __init__(self, place: RankPlace, meeting: Meeting) -> None:
         self.place, self.meeting = place, meeting
         self.loss_scale = None
         self.last = True
@@ -148,7 +148,7 @@ def train(settings: RankSettings, iterations: list[list[RankBatch]]) -> tuple[li
 
     def rank_main(rank: int) -> tuple[list[dict[str, float]], Tensor]:
         try:
-            learner = Learner(settings, Placement(rank, world, "", 0, False, 60.0))
+            learner = Learner(settings, RankPlace(rank, world, "", 0, False, 60.0))
             rows = [learner.train(batches[rank]) for batches in iterations]
         except BaseException:
             meeting.barrier.abort()  # the others wait for a rank that does not come

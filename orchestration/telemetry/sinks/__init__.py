@@ -8,6 +8,6 @@ The loop talks to ONE sink, a `FanOut`; it never asks which sinks are behind it.
 | build.py       | the sinks of a run by name | |
 | jsonl.py       | metrics.jsonl and samples.jsonl in the run folder, written and read | "jsonl" |
 | live.py        | a dashboard in the terminal | "console" |
-| plain.py       | one readable line an iteration | "plain", or "console" without a terminal |
+| plain.py       | one readable line an iteration | "console" without a terminal |
 | tensorboard.py | event files in RUN/tensorboard | "tensorboard" |
 """

@@ -28,14 +28,15 @@ class Sink(Protocol):
     """Takes the numbers of a run to one place. Calls come from the loop's thread, in this order: start, any of the rest, close."""
 
     def start(self, run: RunInfo) -> None: ...
-    def stage(self, name: str, done: float, total: float) -> None:
-        """Shows the progress inside an iteration; names are generate, verify, train, sync, eval, checkpoint."""
+    def progress(self, phase: str, done: float, total: float) -> None:
+        """Shows the progress inside an iteration; phases are generate, verify, train, sync, eval, checkpoint."""
         ...
 
     def iteration(self, row: Row) -> None: ...
     def sample(self, rows: Sequence[Sample]) -> None: ...
     def event(self, text: str) -> None:
-        """Shows what a person should read once: a generator replaced, the coefficient saturated, a stage begun."""
+        """Shows what a person should read once: a generator replaced, the coefficient saturated, a stage of the curriculum
+        begun."""
         ...
 
     def close(self, status: str) -> None:
@@ -53,9 +54,9 @@ class FanOut:
         for sink in self.sinks:
             sink.start(run)
 
-    def stage(self, name: str, done: float, total: float) -> None:
+    def progress(self, phase: str, done: float, total: float) -> None:
         for sink in self.sinks:
-            sink.stage(name, done, total)
+            sink.progress(phase, done, total)
 
     def iteration(self, row: Row) -> None:
         for sink in self.sinks:

@@ -35,7 +35,7 @@ class JsonlSink:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.rewind(-1 if run.resumed_at is None else run.resumed_at)
 
-    def stage(self, name: str, done: float, total: float) -> None:
+    def progress(self, phase: str, done: float, total: float) -> None:
         pass
 
     def iteration(self, row: Row) -> None:

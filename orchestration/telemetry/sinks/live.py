@@ -46,7 +46,7 @@ class LiveSink:
         self.evals: dict[str, float] = {}
         self.history: dict[str, deque[float]] = {key: deque(maxlen=HISTORY) for key in ("reward/mean", "entropy/exact")}
         self.events: deque[str] = deque(maxlen=EVENT_LINES)
-        self.stages: dict[str, tuple[float, float]] = {}
+        self.phases: dict[str, tuple[float, float]] = {}
         self.began = self.done_here = 0.0
         self.status = "starting"
         self._live: Live | None = None
@@ -67,10 +67,10 @@ class LiveSink:
         # A run that dies without close() must not leave the terminal without a cursor; stop() twice does no harm.
         atexit.register(self._live.stop)
 
-    def stage(self, name: str, done: float, total: float) -> None:
+    def progress(self, phase: str, done: float, total: float) -> None:
         # No refresh here: thousands of calls an iteration cost nothing, the refresh thread shows the latest one.
-        self.stages[name] = (done, total)
-        self.status = name
+        self.phases[phase] = (done, total)
+        self.status = phase
 
     def iteration(self, row: Row) -> None:
         if self._plain:
@@ -82,7 +82,7 @@ class LiveSink:
                 values.append(row[key])
         self.evals.update(short_evals(row))
         self.done_here += 1
-        self.stages = {}
+        self.phases = {}
 
     def sample(self, rows: Sequence[Sample]) -> None:
         pass
@@ -98,7 +98,7 @@ class LiveSink:
             self._plain.close(status)
             return
         self.status = status
-        self.stages = {}
+        self.phases = {}
         if self._live:
             self._live.stop()
             atexit.unregister(self._live.stop)
@@ -125,7 +125,7 @@ class LiveSink:
         times = f"{_clock(passed)} passed" + (f", {_clock(left)} left" if math.isfinite(left) and left > 0 else "")
         table.add_row("iteration", _bar(done, total), f"{done:.0f}/{total}  {times}")
         # copy(): the loop's thread adds stages while the refresh thread draws.
-        stages = self.stages.copy()
+        stages = self.phases.copy()
         for name in STAGES:
             at, of = stages.get(name, (0.0, 0.0))
             took = self.row.get(f"time/{name}", math.nan)

@@ -34,7 +34,7 @@ class PlainSink:
         resumed = "" if run.resumed_at is None else f", resumed after {run.resumed_at}"
         self._say(f"{run.name}: {run.iterations} iterations{resumed}, into {run.run_dir}")
 
-    def stage(self, name: str, done: float, total: float) -> None:
+    def progress(self, phase: str, done: float, total: float) -> None:
         pass
 
     def iteration(self, row: Row) -> None:

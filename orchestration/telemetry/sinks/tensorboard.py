@@ -34,7 +34,7 @@ class TensorboardSink:
             session = {"status": 1}  # SessionLog.START
             self._writer.add_event(self._event(session_log=session, step=run.resumed_at + 1, wall_time=time.time()))
 
-    def stage(self, name: str, done: float, total: float) -> None:
+    def progress(self, phase: str, done: float, total: float) -> None:
         pass
 
     def iteration(self, row: Row) -> None:

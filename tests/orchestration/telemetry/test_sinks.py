@@ -130,8 +130,8 @@ def test_live_shows_entropy_against_its_target_and_keeps_its_height() -> None:
         for i in range(40):
             sink.iteration({**ROW, "iteration": float(i), "reward/mean": math.nan if i == 3 else i / 40})
             sink.event(f"event {i} [bold]")
-        sink.stage("generate", 512, 4096)
-        sink.stage("verify", 0, 0)
+        sink.progress("generate", 512, 4096)
+        sink.progress("verify", 0, 0)
         full = len(console.render_lines(sink.render()))
         console.print(sink.render())
     finally:
@@ -183,8 +183,8 @@ class Recorder:
     def start(self, run: RunInfo) -> None:
         self.log.append(f"{self.name} start {run.name}")
 
-    def stage(self, name: str, done: float, total: float) -> None:
-        self.log.append(f"{self.name} {name} {done}/{total}")
+    def progress(self, phase: str, done: float, total: float) -> None:
+        self.log.append(f"{self.name} {phase} {done}/{total}")
 
     def iteration(self, row: Row) -> None:
         self.log.append(f"{self.name} iteration {row['iteration']:.0f}")
@@ -205,7 +205,7 @@ def test_fan_out_passes_everything_on_and_closes_all_even_if_one_fails() -> None
     log: list[str] = []
     fan = FanOut([Recorder(log, "a", fails=True), Recorder(log, "b")])
     fan.start(RunInfo("demo", Path(), 1))
-    fan.stage("train", 1, 2)
+    fan.progress("train", 1, 2)
     fan.iteration({"iteration": 1.0})
     fan.sample([{}])
     fan.event("x")
