@@ -172,7 +172,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ),
         (
             "the planned change of one update",
-            "for update in batch.updates[:passes]:",
+            "for update in batch.updates[:updates_per_pass]:",
             "for update in batch.updates[:1]:",
         ),
     ),
