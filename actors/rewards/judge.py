@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from actors.settings import JudgeSettings
 from actors.verifier import ScoreRequest
-from envs.reward_terms import length as shaping
+from envs.reward_terms.length import rescaled
 from envs.types import Message, Status, Verdict
 from learner.checkpoint import write_whole
 
@@ -154,7 +154,7 @@ class Judge:
             cut = ", which was cut at rewards.judge.max_tokens" if answer.cut else ""
             raise NoScore(f"no score in its answer{cut}: {shown(self.backend.clean(str(text)), last=True)}")
         try:
-            return shaping.rescaled(float(scores[-1]), self.settings.low, self.settings.high)
+            return rescaled(float(scores[-1]), self.settings.low, self.settings.high)
         except ValueError as error:
             raise NoScore(str(error)) from None
 

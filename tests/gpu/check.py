@@ -84,27 +84,39 @@ def maths(say: Say) -> None:
 
 def learner(say: Say) -> None:
     import numpy as np
-    from integration import learner_cases as lc
-    from integration import test_learner_group as tg
+    from integration import learner_cases
+    from integration.test_learner_group import (
+        BEGUN,
+        EXHAUSTED,
+        HALF,
+        METHODS,
+        RESUMED,
+        RICH,
+        SAME,
+        SEQUENCE,
+        SKIPPED,
+        UNTIED,
+        WIDE,
+    )
 
     folder = Path(tempfile.mkdtemp())
-    model = lc.make_model(str(folder / "model"))
-    untied = lc.make_model(str(folder / "untied"), tied=False)
-    halves = [c for c in tg.HALF if c["precision"] != "fp16"]
-    on_cpu = [*tg.SAME[:1], *tg.METHODS, *halves, *tg.RICH[:1], *tg.UNTIED]
+    model = learner_cases.make_model(str(folder / "model"))
+    untied = learner_cases.make_model(str(folder / "untied"), tied=False)
+    halves = [c for c in HALF if c["precision"] != "fp16"]
+    on_cpu = [*SAME[:1], *METHODS, *halves, *RICH[:1], *UNTIED]
     on_gpu = [
-        *tg.SAME, *tg.RESUMED, *tg.BEGUN, *tg.SEQUENCE, *tg.WIDE, *tg.RICH, *tg.METHODS, *tg.HALF, *tg.UNTIED, *tg.SKIPPED,
-        *tg.EXHAUSTED,
+        *SAME, *RESUMED, *BEGUN, *SEQUENCE, *WIDE, *RICH, *METHODS, *HALF, *UNTIED, *SKIPPED,
+        *EXHAUSTED,
     ]  # fmt: skip
     context = multiprocessing.get_context("spawn")
     children = []
     for name, cases, cuda in (("cpu", on_cpu, False), ("gpu", on_gpu, True)):
         cases = [c | ({"model": untied} if c.get("untied") else {}) for c in cases]
         (folder / name).mkdir()
-        arguments = (0, 1, lc.free_port(), model, cases, str(folder / name), cuda)
-        children.append(context.Process(target=lc.rank_main, args=arguments))
+        arguments = (0, 1, learner_cases.free_port(), model, cases, str(folder / name), cuda)
+        children.append(context.Process(target=learner_cases.rank_main, args=arguments))
         children[-1].start()
-    expected, entropies = lc.reference(model)
+    expected, entropies = learner_cases.reference(model)
     for child in children:
         child.join(100)
         if child.is_alive():
@@ -123,37 +135,37 @@ def learner(say: Say) -> None:
         entropy = max(abs(x[key] - y[key]) for x, y in zip(a[1], b[1], strict=True))
         say(what, f"weights {weights:.1e}, entropy {entropy:.1e}", weights <= limit and entropy <= limit)
 
-    first = load("gpu", tg.SAME[0]["name"])
+    first = load("gpu", SAME[0]["name"])
     apart("fp32, against plain torch on the CPU", first, (expected, [{"entropy/exact": e} for e in entropies]), 1e-4)
     for cases, what in (
-        (tg.SAME, "fp32 and REPO-R"),
-        (tg.RICH, "GSPO, Clip-Cov, MIS and KL"),
-        (tg.WIDE, "batch scope"),
+        (SAME, "fp32 and REPO-R"),
+        (RICH, "GSPO, Clip-Cov, MIS and KL"),
+        (WIDE, "batch scope"),
     ):
         for case in cases[1:]:
             head = load("gpu", cases[0]["name"])
             apart(f"{what}: {case['name']} against {cases[0]['name']}", load("gpu", case["name"]), head, 1e-4)
-    for case in tg.RESUMED:
-        whole = next(c for c in tg.SAME if c["stage"] == case["stage"])
+    for case in RESUMED:
+        whole = next(c for c in SAME if c["stage"] == case["stage"])
         apart(f"{case['name']} against undisturbed", load("gpu", case["name"]), load("gpu", whole["name"]), 1e-5)
     for stage in range(4):
         apart(
             f"optimiser reset, ZeRO {stage}, against a new one", load("gpu", f"reset{stage}"), load("gpu", "new0"), 1e-4
         )
-    for case in [*tg.METHODS, *tg.UNTIED, *halves]:
+    for case in [*METHODS, *UNTIED, *halves]:
         half = case.get("precision", "fp32") != "fp32"
         limit = (
             2e-2 if half else 1e-4
         )  # two kernels round a half-precision forward apart, and Adam's first steps are signs
         apart(f"{case['name']} against the CPU", load("gpu", case["name"]), load("cpu", case["name"]), limit)
-    for case in tg.HALF:
+    for case in HALF:
         if case["precision"] == "fp16":
             apart(f"{case['name']} against fp32", load("gpu", case["name"]), first, 1e-2)
-    for case in tg.SKIPPED:
+    for case in SKIPPED:
         found = load("gpu", case["name"])
         skipped = [int(m["steps/skipped"]) for m in found[1]] if found else None
         say(f"{case['name']}: overflowing steps skipped", str(skipped), bool(skipped and skipped[0] > 0))
-    for case in tg.EXHAUSTED:
+    for case in EXHAUSTED:
         at = folder / "gpu" / f"{case['name']}.refused"
         text = at.read_text() if at.exists() else "nothing was raised"
         say(f"{case['name']}: an exhausted loss scale is an error", text[:60], "loss scale" in text)
@@ -162,17 +174,23 @@ def learner(say: Say) -> None:
 def engine(say: Say) -> None:
     os.environ["ISENTROPE_TOLERANCE"] = "5e-5"  # random weights grow, and with them what two devices round apart
     import torch
-    from integration import weight_sync_cases as cases
+    from integration import weight_sync_cases
 
     say("device of this process", torch.cuda.get_device_name(), True)
     for name, work in (
-        ("qwen3 tied, 5 updates in fp32: worst gap", lambda f: cases.many_updates(f, "qwen3", True, 5)),
-        ("llama untied, 5 updates in fp32: worst gap", lambda f: cases.many_updates(f, "llama", False, 5)),
-        ("bf16, silent layers: gap by head", lambda f: cases.updates_in_precision(f, "qwen3", True, "bf16")),
-        ("bf16-fp32head: gap by head", lambda f: cases.updates_in_precision(f, "qwen3", True, "bf16-fp32head")),
-        ("sampling rules: worst gap", cases.sampling_rules),
-        ("update in flight: token of the change", cases.update_in_flight),
-        ("broken transfers heal: errors seen", lambda f: len(cases.failures(f))),
+        ("qwen3 tied, 5 updates in fp32: worst gap", lambda f: weight_sync_cases.many_updates(f, "qwen3", True, 5)),
+        ("llama untied, 5 updates in fp32: worst gap", lambda f: weight_sync_cases.many_updates(f, "llama", False, 5)),
+        (
+            "bf16, silent layers: gap by head",
+            lambda f: weight_sync_cases.updates_in_precision(f, "qwen3", True, "bf16"),
+        ),
+        (
+            "bf16-fp32head: gap by head",
+            lambda f: weight_sync_cases.updates_in_precision(f, "qwen3", True, "bf16-fp32head"),
+        ),
+        ("sampling rules: worst gap", weight_sync_cases.sampling_rules),
+        ("update in flight: token of the change", weight_sync_cases.update_in_flight),
+        ("broken transfers heal: errors seen", lambda f: len(weight_sync_cases.failures(f))),
     ):
         try:
             found = work(tempfile.mkdtemp())

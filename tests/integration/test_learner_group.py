@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from integration import learner_cases as lc
+from integration import learner_cases
 
 from learner.settings import ImportanceSettings, KLSettings
 
@@ -81,8 +81,8 @@ REFUSED: dict[str, Any] = {"name": "refused", "stage": 0, "precision": "fp16", "
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], tuple[Any, Any]]:
     """(world, case) -> (weights, metrics of each iteration)"""
-    model = lc.make_model(str(tmp_path_factory.mktemp("model")))
-    untied = lc.make_model(str(tmp_path_factory.mktemp("untied")), tied=False)
+    model = learner_cases.make_model(str(tmp_path_factory.mktemp("model")))
+    untied = learner_cases.make_model(str(tmp_path_factory.mktemp("untied")), tied=False)
     context = multiprocessing.get_context("spawn")
     found: dict[tuple[int, str], tuple[Any, Any]] = {}
     for world, cases in (
@@ -93,9 +93,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], t
         (2, [*SAME, *RESUMED, *BEGUN, *SEQUENCE, *WIDE, *RICH]),
     ):
         cases = [case | ({"model": untied} if case.get("untied") else {}) for case in cases]
-        out, port = tmp_path_factory.mktemp(f"world{world}"), lc.free_port()
+        out, port = tmp_path_factory.mktemp(f"world{world}"), learner_cases.free_port()
         ranks = [
-            context.Process(target=lc.rank_main, args=(r, world, port, model, cases, str(out))) for r in range(world)
+            context.Process(target=learner_cases.rank_main, args=(r, world, port, model, cases, str(out)))
+            for r in range(world)
         ]
         for process in ranks:
             process.start()
@@ -110,7 +111,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], t
                 continue
             arrays = dict(np.load(out / f"{case['name']}.npz"))
             found[world, case["name"]] = arrays, json.loads((out / f"{case['name']}.json").read_text())
-    found[0, "reference"] = lc.reference(model)
+    found[0, "reference"] = learner_cases.reference(model)
     return found
 
 

@@ -12,8 +12,7 @@ import yaml
 from support.builders import config_data, stopped_run
 
 from orchestration.config.run_config import RunConfig, validate
-from orchestration.run import lifecycle as train
-from orchestration.run import loop
+from orchestration.run import lifecycle, loop
 from orchestration.run.stop import StopSignal
 from orchestration.sampling.codec import Codecs
 from orchestration.telemetry.alarms import Alarms
@@ -52,8 +51,8 @@ def resumed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> loop.Run:
     monkeypatch.setattr(loop.Run, "train", note)
     asked = SimpleNamespace(score=unasked, generate=unasked)
     cluster = cast("Any", SimpleNamespace(begin=begin, generators=asked, verifiers=asked, reward_models=asked))
-    job = train.prepare(config, resume=True)
-    asyncio.run(train._train(job, cluster, FanOut([]), Codecs(cast("Any", None), None), StopSignal()))
+    job = lifecycle.prepare(config, resume=True)
+    asyncio.run(lifecycle._train(job, cluster, FanOut([]), Codecs(cast("Any", None), None), StopSignal()))
     return runs[0]
 
 
@@ -101,5 +100,5 @@ def test_a_checkpoint_that_does_not_say_the_reward_has_that_of_its_run(
         data = yaml.safe_load(old.to_yaml())
         del data["rewards"]
         (old.folder / "config.yaml").write_text(yaml.safe_dump(data))
-    state = train.prepare(demo(tmp_path, now), resume=True).state
+    state = lifecycle.prepare(demo(tmp_path, now), resume=True).state
     assert state is not None and ("drift" in state) == kept
