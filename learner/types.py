@@ -41,7 +41,7 @@ class MicroBatch:
     action_index: NDArray[np.int32]  # [N] which of its trajectory's action tokens, from 0
     last: NDArray[np.bool_]  # [N] the last of them
     correct: NDArray[np.bool_]  # [N] the trajectory was scored correct
-    env: NDArray[np.int16]  # [N] index into IterationBatch.envs
+    env: NDArray[np.int16]  # [N] index into RankBatch.envs
 
     @property
     def action_tokens(self) -> int:

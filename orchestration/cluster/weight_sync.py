@@ -1,6 +1,6 @@
 """Decides when weights move from the learner to the generators, and repairs a transfer that broke.
 
-How they move is learner/weights.py. A transfer needs every member of the weight group: before each one, generators that no longer
+How they move is in learner/weights/. A transfer needs every member of the weight group: before each one, generators that no longer
 answer are replaced, and the group is formed anew with their replacements.
 """
 

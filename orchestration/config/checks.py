@@ -1,6 +1,6 @@
 """Checks rules between the sections of a RunConfig. Each check raises ValueError, one sentence with the numbers in it.
 
-What can be said of a section alone is a validator of that section.
+A rule about one section alone is a validator of that section.
 """
 
 from __future__ import annotations

@@ -107,9 +107,9 @@ def main() -> None:
     parser.add_argument("--cuda", action="store_true", help="On the GPU, in bf16.")
     args = parser.parse_args()
     model = make_model(tempfile.mkdtemp(), args.hidden, args.layers, args.vocab)
-    place = Placement(0, 1, "127.0.0.1", learner_cases.free_port(), args.cuda, 120.0)
+    placement = Placement(0, 1, "127.0.0.1", learner_cases.free_port(), args.cuda, 120.0)
     learner = module.Learner(
-        learner_cases.settings(model, {"stage": 0, "precision": "bf16" if args.cuda else "fp32"}), place
+        learner_cases.settings(model, {"stage": 0, "precision": "bf16" if args.cuda else "fp32"}), placement
     )
     plan = BatchPlan(updates=args.updates, epochs=1, ranks=1, micro_batch_tokens=16384, packing=False)
 

@@ -111,12 +111,12 @@ def _sections(model: type[BaseModel], at: str) -> Iterator[str]:
 
 def _models(field: FieldInfo) -> list[tuple[type[BaseModel], str]]:
     """The sections an annotation contains, each with "[]" behind it where it is an element of a list, or "{}" of a mapping."""
-    found: list[tuple[type[BaseModel], str]] = []
+    models: list[tuple[type[BaseModel], str]] = []
 
     def look(annotation: Any, shape: str) -> None:
         origin = typing.get_origin(annotation)
         if isinstance(annotation, type) and origin is None and issubclass(annotation, BaseModel):
-            found.append((annotation, shape))
+            models.append((annotation, shape))
         elif origin is not None and origin is not typing.Literal:
             inner = "[]" if origin in (list, tuple) else shape
             if origin is not dict:
@@ -124,7 +124,7 @@ def _models(field: FieldInfo) -> list[tuple[type[BaseModel], str]]:
                     look(argument, inner)
 
     look(field.annotation, "")
-    return found
+    return models
 
 
 def _prose(section: type[BaseModel]) -> str:

@@ -41,8 +41,8 @@ def command_lines(text: str) -> Iterator[str]:
     """Yields every isentrope command of a document, in code blocks and in running text, without the program's name."""
     lines = [line for fence in FENCE.findall(text) for line in fence.splitlines()]
     for line in (*lines, *INLINE.findall(FENCE.sub("", text))):
-        if found := PROGRAM.match(line):
-            yield line[found.end() :]
+        if match := PROGRAM.match(line):
+            yield line[match.end() :]
 
 
 def links(text: str) -> Iterator[str]:

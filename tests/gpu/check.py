@@ -146,8 +146,8 @@ def learner(say: Say) -> None:
             head = load("gpu", cases[0]["name"])
             apart(f"{what}: {case['name']} against {cases[0]['name']}", load("gpu", case["name"]), head, 1e-4)
     for case in RESUMED:
-        whole = next(c for c in SAME if c["stage"] == case["stage"])
-        apart(f"{case['name']} against undisturbed", load("gpu", case["name"]), load("gpu", whole["name"]), 1e-5)
+        undisturbed = next(c for c in SAME if c["stage"] == case["stage"])
+        apart(f"{case['name']} against undisturbed", load("gpu", case["name"]), load("gpu", undisturbed["name"]), 1e-5)
     for stage in range(4):
         apart(
             f"optimiser reset, ZeRO {stage}, against a new one", load("gpu", f"reset{stage}"), load("gpu", "new0"), 1e-4
@@ -162,8 +162,8 @@ def learner(say: Say) -> None:
         if case["precision"] == "fp16":
             apart(f"{case['name']} against fp32", load("gpu", case["name"]), first, 1e-2)
     for case in SKIPPED:
-        found = load("gpu", case["name"])
-        skipped = [int(m["steps/skipped"]) for m in found[1]] if found else None
+        result = load("gpu", case["name"])
+        skipped = [int(m["steps/skipped"]) for m in result[1]] if result else None
         say(f"{case['name']}: overflowing steps skipped", str(skipped), bool(skipped and skipped[0] > 0))
     for case in EXHAUSTED:
         at = folder / "gpu" / f"{case['name']}.refused"
@@ -193,14 +193,14 @@ def engine(say: Say) -> None:
         ("broken transfers heal: errors seen", lambda f: len(weight_sync_cases.failures(f))),
     ):
         try:
-            found = work(tempfile.mkdtemp())
+            result = work(tempfile.mkdtemp())
         except Exception as error:  # noqa: BLE001 - a line of the table
             traceback.print_exc()
             say(name, f"{type(error).__name__}: {error}"[:160], False)
             continue
-        if isinstance(found, dict):
-            found = ", ".join(f"{k} {v:.1e}" for k, v in found.items())
-        say(name, str(found), True)
+        if isinstance(result, dict):
+            result = ", ".join(f"{k} {v:.1e}" for k, v in result.items())
+        say(name, str(result), True)
 
 
 def _second_member(rendezvous: Any, pipe: Any) -> None:
@@ -251,18 +251,18 @@ def nccl(say: Say) -> None:
     listener = listen("127.0.0.1")
     pair = make_rendezvous("127.0.0.1", listener.getsockname()[1], [("generator 0", 1)], "nccl", 2)
     context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe()
-    child = context.Process(target=_second_member, args=(pair[1], theirs))
+    receiver, sender = context.Pipe()
+    child = context.Process(target=_second_member, args=(pair[1], sender))
     child.start()
     try:
         publisher = Publisher(pair[0], 40.0, listener=listener)
         publisher.channel.wait(publisher.channel.broadcast(tensors[0][1].view(torch.uint8).flatten()), "probe", 20.0)
-        said = "no error"
+        output = "no error"
     except WeightSyncError as error:
-        said = str(error)
-    heard = mine.recv() if mine.poll(30) else "nothing"
+        output = str(error)
+    heard = receiver.recv() if receiver.poll(30) else "nothing"
     child.kill()
-    say("two members on one device: the learner's error", said[:300], said != "no error")
+    say("two members on one device: the learner's error", output[:300], output != "no error")
     say("two members on one device: the generator's error", heard[:300], heard not in ("no error", "nothing"))
 
 
@@ -291,10 +291,10 @@ def train(folder: Path, name: str, limit: float, *overrides: str) -> tuple[int, 
             process.terminate()
             code = -9
             process.wait(30)
-    said = (folder / f"{name}.log").read_text()
+    output = (folder / f"{name}.log").read_text()
     at = folder / name / "metrics.jsonl"
     rows = [json.loads(line) for line in at.read_text().splitlines()] if at.exists() else []
-    return code, said[-1500:], [r for r in rows if "entropy/exact" in r]
+    return code, output[-1500:], [r for r in rows if "entropy/exact" in r]
 
 
 def column(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
@@ -310,12 +310,12 @@ def run(say: Say) -> None:
     folder = Path(tempfile.mkdtemp())
     for precision in ("fp32", "bf16", "fp16", "bf16-fp32head"):
         began = time.monotonic()
-        code, said, rows = train(
+        code, output, rows = train(
             folder, precision, 120, f"precision={precision}", "run.iterations=4", "evaluation.prompts=20", "evaluation.samples=4",
             "evaluation.ks=[1,4]", "checkpoint.every=2", "entropy.method={kind: repo_d}", "entropy.controller={kind: isentropic}",
         )  # fmt: skip
         if code or len(rows) < 4:
-            say(f"{precision}: isentrope train", f"exit {code}: {' '.join(said.split())[-700:]}", False)
+            say(f"{precision}: isentrope train", f"exit {code}: {' '.join(output.split())[-700:]}", False)
             continue
         gap, outside = (max(column(rows, k), default=math.nan) for k in ("sync/logprob_gap_max", "gap/outside"))
         entropy, step = column(rows, "entropy/exact"), middle(column(rows, "time/iteration")[1:])
@@ -330,8 +330,8 @@ def ledger(say: Say) -> None:
     script = [sys.executable, str(ROOT / "tests/benchmarks/ledger_cost.py"), "--cuda"]
     shape = "--hidden 1024 --layers 16 --vocab 50000 --response 256 --prompts 16 --responses 8 --updates 4 --repeats 5"
     done = subprocess.run([*script, *shape.split()], capture_output=True, text=True, timeout=110, check=False)
-    found = " / ".join(done.stdout.strip().splitlines()[-2:]) or done.stderr[-600:]
-    say("the ledger's cost, 0.3 B parameters", found, done.returncode == 0)
+    result = " / ".join(done.stdout.strip().splitlines()[-2:]) or done.stderr[-600:]
+    say("the ledger's cost, 0.3 B parameters", result, done.returncode == 0)
 
 
 def size(say: Say) -> None:
@@ -357,9 +357,9 @@ def size(say: Say) -> None:
         "generators.kv_cache_mb=16000 batch.prompts=32 batch.responses=8 learner.updates=2 learner.micro_batch_tokens=16384 "
         "learner.lr=1.0e-6 weights.timeout_s=120 evaluation.prompts=0"
     )
-    code, said, rows = train(folder, "size", 220, f"model.path={folder / 'model'}", *wanted.split())
+    code, output, rows = train(folder, "size", 220, f"model.path={folder / 'model'}", *wanted.split())
     if code or len(rows) < 3:
-        say("0.6 B parameters in bf16", f"exit {code}: {' '.join(said.split())[-900:]}", False)
+        say("0.6 B parameters in bf16", f"exit {code}: {' '.join(output.split())[-900:]}", False)
         return
     times = {k: middle(column(rows[1:], k)) for k in sorted(rows[-1]) if k.startswith("time/")}
     say(
@@ -384,7 +384,7 @@ def child(name: str, pipe: Any, log: str) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     try:
-        PARTS[name](lambda what, found, ok: pipe.send((what, found, bool(ok))))
+        PARTS[name](lambda what, result, ok: pipe.send((what, result, bool(ok))))
     except BaseException as error:  # noqa: BLE001 - a line of the table
         traceback.print_exc()
         pipe.send((f"{name} ended", f"{type(error).__name__}: {error}"[:300], False))
@@ -406,11 +406,11 @@ def main() -> int:
     for group in [names] if args.together else [[n] for n in names]:
         started = []
         for name in group:
-            mine, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=child, args=(name, theirs, str(args.out / f"{name}.log")))
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=child, args=(name, sender, str(args.out / f"{name}.log")))
             process.start()
-            theirs.close()
-            started.append((name, process, mine, time.monotonic()))
+            sender.close()
+            started.append((name, process, receiver, time.monotonic()))
         for name, process, pipe, began in started:
             limit = began + LIMITS[name]
             while True:
@@ -419,11 +419,11 @@ def main() -> int:
                         print(f"{name:8} FAIL  not done within {LIMITS[name]} s", flush=True)
                         failed += 1
                         break
-                    what, found, ok = pipe.recv()
+                    what, result, ok = pipe.recv()
                 except EOFError:
                     break
                 failed += not ok
-                print(f"{name:8} {'ok  ' if ok else 'FAIL'}  {what}: {found}", flush=True)
+                print(f"{name:8} {'ok  ' if ok else 'FAIL'}  {what}: {result}", flush=True)
             process.join(5)
             if process.is_alive():
                 os.killpg(process.pid, signal.SIGTERM)  # politely first: `isentrope train` ends its Ray processes

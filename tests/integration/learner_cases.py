@@ -117,12 +117,12 @@ def settings(model: str, case: dict[str, Any]) -> Any:
     )
 
 
-def refusal(model: str, case: dict[str, Any], place: Any) -> str:
+def refusal(model: str, case: dict[str, Any], placement: Any) -> str:
     from learner.deepspeed_engine import UnsupportedPrecision
     from learner.learner import Learner
 
     try:
-        Learner(settings(model, case), place)
+        Learner(settings(model, case), placement)
     except UnsupportedPrecision as error:
         return str(error)
     return ""
@@ -180,15 +180,15 @@ def rank_main(
     from learner.deepspeed_engine import Placement
     from learner.learner import Learner, LearnerStage, NonFiniteError
 
-    place = Placement(rank, world, "127.0.0.1", port, cuda, 120.0)
+    placement = Placement(rank, world, "127.0.0.1", port, cuda, 120.0)
     learner: Learner | None = None
     for case in cases:
         if case.get("refused"):
-            (Path(out) / f"{case['name']}.refused").write_text(refusal(model, case, place))
+            (Path(out) / f"{case['name']}.refused").write_text(refusal(model, case, placement))
             continue
         if case.get("precision") == "fp16" and not cuda:
             allow_fp16()
-        learner = Learner(settings(case.get("model", model), case), place)
+        learner = Learner(settings(case.get("model", model), case), placement)
         wide = Demeaned() if case.get("batch_scope") else None
         if wide is not None:
             setattr(learner.steering, "method", wide)  # noqa: B010 - it has what the learner uses, not the whole protocol
@@ -207,9 +207,9 @@ def rank_main(
             if i == 0 and case.get("resume"):  # through a checkpoint, into a learner that has seen nothing
                 folder = Path(out) / f"{case['name']}-checkpoint"
                 learner.save(folder / "hf", folder / "engine")
-                torch.distributed.barrier()  # the conductor waits for every rank's save before it goes on
+                torch.distributed.barrier()  # the driver waits for every rank's save before it goes on
                 state = json.loads(json.dumps(learner.state_dict()))
-                learner = Learner(settings(str(folder / "hf"), case), place)
+                learner = Learner(settings(str(folder / "hf"), case), placement)
                 learner.load(folder / "engine")
                 learner.load_state_dict(state)
             if i == 0 and (how := case.get("optimiser")):
@@ -218,7 +218,7 @@ def rank_main(
                     learner.save(folder / "hf", folder / "engine")
                     torch.distributed.barrier()
                     state = learner.state_dict()
-                    learner = Learner(settings(str(folder / "hf"), case), place)
+                    learner = Learner(settings(str(folder / "hf"), case), placement)
                     learner.load_state_dict(state)
                 s = learner.settings
                 learner.begin_stage(

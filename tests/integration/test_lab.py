@@ -64,8 +64,8 @@ def test_a_broken_arm_is_named_the_others_finish_and_warm_runs_equal_cold_ones(
 
 def compare(cold: Path, warm: Path) -> None:
     assert len(rows(cold)) == len(rows(warm)) == 4
-    for mine, theirs in zip(rows(cold), rows(warm), strict=True):
-        assert untimed(mine).keys() == untimed(theirs).keys()
-        for key, value in untimed(mine).items():
+    for expected, actual in zip(rows(cold), rows(warm), strict=True):
+        assert untimed(expected).keys() == untimed(actual).keys()
+        for key, value in untimed(expected).items():
             if key != "sync/bytes":
-                assert theirs[key] == pytest.approx(value, abs=1e-6), key
+                assert actual[key] == pytest.approx(value, abs=1e-6), key

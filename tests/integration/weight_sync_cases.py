@@ -132,8 +132,10 @@ def truncated(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
 
 def sendable(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """The state dict without a head that is the embedding itself."""
-    seen: set[int] = set()
-    return [(n, t) for n, t in model.state_dict().items() if not (t.data_ptr() in seen or seen.add(t.data_ptr()))]
+    pointers: set[int] = set()
+    return [
+        (n, t) for n, t in model.state_dict().items() if not (t.data_ptr() in pointers or pointers.add(t.data_ptr()))
+    ]
 
 
 def in_thread(work) -> Future:
@@ -257,12 +259,12 @@ def cast(model: Any, dtype: torch.dtype) -> Any:
 
 
 def trainer_scores(policy: Policy, sequences: Sequence[Sequence[int]]) -> list[float]:
-    found: list[float] = []
+    scores: list[float] = []
     for ids in sequences:
         tokens, n = torch.tensor([list(ids)]), len(ids) - 1
         with torch.no_grad():
-            found += policy(tokens, torch.arange(n + 1)[None], torch.arange(n), tokens[0, 1:], 1.0)[0].tolist()
-    return found
+            scores += policy(tokens, torch.arange(n + 1)[None], torch.arange(n), tokens[0, 1:], 1.0)[0].tolist()
+    return scores
 
 
 def sampling_rules(folder: str) -> dict[str, float]:

@@ -43,7 +43,7 @@ class Attack:
     status: str = ""
     control: bool = False
     wall_s: float = 20.0
-    place: str = ""  # the key in W of the path that the control has to be able to write
+    key: str = ""  # the key in W of the path that the control has to be able to write
 
 
 def _syscall(name: str, call: str, *, control: bool = False) -> Attack:
@@ -51,7 +51,7 @@ def _syscall(name: str, call: str, *, control: bool = False) -> Attack:
 
 
 def _write(name: str, path: str) -> Attack:
-    return Attack(f"write to {name}", f"attempt(lambda: write(W[{path!r}]))", "writing", control=True, place=path)
+    return Attack(f"write to {name}", f"attempt(lambda: write(W[{path!r}]))", "writing", control=True, key=path)
 
 
 ATTACKS = (

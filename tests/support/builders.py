@@ -23,11 +23,11 @@ VOCAB = 50
 
 
 def assert_close(
-    found: Tensor | None, expected: Tensor, rtol: float = 1e-6, atol: float = 1e-12, what: str = ""
+    actual: Tensor | None, expected: Tensor, rtol: float = 1e-6, atol: float = 1e-12, what: str = ""
 ) -> None:
     """torch.testing.assert_close without its seconds of imports; the types may differ."""
-    assert found is not None, what
-    arrays = (found.detach().double().numpy(), expected.detach().double().numpy())
+    assert actual is not None, what
+    arrays = (actual.detach().double().numpy(), expected.detach().double().numpy())
     np.testing.assert_allclose(*arrays, rtol=rtol, atol=atol, err_msg=what)
 
 
@@ -202,8 +202,8 @@ def run_folder(
                 "entropy/coefficient_low": 0.0,
                 "entropy/coefficient_high": 1.0,
             }
-        for place, env in enumerate(envs if i else ()):
-            row |= {f"reward/{env}": row["reward/mean"] / (place + 1), f"entropy/{env}": row["entropy/exact"]}
+        for position, env in enumerate(envs if i else ()):
+            row |= {f"reward/{env}": row["reward/mean"] / (position + 1), f"entropy/{env}": row["entropy/exact"]}
         if i in (0, n):
             for env in envs:
                 row |= {f"eval/{env}/pass@{k}{t}": 0.1 * k + i / 100 for k in (1, 4) for t in ("", "/T=1", "/T=0.3")}

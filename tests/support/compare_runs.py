@@ -37,13 +37,13 @@ def differences(before: list[Row], after: list[Row]) -> list[str]:
     """Returns a sentence for every value that is not the same; an absent key is a difference."""
     if len(before) != len(after):
         return [f"{len(before)} rows before, {len(after)} after"]
-    found = []
+    changes = []
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         for key in sorted(old.keys() | new.keys()):
             was, now = (json.dumps(row[key]) if key in row else "absent" for row in (old, new))
             if was != now:
-                found.append(f"row {number}: {key} was {was} and is {now}")
-    return found
+                changes.append(f"row {number}: {key} was {was} and is {now}")
+    return changes
 
 
 def main(before: Path, after: Path) -> int:
@@ -56,18 +56,18 @@ def main(before: Path, after: Path) -> int:
     for folder in folders:
         other = after / "runs" / folder.name
         if not (other / "metrics.jsonl").is_file():
-            found = ["there is no such run after the change"]
+            changes = ["there is no such run after the change"]
         else:
             old, new = rows(folder / "metrics.jsonl"), rows(other / "metrics.jsonl")
-            found = differences(old, new)
-            found += [
+            changes = differences(old, new)
+            changes += [
                 f"samples: {d}"
                 for d in differences(samples(folder / "samples.jsonl"), samples(other / "samples.jsonl"))
             ]
-            print(f"{folder.name}: {len(old)} rows of {len(old[-1])} values: {'DIFFERENT' if found else 'equal'}")
-        for line in found[:8]:
+            print(f"{folder.name}: {len(old)} rows of {len(old[-1])} values: {'DIFFERENT' if changes else 'equal'}")
+        for line in changes[:8]:
             print(f"  {line}")
-        code |= bool(found)
+        code |= bool(changes)
     return code
 
 

@@ -133,17 +133,17 @@ class FakeGeneratorMember:
 
 
 class FakeVerifierMember:
-    """A verifier behind a pool: answers from `judge_one`, a Verdict of reward 1 by default."""
+    """A verifier behind a pool: answers from `score_one`, a Verdict of reward 1 by default."""
 
     def __init__(
         self,
         name: str,
-        judge_one: Callable[[ScoreRequest], Observation | Verdict] = lambda _: Verdict(1.0, True),
+        score_one: Callable[[ScoreRequest], Observation | Verdict] = lambda _: Verdict(1.0, True),
         *,
         hold: bool = False,
     ) -> None:
         self.name = name
-        self.judge_one = judge_one
+        self.score_one = score_one
         self.batches: list[list[str]] = []
         self.dead = False
         self._gate = asyncio.Event()
@@ -163,7 +163,7 @@ class FakeVerifierMember:
         await asyncio.sleep(0)
         if self.dead:
             raise MemberDied(self.name, "killed by a test")
-        return [self.judge_one(r) for r in requests]
+        return [self.score_one(r) for r in requests]
 
 
 class FakeCodec:

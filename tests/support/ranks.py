@@ -59,9 +59,9 @@ class Meeting:
     def exchange(self, rank: int, value: Tensor) -> list[Tensor]:
         self.brought[rank] = value
         self.barrier.wait()
-        found = [self.brought[r] for r in range(self.size)]
+        results = [self.brought[r] for r in range(self.size)]
         self.barrier.wait()  # nobody brings the next thing before all have taken this one
-        return found
+        return results
 
 
 class FakeEngine:
@@ -69,8 +69,8 @@ class FakeEngine:
 
     device = torch.device("cpu")
 
-    def __init__(self, place: Placement, meeting: Meeting) -> None:
-        self.place, self.meeting = place, meeting
+    def __init__(self, placement: Placement, meeting: Meeting) -> None:
+        self.placement, self.meeting = placement, meeting
         self.loss_scale = None
         self.last = True
         self.resets = 0
@@ -88,14 +88,14 @@ class FakeEngine:
         self.last = last
 
     def backward(self, loss: Tensor) -> None:
-        (loss * self.place.world_size).backward()
+        (loss * self.placement.world_size).backward()
 
     def step(self, lr: float) -> float:
         assert self.last, "a step in the middle of an update"
         square = 0.0
         for p in self.model.parameters():
-            mine = torch.zeros_like(p) if p.grad is None else p.grad
-            gradient = torch.stack(self.all_gather(mine)).mean(0)
+            gradient_here = torch.zeros_like(p) if p.grad is None else p.grad
+            gradient = torch.stack(self.all_gather(gradient_here)).mean(0)
             square += float(gradient.square().sum())
             p.data -= lr * gradient
             p.grad = None
@@ -109,7 +109,7 @@ class FakeEngine:
         return parts.sum(0) if op == "sum" else parts.amax(0)
 
     def all_gather(self, value: Tensor) -> list[Tensor]:
-        return self.meeting.exchange(self.place.rank, value)
+        return self.meeting.exchange(self.placement.rank, value)
 
 
 def learner_settings(objective: ObjectiveSettings, method: dict[str, Any], controller: dict[str, Any]) -> RankSettings:
@@ -136,7 +136,7 @@ def learner_settings(objective: ObjectiveSettings, method: dict[str, Any], contr
 def simulated(meeting: Meeting) -> Iterator[None]:
     """Within it a Learner is one on these engines and policies."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "DeepSpeedEngine", lambda place, *_, **__: FakeEngine(place, meeting))
+        patch.setattr(module, "DeepSpeedEngine", lambda placement, *_, **__: FakeEngine(placement, meeting))
         patch.setattr(module, "load_policy", lambda path, **_: TablePolicy(int(path)))
         yield
 
@@ -156,8 +156,8 @@ def train(settings: RankSettings, iterations: list[list[RankBatch]]) -> tuple[li
         return rows, dict(learner.policy.weights())["table"].detach()
 
     with simulated(meeting), ThreadPoolExecutor(world) as pool:
-        found = list(pool.map(rank_main, range(world)))
-    for rows, table in found[1:]:
-        assert repr(rows) == repr(found[0][0]), "the ranks report different metrics"
-        assert torch.equal(table, found[0][1])
-    return found[0]
+        results = list(pool.map(rank_main, range(world)))
+    for rows, table in results[1:]:
+        assert repr(rows) == repr(results[0][0]), "the ranks report different metrics"
+        assert torch.equal(table, results[0][1])
+    return results[0]

@@ -152,18 +152,18 @@ def loss(logps: Sequence[Array], ats: Sequence[Array], responses: Sequence[Respo
 
 def gradients(logps: Sequence[Array], responses: Sequence[Response], rules: Rules, eps: float = 1e-6) -> list[Array]:
     """Of `loss` in every token's log-prob, by central differences of the whole."""
-    found = []
-    for i, mine in enumerate(logps):
-        row = np.zeros(len(mine))
-        for t in range(len(mine)):
+    rows = []
+    for i, own in enumerate(logps):
+        row = np.zeros(len(own))
+        for t in range(len(own)):
             ends = []
             for sign in (1, -1):
-                moved = mine.copy()
+                moved = own.copy()
                 moved[t] += sign * eps
                 ends.append(loss([*logps[:i], moved, *logps[i + 1 :]], logps, responses, rules))
             row[t] = (ends[0] - ends[1]) / (2 * eps)
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 # --- methods that shape advantages or take statistics over the batch ----------------------------------------------------------

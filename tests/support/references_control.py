@@ -7,17 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Seen = tuple[float, float, float, float]  # entropy, free, slope, advantage (learner.types.Observed)
+Observation = tuple[float, float, float, float]  # entropy, free, slope, advantage (learner.types.Observed)
 
 
-def doubling(seen: Sequence[Seen], target: float, start: float, low: float, high: float, negative: bool) -> list[float]:
+def doubling(
+    history: Sequence[Observation], target: float, start: float, low: float, high: float, negative: bool
+) -> list[float]:
     """arXiv 2603.11682: entropy below its target doubles the coefficient, above halves it, within [low, high]; halved below `low`
     it turns negative, where the same rule drives it down.
 
     Written on a ladder: the logarithm of the magnitude is the height over `low`, on either side of the flip.
     """
     value, out = start, []
-    for entropy, *_ in seen:
+    for entropy, *_ in history:
         wants_more = entropy < target
         if value > 0:
             moved = value * 2 if wants_more else value / 2
@@ -29,41 +31,52 @@ def doubling(seen: Sequence[Seen], target: float, start: float, low: float, high
     return out
 
 
-def proportional(seen: Sequence[Seen], target: float, gain: float, lowest: float, high: float) -> list[float]:
+def proportional(history: Sequence[Observation], target: float, gain: float, lowest: float, high: float) -> list[float]:
     """REPO-D's second form: zeta * (target - H), relative to the target."""
-    return [float(np.clip(gain * (target - h) / target, lowest, high)) for h, *_ in seen]
+    return [float(np.clip(gain * (target - h) / target, lowest, high)) for h, *_ in history]
 
 
 def additive(
-    seen: Sequence[Seen], target: float, start: float, step: float, high: float, gated: bool
+    history: Sequence[Observation], target: float, start: float, step: float, high: float, gated: bool
 ) -> list[tuple[float, float]]:
     """(coefficient, what acts). Skywork-OR1, arXiv 2505.22312, section 4: c + delta while H < target, else c - delta, in
     [0, high]; what acts is c * [H <= target]."""
     c, out = start, []
-    for entropy, *_ in seen:
+    for entropy, *_ in history:
         c = min(c + step, high) if entropy < target else max(c - step, 0.0)
         out.append((c, c if entropy <= target or not gated else 0.0))
     return out
 
 
-def pi(seen: Sequence[Seen], target: float, start: float, gain: float, integral: float) -> list[float]:
+def pi(history: Sequence[Observation], target: float, start: float, gain: float, integral: float) -> list[float]:
     """Without bounds, the closed form: log(coefficient / start) = gain * e + integral * sum(e), e = (target - H) / target."""
-    errors = [(target - h) / target for h, *_ in seen]
+    errors = [(target - h) / target for h, *_ in history]
     return [start * math.exp(gain * e + integral * math.fsum(errors[: i + 1])) for i, e in enumerate(errors)]
 
 
 def isentropic(
-    seen: Sequence[Seen], target: float, *, gain: float, integral: float, memory: float, high: float, added: bool
+    history: Sequence[Observation],
+    target: float,
+    *,
+    gain: float,
+    integral: float,
+    memory: float,
+    high: float,
+    added: bool,
 ) -> list[float]:
     """coefficient = EMA(-free) / EMA(slope) + unit * (kp * e + ki * sum(e)), within unit * high; the sum takes an error of at
     most a tenth either way, and holds still where it would push the coefficient further into its bound. added: a coefficient
     that is added to advantages, whose unit is their root mean square. The running means are weighted sums over all that was
     seen."""
     total, out = 0.0, []
-    for i, (entropy, *_) in enumerate(seen):
+    for i, (entropy, *_) in enumerate(history):
         e = (target - entropy) / target
         weights = [memory ** (i - j) for j in range(i + 1)]
-        columns = ([x[1] for x in seen[: i + 1]], [x[2] for x in seen[: i + 1]], [x[3] ** 2 for x in seen[: i + 1]])
+        columns = (
+            [x[1] for x in history[: i + 1]],
+            [x[2] for x in history[: i + 1]],
+            [x[3] ** 2 for x in history[: i + 1]],
+        )
         mean = [math.fsum(w * x for w, x in zip(weights, c, strict=True)) / math.fsum(weights) for c in columns]
         unit = max(math.sqrt(mean[2]), 1e-6) if added else 1.0
         held = -mean[0] / mean[1] if mean[1] > 0 else 0.0
@@ -101,9 +114,9 @@ def splitmix64(state: int) -> int:
     return z ^ (z >> 31)
 
 
-def uniform(seed: int, step: int, trajectory: int, place: int) -> float:
+def uniform(seed: int, step: int, trajectory: int, position: int) -> float:
     """The upper 24 bits of a chain of splitmix64 over the four numbers."""
     x = splitmix64(seed) ^ step
-    for number in (trajectory, place):
+    for number in (trajectory, position):
         x = splitmix64(x) ^ number
     return (splitmix64(x) >> 40) / 2**24

@@ -47,10 +47,10 @@ class Table:
         """moved: how far the logits are from those that sampled."""
         generator = torch.Generator().manual_seed(seed)
         s, v = (int(torch.randint(2, 6, (1,), generator=generator)) for _ in range(2))
-        logits, drift, advantages = 1.5 * torch.randn(3, s, v, generator=generator, dtype=torch.float64)
+        logits, direction, advantages = 1.5 * torch.randn(3, s, v, generator=generator, dtype=torch.float64)
         share = torch.rand(s, generator=generator, dtype=torch.float64) + 0.1
         uniform = torch.rand(s, v, generator=generator, dtype=torch.float64)
-        old = (logits + moved * drift).log_softmax(-1)
+        old = (logits + moved * direction).log_softmax(-1)
         return cls(logits, old, advantages, share / share.sum(), uniform)
 
     @property

@@ -75,8 +75,8 @@ class Arena:
         self.messages = [(-1, "Say the digit.", "PROMPT"), (-1, f"It is {self.number}.", "GAME_BOARD")]
 
     def get_observation(self) -> tuple[int, list[tuple[int, str, str]]]:
-        seen, self.messages = self.messages, []
-        return 0, seen
+        messages, self.messages = self.messages, []
+        return 0, messages
 
     def step(self, action: str) -> tuple[bool, dict[str, Any]]:
         if not action.strip().isdecimal():

@@ -423,6 +423,6 @@ def test_the_same_question_has_the_same_delimiters(endpoint: FakeEndpoint) -> No
 @given(st.text(), st.text(), st.text())
 def test_what_is_put_in_is_put_in_once(prompt: str, response: str, reference: str) -> None:
     texts = {"prompt": prompt, "response": response, "reference": reference}
-    found = render("{response} of {prompt} by {reference}", texts, "n")
+    rendered = render("{response} of {prompt} by {reference}", texts, "n")
     parts = [f"<{name}-n>\n{texts[name]}\n</{name}-n>" for name in ("response", "prompt", "reference")]
-    assert found == f"{parts[0]} of {parts[1]} by {parts[2]}"
+    assert rendered == f"{parts[0]} of {parts[1]} by {parts[2]}"

@@ -98,8 +98,8 @@ def test_answers_are_numbers_or_text_and_columns_have_any_case(tmp_path: Path) -
         {"ID": "2024-I-4", "Problem": "b", "Answer": 116},
         {"problem": "c", "answer": "073"},
     ]
-    found = list(read(lines(tmp_path / "a.jsonl", rows), columns=columns_of("aime")))
-    assert [(row.problem, row.answer) for row in found] == [("a", "73"), ("b", "116"), ("c", "073")]
+    parsed = list(read(lines(tmp_path / "a.jsonl", rows), columns=columns_of("aime")))
+    assert [(row.problem, row.answer) for row in parsed] == [("a", "73"), ("b", "116"), ("c", "073")]
     tasks = Questions(path=lines(tmp_path / "a.jsonl", rows[2:]), columns="aime", eval_fraction=0.0, symbolic=False)
     assert verdict(tasks, "Answer: 73").correct
 
@@ -280,11 +280,11 @@ def test_saved_data_sets_and_parquet_as_the_library_writes_them(tmp_path: Path) 
     parquet.write_table(table.slice(1, 1), tmp_path / "many" / "data" / "test-00000-of-00001.parquet")
 
     def answers(path: str, split: str | None = None) -> list[str]:
-        found: list[Row] = list(read(str(tmp_path / path), columns=columns_of("dapo"), split=split))
-        return [row.answer for row in found]
+        parsed: list[Row] = list(read(str(tmp_path / path), columns=columns_of("dapo"), split=split))
+        return [row.answer for row in parsed]
 
-    whole = [answers("one"), answers("two", "train"), answers("file.parquet"), answers("many", "train")]
-    assert whole == [["0", "1", "2", "3"]] * 4
+    rows_read = [answers("one"), answers("two", "train"), answers("file.parquet"), answers("many", "train")]
+    assert rows_read == [["0", "1", "2", "3"]] * 4
     assert answers("two", "test") == ["0"] and answers("many", "test") == ["1"]
     with pytest.raises(ValueError, match="two has the splits train, test: give split"):
         answers("two")

@@ -33,12 +33,12 @@ def test_arms_times_settings_times_seeds_seed_by_seed(tmp_path: Path) -> None:
     arms = {"a": {"note": "plain"}, "b": {"learner.lr": 0.5, "seeds": [1]}, "c": None}
     settings = {"short": {}, "long": {"run.iterations": 9, "learner.lr": 0.1}}
     grid = load_grid(grid_file(tmp_path, arms=arms, settings=settings, overrides={"batch.responses": 8}))
-    found = cells(grid, tmp_path / "arms", "some/model")
-    assert [c.name for c in found] == [
+    grid_cells = cells(grid, tmp_path / "arms", "some/model")
+    assert [c.name for c in grid_cells] == [
         *("a.short-s0", "a.long-s0", "c.short-s0", "c.long-s0"),
         *("a.short-s1", "a.long-s1", "b.short-s1", "b.long-s1", "c.short-s1", "c.long-s1"),
     ]
-    by_name = {c.name: c.config for c in found}
+    by_name = {c.name: c.config for c in grid_cells}
     one = by_name["b.long-s1"]
     assert one is not None
     assert (one.run.iterations, one.learner.lr, one.batch.responses) == (9, 0.5, 8)  # the arm's word is the last
@@ -49,11 +49,11 @@ def test_arms_times_settings_times_seeds_seed_by_seed(tmp_path: Path) -> None:
 
 def test_an_arm_that_cannot_run_says_so_and_the_others_stand(tmp_path: Path) -> None:
     grid = load_grid(grid_file(tmp_path, arms={"a": {}, "b": {"learner.lrr": 1.0}}))
-    found = {c.name: c for c in cells(grid, tmp_path, None)}
-    assert found["a-s0"].config is not None
-    assert found["b-s0"].config is None
-    assert found["b-s0"].problem == "unknown key learner.lrr: did you mean 'lr'?"
-    assert "b-s1: CANNOT RUN: unknown key learner.lrr" in runner.describe(grid, list(found.values()))
+    grid_cells = {c.name: c for c in cells(grid, tmp_path, None)}
+    assert grid_cells["a-s0"].config is not None
+    assert grid_cells["b-s0"].config is None
+    assert grid_cells["b-s0"].problem == "unknown key learner.lrr: did you mean 'lr'?"
+    assert "b-s1: CANNOT RUN: unknown key learner.lrr" in runner.describe(grid, list(grid_cells.values()))
 
 
 @pytest.mark.parametrize(

@@ -49,13 +49,13 @@ def test_the_state_after_n_prompts_is_a_fresh_run_without_its_first_n(
     weights: list[float], sizes: list[int | None], n: int, more: int, seed: int
 ) -> None:
     sizes = sizes[: len(weights)]
-    whole = mixture(weights, sizes, seed).next(n + more)
+    undisturbed = mixture(weights, sizes, seed).next(n + more)
     stopped, resumed = mixture(weights, sizes, seed), mixture(weights, sizes, seed)
     stopped.next(n)
     state = json.loads(json.dumps(stopped.state_dict()))
     stopped.next(3)  # the state is a copy, not a view
     resumed.load_state_dict(state)
-    assert resumed.next(more) == whole[n:]
+    assert resumed.next(more) == undisturbed[n:]
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
@@ -150,15 +150,15 @@ def test_stopped_anywhere_and_resumed_gives_the_same_stages_and_prompts(
     stages: list[Stage], sizes: list[int | None], rewards: list[float], stop: int, seed: int
 ) -> None:
     sizes = sizes[:3]
-    whole = walk(staged(stages, sizes, seed), rewards)
-    stop = min(stop, len(whole))
+    undisturbed = walk(staged(stages, sizes, seed), rewards)
+    stop = min(stop, len(undisturbed))
     stopped, resumed = staged(stages, sizes, seed), staged(stages, sizes, seed)
-    assert walk(stopped, rewards[:stop]) == whole[:stop]
+    assert walk(stopped, rewards[:stop]) == undisturbed[:stop]
     resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
-    assert walk(resumed, rewards, stop) == whole[stop:]
-    keys = [(p.environment, p.key) for _, prompts in whole for p in prompts]
+    assert walk(resumed, rewards, stop) == undisturbed[stop:]
+    keys = [(p.environment, p.key) for _, prompts in undisturbed for p in prompts]
     assert len(set(keys)) == len(keys), "a prompt's key is unique over the stages"
-    assert all(stages[at].shares[p.environment] > 0 for at, prompts in whole for p in prompts)
+    assert all(stages[at].shares[p.environment] > 0 for at, prompts in undisturbed for p in prompts)
 
 
 def ends(stage: Stage, rewards: list[float]) -> int:
