@@ -1,4 +1,4 @@
-"""Holds the map of CONTRIBUTING.md: who imports whom, where a library lives, what starts without torch, how large a file may be."""
+"""Checks the map of CONTRIBUTING.md: who imports whom, where a library lives, what starts without torch, how large files are."""
 
 from __future__ import annotations
 

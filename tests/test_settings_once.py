@@ -25,7 +25,7 @@ ALLOWED = {
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """A dataclass or a pydantic model, as its source has it."""
+    """Holds a dataclass or a pydantic model as its source declares it."""
 
     name: str
     bases: frozenset[str]
@@ -42,7 +42,7 @@ def classes(tree: ast.AST, outer: str = "") -> Iterator[tuple[str, ast.ClassDef]
 
 
 def declared(sources: list[str]) -> list[Declared]:
-    """Every dataclass and pydantic model."""
+    """Returns every dataclass and pydantic model."""
     nodes = [pair for source in sources for pair in classes(ast.parse(source))]
     bases = {name: frozenset(ast.unparse(b).rpartition(".")[2] for b in node.bases) for name, node in nodes}
     models = {"BaseModel"}
@@ -63,7 +63,7 @@ def declared(sources: list[str]) -> list[Declared]:
 
 
 def declared_twice(declarations: list[Declared]) -> dict[frozenset[str], set[str]]:
-    """Pairs of classes, one of them settings, that both declare TOO_MANY fields -> these fields.
+    """Returns pairs of classes, one of them settings, that both declare TOO_MANY fields -> these fields.
 
     A field that holds another of the classes does not count: holding it is how a declaration is used again.
     """

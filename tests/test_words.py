@@ -1,4 +1,4 @@
-"""Holds the house's manner of writing: docstrings that are sentences, the field's words, no call and no attribute by its name."""
+"""Checks the style of docstrings and comments: sentences, the field's words, no call and no attribute by its name."""
 
 from __future__ import annotations
 

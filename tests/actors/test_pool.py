@@ -147,7 +147,7 @@ def test_a_death_at_any_moment_loses_nothing_and_serves_nothing_twice(
 
 
 class DyingWhileAsked:
-    """Its stream ends in death in the very turn in which something was queued for it and not yet sent."""
+    """Ends its stream with its death in the same turn of the event loop in which a request was queued and not yet sent."""
 
     name = "g0"
 
@@ -234,7 +234,7 @@ def test_when_the_last_member_dies_everybody_who_waits_is_told_why() -> None:
 
 
 class Broken:
-    """A generator with a fault of its own, which is not a death."""
+    """Fails with an error of its own that is not a death."""
 
     name = "g0"
 
@@ -323,7 +323,7 @@ def verifiers(*members: FakeVerifierMember) -> tuple[VerifierPool, list[str]]:
 
 
 def until(turns: int) -> Any:
-    """Observations, then a verdict on the given turn."""
+    """Answers with observations, and with a verdict on the given turn."""
 
     def score(request: ScoreRequest) -> Observation | Verdict:
         if len(request.responses) < turns:

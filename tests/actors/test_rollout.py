@@ -22,7 +22,7 @@ PROMPT = make_prompt(7)
 
 
 class Stage:
-    """Generates with fake_response and judges with `turns` observations before a verdict; remembers what it was asked."""
+    """Generates with fake_response, scores with `turns` observations before a verdict, and records the requests."""
 
     def __init__(self, turns: int = 1, *, finish: str | None = "stop") -> None:
         self.turns, self.finish = turns, finish

@@ -25,7 +25,7 @@ PEAK_MB = 64  # of what Python allocates; a conversation holds its tokens and it
 
 
 class EngineMember:
-    """A real generator over a fake engine, which answers within `submit`."""
+    """Runs a real generator over a fake engine, which answers within `submit`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -38,7 +38,7 @@ class EngineMember:
 
 
 class SessionMember:
-    """A verifier that keeps sessions of a real environment, and forgets those that are over."""
+    """Keeps sessions of a real environment, as a verifier does, and forgets finished ones."""
 
     def __init__(self, name: str, environment: Toolbox) -> None:
         self.name = name

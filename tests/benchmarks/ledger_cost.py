@@ -60,7 +60,7 @@ def make_model(folder: str, hidden: int, layers: int, vocab: int) -> str:
 
 
 class Without:
-    """The learner's module with its tallies, and what reads them, taken out."""
+    """Removes the tallies, and what reads them, from the module of the learner."""
 
     def __init__(self, learner: Any) -> None:
         self.learner = learner

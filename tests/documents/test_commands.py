@@ -85,7 +85,7 @@ def check(line: str, folder: Path) -> None:
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the files that the README has its reader write."""
+    """Returns a folder with the files that the README tells its reader to write."""
     for write in (write_own_environment, write_own_data, write_own_reward):
         folder = write(tmp_path / write.__name__).parent
         for file in (path for path in folder.rglob("*") if path.is_file()):

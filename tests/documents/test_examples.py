@@ -35,7 +35,7 @@ REWARDS = DOCS / "rewards.md"
 
 @pytest.fixture(autouse=True)
 def _module_search_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Users' modules of one test are not found by the next."""
+    """Restores the module search path, so that no test finds the modules of another."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(catalog, "_folders", [])
     yield

@@ -273,7 +273,7 @@ SHARES = (
 
 
 def train(folder: Path, name: str, limit: float, *overrides: str) -> tuple[int, str, list[dict[str, Any]]]:
-    """(exit code, what it said last, rows of metrics.jsonl)"""
+    """Returns (exit code, end of the output, rows of metrics.jsonl)."""
     arguments = ["train", "lab-countdown", *SHARES, f"run.name={name}", f"run.dir={folder}", *overrides]
     env = {
         **os.environ,
@@ -378,7 +378,7 @@ PARTS = {"maths": maths, "learner": learner, "engine": engine, "nccl": nccl, "ru
 
 
 def child(name: str, pipe: Any, log: str) -> None:
-    """One part in a process of its own; what it prints goes to a log."""
+    """Runs one part in a process of its own; its output goes to a log."""
     os.setsid()  # a group to end: parts start trainers and engines
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(500)]
 
 
 def grid(folder: Path, path: Path, **changes: Any) -> str:
-    """The shipped smoke grid on a model that is there already; `more` arms are added."""
+    """Returns the shipped smoke grid on an existing model; `more` arms are added."""
     data = yaml.safe_load((GRIDS / "smoke.yaml").read_text())
     del data["warm_start"]
     data["overrides"]["model.path"] = str(path)

@@ -80,7 +80,7 @@ REFUSED: dict[str, Any] = {"name": "refused", "stage": 0, "precision": "fp16", "
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], tuple[Any, Any]]:
-    """(world, case) -> (weights, metrics of each iteration)"""
+    """Returns (world, case) -> (weights, metrics of each iteration)."""
     model = learner_cases.make_model(str(tmp_path_factory.mktemp("model")))
     untied = learner_cases.make_model(str(tmp_path_factory.mktemp("untied")), tied=False)
     context = multiprocessing.get_context("spawn")

@@ -41,7 +41,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chatterer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers whatever it is asked with random characters and ends at random: after some twenty of them."""
+    """Returns a model that answers everything with random characters, about twenty of them."""
     folder = tmp_path_factory.mktemp("models") / "chatterer"
     tokenizer = build_tokenizer(Arithmetic().alphabet())
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def chatterer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Gives one point a digit of the response; refuses a response with a 1 in it."""
+    """Scores one point per digit of the response; refuses a response with a 1 in it."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -133,7 +133,7 @@ def test_a_reward_model_that_dies_is_replaced(model: Path, classifier: Path, tmp
 
 @pytest.mark.timeout(900)
 def test_killed_and_resumed_equals_undisturbed(model: Path, classifier: Path, tmp_path: Path) -> None:  # noqa: F811
-    """With the drift of a reward, whose windows reach over the place where it was killed."""
+    """The windows of the reward-hacking monitor span the iteration at which the run is killed."""
     term = f"rewards.model={{weight: 1.0, path: {classifier}, cpus: 0.3, max_batch_tokens: 1}}"
     more = (term, "run.iterations=11", "evaluation.prompts=2", "evaluation.every=0", "checkpoint.every=5")
     recorded = {}

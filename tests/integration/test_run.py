@@ -61,7 +61,7 @@ def untimed(row: dict[str, Any]) -> dict[str, float]:
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str], limit_s: float = LIMIT_S) -> None:
-    """Look twenty times a second: what is waited for is a file another process writes."""
+    """Polls twenty times a second until another process has written a file."""
     deadline = time.monotonic() + limit_s
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -70,7 +70,7 @@ def wait_for(condition: Any, process: subprocess.Popen[str], limit_s: float = LI
 
 
 def survivors(marker: str) -> list[str]:
-    """Command lines of processes whose environment has the run's own marker."""
+    """Returns the command lines of processes whose environment has the marker of the run."""
     commands = []
     for process in psutil.process_iter():
         try:
@@ -83,7 +83,7 @@ def survivors(marker: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows a little arithmetic: enough for rewards to differ."""
+    """Returns a model that knows a little arithmetic, so that rewards differ."""
     folder = tmp_path_factory.mktemp("models") / "arithmetic"
     code, out = finish(
         isentrope("init-model", "--env", "arithmetic", "--out", str(folder), "steps=150", cwd=folder.parent)
@@ -94,7 +94,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing disturbs; the others are compared with it."""
+    """Returns the run that nothing disturbs; the others are compared with it."""
     folder = tmp_path_factory.mktemp("whole")
     code, out = finish(isentrope(*smoke(model, "whole"), cwd=folder))
     assert code == 0, out

@@ -18,7 +18,7 @@ KILLED_AFTER = 2
 
 
 def recipe(folder: Path, path: Path) -> str:
-    """The smoke recipe over two environments, with few responses a group: many have one reward."""
+    """Writes the smoke recipe with two environments and small groups, so that many have one reward."""
     data: dict[str, Any] = yaml.safe_load((RECIPES / "smoke.yaml").read_text())
     data["environments"] = [
         {"name": "arithmetic", "weight": 2},

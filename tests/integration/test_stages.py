@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(500)]
 
 
 def recipe(folder: Path, path: Path) -> str:
-    """The smoke recipe in two stages of other sums, with everything that a boundary can do but leave things alone."""
+    """Writes the smoke recipe in two stages of other sums, with every non-default action at the boundary."""
     data: dict[str, Any] = yaml.safe_load((RECIPES / "smoke.yaml").read_text())
     del data["environments"]
     data["run"] = {"name": "staged"}

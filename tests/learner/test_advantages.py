@@ -144,7 +144,7 @@ def test_what_is_yet_to_be_earned() -> None:
 
 
 def episodes(rewards: list[list[float]], lost: int = -1) -> Group:
-    """A trajectory for each list: what its turns earn, the last one by the verdict. `lost` could not be scored."""
+    """Builds a trajectory for each list of what its turns earn, the last one by the verdict. Those in `lost` are not scored."""
     made = []
     for i, own in enumerate(rewards):
         trajectory = make_trajectory([(2, 1 + k) for k in range(len(own))], reward=own[-1], seed=i)

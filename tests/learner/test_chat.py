@@ -33,7 +33,7 @@ CHATML = (
 
 @pytest.fixture(scope="module")
 def chatml():
-    """A byte-level tokenizer with a Qwen-like template, whose eos is not the token that ends a turn."""
+    """Returns a byte-level tokenizer with a Qwen-like template, whose eos is not the token that ends a turn."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -50,7 +50,10 @@ CASES: dict[str, tuple[ObjectiveSettings, dict[str, Any], str]] = {
 
 
 def responses_of(iteration: int, observation: int = 3) -> list[Trajectory]:
-    """Half of them of two turns. observation: the seed of what the policy reads between its turns, and its length."""
+    """Builds responses, half of them of two turns.
+
+    observation: the seed of what the policy reads between its turns, and its length.
+    """
     rng, made = random.Random(iteration), []
     for i in range(RESPONSES):
         n, more = rng.randint(1, 6), rng.randint(1, 4)
@@ -120,7 +123,7 @@ def test_what_the_policy_did_not_sample_does_not_count(case: str) -> None:
 
 
 def permuted(micro: MicroBatch, rng: np.random.Generator) -> MicroBatch:
-    """The rows of a padded micro-batch in another order, each with all that belongs to it."""
+    """Returns a padded micro-batch with its rows in another order, each with all that belongs to it."""
     rows, width = micro.tokens.shape
     order = rng.permutation(rows)
     at = micro.predict // width
@@ -177,7 +180,7 @@ def test_the_reference_is_in_the_advantage_with_k1_and_in_the_loss_with_the_othe
 
 
 def filtered(kept: int, iteration: int = 0, measure: bool = True, **plan: Any) -> list[RankBatch]:
-    """The first `kept` responses of the iteration to train on; the others, as dynamic sampling drops them, to measure or not."""
+    """Returns a batch that trains on the first `kept` responses and, as dynamic sampling does, measures the others or not."""
     sizes = {"ranks": 1, "micro_batch_tokens": 10_000, "packing": False, **plan}
     responses = responses_of(iteration)
     return build_batches(

@@ -18,7 +18,7 @@ from learner.logprobs import token_logprobs
 def reference(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The definitions, on all logits at once."""
+    """Computes the definitions on all logits at once."""
     z = hidden @ weight.T
     if bias is not None:
         z = z + bias
@@ -32,7 +32,7 @@ def reference(
 
 
 def inputs(n: int, width: int, vocab: int, with_bias: bool, seed: int) -> tuple[list[Tensor | None], Tensor, Tensor]:
-    """([hidden, weight, bias] in float64 with float32 values, targets, cotangents [2, n])"""
+    """Returns ([hidden, weight, bias] in float64 with float32 values, targets, cotangents [2, n])."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(n, width), (vocab, width), (vocab,)]
     values: list[Tensor | None] = [torch.randn(s, generator=generator).double() for s in shapes]

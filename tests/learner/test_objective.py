@@ -29,13 +29,13 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 
 
 def ppo_reference(logp: float, old: float, advantage: float, low: float, high: float) -> float:
-    """Minus the objective of PPO (arXiv 1707.06347, eq. 7), with a lower and an upper range."""
+    """Returns minus the objective of PPO (arXiv 1707.06347, eq. 7), with a lower and an upper range."""
     ratio = math.exp(logp - old)
     return -min(ratio * advantage, max(1 - low, min(ratio, 1 + high)) * advantage)
 
 
 def reference(case: dict[str, Any]) -> float:
-    """The whole loss of a case in numpy float64: surrogate, token weight, bonus, KL penalty, weighted sum."""
+    """Computes the loss of a case in numpy float64: surrogate, token weight, bonus, KL penalty, weighted sum."""
     c = {k: np.asarray(v, np.float64) if isinstance(v, list) else v for k, v in case.items() if k != "loss"}
     a = c.get("shaped", c["advantages"])
     if c["surrogate"] == "ppo":
@@ -175,7 +175,7 @@ def test_a_ratio_that_underflows_leaves_finite_diagnostics() -> None:
 
 
 def fake_policy(tokens: np.ndarray, position: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """(logp, old_logp, entropy) that depend on what the token is and where in its trajectory it stands. float64"""
+    """Returns (logp, old_logp, entropy) that depend on the token and its position in its trajectory. float64"""
     t, p, a = (torch.tensor(x, dtype=torch.float64) for x in (tokens, position, targets))
     logp = -1.5 + torch.sin(0.7 * t + 1.3 * p + 2.1 * a)
     return logp, logp + 0.4 * torch.cos(t + a), 1.0 + torch.cos(0.3 * a * p)
@@ -193,7 +193,7 @@ def micro_loss(micro: MicroBatch, shaping: Shaping | None = None) -> float:
 def update_losses(
     responses: list[Trajectory], advantages: np.ndarray, aggregation: Aggregation, **plan: Any
 ) -> list[float]:
-    """The loss of each update: the sum over all micro-batches of all ranks."""
+    """Returns the loss of each update: the sum over all micro-batches of all ranks."""
     settings: dict[str, Any] = {"updates": 1, "epochs": 1, "ranks": 1, "micro_batch_tokens": 10_000, "packing": False}
     made = BatchPlan(**{**settings, **plan})
     batches = build_batches(responses, advantages, plan=made, aggregation=aggregation, temperature=1.0)
@@ -201,7 +201,7 @@ def update_losses(
 
 
 def plain_loss(responses: list[Trajectory], advantages: np.ndarray, aggregation: Aggregation) -> float:
-    """DAPO's token mean and GRPO's mean over trajectories of their token means, one token at a time."""
+    """Computes DAPO's token mean and GRPO's mean over trajectories of their token means, one token at a time."""
     means, total, count = [], 0.0, 0
     for response, advantage in zip(responses, advantages, strict=True):
         ids, token_losses = response.token_ids, []

@@ -48,7 +48,7 @@ def test_every_advantage_is_that_of_its_paper(name: str, groups: list[list[tuple
 
 
 def make_responses(trajectories: list[Trajectory], seed: int, spread: float) -> tuple[list[np.ndarray], list[Response]]:
-    """(log-probs of the policy, the rest) of every trajectory, engine log-probs at random too."""
+    """Returns (log-probs of the policy, the rest) of every trajectory, with random engine log-probs."""
     rng, logps, made = np.random.default_rng(seed), [], []
     for trajectory in trajectories:
         n = trajectory.response_tokens
@@ -63,7 +63,7 @@ def make_responses(trajectories: list[Trajectory], seed: int, spread: float) -> 
 def computed(
     trajectories: list[Trajectory], logps: list[np.ndarray], responses: list[Response], rules: Rules, plan: BatchPlan
 ) -> tuple[float, list[np.ndarray]]:
-    """The loss of the update over all micro-batches of all ranks, and its gradient in every log-prob."""
+    """Returns the loss of the update over all micro-batches of all ranks, and its gradient in every log-prob."""
     objective = ObjectiveSettings.model_validate(
         {
             "surrogate": rules.surrogate,
@@ -99,7 +99,7 @@ def computed(
 
 
 def near_a_bound(logps: list[np.ndarray], responses: list[Response], rules: Rules) -> bool:
-    """A finite difference across a kink is no derivative."""
+    """Returns whether a ratio is near a bound, where a finite difference is not a derivative."""
     if rules.surrogate not in CLIPPED:
         return False
     d = [x - r.old for x, r in zip(logps, responses, strict=True)]
@@ -216,7 +216,7 @@ BATCHES = st.tuples(st.integers(0, 999), st.integers(1, 60))
 
 
 def with_ties(seed: int, n: int) -> TokenStats:
-    """A third of the tokens are certain: where advantages are equal, so are their covariances, to the last bit."""
+    """Returns statistics with a third of the tokens certain, so that equal advantages give covariances equal to the last bit."""
     stats = make_stats(n, seed)
     certain = torch.arange(n) % 3 == 0
     return replace(stats, logp=stats.logp.masked_fill(certain, 0.0), advantages=stats.advantages.sign())

@@ -51,7 +51,7 @@ def stage(**more: Any) -> LearnerStage:
 
 
 def trained(controller: dict[str, Any]) -> Learner:
-    """Two iterations on the first environment."""
+    """Returns a learner after two iterations on the first environment."""
     learner = Learner(settings(controller), PLACEMENT)
     for i in range(2):
         learner.train(batch(i, "a"))

@@ -25,7 +25,7 @@ few, fewer = settings(max_examples=25), settings(max_examples=8)
 
 
 def by_position(table: Table, shaping: Shaping) -> torch.Tensor:
-    """The ledger's change of entropy, summed over what was sampled at a position. [S]"""
+    """Returns the ledger's change of entropy, summed over the samples of each position. [S]"""
     return (table.weight * predicted_dh(table.stats(), shaping)).view_as(table.logits).sum(-1)
 
 
@@ -141,12 +141,12 @@ def test_the_forgone_change_is_what_the_step_lacks_for_being_clipped(
 
 
 def divergence(log_p: torch.Tensor, log_q: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """KL(p || q), averaged over the positions."""
+    """Returns KL(p || q), averaged over the positions."""
     return (share * (log_p.exp() * (log_p - log_q)).sum(-1)).sum()
 
 
 def descent_of(table: Table, value: str) -> torch.Tensor:
-    """Minus the exact gradient of KL(pi || ref) or KL(ref || pi); the table's `old` of another seed is the reference."""
+    """Returns minus the exact gradient of KL(pi || ref) or KL(ref || pi); the reference is `old` of a table with another seed."""
     z = table.logits.clone().requires_grad_()
     own, other = z.log_softmax(-1), reference_of(table)
     kl = divergence(*((own, other) if value == "pi || ref" else (other, own)), share=table.share)

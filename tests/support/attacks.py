@@ -34,8 +34,12 @@ def read(path):
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """kind: the gap of a level through which this is known to pass. status: what the outcome must be, where it is one.
-    control: without any isolation it is harmless here and does get through, which a test checks."""
+    """Describes one attack.
+
+    kind     the gap of a level through which this is known to pass
+    status   what the outcome must be, where there is only one
+    control  without any isolation it is harmless here and does get through, which a test checks
+    """
 
     name: str
     code: str

@@ -28,13 +28,13 @@ def rows(path: Path) -> list[Row]:
 
 
 def samples(path: Path) -> list[Row]:
-    """Returns the lines of a samples.jsonl, a reply under its present name."""
+    """Returns the lines of a samples.jsonl, with the key "reply" of older runs under its present name."""
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return [{"response" if key == "reply" else key: value for key, value in row.items()} for row in lines]
 
 
 def differences(before: list[Row], after: list[Row]) -> list[str]:
-    """Returns a sentence for every value that is not the same; an absent key is a difference."""
+    """Returns a sentence for every value that differs; an absent key is a difference."""
     if len(before) != len(after):
         return [f"{len(before)} rows before, {len(after)} after"]
     changes = []
@@ -47,7 +47,7 @@ def differences(before: list[Row], after: list[Row]) -> list[str]:
 
 
 def main(before: Path, after: Path) -> int:
-    """Prints a line a run and its first differences. Returns the exit code."""
+    """Prints a line per run and its first differences. Returns the exit code."""
     code = 0
     folders = sorted(path.parent for path in before.glob("runs/*/metrics.jsonl"))
     if not folders:

@@ -1,5 +1,8 @@
-"""Learner ranks as threads of one process: the engine's surface with collectives over a barrier and plain gradient descent, and a
-policy of one table in float64. What DeepSpeed makes of it is tested in integration/."""
+"""Simulates learner ranks as threads of one process.
+
+The engine has the methods of DeepSpeedEngine, collectives over a barrier and plain gradient descent; the policy is one table in
+float64. The real DeepSpeed engine is tested in integration/.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ from support.builders import VOCAB
 
 
 class TablePolicy(nn.Module):
-    """The next token depends on the one before it alone: what is masked and not just before a sampled token has no say."""
+    """Predicts the next token from the previous one alone.
+
+    A masked token matters only where it directly precedes a sampled one.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -48,7 +54,7 @@ class TablePolicy(nn.Module):
 
 @dataclass
 class Meeting:
-    """Where the ranks exchange what they bring."""
+    """Exchanges one tensor of every rank among all ranks."""
 
     size: int
     brought: dict[int, Tensor] = field(default_factory=dict)
@@ -65,7 +71,10 @@ class Meeting:
 
 
 class FakeEngine:
-    """What `Learner` uses of DeepSpeedEngine. Gradients are averaged over ranks, so the loss is multiplied by their number."""
+    """Implements what `Learner` uses of DeepSpeedEngine.
+
+    Gradients are averaged over ranks, so the loss is multiplied by their number.
+    """
 
     device = torch.device("cpu")
 
@@ -113,7 +122,7 @@ class FakeEngine:
 
 
 def learner_settings(objective: ObjectiveSettings, method: dict[str, Any], controller: dict[str, Any]) -> RankSettings:
-    """Steps so large that ratios leave the clip range in the first iteration."""
+    """Returns settings with steps so large that ratios leave the clip range in the first iteration."""
     return RankSettings(
         model=ModelSettings(path="0"),
         learner=LearnerSettings(lr=40.0, grad_clip=0.0),
@@ -134,7 +143,7 @@ def learner_settings(objective: ObjectiveSettings, method: dict[str, Any], contr
 
 @contextmanager
 def simulated(meeting: Meeting) -> Iterator[None]:
-    """Within it a Learner is one on these engines and policies."""
+    """Makes Learner use these engines and policies inside the context."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "DeepSpeedEngine", lambda placement, *_, **__: FakeEngine(placement, meeting))
         patch.setattr(module, "load_policy", lambda path, **_: TablePolicy(int(path)))
@@ -142,7 +151,10 @@ def simulated(meeting: Meeting) -> Iterator[None]:
 
 
 def train(settings: RankSettings, iterations: list[list[RankBatch]]) -> tuple[list[dict[str, float]], Tensor]:
-    """Every iteration's batches, one a rank -> (each iteration's metrics, the table at the end); all ranks have to agree."""
+    """Trains on the batches of every iteration, one per rank; returns (each iteration's metrics, the final table).
+
+    Asserts that all ranks agree.
+    """
     world = len(iterations[0])
     meeting = Meeting(world)
 

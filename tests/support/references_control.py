@@ -1,4 +1,4 @@
-"""Controllers and schedules as their sources state them, on plain numbers, and the tokens' random numbers in whole ones."""
+"""States controllers and schedules as their sources do, on plain numbers, and the tokens' random numbers in integers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def doubling(
 
 
 def proportional(history: Sequence[Observation], target: float, gain: float, lowest: float, high: float) -> list[float]:
-    """REPO-D's second form: zeta * (target - H), relative to the target."""
+    """Returns REPO-D's second form: zeta * (target - H), relative to the target."""
     return [float(np.clip(gain * (target - h) / target, lowest, high)) for h, *_ in history]
 
 
@@ -49,7 +49,10 @@ def additive(
 
 
 def pi(history: Sequence[Observation], target: float, start: float, gain: float, integral: float) -> list[float]:
-    """Without bounds, the closed form: log(coefficient / start) = gain * e + integral * sum(e), e = (target - H) / target."""
+    """Returns the closed form without bounds.
+
+    log(coefficient / start) = gain * e + integral * sum(e), e = (target - H) / target.
+    """
     errors = [(target - h) / target for h, *_ in history]
     return [start * math.exp(gain * e + integral * math.fsum(errors[: i + 1])) for i, e in enumerate(errors)]
 
@@ -89,14 +92,14 @@ def isentropic(
 
 
 def schedule(points: Sequence[tuple[int, float]], iteration: int) -> float:
-    """Straight lines between the points, flat outside."""
+    """Interpolates linearly between the points, and is constant outside them."""
     return float(np.interp(iteration, [x for x, _ in points], [y for _, y in points])) if points else 1.0
 
 
 def targets(
     entropies: Sequence[float], fraction: float, average_over: int, points: Sequence[tuple[int, float]]
 ) -> list[float]:
-    """A fraction of the mean of the first measured entropies, times the schedule; iterations count from 1."""
+    """Returns a fraction of the mean of the first measured entropies, times the schedule; iterations count from 1."""
     out = []
     for i in range(len(entropies)):
         start = [h for h in entropies[: i + 1] if math.isfinite(h)][:average_over]
@@ -106,7 +109,7 @@ def targets(
 
 
 def splitmix64(state: int) -> int:
-    """The next output after a state: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"."""
+    """Returns the next output after a state. Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"."""
     mask = (1 << 64) - 1
     z = (state + 0x9E3779B97F4A7C15) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -115,7 +118,7 @@ def splitmix64(state: int) -> int:
 
 
 def uniform(seed: int, step: int, trajectory: int, position: int) -> float:
-    """The upper 24 bits of a chain of splitmix64 over the four numbers."""
+    """Returns the upper 24 bits of a chain of splitmix64 over the four numbers, as a float in [0, 1)."""
     x = splitmix64(seed) ^ step
     for number in (trajectory, position):
         x = splitmix64(x) ^ number

@@ -34,7 +34,7 @@ CONVERSATION = (Message("user", "task 0"), Message("assistant", "7"))
 
 
 def finished(*tokens: int, verdict: Verdict | None = None, max_tokens: int = 10) -> FinishedTrajectory:
-    """A trajectory of responses of so many tokens."""
+    """Returns a finished trajectory with responses of so many tokens."""
     turns = tuple(Turn((1,), (2,) * n, (0.0,) * n, "stop", 0, 0) for n in tokens or (1,))
     own = Verdict(1.0, True, "s") if verdict is None else verdict
     trajectory = Trajectory(make_prompt(), turns, tuple("7" for _ in turns), own)

@@ -33,7 +33,7 @@ def completion(text: str | None, finish: str = "stop", **message: Any) -> Answer
 
 
 class FakeEndpoint:
-    """Answers each request with the next of `answers`, the last one again and again. A float is a pause before the next."""
+    """Answers each request with the next of `answers`, and repeats the last one. A float is a pause before the next answer."""
 
     def __init__(self) -> None:
         self.answers: list[Answer | float] = []

@@ -32,7 +32,7 @@ SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>"]
 
 
 def chatml(template: str = CHATML) -> PreTrainedTokenizerFast:
-    """A character a token, and special tokens that anybody can type, as the tokenizers of most families have them."""
+    """Returns a tokenizer with a token per character and, like most model families, special tokens that can be typed."""
     characters = [chr(c) for c in (10, *range(32, 127))]
     vocabulary = {token: i for i, token in enumerate(["<unk>", *SPECIAL, *characters])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Model:
-    """A generator that answers with `texts` in turn, the last one again and again."""
+    """Acts as a generator that answers with `texts` in turn and repeats the last one."""
 
     name = "judge 0"
 

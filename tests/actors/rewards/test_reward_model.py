@@ -34,7 +34,7 @@ LIMIT = 64
 
 
 def saved(folder: Path, labels: int = 1, causal: bool = False) -> str:
-    """A random classifier over single characters."""
+    """Saves a random classifier over single characters."""
     tokenizer = build_tokenizer(ALPHABET)
     torch.manual_seed(5)
     config = LlamaConfig(
@@ -78,7 +78,7 @@ RESPONSES = [
 
 
 def by_hand(path: str, request: ScoreRequest, label: int | None = None) -> float:
-    """The text through transformers alone, without any padding."""
+    """Scores one text with transformers alone, without any padding."""
     model = LlamaForSequenceClassification.from_pretrained(path, dtype=torch.float32)
     chat = [{"role": m.role, "content": m.content} for m in request.prompt.messages]
     chat.append({"role": "assistant", "content": request.responses[-1]})

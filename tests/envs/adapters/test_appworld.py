@@ -222,7 +222,7 @@ def test_a_server_that_does_not_answer_is_an_error_in_time(stub: Stub) -> None:
 
 
 def hang(stubs: list[Stub]) -> tuple[AppWorld, Prompt]:
-    """Tasks on both servers, the first of which has just kept a session waiting for too long and still would."""
+    """Returns tasks on two servers, the first of which has just made a session wait too long and still would."""
     tasks = AppWorld(urls=[stub.url for stub in stubs], **LISTS)
     prompt = tasks.prompt("train", 0)
     stubs[0].seconds, tasks.servers[0]._timeout_s = 1.0, 0.1  # the other one may be as slow as a busy machine is

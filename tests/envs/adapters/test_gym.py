@@ -37,7 +37,7 @@ def case(request: pytest.FixtureRequest) -> str:
 
 
 class Oracle:
-    """Plays each of the games without fault from what it is shown."""
+    """Plays each game without a mistake from what it is shown."""
 
     def __init__(self, case: str, prompt: Prompt) -> None:
         self.case, self.text = case, prompt.messages[-1].content
@@ -56,7 +56,7 @@ class Oracle:
 
 
 class Noise:
-    """Well-formed responses that know nothing."""
+    """Returns well-formed responses that ignore the game."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)

@@ -23,7 +23,7 @@ SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
 def every_expression(numbers: list[int], operators: str) -> set[str]:
-    """By brute force, not by the tables that are tested."""
+    """Enumerates all expressions by brute force, without the tables under test."""
     return {
         "".join(map(str, itertools.chain(order[:1], *zip(signs, order[1:], strict=True))))
         for order in itertools.permutations(numbers)

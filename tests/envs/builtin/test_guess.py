@@ -60,7 +60,7 @@ def test_ties_are_drawn() -> None:
 
 
 def by_recursion(numbers: int, turns: int) -> int:
-    """How many of `numbers` secrets best play finds: every first guess tried."""
+    """Returns how many of `numbers` secrets the best play finds, by trying every first guess."""
     if not numbers or not turns:
         return 0
     parts = ((left, numbers - 1 - left) for left in range(numbers))

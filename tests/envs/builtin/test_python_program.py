@@ -229,7 +229,7 @@ DEEP = (
 
 
 def fuzzed_program(rng: random.Random, right: tuple[str, ...]) -> str:
-    """Any odd response, or one of Python's own: alone, as the body of a right program, between marks."""
+    """Returns any odd response, or one of Python's own: alone, as the body of a correct program, or between marks."""
     text = rng.choice([*[fuzzed(rng, right)] * 8, rng.choice(DEEP), rng.choice([*CHEATS.values()])])
     kind = rng.randrange(5)
     if kind == 0:
@@ -252,7 +252,7 @@ STATUSES: tuple[Status, ...] = ("ok", "exit", "timeout", "memory", "output", "ki
 
 
 def answers_like(rng: random.Random, request: dict[str, Any], right: dict[str, Any]) -> str:
-    """What a run of the program could have printed: what is right, if only it can be read at all, or anything else."""
+    """Returns what a run of the program could have printed: correct values, perhaps badly formatted, or anything else."""
     nonce, calls = request["nonce"], request["calls"]
     try:
         ast.parse(request["program"])

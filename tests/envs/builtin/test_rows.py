@@ -22,7 +22,7 @@ AFTER = '\n\nRemember to put your answer on its own line after "Answer:".'
 
 
 def dapo(problem: str, answer: str, index: int = 0) -> dict[str, Any]:
-    """A row of BytedTsinghua-SIA/DAPO-Math-17k: its columns as on its card, its wording as in the data."""
+    """Returns a row of BytedTsinghua-SIA/DAPO-Math-17k, with the columns of its card and the wording of the data."""
     return {
         "data_source": "math_dapo",
         "prompt": [{"content": BEFORE + problem + AFTER, "role": "user"}],
@@ -212,7 +212,7 @@ def test_a_list_in_json(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
-    """What load_dataset is asked for; the real one gives a mapping split -> rows as well."""
+    """Records what load_dataset is asked for; like the real one it returns a mapping split -> rows."""
     asked: list[tuple[str, str | None]] = []
 
     def load_dataset(name: str, config: str | None) -> dict[str, list[Any]]:

@@ -52,7 +52,7 @@ def left_folders() -> set[Path]:
 
 
 class World:
-    """What stands outside, and whether it was touched."""
+    """Holds the files and processes outside the sandbox, and reports whether they were touched."""
 
     def __init__(self, folder: Path) -> None:
         name = f"escaped-{uuid.uuid4().hex}"
@@ -98,7 +98,7 @@ class World:
         return {"tcp": (ip, stream), "udp": (ip, packet), "unix": (local, stream), "abstract": (local, stream)}
 
     def touched(self) -> list[str]:
-        """What happened outside that must not."""
+        """Lists the forbidden effects that happened outside."""
         found = [f"wrote {path}" for path in self.forbidden.values() if path.exists()]
         if self.process.poll() is not None:
             found.append("killed a process")

@@ -43,7 +43,7 @@ def observed(entropy: float) -> Observed:
 
 
 def row(entropy: float, correct: float = math.nan) -> LedgerRow:
-    """One environment of 10 tokens; entropy of the correct half, if any is correct."""
+    """Returns a row of one environment with 10 tokens, with the entropy of the correct half if any is correct."""
     ok = 0.0 if math.isnan(correct) else 5.0
     part = Part(10.0, 10 * entropy, ok, ok * correct if ok else 0.0, -0.02, 0.5, 1.0, 0.8)
     return LedgerRow({"toy": part}, 1, {})

@@ -31,7 +31,7 @@ def make_method(kind: str, **settings: Any) -> Any:
 
 
 def table(logits: Tensor, advantages: Tensor) -> TokenStats:
-    """Every token of one softmax position, as if each had been sampled. float64 [V]"""
+    """Returns statistics with every token of one softmax position, as if each had been sampled. float64 [V]"""
     logp = logits.log_softmax(-1)
     p = logp.exp()
     entropy = -(p * logp).sum()
@@ -43,7 +43,7 @@ def table(logits: Tensor, advantages: Tensor) -> TokenStats:
 
 
 def expected_dh(stats: TokenStats, shaped: Tensor | None = None) -> float:
-    """E over a ~ pi of the ledger's per-token change of entropy."""
+    """Returns the expectation over a ~ pi of the ledger's per-token change of entropy."""
     return float((stats.logp.exp() * predicted_dh(stats, Shaping(advantages=shaped))).sum())
 
 
@@ -289,7 +289,7 @@ def test_every_coefficient_is_oriented_towards_more_entropy(kind: str) -> None:
 
 
 class Covariance:
-    """Test-only: drops the half of the tokens with the larger advantage, which only the whole batch can tell."""
+    """Drops the half of the tokens with the larger advantage, which depends on the whole batch."""
 
     class Settings(KindSettings):
         kind: Literal["test_covariance"]

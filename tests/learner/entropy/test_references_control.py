@@ -34,8 +34,8 @@ def controller(kind: str, coefficient: base.CoefficientRange = RANGE, **more: An
     return build.CONTROLLERS[kind](build.parse(build.CONTROLLERS, {"kind": kind, **more}, "controller"), coefficient)
 
 
-def walk(made: Any, history: list[reference.Seen], target: float) -> list[tuple[float, float]]:
-    """(value, effective) after each observation."""
+def walk(made: Any, history: list[reference.Observation], target: float) -> list[tuple[float, float]]:
+    """Returns (value, effective) after each observation."""
     out = []
     for observation in history:
         made.update(Observed(*observation), target)
@@ -43,7 +43,7 @@ def walk(made: Any, history: list[reference.Seen], target: float) -> list[tuple[
     return out
 
 
-def observed(*entropies: float) -> list[reference.Seen]:
+def observed(*entropies: float) -> list[reference.Observation]:
     return [(entropy, 0.0, 1.0, 1.0) for entropy in entropies]
 
 
@@ -52,7 +52,7 @@ def observed(*entropies: float) -> list[reference.Seen]:
 @example(
     observed(*[3.0] * 6, *[0.1] * 9), 1.0, True, True
 )  # over to the other side and back: a walk drawn at random seldom gets there
-def test_doubling(history: list[reference.Seen], target: float, signed: bool, allowed: bool) -> None:
+def test_doubling(history: list[reference.Observation], target: float, signed: bool, allowed: bool) -> None:
     made = controller("doubling", RANGE.model_copy(update={"signed": signed}), allow_negative=allowed)
     expected = reference.doubling(history, target, 0.01, LOW, HIGH, signed and allowed)
     assert [v for v, _ in walk(made, history, target)] == pytest.approx(expected, rel=1e-12)
@@ -60,7 +60,7 @@ def test_doubling(history: list[reference.Seen], target: float, signed: bool, al
 
 @few
 @given(HISTORY, TARGET, st.booleans(), st.floats(0.001, 1))
-def test_proportional(history: list[reference.Seen], target: float, signed: bool, gain: float) -> None:
+def test_proportional(history: list[reference.Observation], target: float, signed: bool, gain: float) -> None:
     made = controller("proportional", RANGE.model_copy(update={"signed": signed}), gain=gain)
     expected = reference.proportional(history, target, gain, -HIGH if signed else LOW, HIGH)
     assert [v for v, _ in walk(made, history, target)] == pytest.approx(expected, rel=1e-12)
@@ -68,7 +68,9 @@ def test_proportional(history: list[reference.Seen], target: float, signed: bool
 
 @few
 @given(HISTORY, TARGET, st.booleans(), st.floats(1e-4, 0.05))
-def test_additive_plain_and_gated(history: list[reference.Seen], target: float, gated: bool, step: float) -> None:
+def test_additive_plain_and_gated(
+    history: list[reference.Observation], target: float, gated: bool, step: float
+) -> None:
     made = controller("additive", step=step, gated=gated)
     actual = walk(made, history, target)
     expected = reference.additive(history, target, 0.01, step, HIGH, gated)
@@ -79,7 +81,7 @@ def test_additive_plain_and_gated(history: list[reference.Seen], target: float, 
 @few
 @given(HISTORY, TARGET, st.floats(0, 3), st.floats(0.01, 1))
 def test_pi_is_its_closed_form_while_it_is_free(
-    history: list[reference.Seen], target: float, gain: float, integral: float
+    history: list[reference.Observation], target: float, gain: float, integral: float
 ) -> None:
     close = [
         (target * (1 + (h - 2) / 20), f, s, a) for h, f, s, a in history
@@ -91,7 +93,9 @@ def test_pi_is_its_closed_form_while_it_is_free(
 
 @few
 @given(HISTORY, TARGET, st.booleans(), st.sampled_from([0.2, 5.0]), st.floats(0, 0.95))
-def test_isentropic(history: list[reference.Seen], target: float, added: bool, high: float, memory: float) -> None:
+def test_isentropic(
+    history: list[reference.Observation], target: float, added: bool, high: float, memory: float
+) -> None:
     coefficient = RANGE.model_copy(update={"unit": "advantage" if added else "factor"})
     form = {"gain": 0.3, "integral": 0.05, "memory": memory, "high": high}
     actual = walk(controller("isentropic", coefficient, **form), history, target)

@@ -1,4 +1,4 @@
-"""The entropy ledger: the same row however the tokens were divided, and its running figures."""
+"""The entropy ledger: the same row however the tokens were divided, and its running statistics."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def shaping_of(stats: TokenStats) -> Shaping:
 
 
 def tallies_of(parts: list[slice], n: int, seed: int) -> tuple[Tally, Tally, Tally]:
-    """(before the updates, planned, updated), a Tally a part (a rank), reduced as the ranks reduce theirs."""
+    """Returns the tallies (before the updates, planned, updated), one Tally per part (rank), reduced as the ranks reduce theirs."""
     full = fresh_of(n, seed)
     ranks: list[tuple[Tally, Tally, Tally]] = []
     for part in parts:
@@ -209,7 +209,7 @@ def test_the_share_of_ratios_outside_a_tenth(ratio: float) -> None:
 
 
 def run(ledger: Ledger, pairs: list[tuple[float, float]]) -> list[float | None]:
-    """(entropy, predicted dH) of each iteration -> what was realised since the one before."""
+    """Maps (entropy, predicted dH) of each iteration to the realised change since the one before."""
     realised = []
     for entropy, dh in pairs:
         fresh = fresh_of(2, 0)

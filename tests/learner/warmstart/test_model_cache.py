@@ -46,7 +46,7 @@ def silent(_: WarmStartProgress) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Two threads on matrices this small mostly wait for each other, and on a busy machine they wait long."""
+    """Limits torch to one thread: two threads on small matrices mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -88,7 +88,7 @@ def test_report_and_lab_agree_on_what_is_steered(
 
 
 def alarmed(run: RunData) -> set[str]:
-    """The alarms that the last rows of a run set off."""
+    """Returns the alarms that the last rows of a run raise."""
     alarms = Alarms(str(run.setting("entropy.method.kind")))
     for row in run.rows[-PATIENCE:]:
         alarms.look(row | {"entropy/error": -target_errors(run)[-1]})

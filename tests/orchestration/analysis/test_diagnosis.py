@@ -29,7 +29,7 @@ def adapo(**more: Any) -> dict[str, Any]:
 
 
 def made(columns: Mapping[str, Column], config: Mapping[str, Any] | None = None, n: int = N) -> RunData:
-    """A run of `n` iterations; a column is a constant or a function of the iteration. NaN leaves a key out."""
+    """Builds a run of `n` iterations; a column is a constant or a function of the iteration. NaN leaves a key out."""
     rows = []
     for i in range(n):
         row = {key: value(i) if callable(value) else value for key, value in columns.items()}
@@ -44,7 +44,7 @@ def diagnosed(columns: Mapping[str, Column], config: Mapping[str, Any] | None = 
 
 
 def predicted(r: float, slope: float = 1.0, mean: float = -0.01) -> dict[str, Column]:
-    """Predicted changes around `mean`, and realised ones that have exactly the correlation `r` with them; entropy falls."""
+    """Returns predicted changes around `mean`, and realised ones with exactly the correlation `r` to them; entropy falls."""
     turn = 2 * math.pi * 7 / (N - 1)  # whole periods: cosine and sine are orthogonal and as large as each other
     other = math.sqrt(1 - r * r)
     return {

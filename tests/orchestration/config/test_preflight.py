@@ -100,7 +100,7 @@ FAULTS = {
 
 
 class Foreign:
-    """Somebody else's environment or game, in which what stands in `at` raises; prompts do with their third."""
+    """Acts as an environment or game of somebody else that raises in the method named by `at`; `prompt` raises at index 2."""
 
     def __init__(self, seed: int = 0, at: str = "", error: str = "") -> None:
         self._at, self._error = at, error

@@ -35,7 +35,7 @@ def passes(n: int, **by_heat: tuple[float, float]) -> Callable[[int], dict[str, 
 
 
 def arm(name: str, **metrics: list[float]) -> ArmResult:
-    """Builds an arm with a value a seed."""
+    """Builds an arm with one value per seed."""
     count = max(map(len, metrics.values()), default=0)
     cells = [
         CellResult(i, {key: values[i] for key, values in metrics.items() if i < len(values)}) for i in range(count)

@@ -27,7 +27,7 @@ def demo(folder: Path, rewards: dict[str, Any]) -> RunConfig:
 
 
 def past_states() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The states of a drift and of alarms that have had their say."""
+    """Returns the states of a reward-hacking monitor and of alarms that have already spoken."""
     monitor, alarms = RewardHackingMonitor(), Alarms("none")
     for i in range(30):
         row = {"reward/mean": i / 30, "correct/mean": 0.5, "response/length_mean": 9.0}
@@ -37,7 +37,7 @@ def past_states() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def resumed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> loop.Run:
-    """The run as it is when its loop begins, on actors that do nothing."""
+    """Returns the run at the start of its loop, on actors that do nothing."""
     runs: list[loop.Run] = []
 
     async def begin(*_: Any) -> None: ...

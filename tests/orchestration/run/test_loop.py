@@ -57,7 +57,7 @@ def go(
     reward: Callable[[Prompt, int], float] | None = None,
     turns: int = 1,
 ) -> FakeRun:
-    """Until the end, or until the pass named `stop_at` begins (its n-th, after a #)."""
+    """Runs to the end, or until the pass named `stop_at` begins (its n-th, after a #)."""
     fake, stop = FakeRun(), StopSignal()
     fake.reward, fake.turns = reward or fake.reward, turns
     name, _, nth = stop_at.partition("#")
@@ -124,7 +124,7 @@ def test_a_rule_ends_a_stage_and_the_run(tmp_path: Path) -> None:
 
 
 def every_third(prompt: Prompt, i: int) -> float:
-    """All right, all wrong and some of both, in turn."""
+    """Rewards groups in turn: all correct, all wrong, mixed."""
     return [1.0, 0.0, float(i % 2)][prompt.index % 3]
 
 
@@ -179,7 +179,7 @@ def test_a_checkpoint_says_what_responses_were_paid(tmp_path: Path) -> None:
 
 
 def trained_on(fake: FakeRun) -> list[tuple[int, int]]:
-    """(updates, responses that were measured alone) of every iteration."""
+    """Returns (updates, responses that were only measured) of every iteration."""
     return [(len(b.updates), len({int(i) for m in b.measured for i in m.trajectory})) for b in fake.trained]
 
 

@@ -19,7 +19,7 @@ from orchestration.sampling.curriculum import Curriculum, Stage, stages_of
 
 
 def mixture(weights: list[float], sizes: list[int | None] | None = None, seed: int = 0) -> Curriculum:
-    """One stage that never ends."""
+    """Returns a curriculum of one endless stage."""
     environments = [Numbered(f"e{i}", sizes[i] if sizes else None) for i in range(len(weights))]
     return Curriculum(environments, [Stage("only", tuple(w / sum(weights) for w in weights), 10**9)], seed)
 
@@ -119,7 +119,7 @@ RULES = (
 
 @st.composite
 def stage_lists(draw: st.DrawFn) -> list[Stage]:
-    """Up to four stages over three environments, some of them with rules."""
+    """Draws up to four stages over three environments, some of them with rules."""
     made = []
     for i in range(draw(st.integers(1, 4))):
         weights = draw(st.lists(st.integers(0, 3), min_size=3, max_size=3).filter(any))
@@ -133,7 +133,7 @@ def staged(stages: list[Stage], sizes: list[int | None], seed: int = 0) -> Curri
 
 
 def walk(curriculum: Curriculum, rewards: list[float], done: int = 0) -> list[tuple[int, list[Prompt]]]:
-    """The loop's own calls: (stage, prompts) of every iteration from `done` on."""
+    """Makes the loop's calls: returns (stage, prompts) of every iteration from `done` on."""
     out = []
     for reward in rewards[done:]:
         if curriculum.finished:
@@ -162,7 +162,7 @@ def test_stopped_anywhere_and_resumed_gives_the_same_stages_and_prompts(
 
 
 def ends(stage: Stage, rewards: list[float]) -> int:
-    """After how many iterations the stage ends."""
+    """Returns after how many iterations the stage ends."""
     curriculum = staged([stage], [None])
     for i, reward in enumerate(rewards):
         curriculum.observe([make_group([reward])])

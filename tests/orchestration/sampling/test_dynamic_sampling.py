@@ -20,7 +20,7 @@ REWARDS = st.sampled_from([(1.0, 1.0), (0.0, 0.0), (0.0, 1.0), (0.5, 1.0)])
 
 
 def go(batch: BatchSection, rewards: list[tuple[float, ...]]) -> tuple[Sampled, list[int]]:
-    """The prompt with index k has the k-th rewards, again from the start when they are used up. Also: what each round asked for."""
+    """Samples with the k-th rewards for the prompt of index k, cyclically. Returns the result and what each round asked for."""
     drawn, asked = iter(range(10**6)), []
 
     def draw(count: int) -> list[Prompt]:

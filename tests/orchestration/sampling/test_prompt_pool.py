@@ -32,12 +32,12 @@ def group_of(prompt: Prompt, rate: float, iteration: int, responses: int = 4) ->
 
 
 def uneven(env: int, task: int) -> float:
-    """Most prompts are hopeless or solved; one in five is neither."""
+    """Makes most prompts hopeless or solved; one in five is neither."""
     return 0.5 if task % 5 == 0 else float(task % 2)
 
 
 def walk(curriculum: Curriculum, iterations: range, rate: Rate = uneven) -> list[list[Prompt]]:
-    """The loop's own calls: prompts of every iteration, in two rounds, the second of another size every time."""
+    """Makes the loop's calls: prompts of every iteration, in two rounds, the second of varying size."""
     out = []
     for k in iterations:
         if curriculum.stage_ended:
@@ -52,7 +52,7 @@ def walk(curriculum: Curriculum, iterations: range, rate: Rate = uneven) -> list
 
 @st.composite
 def curricula(draw: st.DrawFn) -> Callable[[bool], Curriculum]:
-    """Builds the same curriculum any number of times, adaptive or not: two stages of up to three environments."""
+    """Draws a builder of one curriculum, adaptive or not: two stages of up to three environments."""
     sizes = draw(st.lists(st.none() | st.integers(1, 12), min_size=3, max_size=3))
     weights = st.lists(st.integers(0, 3), min_size=3, max_size=3).filter(any)
     shares = [tuple(w / sum(ws) for w in ws) for ws in (draw(weights), draw(weights))]

@@ -203,7 +203,7 @@ def test_generators_that_judge_are_part_of_the_plan_and_of_what_warm_actors_agre
 
 
 class Asked:
-    """Everybody whom terms ask: remembers the requests, answers with one reward each."""
+    """Answers all requests of terms with one reward each, and records them."""
 
     def __init__(self) -> None:
         self.verify_requests: list[ScoreRequest] = []

@@ -52,7 +52,7 @@ def down(i: int) -> float:
 
 
 def ever(measured: list[Row], key: str) -> bool:
-    """For as many iterations in a row as an alarm waits."""
+    """Returns whether the key stays 1 for as many iterations in a row as an alarm waits."""
     first, last = longest([row.get(key, 0.0) for row in measured])
     return last - first + 1 >= PATIENCE
 
