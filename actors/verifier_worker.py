@@ -48,11 +48,11 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     responses: list[str] = request["responses"]
     scorer: str | None = request["scorer"]
     prompt = Prompt(**fields)
-    session, given = _sessions.pop(request["session"], (None, 0))
-    if session is None or given != len(responses) - 1:
-        session, given = (_environments[prompt.environment] if scorer is None else _scorers[scorer]).open(prompt), 0
+    session, answered = _sessions.pop(request["session"], (None, 0))
+    if session is None or answered != len(responses) - 1:
+        session, answered = (_environments[prompt.environment] if scorer is None else _scorers[scorer]).open(prompt), 0
     result: Observation | Verdict = Observation(())
-    for text in responses[given:]:
+    for text in responses[answered:]:
         result = session.reply(text)
     _validate(result)
     if isinstance(result, Verdict):

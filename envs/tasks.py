@@ -17,18 +17,18 @@ EVAL_SHARE = 0.2  # of all tasks; see held_out
 class OneReply:
     """Scores the first response and ends there: the session of an environment of one response.
 
-    judge  maps the response to its verdict; pure, and defined for any text
+    score  maps the response to its verdict; pure, and defined for any text
     limit  length in characters of the longest response that is scored. A longer one earns 0.0, so that scoring takes bounded time
     """
 
-    judge: Callable[[str], Verdict]
+    score: Callable[[str], Verdict]
     limit: int = MAX_RESPONSE
 
     def reply(self, text: str) -> Verdict:
         """Returns the verdict on the response."""
         if len(text) > self.limit:
             return Verdict(0.0, detail=f"the response has {len(text)} characters, at most {self.limit} are scored")
-        return self.judge(text)
+        return self.score(text)
 
 
 def stable_hash(text: str) -> int:

@@ -60,7 +60,7 @@ class DeepSpeedEngine:
 
     def __init__(
         self,
-        place: RankPlace,
+        placement: RankPlace,
         settings: EngineSettings,
         *,
         precision: TrainerPrecision,
@@ -74,13 +74,13 @@ class DeepSpeedEngine:
         take a step without gradients where they are built, so with weight decay it has an effect.
         """
         os.environ.update(
-            MASTER_ADDR=place.master_addr,
-            MASTER_PORT=str(place.master_port),
-            RANK=str(place.rank),
+            MASTER_ADDR=placement.master_addr,
+            MASTER_PORT=str(placement.master_port),
+            RANK=str(placement.rank),
             LOCAL_RANK="0",
-            WORLD_SIZE=str(place.world_size),
+            WORLD_SIZE=str(placement.world_size),
         )
-        if reason := untrainable(precision, place.cuda):
+        if reason := untrainable(precision, placement.cuda):
             raise UnsupportedPrecision(f"the trainer's precision is {precision} and {reason}: set another precision")
         import deepspeed  # here: it probes the accelerator and the environment at import
         import deepspeed.ops
@@ -90,16 +90,16 @@ class DeepSpeedEngine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
         self._deepspeed = deepspeed
-        self.place, self.settings = place, settings
+        self.placement, self.settings = placement, settings
         self.precision, self._lr, self._loss_scale_power = precision, lr, loss_scale_power
-        self.device = torch.device("cuda", 0) if place.cuda else torch.device("cpu")
-        if place.cuda:
+        self.device = torch.device("cuda", 0) if placement.cuda else torch.device("cpu")
+        if placement.cuda:
             torch.cuda.set_device(self.device)
         deepspeed.init_distributed(
-            dist_backend="nccl" if place.cuda else "gloo",
+            dist_backend="nccl" if placement.cuda else "gloo",
             auto_mpi_discovery=False,
             verbose=False,
-            timeout=timedelta(seconds=place.timeout_s),
+            timeout=timedelta(seconds=placement.timeout_s),
         )
 
     def attach(self, model: nn.Module) -> None:
@@ -162,7 +162,7 @@ class DeepSpeedEngine:
         if self.settings.zero_stage == 0 and self.loss_scale is not None:
             # Without ZeRO, DeepSpeed divides fp16 gradients by the loss scale and leaves it to others to multiply the loss by it.
             scale = self.loss_scale
-        self.engine.backward(loss * (self.place.world_size * scale))
+        self.engine.backward(loss * (self.placement.world_size * scale))
 
     @property
     def loss_scale(self) -> float | None:
@@ -199,7 +199,7 @@ class DeepSpeedEngine:
 
     def all_reduce(self, value: Tensor, op: Literal["sum", "max"]) -> Tensor:
         """Reduces over all ranks and returns the result. CPU tensors travel through the device where the backend needs that."""
-        if self.place.world_size == 1:
+        if self.placement.world_size == 1:
             return value
         reduce_op = torch.distributed.ReduceOp.SUM if op == "sum" else torch.distributed.ReduceOp.MAX
         on_device = value.to(self.device)
@@ -208,9 +208,9 @@ class DeepSpeedEngine:
 
     def all_gather(self, value: Tensor) -> list[Tensor]:
         """Gathers tensors [n_r, ...] of every rank, in rank order; the n_r may differ."""
-        if self.place.world_size == 1:
+        if self.placement.world_size == 1:
             return [value]
-        counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.place.world_size)]
+        counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.placement.world_size)]
         torch.distributed.all_gather(counts, torch.tensor([len(value)], device=self.device))
         longest = max(int(c) for c in counts)
         padded = value.new_zeros((longest, *value.shape[1:]))
@@ -231,7 +231,7 @@ class DeepSpeedEngine:
         staged: list[tuple[str, Tensor]] = []
         for name, parameter in weights:
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=None):
-                if self.place.rank == 0:
+                if self.placement.rank == 0:
                     staged.append((name, parameter.detach().to("cpu", copy=True)))
         return iter(staged)
 
@@ -260,7 +260,7 @@ class DeepSpeedEngine:
         self.engine.destroy()
         del self.engine, self.model
         gc.collect()  # DeepSpeed's hooks and its engine refer to each other
-        if self.place.cuda:
+        if self.placement.cuda:
             torch.cuda.empty_cache()
 
     def close(self) -> None:

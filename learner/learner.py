@@ -74,12 +74,12 @@ class LearnerStage:
 class Learner:
     """Trains one rank's part of the policy and publishes its weights."""
 
-    def __init__(self, settings: RankSettings, place: RankPlace) -> None:
+    def __init__(self, settings: RankSettings, placement: RankPlace) -> None:
         if settings.learner.threads:
             torch.set_num_threads(settings.learner.threads)
-        self.settings, self.rank = settings, place.rank
+        self.settings, self.rank = settings, placement.rank
         self.engine = DeepSpeedEngine(
-            place,
+            placement,
             settings.learner,
             precision=settings.precision,
             lr=settings.learner.lr,

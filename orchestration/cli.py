@@ -60,7 +60,7 @@ def train(
 
     config = run_config.load_config(recipe, ctx.args)
     if dry_run:
-        preflight.check_world(config)
+        preflight.run_preflight(config)
         print(lifecycle.describe_plan(config))  # noqa: T201 - plain text, to be piped
         return
     report_file = lifecycle.train(config, resume=resume, overwrite=overwrite)
@@ -175,7 +175,7 @@ def doctor() -> None:
 
     results = checks()
     for check in results:
-        print(f"{'!' if check.missing else ' '} {check.name:14}{check.found}")  # noqa: T201 - plain text, to be pasted
+        print(f"{'!' if check.missing else ' '} {check.name:14}{check.value}")  # noqa: T201 - plain text, to be pasted
     missing = [check.missing for check in results if check.missing]
     if missing:
         raise PlacementError(" ".join(missing))

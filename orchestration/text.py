@@ -54,9 +54,9 @@ def duration(seconds: float) -> str:
     """Formats seconds as 45 s, 1 min 57 s, 12 min or 3 h 20 min."""
     if not math.isfinite(seconds):
         return "—"
-    whole = round(seconds)
-    if whole < 600:
-        return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+    rounded = round(seconds)
+    if rounded < 600:
+        return f"{rounded} s" if rounded < 60 else f"{rounded // 60} min {rounded % 60} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 

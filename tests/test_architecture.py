@@ -1,4 +1,4 @@
-"""Holds the map of CONTRIBUTING.md: who imports whom, where a library lives, what starts without torch, how large a file may be."""
+"""Checks the map of CONTRIBUTING.md: who imports whom, where a library lives, what starts without torch, how large files are."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def test_there_is_something_to_check() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_imports_follow_the_flow_and_libraries_stay_at_home(path: Path) -> None:
-    room, known = import_graph.room_of(path), import_graph.modules()
-    allowed = import_graph.allowed(room)
+    layer, known = import_graph.layer_of(path), import_graph.modules()
+    allowed = import_graph.allowed(layer)
     for line, name in imported(path):
         if name in known:
-            other = import_graph.room_of(known[name])
+            other = import_graph.layer_of(known[name])
             assert other in allowed, (
-                f"{path}:{line} imports {name}: {room} may import {', '.join(sorted(allowed))}, not {other}"
+                f"{path}:{line} imports {name}: {layer} may import {', '.join(sorted(allowed))}, not {other}"
             )
         library = name.partition(".")[0]
         assert re.fullmatch(HOMES.get(library, ".*"), path.as_posix()), f"{path}:{line} imports {name}"
@@ -82,7 +82,7 @@ def test_imports_are_by_full_name(path: Path) -> None:
 
 
 def test_nothing_imports_in_a_circle() -> None:
-    assert import_graph.circle(import_graph.edges()) == [], "rooms"
+    assert import_graph.circle(import_graph.edges()) == [], "layers"
     assert import_graph.circle(import_graph.file_graph()) == [], "files"
 
 
@@ -91,8 +91,8 @@ def test_a_circle_would_be_found() -> None:
     assert import_graph.circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
-def test_every_room_is_there() -> None:
-    assert {import_graph.room_of(path) for path in FILES} == import_graph.ROOMS.keys()
+def test_every_layer_is_there() -> None:
+    assert {import_graph.layer_of(path) for path in FILES} == import_graph.LAYERS.keys()
 
 
 def test_the_drawing_in_contributing_is_the_code() -> None:

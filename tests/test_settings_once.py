@@ -25,7 +25,7 @@ ALLOWED = {
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """A dataclass or a pydantic model, as its source has it."""
+    """Holds a dataclass or a pydantic model as its source declares it."""
 
     name: str
     bases: frozenset[str]
@@ -42,13 +42,13 @@ def classes(tree: ast.AST, outer: str = "") -> Iterator[tuple[str, ast.ClassDef]
 
 
 def declared(sources: list[str]) -> list[Declared]:
-    """Every dataclass and pydantic model."""
+    """Returns every dataclass and pydantic model."""
     nodes = [pair for source in sources for pair in classes(ast.parse(source))]
     bases = {name: frozenset(ast.unparse(b).rpartition(".")[2] for b in node.bases) for name, node in nodes}
     models = {"BaseModel"}
     while grown := {name for name in bases if bases[name] & models} - models:
         models |= grown
-    found = []
+    declarations = []
     for name, node in nodes:
         decorated = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
         if decorated or name in models:
@@ -58,16 +58,16 @@ def declared(sources: list[str]) -> list[Declared]:
                 if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
                 if not ast.unparse(line.annotation).startswith("ClassVar")
             }
-            found.append(Declared(name, bases[name], fields, name in models))
-    return found
+            declarations.append(Declared(name, bases[name], fields, name in models))
+    return declarations
 
 
-def declared_twice(found: list[Declared]) -> dict[frozenset[str], set[str]]:
-    """Pairs of classes, one of them settings, that both declare TOO_MANY fields -> these fields.
+def declared_twice(declarations: list[Declared]) -> dict[frozenset[str], set[str]]:
+    """Returns pairs of classes, one of them settings, that both declare TOO_MANY fields -> these fields.
 
     A field that holds another of the classes does not count: holding it is how a declaration is used again.
     """
-    names = {one.name for one in found}
+    names = {one.name for one in declarations}
 
     def values(one: Declared) -> set[str]:
         return {
@@ -77,7 +77,7 @@ def declared_twice(found: list[Declared]) -> dict[frozenset[str], set[str]]:
         }
 
     pairs = {}
-    for one, other in combinations(found, 2):
+    for one, other in combinations(declarations, 2):
         shared = values(one) & values(other)
         related = one.name in other.bases or other.name in one.bases
         if len(shared) >= TOO_MANY and (one.settings or other.settings) and not related:
@@ -90,9 +90,9 @@ def sources(root: Path) -> list[str]:
 
 
 def test_no_setting_is_declared_twice() -> None:
-    found = declared(sources(ROOT))
-    assert {"SamplingSettings", "RankSettings", "PI.Settings"} <= {one.name for one in found}
-    pairs = declared_twice(found)
+    declarations = declared(sources(ROOT))
+    assert {"SamplingSettings", "RankSettings", "PI.Settings"} <= {one.name for one in declarations}
+    pairs = declared_twice(declarations)
     twice = {" and ".join(sorted(pair)): sorted(fields) for pair, fields in pairs.items() if pair not in ALLOWED}
     assert not twice, f"declared twice: {twice}; let one inherit from the other or hold it"
     assert ALLOWED.keys() <= pairs.keys(), "what is allowed is there"

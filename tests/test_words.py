@@ -1,4 +1,4 @@
-"""Holds the house's manner of writing: docstrings that are sentences, the field's words, no call and no attribute by its name."""
+"""Checks the style of docstrings and comments: sentences, the field's words, no call and no attribute by its name."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def by_name(module: ast.Module) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_nothing_of_ours_is_called_or_read_by_its_name(path: Path) -> None:
-    found = [f"{path}:{line} {code}" for line, code in by_name(ast.parse((ROOT / path).read_text("utf-8")))]
+    calls = [f"{path}:{line} {code}" for line, code in by_name(ast.parse((ROOT / path).read_text("utf-8")))]
     if path.as_posix() in FOREIGN:
-        assert found, f"{path} no longer asks {FOREIGN[path.as_posix()]} for anything: take it out of FOREIGN"
+        assert calls, f"{path} no longer asks {FOREIGN[path.as_posix()]} for anything: take it out of FOREIGN"
     else:
-        assert not found, "\n".join(["write the attribute or the method itself:", *found])
+        assert not calls, "\n".join(["write the attribute or the method itself:", *calls])
 
 
 def test_every_exception_is_a_file() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from actors.settings import LengthSettings, OverlongSettings
 from actors.verifier import ScoreRequest
-from envs.reward_terms import length as shaping
+from envs.reward_terms import length
 from envs.types import Message, Observation, Prompt, Status, Trajectory, Verdict
 
 ScoreFn = Callable[[ScoreRequest], Awaitable[Observation | Verdict]]
@@ -107,9 +107,9 @@ def length_term(settings: LengthSettings) -> Term:
 
     async def value(finished: FinishedTrajectory) -> float:
         trajectory, s = finished.trajectory, settings
-        share = shaping.progress(trajectory.response_tokens, s.free, finished.max_tokens if s.full is None else s.full)
+        share = length.progress(trajectory.response_tokens, s.free, finished.max_tokens if s.full is None else s.full)
         start, end = s.correct if trajectory.verdict.correct else s.wrong
-        return shaping.between(start, end, share, s.shape)
+        return length.between(start, end, share, s.shape)
 
     return Term("length", settings.weight, value)
 
@@ -119,7 +119,7 @@ def overlong_term(settings: OverlongSettings) -> Term:
 
     async def value(finished: FinishedTrajectory) -> float:
         longest = max(len(turn.response_ids) for turn in finished.trajectory.turns)
-        return shaping.overlong(longest, finished.max_tokens, settings.buffer)
+        return length.overlong(longest, finished.max_tokens, settings.buffer)
 
     return Term("overlong", settings.weight, value)
 

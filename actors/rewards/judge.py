@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from actors.settings import JudgeSettings
 from actors.verifier import ScoreRequest
-from envs.reward_terms import length as shaping
+from envs.reward_terms.length import rescaled
 from envs.types import Message, Status, Verdict
 from learner.checkpoint import write_whole
 
@@ -38,10 +38,10 @@ _PLACEHOLDER = re.compile(r"\{(prompt|response|reference)\}")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Holds a language model's answer; `text` is not a string where there is none. cut: it was longer than max_tokens."""
+    """Holds a language model's answer; `text` is not a string where there is none. truncated: it was longer than max_tokens."""
 
     text: object
-    cut: bool
+    truncated: bool
 
 
 class JudgeBackend(Protocol):
@@ -135,8 +135,8 @@ class Judge:
     def _identity(self, texts: Mapping[str, str]) -> str:
         """Returns a hash of the whole request but for its delimiters, and of how its answer is read."""
         s = self.settings
-        whole = [self.backend.source, self._body(texts, ""), s.score, s.low, s.high]
-        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+        question = [self.backend.source, self._body(texts, ""), s.score, s.low, s.high]
+        return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
 
     async def _ask(self, identity: str, texts: Mapping[str, str]) -> float:
         # Of the question alone: the same where the judge's files, or its address, are elsewhere.
@@ -148,13 +148,13 @@ class Judge:
     def _read(self, answer: Answer) -> float:
         """Returns the score in an answer, from 0 to 1. Raises NoScore."""
         text = answer.text
-        # What was cut may end in a score that it quotes, or in half of its own.
-        scores: list[str] = self._score.findall(text) if isinstance(text, str) and not answer.cut else []
+        # A truncated answer may end in a score that it quotes, or in half of its own.
+        scores: list[str] = self._score.findall(text) if isinstance(text, str) and not answer.truncated else []
         if not scores:
-            cut = ", which was cut at rewards.judge.max_tokens" if answer.cut else ""
-            raise NoScore(f"no score in its answer{cut}: {shown(self.backend.clean(str(text)), last=True)}")
+            truncation = ", which was cut at rewards.judge.max_tokens" if answer.truncated else ""
+            raise NoScore(f"no score in its answer{truncation}: {shown(self.backend.clean(str(text)), last=True)}")
         try:
-            return shaping.rescaled(float(scores[-1]), self.settings.low, self.settings.high)
+            return rescaled(float(scores[-1]), self.settings.low, self.settings.high)
         except ValueError as error:
             raise NoScore(str(error)) from None
 

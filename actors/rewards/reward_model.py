@@ -15,7 +15,7 @@ import torch
 
 from actors.settings import RewardModelSettings, cpu_threads
 from actors.verifier import ScoreRequest
-from envs.reward_terms import length as shaping
+from envs.reward_terms.length import normalised
 from envs.types import Message, Observation, Status, Verdict
 from learner import chat
 
@@ -88,7 +88,7 @@ class RewardModel:
         s = self.settings
         if not math.isfinite(score):
             return _failed(f"its score is {score}")
-        return Verdict(shaping.normalised(score, s.scale, s.shift, *(s.clip or ())))
+        return Verdict(normalised(score, s.scale, s.shift, *(s.clip or ())))
 
     def _ids(self, conversation: Sequence[Message]) -> list[int]:
         """Raises ValueError for what the model cannot read, and whatever its chat template raises."""

@@ -65,7 +65,7 @@ class Controller(Protocol):
         """Returns the smallest value the coefficient can take."""
         ...
 
-    def update(self, seen: Observed, target: float) -> None:
+    def update(self, observed: Observed, target: float) -> None:
         """Moves the coefficient. target: nats per token, > 0."""
         ...
 
@@ -144,7 +144,7 @@ class Fixed(_Base):
             bounds = bounds.model_copy(update={"start": settings.value, "low": settings.value, "high": settings.value})
         super().__init__(bounds)
 
-    def update(self, seen: Observed, target: float) -> None: ...
+    def update(self, observed: Observed, target: float) -> None: ...
 
     def saturated(self, entropy: float, target: float) -> bool:
         return False
@@ -176,12 +176,12 @@ class Doubling(_Base):
     def lowest(self) -> float:
         return -self.coefficient_range.high if self.negative else self.coefficient_range.low
 
-    def update(self, seen: Observed, target: float) -> None:
-        if self.idle(relative_error(seen.entropy, target)):
+    def update(self, observed: Observed, target: float) -> None:
+        if self.idle(relative_error(observed.entropy, target)):
             return
         # `up` is the direction of the coefficient's sign: a negative coefficient grows in magnitude when entropy is too high.
         sign = 1.0 if self.value > 0 else -1.0
-        grow = (seen.entropy < target) == (sign > 0)
+        grow = (observed.entropy < target) == (sign > 0)
         magnitude = abs(self.value) * (2.0 if grow else 0.5)
         if magnitude < self.coefficient_range.low:
             sign = -sign if self.negative or sign < 0 else sign
@@ -203,8 +203,8 @@ class Proportional(_Base):
     def lowest(self) -> float:
         return -self.coefficient_range.high if self.coefficient_range.signed else self.coefficient_range.low
 
-    def update(self, seen: Observed, target: float) -> None:
-        error = relative_error(seen.entropy, target)
+    def update(self, observed: Observed, target: float) -> None:
+        error = relative_error(observed.entropy, target)
         if not self.idle(error):
             self.move(self.gain * error)
 
@@ -231,8 +231,8 @@ class Additive(_Base):
     def effective(self) -> float:
         return self.value * self.gate
 
-    def update(self, seen: Observed, target: float) -> None:
-        error = relative_error(seen.entropy, target)
+    def update(self, observed: Observed, target: float) -> None:
+        error = relative_error(observed.entropy, target)
         self.gate = float(not self.gated or error >= 0)
         if not self.idle(error):
             self.move(self.value + (self.step if error > 0 else -self.step))
@@ -261,8 +261,8 @@ class PI(_Base):
         self.gain, self.integral = settings.gain, settings.integral
         self.before = 0.0
 
-    def update(self, seen: Observed, target: float) -> None:
-        error = relative_error(seen.entropy, target)
+    def update(self, observed: Observed, target: float) -> None:
+        error = relative_error(observed.entropy, target)
         change = self.gain * (error - self.before) + self.integral * error
         self.before = error
         if not self.idle(error):
@@ -318,12 +318,12 @@ class Isentropic(_Base):
         super().load_state_dict(state)
         self._scale()
 
-    def update(self, seen: Observed, target: float) -> None:
-        s, error = self.settings, relative_error(seen.entropy, target)
+    def update(self, observed: Observed, target: float) -> None:
+        s, error = self.settings, relative_error(observed.entropy, target)
         for name, value in (
-            ("free", seen.free),
-            ("slope", seen.slope),
-            ("advantage", seen.advantage**2),
+            ("free", observed.free),
+            ("slope", observed.slope),
+            ("advantage", observed.advantage**2),
             ("weight", 1.0),
         ):
             setattr(self, name, s.memory * getattr(self, name) + (1 - s.memory) * value)

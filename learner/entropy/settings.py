@@ -6,7 +6,7 @@ from typing import Any, Self, cast
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from learner.entropy import build as entropy
+from learner.entropy.build import CONTROLLERS, METHODS, build, parse
 from learner.entropy.target import TargetSettings
 from learner.settings import KindSettings, Settings
 
@@ -38,12 +38,12 @@ class EntropySettings(Settings):
     @field_validator("method", mode="before")
     @classmethod
     def _method(cls, value: Any) -> Any:
-        return entropy.parse(entropy.METHODS, value, "method")
+        return parse(METHODS, value, "method")
 
     @field_validator("controller", mode="before")
     @classmethod
     def _controller(cls, value: Any) -> Any:
-        return entropy.parse(entropy.CONTROLLERS, value, "controller")
+        return parse(CONTROLLERS, value, "controller")
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
@@ -52,7 +52,7 @@ class EntropySettings(Settings):
             raise ValueError(
                 f"entropy.method is none, which has no coefficient to steer: leave {what} out or choose a method"
             )
-        entropy.build(self.method, self.controller, self.target, self.environments)
+        build(self.method, self.controller, self.target, self.environments)
         return self
 
     @property

@@ -93,7 +93,7 @@ class Teacher:
         optimizers = _optimizers(settings, self.model)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         recent: list[float] = []
-        seen: dict[str, Any] = {"loss": None, "accuracy": None, "pass_at_k": None}
+        measured: dict[str, Any] = {"loss": None, "accuracy": None, "pass_at_k": None}
         step = 0
         self.model.train()
         while step < steps:
@@ -102,18 +102,18 @@ class Teacher:
             step += 1
             recent.append(loss.item())
             if step % max(1, steps // 50) == 0 and step < steps:
-                seen["loss"], recent = float(np.mean(recent)), []
+                measured["loss"], recent = float(np.mean(recent)), []
                 accuracy = pass_at_k = None
                 if settings.target_accuracy is not None and step % max(1, steps // 10) == 0:
                     accuracy, pass_at_k = self._accuracy()
-                report(step=step, steps=steps, loss=seen["loss"], accuracy=accuracy, pass_at_k=pass_at_k)
+                report(step=step, steps=steps, loss=measured["loss"], accuracy=accuracy, pass_at_k=pass_at_k)
                 if accuracy is not None and accuracy >= (settings.target_accuracy or 1.0):
                     break
         if recent:
-            seen["loss"] = float(np.mean(recent))
-        seen["accuracy"], seen["pass_at_k"] = self._accuracy()
-        report(step=step, steps=steps, **seen)
-        return {**seen, "steps": step}
+            measured["loss"] = float(np.mean(recent))
+        measured["accuracy"], measured["pass_at_k"] = self._accuracy()
+        report(step=step, steps=steps, **measured)
+        return {**measured, "steps": step}
 
     def _lesson(self) -> Lesson:
         """Returns a new prompt until there are `train_prompts`, then each of them again, in a new order every round.

@@ -1,7 +1,7 @@
 """Takes one version of the policy from the learner to every generator.
 
 One typed `WeightManifest` travels by RPC; it fixes the order, the shapes and the buckets, so the transfer itself is a plain
-sequence of byte broadcasts from rank 0. Both ends return a checksum of the bytes, for the conductor to compare.
+sequence of byte broadcasts from rank 0. Both ends return a checksum of the bytes, for the driver to compare.
 
     learner rank 0   Publisher(rendezvous[0], timeout).publish(manifest, tensors)   -> checksum
     generator k      Subscriber(rendezvous[k], timeout).receive(manifest)           -> tensors, then .checksum

@@ -84,9 +84,9 @@ def _pack(bucket: Bucket, buffer: torch.Tensor, source: Iterator[tuple[str, torc
         item = next(source, None)
         if item is None:
             raise ValueError(f"the tensors ended before {slot.spec.name}")
-        given = spec_of(*item)
-        if given != slot.spec:
-            raise ValueError(f"the manifest says {_describe(slot.spec)}, but {_describe(given)} was given")
+        spec = spec_of(*item)
+        if spec != slot.spec:
+            raise ValueError(f"the manifest says {_describe(slot.spec)}, but {_describe(spec)} was given")
         target = buffer[slot.start : slot.stop].view(item[1].dtype).view(item[1].shape)
         target.copy_(item[1].detach())
         buffer[slot.stop : end].zero_()

@@ -1,6 +1,6 @@
 """Finds what entropy did, and why: the first two chapters of the diagnosis. Pure.
 
-A predicted change of entropy is first order and for a network a correlate, not a law (`learner/ledger.py`): only `cause`
+A predicted change of entropy is first order and for a network a correlate, not a law (`learner/ledger/predicted.py`): only `cause`
 joins it to what happened, and only as far as the measured correlation carries.
 """
 

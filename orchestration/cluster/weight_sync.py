@@ -1,7 +1,8 @@
 """Replaces dead generators, sends them the learner's weights, and repairs a transfer that broke.
 
 The loop says when; learner/weights/ is how. A transfer needs every member of the weight group: before each one, generators that
-no longer answer are replaced, and the group is formed anew with their replacements."""
+no longer answer are replaced, and the group is formed anew with their replacements.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Check:
     """Holds one line of the output. missing: a sentence if something required is missing, else ''."""
 
     name: str
-    found: str
+    value: str
     missing: str = ""
 
 

@@ -9,5 +9,5 @@
 | resume_rules.py    | whether a configuration can go on from another one's checkpoint |
 | reward_sections.py | the section `rewards`, composed of the terms' settings |
 | run_config.py      | RunConfig: all sections, and what follows from them |
-| sections.py        | the sections that belong to the conductor; the others are declared beside their readers |
+| sections.py        | the sections of the run itself; the others are declared beside their readers |
 """

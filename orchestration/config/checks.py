@@ -1,12 +1,12 @@
 """Checks rules between the sections of a RunConfig. Each check raises ValueError, one sentence with the numbers in it.
 
-What can be said of a section alone is a validator of that section.
+A rule about one section alone is a validator of that section.
 """
 
 from __future__ import annotations
 
 from actors.settings import DTYPE_OF
-from learner.entropy import build as entropy
+from learner.entropy.build import METHODS
 from learner.settings import BATCH_BASELINES, BODY
 from orchestration.config.composition import RunSections
 
@@ -97,7 +97,7 @@ def entropy_method_acts(config: RunSections) -> None:
     """Refuses an entropy method that would do nothing under this objective."""
     kind, surrogate = config.entropy.kind, config.objective.surrogate
     steps = config.learner.updates * config.learner.epochs
-    needs = entropy.METHODS[kind].surrogates
+    needs = METHODS[kind].surrogates
     if needs is not None and surrogate not in needs:
         raise ValueError(
             f"entropy.method {kind} acts on the clip range, which surrogate {surrogate} "

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from envs.suggest import nearest
-from learner.entropy import build as entropy
+from learner.entropy.build import CONTROLLERS, METHODS
 from learner.settings import KindSettings
 from orchestration.errors import ConfigError
 
@@ -147,7 +147,7 @@ def _unknown(location: tuple[int | str, ...], data: Any, model: Any) -> str:
         annotation = fields[part].annotation
         model = next((a for a in get_args(annotation) if _fields(a)), annotation)
     if model is KindSettings:  # which settings they are, the kind says
-        model = (entropy.METHODS if location[-2] == "method" else entropy.CONTROLLERS)[data["kind"]].Settings
+        model = (METHODS if location[-2] == "method" else CONTROLLERS)[data["kind"]].Settings
     key, known = str(location[-1]), list(_fields(model))
     return f"unknown key {'.'.join(map(str, location))}{_nearest(key, known)}"
 

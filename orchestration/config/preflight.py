@@ -14,7 +14,7 @@ from orchestration.config.sections import EnvironmentSection
 from orchestration.errors import ConfigError
 
 
-def check_world(config: RunConfig) -> None:
+def run_preflight(config: RunConfig) -> None:
     """Looks for every model folder, environment and key. Raises ConfigError; writes nothing."""
     check_model(config.model.path)
     check_positions("generators", config.generators.max_model_len, config.model.path)

@@ -1,4 +1,4 @@
-"""Declares the sections of a RunConfig that belong to the conductor, with what can be said of each alone. Without torch.
+"""Declares the sections of a RunConfig that concern the run itself, with the rules about each section alone. Without torch.
 
 The other sections are declared beside their readers: learner/settings.py, learner/entropy/settings.py, actors/settings.py.
 """

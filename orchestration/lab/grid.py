@@ -28,9 +28,8 @@ import yaml
 from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from learner.settings import Settings
-from orchestration.config import run_config as configuration
 from orchestration.config.loader import read_yaml, sentence
-from orchestration.config.run_config import RunConfig
+from orchestration.config.run_config import RunConfig, configure
 from orchestration.errors import ConfigError
 
 GRIDS = Path(__file__).parents[1] / "grids"
@@ -122,7 +121,7 @@ def _cell(grid: Grid, arm: str, seed: int, overrides: Mapping[str, Any], runs: P
     if model is not None:
         own["model.path"] = model
     try:
-        config = configuration.configure(grid.recipe, [*grid.overrides.items(), *overrides.items(), *own.items()])
+        config = configure(grid.recipe, [*grid.overrides.items(), *overrides.items(), *own.items()])
     except ConfigError as error:
         return Cell(arm, seed, problem=str(error))
     return Cell(arm, seed, config)

@@ -136,9 +136,9 @@ def _todo(cell: Cell, progress: Progress, overwrite: bool) -> tuple[Cell, Job] |
         raise ConfigError(
             f"{folder} holds a run of other settings: give --overwrite, another grid name, or remove the folder"
         )
-    whole = read_rows(folder) and read_rows(folder)[-1].get("iteration") == config.iterations
+    complete = read_rows(folder) and read_rows(folder)[-1].get("iteration") == config.iterations
     # An advance rule may end a run before its iterations are used up.
-    if whole or (config.stages and is_finished(config)):
+    if complete or (config.stages and is_finished(config)):
         progress.finished(cell, None)
         return None
     resumable = Checkpoints(folder / "checkpoints", config.checkpoint.keep).latest() is not None

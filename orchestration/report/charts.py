@@ -73,8 +73,8 @@ def reward_chart(runs: Sequence[RunData], envs: Sequence[str]) -> str:
 
 def terms_chart(runs: Sequence[RunData]) -> str:
     """Draws the terms of a single run's reward, a colour a term."""
-    found = [TermKey.parse(key) for run in runs[:1] for key in run.metric_keys()]
-    terms = {key.term for key in found if key is not None and key.env is None}
+    keys = [TermKey.parse(key) for run in runs[:1] for key in run.metric_keys()]
+    terms = {key.term for key in keys if key is not None and key.env is None}
     if len(runs) > 1 or not terms:
         return ""
     series = []
@@ -189,8 +189,8 @@ def quantile_chart(runs: Sequence[RunData], family: str, title: str, **options: 
     """Draws the quantiles family/q50, family/q99.9, ... that were reported; of several runs the highest one each."""
     series = []
     for colour, run in enumerate(runs):
-        found = [(QuantileKey.parse(key), key) for key in run.metric_keys()]
-        ranked = sorted((q.percent, key) for q, key in found if q and q.distribution == family and run.has(key))
+        parsed = [(QuantileKey.parse(key), key) for key in run.metric_keys()]
+        ranked = sorted((q.percent, key) for q, key in parsed if q and q.distribution == family and run.has(key))
         for order, (percent, key) in enumerate(ranked if len(runs) == 1 else ranked[-1:]):
             name = f"{percent:g} %" if len(runs) == 1 else f"{run.name}, {percent:g} %"
             own_colour = order if len(runs) == 1 else colour

@@ -44,8 +44,8 @@ def retention_section(run: RunData, k: int) -> RetentionSection | None:
 
 def stage_names(run: RunData, count: int) -> list[str]:
     """Returns the names in the configuration, and numbers where a run folder has none."""
-    given = run.config.get("stages")
-    listed = [str(s.get("name")) for s in given if isinstance(s, Mapping)] if isinstance(given, list) else []
+    stages = run.config.get("stages")
+    listed = [str(s.get("name")) for s in stages if isinstance(s, Mapping)] if isinstance(stages, list) else []
     return [listed[i] if i < len(listed) else f"stage {i}" for i in range(count)]
 
 

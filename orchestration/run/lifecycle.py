@@ -64,7 +64,7 @@ class Job:
 
 def prepare(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> Job:
     """Checks that the run may begin; writes nothing. Raises ConfigError."""
-    preflight.check_world(config)
+    preflight.run_preflight(config)
     job = Job(config)
     if resume:
         return Job(config, *resume_state(config, job.checkpoints))

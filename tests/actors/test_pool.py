@@ -46,8 +46,8 @@ def test_completions_come_back_in_the_order_of_the_requests() -> None:
     async def work() -> None:
         pool, _ = generators(FakeGeneratorMember("g0"), FakeGeneratorMember("g1"))
         calls = [requests(f"p{i}", 3) for i in range(4)]
-        for asked, found in zip(calls, await asyncio.gather(*map(pool.generate, calls)), strict=True):
-            assert found == [fake_response(r, 0) for r in asked]
+        for asked, responses in zip(calls, await asyncio.gather(*map(pool.generate, calls)), strict=True):
+            assert responses == [fake_response(r, 0) for r in asked]
 
     run(work())
 
@@ -132,8 +132,8 @@ def test_a_death_at_any_moment_loses_nothing_and_serves_nothing_twice(
             if staggered:  # several streams of one member under way when it dies
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
-        for asked, found in zip(calls, await asyncio.gather(*tasks), strict=True):
-            assert found == [fake_response(r, 0) for r in asked]
+        for asked, responses in zip(calls, await asyncio.gather(*tasks), strict=True):
+            assert responses == [fake_response(r, 0) for r in asked]
         await settle()
         served = Counter(i for m in members for i in m.served)
         assert served == Counter(r.id for asked in calls for r in asked)
@@ -147,7 +147,7 @@ def test_a_death_at_any_moment_loses_nothing_and_serves_nothing_twice(
 
 
 class DyingWhileAsked:
-    """Its stream ends in death in the very turn in which something was queued for it and not yet sent."""
+    """Ends its stream with its death in the same turn of the event loop in which a request was queued and not yet sent."""
 
     name = "g0"
 
@@ -234,7 +234,7 @@ def test_when_the_last_member_dies_everybody_who_waits_is_told_why() -> None:
 
 
 class Broken:
-    """A generator with a fault of its own, which is not a death."""
+    """Fails with an error of its own that is not a death."""
 
     name = "g0"
 
@@ -323,7 +323,7 @@ def verifiers(*members: FakeVerifierMember) -> tuple[VerifierPool, list[str]]:
 
 
 def until(turns: int) -> Any:
-    """Observations, then a verdict on the given turn."""
+    """Answers with observations, and with a verdict on the given turn."""
 
     def score(request: ScoreRequest) -> Observation | Verdict:
         if len(request.responses) < turns:

@@ -22,7 +22,7 @@ PROMPT = make_prompt(7)
 
 
 class Stage:
-    """Generates with fake_response and judges with `turns` observations before a verdict; remembers what it was asked."""
+    """Generates with fake_response, scores with `turns` observations before a verdict, and records the requests."""
 
     def __init__(self, turns: int = 1, *, finish: str | None = "stop") -> None:
         self.turns, self.finish = turns, finish
@@ -74,17 +74,17 @@ def test_several_turns_keep_the_sampled_ids_and_mask_what_the_environment_said()
     for i, trajectory in enumerate(group.trajectories):
         assert len(trajectory.turns) == 3
         name = f"iteration 3/0:{PROMPT.key}/{i}"
-        seen: tuple[int, ...] = ()
+        context: tuple[int, ...] = ()
         for k, turn in enumerate(trajectory.turns):
             request = by_name[f"{name}/turn{k}"]
-            seen += turn.context_ids
+            context += turn.context_ids
             # what goes to the engine is, id by id, what was sampled and rendered before: nothing is tokenised again
-            assert request.prompt_ids == seen
+            assert request.prompt_ids == context
             assert turn.response_ids == fake_response(request, 4).response_ids
             if k:
                 assert turn.context_ids == FakeCodec().render([Message("tool", f"seen {k}")])
-            seen += turn.response_ids
-        assert trajectory.token_ids == seen
+            context += turn.response_ids
+        assert trajectory.token_ids == context
         mask = [m for t in trajectory.turns for m in [False] * len(t.context_ids) + [True] * len(t.response_ids)]
         assert list(trajectory.action_mask) == mask
         sampled = [x for x, m in zip(trajectory.token_ids, trajectory.action_mask, strict=True) if m]
@@ -104,7 +104,7 @@ def test_sessions_and_requests_have_names_of_their_own() -> None:
     assert {r.prompt.environment for r in stage.scored} == {0, 1}
 
 
-def test_the_same_place_in_a_run_gives_the_same_group_whatever_else_was_sampled() -> None:
+def test_the_same_position_in_a_run_gives_the_same_group_whatever_else_was_sampled() -> None:
     other = Stage(turns=2)
     other.group(make_prompt(1))
     assert other.group() == Stage(turns=2).group()

@@ -25,7 +25,7 @@ PEAK_MB = 64  # of what Python allocates; a conversation holds its tokens and it
 
 
 class EngineMember:
-    """A real generator over a fake engine, which answers within `submit`."""
+    """Runs a real generator over a fake engine, which answers within `submit`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -38,7 +38,7 @@ class EngineMember:
 
 
 class SessionMember:
-    """A verifier that keeps sessions of a real environment, and forgets those that are over."""
+    """Keeps sessions of a real environment, as a verifier does, and forgets finished ones."""
 
     def __init__(self, name: str, environment: Toolbox) -> None:
         self.name = name
@@ -47,9 +47,9 @@ class SessionMember:
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
         await asyncio.sleep(0)
-        return [self._judge(request) for request in requests]
+        return [self._score_one(request) for request in requests]
 
-    def _judge(self, request: ScoreRequest) -> Observation | Verdict:
+    def _score_one(self, request: ScoreRequest) -> Observation | Verdict:
         if len(request.responses) == 1:
             self.sessions[request.session] = self._environment.open(request.prompt)
         answer = self.sessions[request.session].reply(request.responses[-1])
@@ -63,10 +63,10 @@ def test_a_thousand_conversations_at_once() -> None:
     settings = RolloutSettings(SamplingSettings(max_tokens=12), responses=RESPONSES, max_model_len=2000, seed=0)
     members = [EngineMember(f"generator {i}") for i in range(2)]
     events: list[str] = []
-    judges = [SessionMember(f"verifier {i}", tasks) for i in range(2)]
+    verifier_members = [SessionMember(f"verifier {i}", tasks) for i in range(2)]
 
     async def everything() -> list[Group]:
-        generators, verifiers = GeneratorPool(members, events.append), VerifierPool(judges, events.append)
+        generators, verifiers = GeneratorPool(members, events.append), VerifierPool(verifier_members, events.append)
         return await asyncio.gather(
             *(
                 rollout_group(
@@ -92,7 +92,7 @@ def test_a_thousand_conversations_at_once() -> None:
     asked = Counter(name for m in members for event in m.engine.events if event[0] == "submit" for name in event[1])
     assert len(asked) == 6000 and set(asked.values()) == {1}
     assert not events
-    assert not any(judge.sessions for judge in judges)
+    assert not any(member.sessions for member in verifier_members)
     assert peak < PEAK_MB * 2**20, f"{peak / 2**20:.0f} MB"
     print(
         f"1,000 conversations of 6 turns in {seconds:.1f} s: {6000 / seconds:.0f} turns/s, peak {peak / 2**20:.0f} MB"

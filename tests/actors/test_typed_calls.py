@@ -19,7 +19,7 @@ HANDLES = [handles.RemoteGenerator, handles.RemoteVerifier, handles.RemoteReward
 
 
 def calls_by_string(source: str) -> Iterator[str]:
-    """Every place where a method is chosen by a string: `x.call.remote("name")`, or getattr with an argument of a function."""
+    """Yields the calls that choose a method by a string: `x.call.remote("name")`, or getattr with an argument of a function."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             method = ast.unparse(node.func)

@@ -31,7 +31,7 @@ def ask(session: str, *responses: str, environment: int = 0) -> ScoreRequest:
     return ScoreRequest(session, replace(prompt, environment=environment), responses)
 
 
-def seen(opens: int, text: str) -> Observation:
+def observation(opens: int, text: str) -> Observation:
     return Observation((Message("tool", f"opens={opens} seen={text}"),))
 
 
@@ -81,22 +81,24 @@ def test_one_that_hangs_is_killed_in_time_and_the_others_go_on(verifier: Verifie
 
 def test_a_session_goes_on_where_it_was_and_is_replayed_after_a_kill(verifier: Verifier) -> None:
     verifier.close()  # a fresh process: nothing was opened in it
-    assert verifier.score([ask("m1", "a", environment=1)]) == [seen(1, "a")]
-    assert verifier.score([ask("m1", "a", "b", environment=1)]) == [seen(1, "a,b")]  # not opened again
+    assert verifier.score([ask("m1", "a", environment=1)]) == [observation(1, "a")]
+    assert verifier.score([ask("m1", "a", "b", environment=1)]) == [observation(1, "a,b")]  # not opened again
     (hung,) = verifier.score([ask("h3", "hang")])
     assert isinstance(hung, Verdict)
     assert hung.status is Status.TIMEOUT
-    assert verifier.score([ask("m2", "x", environment=1)]) == [seen(1, "x")]  # the kill took all sessions
+    assert verifier.score([ask("m2", "x", environment=1)]) == [observation(1, "x")]  # the kill took all sessions
     expected = [Verdict(3, True, solution="[3, 6] a,b,c")]
     assert verifier.score([ask("m1", "a", "b", "c", environment=1)]) == expected
-    assert verifier.score([ask("m2", "x", "y", environment=1)]) == [seen(2, "x,y")]  # m2 lived on; m1 was opened anew
+    assert verifier.score([ask("m2", "x", "y", environment=1)]) == [
+        observation(2, "x,y")
+    ]  # m2 lived on; m1 was opened anew
 
 
 def test_another_verifier_takes_a_session_over_by_replaying_it(verifier: Verifier) -> None:
     other = Verifier([ONE, MANY], timeout_s=5)
     try:
         assert verifier.score([ask("t", "a", environment=1)])[0] != Verdict(0.0)
-        assert other.score([ask("t", "a", "b", environment=1)]) == [seen(1, "a,b")]
+        assert other.score([ask("t", "a", "b", environment=1)]) == [observation(1, "a,b")]
     finally:
         other.close()
 
@@ -175,8 +177,8 @@ def test_a_users_module_is_found_where_the_spec_says(tmp_path: Path, monkeypatch
     (tmp_path / "games" / "users_own_game.py").write_text(OWN)
     prompt = Prompt("mine", "train", 0, ())
     monkeypatch.chdir(tmp_path)  # "games" is relative to the process that judges
-    for places in ((str(tmp_path / "games"),), ("games",)):
-        made = Verifier([EnvSpec("users_own_game:Mine", {}, 0, places)], timeout_s=5)
+    for search_path in ((str(tmp_path / "games"),), ("games",)):
+        made = Verifier([EnvSpec("users_own_game:Mine", {}, 0, search_path)], timeout_s=5)
         made.prepare()
         assert made.score([ScoreRequest("a", prompt, ("x",))]) == [Verdict(0.25)]
         made.close()

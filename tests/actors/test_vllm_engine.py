@@ -18,7 +18,7 @@ from actors.vllm_engine import VLLMEngine
 
 
 class Core:
-    """Scores every sequence in the next step; `fail_at`: the request whose arrival breaks it."""
+    """Scores every sequence in the next step; the request named by `fail_at` breaks it when it arrives."""
 
     def __init__(self, fail_at: int = -1) -> None:
         self.fail_at, self.added = fail_at, 0

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-from integration import learner_cases as lc  # noqa: E402
+from integration import learner_cases  # noqa: E402
 
 from envs.types import Group, Prompt, Trajectory, Turn, Verdict  # noqa: E402
 from learner import learner as module  # noqa: E402
@@ -60,7 +60,7 @@ def make_model(folder: str, hidden: int, layers: int, vocab: int) -> str:
 
 
 class Without:
-    """The learner's module with its tallies, and what reads them, taken out."""
+    """Removes the tallies, and what reads them, from the module of the learner."""
 
     def __init__(self, learner: Any) -> None:
         self.learner = learner
@@ -107,8 +107,10 @@ def main() -> None:
     parser.add_argument("--cuda", action="store_true", help="On the GPU, in bf16.")
     args = parser.parse_args()
     model = make_model(tempfile.mkdtemp(), args.hidden, args.layers, args.vocab)
-    place = RankPlace(0, 1, "127.0.0.1", lc.free_port(), args.cuda, 120.0)
-    learner = module.Learner(lc.settings(model, {"stage": 0, "precision": "bf16" if args.cuda else "fp32"}), place)
+    placement = RankPlace(0, 1, "127.0.0.1", learner_cases.free_port(), args.cuda, 120.0)
+    learner = module.Learner(
+        learner_cases.settings(model, {"stage": 0, "precision": "bf16" if args.cuda else "fp32"}), placement
+    )
     plan = BatchPlan(updates=args.updates, epochs=1, ranks=1, micro_batch_tokens=16384, packing=False)
 
     def once(seed: int) -> float:

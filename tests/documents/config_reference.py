@@ -76,7 +76,7 @@ def _all_meanings(model: type[BaseModel], at: str) -> Iterator[tuple[str, str]]:
 
 
 def _walk(model: type[BaseModel], at: str) -> Iterator[tuple[str, type[BaseModel], str]]:
-    """(dotted path, class, note) of the model itself and of every section below it, in the order of their declaration."""
+    """Yields (dotted path, class, note) of the model and of every section below it, in the order of declaration."""
     yield at, model, ""
     for name, field in model.model_fields.items():
         key = f"{at}.{name}" if at else name
@@ -110,13 +110,13 @@ def _sections(model: type[BaseModel], at: str) -> Iterator[str]:
 
 
 def _models(field: FieldInfo) -> list[tuple[type[BaseModel], str]]:
-    """The sections an annotation contains, each with "[]" behind it where it is an element of a list, or "{}" of a mapping."""
-    found: list[tuple[type[BaseModel], str]] = []
+    """Returns the sections in an annotation; elements of a list have "[]" behind their path, values of a mapping "{}"."""
+    models: list[tuple[type[BaseModel], str]] = []
 
     def look(annotation: Any, shape: str) -> None:
         origin = typing.get_origin(annotation)
         if isinstance(annotation, type) and origin is None and issubclass(annotation, BaseModel):
-            found.append((annotation, shape))
+            models.append((annotation, shape))
         elif origin is not None and origin is not typing.Literal:
             inner = "[]" if origin in (list, tuple) else shape
             if origin is not dict:
@@ -124,11 +124,11 @@ def _models(field: FieldInfo) -> list[tuple[type[BaseModel], str]]:
                     look(argument, inner)
 
     look(field.annotation, "")
-    return found
+    return models
 
 
 def _prose(section: type[BaseModel]) -> str:
-    """The docstring of a class, where it has one of its own: its paragraphs, and its tables as code."""
+    """Returns the paragraphs of the docstring that a class has itself, with tables as code blocks."""
     text = inspect.cleandoc(section.__doc__ or "") if "__doc__" in vars(section) else ""
     paragraphs = [
         f"```\n{p}\n```" if any("  " in line.strip() for line in p.split("\n")) else p for p in text.split("\n\n")
@@ -188,7 +188,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _starred(key: str) -> str:
-    """The key of a setting that several controllers share: `entropy.controller.*.low`."""
+    """Returns the key of a setting that several controllers share: `entropy.controller.*.low`."""
     parts = key.split(".")
     return ".".join((*parts[:2], "*", *parts[3:])) if ".".join(parts[:2]) in KINDS and len(parts) == 4 else key
 

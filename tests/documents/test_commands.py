@@ -41,8 +41,8 @@ def command_lines(text: str) -> Iterator[str]:
     """Yields every isentrope command of a document, in code blocks and in running text, without the program's name."""
     lines = [line for fence in FENCE.findall(text) for line in fence.splitlines()]
     for line in (*lines, *INLINE.findall(FENCE.sub("", text))):
-        if found := PROGRAM.match(line):
-            yield line[found.end() :]
+        if match := PROGRAM.match(line):
+            yield line[match.end() :]
 
 
 def links(text: str) -> Iterator[str]:
@@ -85,7 +85,7 @@ def check(line: str, folder: Path) -> None:
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the files that the README has its reader write."""
+    """Returns a folder with the files that the README tells its reader to write."""
     for write in (write_own_environment, write_own_data, write_own_reward):
         folder = write(tmp_path / write.__name__).parent
         for file in (path for path in folder.rglob("*") if path.is_file()):

@@ -25,7 +25,7 @@ from envs.base import demonstrate, play
 from envs.types import Verdict
 from orchestration.cluster import placement
 from orchestration.config.loader import read_yaml
-from orchestration.config.preflight import check_world
+from orchestration.config.preflight import run_preflight
 from orchestration.config.run_config import load_config, validate
 from orchestration.lab.grid import Grid, cells
 
@@ -35,7 +35,7 @@ REWARDS = DOCS / "rewards.md"
 
 @pytest.fixture(autouse=True)
 def _module_search_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Users' modules of one test are not found by the next."""
+    """Restores the module search path, so that no test finds the modules of another."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(catalog, "_folders", [])
     yield
@@ -47,7 +47,7 @@ def test_own_data_is_graded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     recipe = write_own_data(tmp_path)
     monkeypatch.chdir(tmp_path)
     config = load_config(str(recipe), [])
-    check_world(config)
+    run_preflight(config)
     environment = catalog.load(config.environments[0].name, config.environments[0].params)
     prompt = environment.prompt("train", 0)
     assert prompt.messages[0].content.endswith(r"? Put the answer in \boxed{}.")
@@ -72,7 +72,7 @@ def test_the_own_reward_function_scores(tmp_path: Path, monkeypatch: pytest.Monk
     recipe = write_own_reward(tmp_path)
     monkeypatch.chdir(tmp_path)
     config = load_config(str(recipe), [])
-    check_world(config)
+    run_preflight(config)
     environment = catalog.load(config.environments[0].name, config.environments[0].params)
     prompt = environment.prompt("train", 0)
     short = play(environment.open(prompt), lambda _: "15").verdict

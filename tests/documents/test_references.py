@@ -54,8 +54,8 @@ class Inherits(Declared):
 
 
 def test_a_comment_is_found_where_a_field_is_declared() -> None:
-    found = {name: config_reference.declared_comment(Inherits, name) for name in Inherits.model_fields}
-    assert found == {
+    comments = {name: config_reference.declared_comment(Inherits, name) for name in Inherits.model_fields}
+    assert comments == {
         "behind": "behind the field",
         "wrapped": "behind a declaration of several lines",
         "above": "Above the field, in two lines.",

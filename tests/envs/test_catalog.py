@@ -110,7 +110,7 @@ class Mine:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory of a user's, on no path; what looking there adds to this process is taken away again."""
+    """Returns a directory of user modules that is on no path; undoes what looking there adds to this process."""
     monkeypatch.setattr(catalog, "_folders", [])
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)

@@ -73,8 +73,8 @@ def test_an_expert_earns_full_reward(environment: Environment) -> None:
         verdict = played.verdict
         assert verdict is not None and (verdict.reward, verdict.correct) == (1.0, True), (prompt, played)
         assert verdict.solution
-        said = (*prompt.messages, *(m for o in played.observations for m in o.messages))
-        assert alphabet.issuperset("".join((*played.responses, *(m.content for m in said))))
+        messages = (*prompt.messages, *(m for o in played.observations for m in o.messages))
+        assert alphabet.issuperset("".join((*played.responses, *(m.content for m in messages))))
 
 
 def test_responses_to_other_prompts_earn_next_to_nothing(environment: Environment) -> None:

@@ -63,7 +63,7 @@ SIGNATURES = {
     "envs.types:Prompt": ["env", "split", "index", "messages", "task"],
     "envs.types:Observation": ["messages", "reward"],
     "envs.types:Verdict": ["reward", "correct", "solution", "status", "detail", "terms"],
-    "envs.tasks:OneReply": ["judge", "limit"],
+    "envs.tasks:OneReply": ["score", "limit"],
     "envs.tasks:task_random": ["seed", "split", "index"],
     "envs.base:play": ["session", "act", "max_turns"],
     "envs.base:Session.reply": ["self", "text"],

@@ -84,27 +84,39 @@ def maths(say: Say) -> None:
 
 def learner(say: Say) -> None:
     import numpy as np
-    from integration import learner_cases as lc
-    from integration import test_learner_group as tg
+    from integration import learner_cases
+    from integration.test_learner_group import (
+        BEGUN,
+        EXHAUSTED,
+        HALF,
+        METHODS,
+        RESUMED,
+        RICH,
+        SAME,
+        SEQUENCE,
+        SKIPPED,
+        UNTIED,
+        WIDE,
+    )
 
     folder = Path(tempfile.mkdtemp())
-    model = lc.make_model(str(folder / "model"))
-    untied = lc.make_model(str(folder / "untied"), tied=False)
-    halves = [c for c in tg.HALF if c["precision"] != "fp16"]
-    on_cpu = [*tg.SAME[:1], *tg.METHODS, *halves, *tg.RICH[:1], *tg.UNTIED]
+    model = learner_cases.make_model(str(folder / "model"))
+    untied = learner_cases.make_model(str(folder / "untied"), tied=False)
+    halves = [c for c in HALF if c["precision"] != "fp16"]
+    on_cpu = [*SAME[:1], *METHODS, *halves, *RICH[:1], *UNTIED]
     on_gpu = [
-        *tg.SAME, *tg.RESUMED, *tg.BEGUN, *tg.SEQUENCE, *tg.WIDE, *tg.RICH, *tg.METHODS, *tg.HALF, *tg.UNTIED, *tg.SKIPPED,
-        *tg.EXHAUSTED,
+        *SAME, *RESUMED, *BEGUN, *SEQUENCE, *WIDE, *RICH, *METHODS, *HALF, *UNTIED, *SKIPPED,
+        *EXHAUSTED,
     ]  # fmt: skip
     context = multiprocessing.get_context("spawn")
     children = []
     for name, cases, cuda in (("cpu", on_cpu, False), ("gpu", on_gpu, True)):
         cases = [c | ({"model": untied} if c.get("untied") else {}) for c in cases]
         (folder / name).mkdir()
-        arguments = (0, 1, lc.free_port(), model, cases, str(folder / name), cuda)
-        children.append(context.Process(target=lc.rank_main, args=arguments))
+        arguments = (0, 1, learner_cases.free_port(), model, cases, str(folder / name), cuda)
+        children.append(context.Process(target=learner_cases.rank_main, args=arguments))
         children[-1].start()
-    expected, entropies = lc.reference(model)
+    expected, entropies = learner_cases.reference(model)
     for child in children:
         child.join(100)
         if child.is_alive():
@@ -123,37 +135,37 @@ def learner(say: Say) -> None:
         entropy = max(abs(x[key] - y[key]) for x, y in zip(a[1], b[1], strict=True))
         say(what, f"weights {weights:.1e}, entropy {entropy:.1e}", weights <= limit and entropy <= limit)
 
-    first = load("gpu", tg.SAME[0]["name"])
+    first = load("gpu", SAME[0]["name"])
     apart("fp32, against plain torch on the CPU", first, (expected, [{"entropy/exact": e} for e in entropies]), 1e-4)
     for cases, what in (
-        (tg.SAME, "fp32 and REPO-R"),
-        (tg.RICH, "GSPO, Clip-Cov, MIS and KL"),
-        (tg.WIDE, "batch scope"),
+        (SAME, "fp32 and REPO-R"),
+        (RICH, "GSPO, Clip-Cov, MIS and KL"),
+        (WIDE, "batch scope"),
     ):
         for case in cases[1:]:
             head = load("gpu", cases[0]["name"])
             apart(f"{what}: {case['name']} against {cases[0]['name']}", load("gpu", case["name"]), head, 1e-4)
-    for case in tg.RESUMED:
-        whole = next(c for c in tg.SAME if c["stage"] == case["stage"])
-        apart(f"{case['name']} against undisturbed", load("gpu", case["name"]), load("gpu", whole["name"]), 1e-5)
+    for case in RESUMED:
+        undisturbed = next(c for c in SAME if c["stage"] == case["stage"])
+        apart(f"{case['name']} against undisturbed", load("gpu", case["name"]), load("gpu", undisturbed["name"]), 1e-5)
     for stage in range(4):
         apart(
             f"optimiser reset, ZeRO {stage}, against a new one", load("gpu", f"reset{stage}"), load("gpu", "new0"), 1e-4
         )
-    for case in [*tg.METHODS, *tg.UNTIED, *halves]:
+    for case in [*METHODS, *UNTIED, *halves]:
         half = case.get("precision", "fp32") != "fp32"
         limit = (
             2e-2 if half else 1e-4
         )  # two kernels round a half-precision forward apart, and Adam's first steps are signs
         apart(f"{case['name']} against the CPU", load("gpu", case["name"]), load("cpu", case["name"]), limit)
-    for case in tg.HALF:
+    for case in HALF:
         if case["precision"] == "fp16":
             apart(f"{case['name']} against fp32", load("gpu", case["name"]), first, 1e-2)
-    for case in tg.SKIPPED:
-        found = load("gpu", case["name"])
-        skipped = [int(m["steps/skipped"]) for m in found[1]] if found else None
+    for case in SKIPPED:
+        result = load("gpu", case["name"])
+        skipped = [int(m["steps/skipped"]) for m in result[1]] if result else None
         say(f"{case['name']}: overflowing steps skipped", str(skipped), bool(skipped and skipped[0] > 0))
-    for case in tg.EXHAUSTED:
+    for case in EXHAUSTED:
         at = folder / "gpu" / f"{case['name']}.refused"
         text = at.read_text() if at.exists() else "nothing was raised"
         say(f"{case['name']}: an exhausted loss scale is an error", text[:60], "loss scale" in text)
@@ -162,27 +174,33 @@ def learner(say: Say) -> None:
 def engine(say: Say) -> None:
     os.environ["ISENTROPE_TOLERANCE"] = "5e-5"  # random weights grow, and with them what two devices round apart
     import torch
-    from integration import weight_sync_cases as cases
+    from integration import weight_sync_cases
 
     say("device of this process", torch.cuda.get_device_name(), True)
     for name, work in (
-        ("qwen3 tied, 5 updates in fp32: worst gap", lambda f: cases.many_updates(f, "qwen3", True, 5)),
-        ("llama untied, 5 updates in fp32: worst gap", lambda f: cases.many_updates(f, "llama", False, 5)),
-        ("bf16, silent layers: gap by head", lambda f: cases.updates_in_precision(f, "qwen3", True, "bf16")),
-        ("bf16-fp32head: gap by head", lambda f: cases.updates_in_precision(f, "qwen3", True, "bf16-fp32head")),
-        ("sampling rules: worst gap", cases.sampling_rules),
-        ("update in flight: token of the change", cases.update_in_flight),
-        ("broken transfers heal: errors seen", lambda f: len(cases.failures(f))),
+        ("qwen3 tied, 5 updates in fp32: worst gap", lambda f: weight_sync_cases.many_updates(f, "qwen3", True, 5)),
+        ("llama untied, 5 updates in fp32: worst gap", lambda f: weight_sync_cases.many_updates(f, "llama", False, 5)),
+        (
+            "bf16, silent layers: gap by head",
+            lambda f: weight_sync_cases.updates_in_precision(f, "qwen3", True, "bf16"),
+        ),
+        (
+            "bf16-fp32head: gap by head",
+            lambda f: weight_sync_cases.updates_in_precision(f, "qwen3", True, "bf16-fp32head"),
+        ),
+        ("sampling rules: worst gap", weight_sync_cases.sampling_rules),
+        ("update in flight: token of the change", weight_sync_cases.update_in_flight),
+        ("broken transfers heal: errors seen", lambda f: len(weight_sync_cases.failures(f))),
     ):
         try:
-            found = work(tempfile.mkdtemp())
+            result = work(tempfile.mkdtemp())
         except Exception as error:  # noqa: BLE001 - a line of the table
             traceback.print_exc()
             say(name, f"{type(error).__name__}: {error}"[:160], False)
             continue
-        if isinstance(found, dict):
-            found = ", ".join(f"{k} {v:.1e}" for k, v in found.items())
-        say(name, str(found), True)
+        if isinstance(result, dict):
+            result = ", ".join(f"{k} {v:.1e}" for k, v in result.items())
+        say(name, str(result), True)
 
 
 def _second_member(rendezvous: Any, pipe: Any) -> None:
@@ -233,18 +251,18 @@ def nccl(say: Say) -> None:
     listener = listen("127.0.0.1")
     pair = make_rendezvous("127.0.0.1", listener.getsockname()[1], [("generator 0", 1)], "nccl", 2)
     context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe()
-    child = context.Process(target=_second_member, args=(pair[1], theirs))
+    receiver, sender = context.Pipe()
+    child = context.Process(target=_second_member, args=(pair[1], sender))
     child.start()
     try:
         publisher = Publisher(pair[0], 40.0, listener=listener)
         publisher.channel.wait(publisher.channel.broadcast(tensors[0][1].view(torch.uint8).flatten()), "probe", 20.0)
-        said = "no error"
+        output = "no error"
     except WeightSyncError as error:
-        said = str(error)
-    heard = mine.recv() if mine.poll(30) else "nothing"
+        output = str(error)
+    heard = receiver.recv() if receiver.poll(30) else "nothing"
     child.kill()
-    say("two members on one device: the learner's error", said[:300], said != "no error")
+    say("two members on one device: the learner's error", output[:300], output != "no error")
     say("two members on one device: the generator's error", heard[:300], heard not in ("no error", "nothing"))
 
 
@@ -255,7 +273,7 @@ SHARES = (
 
 
 def train(folder: Path, name: str, limit: float, *overrides: str) -> tuple[int, str, list[dict[str, Any]]]:
-    """(exit code, what it said last, rows of metrics.jsonl)"""
+    """Returns (exit code, end of the output, rows of metrics.jsonl)."""
     arguments = ["train", "lab-countdown", *SHARES, f"run.name={name}", f"run.dir={folder}", *overrides]
     env = {
         **os.environ,
@@ -273,10 +291,10 @@ def train(folder: Path, name: str, limit: float, *overrides: str) -> tuple[int, 
             process.terminate()
             code = -9
             process.wait(30)
-    said = (folder / f"{name}.log").read_text()
+    output = (folder / f"{name}.log").read_text()
     at = folder / name / "metrics.jsonl"
     rows = [json.loads(line) for line in at.read_text().splitlines()] if at.exists() else []
-    return code, said[-1500:], [r for r in rows if "entropy/exact" in r]
+    return code, output[-1500:], [r for r in rows if "entropy/exact" in r]
 
 
 def column(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
@@ -292,12 +310,12 @@ def run(say: Say) -> None:
     folder = Path(tempfile.mkdtemp())
     for precision in ("fp32", "bf16", "fp16", "bf16-fp32head"):
         began = time.monotonic()
-        code, said, rows = train(
+        code, output, rows = train(
             folder, precision, 120, f"precision={precision}", "run.iterations=4", "evaluation.prompts=20", "evaluation.samples=4",
             "evaluation.ks=[1,4]", "checkpoint.every=2", "entropy.method={kind: repo_d}", "entropy.controller={kind: isentropic}",
         )  # fmt: skip
         if code or len(rows) < 4:
-            say(f"{precision}: isentrope train", f"exit {code}: {' '.join(said.split())[-700:]}", False)
+            say(f"{precision}: isentrope train", f"exit {code}: {' '.join(output.split())[-700:]}", False)
             continue
         gap, outside = (max(column(rows, k), default=math.nan) for k in ("sync/logprob_gap_max", "gap/outside"))
         entropy, step = column(rows, "entropy/exact"), middle(column(rows, "time/iteration")[1:])
@@ -312,8 +330,8 @@ def ledger(say: Say) -> None:
     script = [sys.executable, str(ROOT / "tests/benchmarks/ledger_cost.py"), "--cuda"]
     shape = "--hidden 1024 --layers 16 --vocab 50000 --response 256 --prompts 16 --responses 8 --updates 4 --repeats 5"
     done = subprocess.run([*script, *shape.split()], capture_output=True, text=True, timeout=110, check=False)
-    found = " / ".join(done.stdout.strip().splitlines()[-2:]) or done.stderr[-600:]
-    say("the ledger's cost, 0.3 B parameters", found, done.returncode == 0)
+    result = " / ".join(done.stdout.strip().splitlines()[-2:]) or done.stderr[-600:]
+    say("the ledger's cost, 0.3 B parameters", result, done.returncode == 0)
 
 
 def size(say: Say) -> None:
@@ -339,9 +357,9 @@ def size(say: Say) -> None:
         "generators.kv_cache_mb=16000 batch.prompts=32 batch.responses=8 learner.updates=2 learner.micro_batch_tokens=16384 "
         "learner.lr=1.0e-6 weights.timeout_s=120 evaluation.prompts=0"
     )
-    code, said, rows = train(folder, "size", 220, f"model.path={folder / 'model'}", *wanted.split())
+    code, output, rows = train(folder, "size", 220, f"model.path={folder / 'model'}", *wanted.split())
     if code or len(rows) < 3:
-        say("0.6 B parameters in bf16", f"exit {code}: {' '.join(said.split())[-900:]}", False)
+        say("0.6 B parameters in bf16", f"exit {code}: {' '.join(output.split())[-900:]}", False)
         return
     times = {k: middle(column(rows[1:], k)) for k in sorted(rows[-1]) if k.startswith("time/")}
     say(
@@ -360,13 +378,13 @@ PARTS = {"maths": maths, "learner": learner, "engine": engine, "nccl": nccl, "ru
 
 
 def child(name: str, pipe: Any, log: str) -> None:
-    """One part in a process of its own; what it prints goes to a log."""
+    """Runs one part in a process of its own; its output goes to a log."""
     os.setsid()  # a group to end: parts start trainers and engines
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
     try:
-        PARTS[name](lambda what, found, ok: pipe.send((what, found, bool(ok))))
+        PARTS[name](lambda what, result, ok: pipe.send((what, result, bool(ok))))
     except BaseException as error:  # noqa: BLE001 - a line of the table
         traceback.print_exc()
         pipe.send((f"{name} ended", f"{type(error).__name__}: {error}"[:300], False))
@@ -388,11 +406,11 @@ def main() -> int:
     for group in [names] if args.together else [[n] for n in names]:
         started = []
         for name in group:
-            mine, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=child, args=(name, theirs, str(args.out / f"{name}.log")))
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=child, args=(name, sender, str(args.out / f"{name}.log")))
             process.start()
-            theirs.close()
-            started.append((name, process, mine, time.monotonic()))
+            sender.close()
+            started.append((name, process, receiver, time.monotonic()))
         for name, process, pipe, began in started:
             limit = began + LIMITS[name]
             while True:
@@ -401,11 +419,11 @@ def main() -> int:
                         print(f"{name:8} FAIL  not done within {LIMITS[name]} s", flush=True)
                         failed += 1
                         break
-                    what, found, ok = pipe.recv()
+                    what, result, ok = pipe.recv()
                 except EOFError:
                     break
                 failed += not ok
-                print(f"{name:8} {'ok  ' if ok else 'FAIL'}  {what}: {found}", flush=True)
+                print(f"{name:8} {'ok  ' if ok else 'FAIL'}  {what}: {result}", flush=True)
             process.join(5)
             if process.is_alive():
                 os.killpg(process.pid, signal.SIGTERM)  # politely first: `isentrope train` ends its Ray processes

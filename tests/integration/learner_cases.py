@@ -85,8 +85,9 @@ def batches(iteration: int, ranks: int, tokens: int, packing: bool, aggregation:
 
 
 def settings(model: str, case: dict[str, Any]) -> Any:
-    """case: stage, and where they are not the usual: precision (a mode), method, coefficient (fixed), objective,
-    loss_scale_power."""
+    """Returns the settings of a case: its stage and, where not the usual, precision (a mode), method, coefficient (fixed),
+    objective and loss_scale_power.
+    """
     from learner.entropy.settings import EntropySettings
     from learner.entropy.target import TargetSettings
     from learner.learner import RankSettings
@@ -117,19 +118,19 @@ def settings(model: str, case: dict[str, Any]) -> Any:
     )
 
 
-def refusal(model: str, case: dict[str, Any], place: Any) -> str:
+def refusal(model: str, case: dict[str, Any], placement: Any) -> str:
     from learner.deepspeed_engine import UnsupportedPrecision
     from learner.learner import Learner
 
     try:
-        Learner(settings(model, case), place)
+        Learner(settings(model, case), placement)
     except UnsupportedPrecision as error:
         return str(error)
     return ""
 
 
 def allow_fp16() -> None:
-    """A CPU without fp16 arithmetic has torch's, slow and right: DeepSpeed's loss scaler can be tested with it."""
+    """Lets DeepSpeed use fp16 on a CPU, where torch emulates it slowly and correctly, to test its loss scaler."""
     import deepspeed
 
     accelerator: Any = deepspeed.get_accelerator()
@@ -137,7 +138,7 @@ def allow_fp16() -> None:
 
 
 def exploding(batch: Any) -> Any:
-    """The same batch with advantages whose gradient is beyond fp16 whatever the loss scale."""
+    """Returns the same batch with advantages whose gradient overflows fp16 at every loss scale."""
     from dataclasses import replace
 
     updates = tuple(
@@ -147,7 +148,7 @@ def exploding(batch: Any) -> Any:
 
 
 class Demeaned:
-    """A method of scope "batch", for the test of that scope: A minus the mean of A * L over the whole global batch."""
+    """Subtracts the mean of A * L over the whole global batch from A: a method of scope "batch", to test that scope."""
 
     def __init__(self) -> None:
         from learner.entropy.base import CoefficientRange
@@ -171,7 +172,7 @@ def weights(learner: Any) -> dict[str, np.ndarray]:
 def rank_main(
     rank: int, world: int, port: int, model: str, cases: list[dict[str, Any]], out: str, cuda: bool = False
 ) -> None:
-    """Every case on one rank of one group; rank 0 writes out/NAME.npz and the metrics."""
+    """Runs every case on one rank of one group; rank 0 writes out/NAME.npz and the metrics."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import json
 
@@ -180,15 +181,15 @@ def rank_main(
     from learner.deepspeed_engine import RankPlace
     from learner.learner import Learner, LearnerStage, NonFiniteError
 
-    place = RankPlace(rank, world, "127.0.0.1", port, cuda, 120.0)
+    placement = RankPlace(rank, world, "127.0.0.1", port, cuda, 120.0)
     learner: Learner | None = None
     for case in cases:
         if case.get("refused"):
-            (Path(out) / f"{case['name']}.refused").write_text(refusal(model, case, place))
+            (Path(out) / f"{case['name']}.refused").write_text(refusal(model, case, placement))
             continue
         if case.get("precision") == "fp16" and not cuda:
             allow_fp16()
-        learner = Learner(settings(case.get("model", model), case), place)
+        learner = Learner(settings(case.get("model", model), case), placement)
         wide = Demeaned() if case.get("batch_scope") else None
         if wide is not None:
             setattr(learner.steering, "method", wide)  # noqa: B010 - it has what the learner uses, not the whole protocol
@@ -207,9 +208,9 @@ def rank_main(
             if i == 0 and case.get("resume"):  # through a checkpoint, into a learner that has seen nothing
                 folder = Path(out) / f"{case['name']}-checkpoint"
                 learner.save(folder / "hf", folder / "engine")
-                torch.distributed.barrier()  # the conductor waits for every rank's save before it goes on
+                torch.distributed.barrier()  # the driver waits for every rank's save before it goes on
                 state = json.loads(json.dumps(learner.state_dict()))
-                learner = Learner(settings(str(folder / "hf"), case), place)
+                learner = Learner(settings(str(folder / "hf"), case), placement)
                 learner.load(folder / "engine")
                 learner.load_state_dict(state)
             if i == 0 and (how := case.get("optimiser")):
@@ -218,7 +219,7 @@ def rank_main(
                     learner.save(folder / "hf", folder / "engine")
                     torch.distributed.barrier()
                     state = learner.state_dict()
-                    learner = Learner(settings(str(folder / "hf"), case), place)
+                    learner = Learner(settings(str(folder / "hf"), case), placement)
                     learner.load_state_dict(state)
                 s = learner.settings
                 learner.begin_stage(
@@ -235,9 +236,9 @@ def rank_main(
 
 
 def reference(model: str) -> tuple[dict[str, np.ndarray], list[float]]:
-    """The same two iterations with plain torch: full logits, one sequence at a time, REPO-R written out, AdamW, clipping.
+    """Computes the same two iterations with plain torch: full logits, one sequence at a time, explicit REPO-R, AdamW, clipping.
 
-    Shares with the learner nothing but the data. Returns the weights and each iteration's exact entropy.
+    Shares only the data with the learner. Returns the weights and the exact entropy of each iteration.
     """
     import torch
     from transformers import AutoModelForCausalLM

@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 
 
 def free_ports(count: int) -> list[int]:
-    """Outside 10002-19999, which Ray hands to its workers."""
+    """Returns free ports outside 10002-19999, which Ray hands to its workers."""
     held = []
     while len(held) < count:
         server = socket.create_server(("127.0.0.1", 0))
@@ -49,7 +49,7 @@ def answers(url: str) -> bool:
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A head node that is ended by its process id; (dashboard address, environment)."""
+    """Starts a head node and ends it by its process id; yields (dashboard address, environment)."""
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(500)]
 
 
 def grid(folder: Path, path: Path, **changes: Any) -> str:
-    """The shipped smoke grid on a model that is there already; `more` arms are added."""
+    """Returns the shipped smoke grid on an existing model; `more` arms are added."""
     data = yaml.safe_load((GRIDS / "smoke.yaml").read_text())
     del data["warm_start"]
     data["overrides"]["model.path"] = str(path)
@@ -64,8 +64,8 @@ def test_a_broken_arm_is_named_the_others_finish_and_warm_runs_equal_cold_ones(
 
 def compare(cold: Path, warm: Path) -> None:
     assert len(rows(cold)) == len(rows(warm)) == 4
-    for mine, theirs in zip(rows(cold), rows(warm), strict=True):
-        assert untimed(mine).keys() == untimed(theirs).keys()
-        for key, value in untimed(mine).items():
+    for expected, actual in zip(rows(cold), rows(warm), strict=True):
+        assert untimed(expected).keys() == untimed(actual).keys()
+        for key, value in untimed(expected).items():
             if key != "sync/bytes":
-                assert theirs[key] == pytest.approx(value, abs=1e-6), key
+                assert actual[key] == pytest.approx(value, abs=1e-6), key

@@ -1,4 +1,4 @@
-"""The learner group with real DeepSpeed: the same batch gives the same weights, whatever the ranks, ZeRO stage and cut.
+"""The learner group with real DeepSpeed: the same batch gives the same weights, whatever the ranks, ZeRO stage and batch plan.
 
 One process per rank for all cases of a world size: starting a process costs more than a case does.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from integration import learner_cases as lc
+from integration import learner_cases
 
 from learner.settings import ImportanceSettings, KLSettings
 
@@ -80,11 +80,11 @@ REFUSED: dict[str, Any] = {"name": "refused", "stage": 0, "precision": "fp16", "
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], tuple[Any, Any]]:
-    """(world, case) -> (weights, metrics of each iteration)"""
-    model = lc.make_model(str(tmp_path_factory.mktemp("model")))
-    untied = lc.make_model(str(tmp_path_factory.mktemp("untied")), tied=False)
+    """Returns (world, case) -> (weights, metrics of each iteration)."""
+    model = learner_cases.make_model(str(tmp_path_factory.mktemp("model")))
+    untied = learner_cases.make_model(str(tmp_path_factory.mktemp("untied")), tied=False)
     context = multiprocessing.get_context("spawn")
-    found: dict[tuple[int, str], tuple[Any, Any]] = {}
+    collected: dict[tuple[int, str], tuple[Any, Any]] = {}
     for world, cases in (
         (
             1,
@@ -93,9 +93,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], t
         (2, [*SAME, *RESUMED, *BEGUN, *SEQUENCE, *WIDE, *RICH]),
     ):
         cases = [case | ({"model": untied} if case.get("untied") else {}) for case in cases]
-        out, port = tmp_path_factory.mktemp(f"world{world}"), lc.free_port()
+        out, port = tmp_path_factory.mktemp(f"world{world}"), learner_cases.free_port()
         ranks = [
-            context.Process(target=lc.rank_main, args=(r, world, port, model, cases, str(out))) for r in range(world)
+            context.Process(target=learner_cases.rank_main, args=(r, world, port, model, cases, str(out)))
+            for r in range(world)
         ]
         for process in ranks:
             process.start()
@@ -106,12 +107,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], t
         assert [p.exitcode for p in ranks] == [0] * world
         for case in cases:
             if (refused := out / f"{case['name']}.refused").exists():
-                found[world, case["name"]] = {}, refused.read_text()
+                collected[world, case["name"]] = {}, refused.read_text()
                 continue
             arrays = dict(np.load(out / f"{case['name']}.npz"))
-            found[world, case["name"]] = arrays, json.loads((out / f"{case['name']}.json").read_text())
-    found[0, "reference"] = lc.reference(model)
-    return found
+            collected[world, case["name"]] = arrays, json.loads((out / f"{case['name']}.json").read_text())
+    collected[0, "reference"] = learner_cases.reference(model)
+    return collected
 
 
 def gap(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
@@ -121,8 +122,8 @@ def gap(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
 
 def test_the_learner_does_what_plain_torch_does(results: Any) -> None:
     expected, entropies = results[0, "reference"]
-    found, metrics = results[1, SAME[0]["name"]]
-    assert gap(expected, found) < 1e-5
+    weights, metrics = results[1, SAME[0]["name"]]
+    assert gap(expected, weights) < 1e-5
     assert [m["entropy/exact"] for m in metrics] == pytest.approx(entropies, abs=1e-5)
 
 
@@ -130,11 +131,11 @@ def test_the_learner_does_what_plain_torch_does(results: Any) -> None:
 @pytest.mark.parametrize("case", [c["name"] for c in [*SAME, *RESUMED]])
 def test_ranks_zero_and_cuts_do_not_change_the_update(results: Any, world: int, case: str) -> None:
     expected, metrics = results[1, SAME[0]["name"]]
-    found, others = results[world, case]
-    assert gap(expected, found) < 1e-5
-    for mine, theirs in zip(metrics, others, strict=True):
-        assert mine.keys() == theirs.keys()
-        assert theirs["loss"] == pytest.approx(mine["loss"], abs=1e-6)
+    weights, others = results[world, case]
+    assert gap(expected, weights) < 1e-5
+    for row, other in zip(metrics, others, strict=True):
+        assert row.keys() == other.keys()
+        assert other["loss"] == pytest.approx(row["loss"], abs=1e-6)
         for key in (
             "entropy/exact",
             "entropy/sampled",
@@ -144,15 +145,15 @@ def test_ranks_zero_and_cuts_do_not_change_the_update(results: Any, world: int, 
             "entropy/odd",
             "advantage/std",
         ):
-            assert theirs[key] == pytest.approx(mine[key], abs=1e-5), key
+            assert other[key] == pytest.approx(row[key], abs=1e-5), key
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_sequence_aggregation_does_not_depend_on_the_cut(results: Any, world: int) -> None:
+def test_sequence_aggregation_does_not_depend_on_the_batch_plan(results: Any, world: int) -> None:
     expected, metrics = results[1, "sequence100000"]
     for name in ("sequence100000", "sequence80"):
-        found, others = results[world, name]
-        assert gap(expected, found) < 1e-5
+        weights, others = results[world, name]
+        assert gap(expected, weights) < 1e-5
         assert [m["loss"] for m in others] == pytest.approx([m["loss"] for m in metrics], abs=1e-6)
     assert gap(expected, results[1, SAME[0]["name"]][0]) > 1e-5  # and it is not the token mean
 
@@ -161,8 +162,8 @@ def test_sequence_aggregation_does_not_depend_on_the_cut(results: Any, world: in
 @pytest.mark.parametrize("case", [w["name"] for w in WIDE])
 def test_a_method_of_batch_scope_sees_the_whole_global_batch(results: Any, world: int, case: str) -> None:
     expected, _ = results[1, "wide100000"]
-    found, metrics = results[world, case]
-    assert gap(expected, found) < 1e-5
+    weights, metrics = results[world, case]
+    assert gap(expected, weights) < 1e-5
     assert gap(expected, results[1, SAME[0]["name"]][0]) > 1e-5  # and the method did something
     for row in metrics:  # for the plan and for the updates, one call an update, together all the trained tokens
         assert len(row["batch_tokens"]) % 4 == 0
@@ -173,13 +174,13 @@ def test_a_method_of_batch_scope_sees_the_whole_global_batch(results: Any, world
 @pytest.mark.parametrize("case", [r["name"] for r in RICH])
 def test_statistics_beyond_the_token_are_global(results: Any, world: int, case: str) -> None:
     expected, metrics = results[1, RICH[0]["name"]]
-    found, others = results[world, case]
-    assert gap(expected, found) < 1e-5
+    weights, others = results[world, case]
+    assert gap(expected, weights) < 1e-5
     assert gap(expected, results[1, "sequence100000"][0]) > 1e-5
-    for mine, theirs in zip(metrics, others, strict=True):
-        assert mine.keys() == theirs.keys()
-        for key, value in mine.items():
-            assert theirs[key] == pytest.approx(value, rel=1e-3, abs=2e-5), key
+    for row, other in zip(metrics, others, strict=True):
+        assert row.keys() == other.keys()
+        for key, value in row.items():
+            assert other[key] == pytest.approx(value, rel=1e-3, abs=2e-5), key
     assert 0.0 < metrics[0]["entropy/affected"] < 0.5
     assert 0.0 < metrics[0]["importance/limited"] < 1.0
     assert metrics[1]["kl/reference"] > metrics[0]["kl/reference"] == pytest.approx(0, abs=1e-6)
@@ -199,11 +200,11 @@ def test_half_precision_follows_fp32(results: Any, case: str) -> None:
     """Not equal, near: exact entropy within 2 %, the gradient's norm within 5 %, and no step skipped."""
     _, metrics = results[1, case]
     full = results[1, UNTIED[0]["name"] if case.startswith("untied") else SAME[0]["name"]][1]
-    for mine, theirs in zip(full, metrics, strict=True):
-        assert theirs["entropy/exact"] == pytest.approx(mine["entropy/exact"], rel=0.02)
-        assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=0.05)
-        assert theirs["steps/skipped"] == 0
-        assert theirs.get("steps/loss_scale") == (2**16 if "fp16" in case else None)
+    for row, other in zip(full, metrics, strict=True):
+        assert other["entropy/exact"] == pytest.approx(row["entropy/exact"], rel=0.02)
+        assert other["grad_norm"] == pytest.approx(row["grad_norm"], rel=0.05)
+        assert other["steps/skipped"] == 0
+        assert other.get("steps/loss_scale") == (2**16 if "fp16" in case else None)
 
 
 @pytest.mark.parametrize("case", [s["name"] for s in SKIPPED])
@@ -234,9 +235,9 @@ def test_a_device_without_fp16_says_so(results: Any) -> None:
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_reset_optimiser_is_as_a_new_one(results: Any, world: int, stage: int) -> None:
-    found, _ = results[world, f"reset{stage}"]
-    assert gap(results[1, "new0"][0], found) < 1e-5
-    assert gap(results[1, "keep0"][0], found) > 1e-5  # a step of a warm optimiser is another one
+    weights, _ = results[world, f"reset{stage}"]
+    assert gap(results[1, "new0"][0], weights) < 1e-5
+    assert gap(results[1, "keep0"][0], weights) > 1e-5  # a step of a warm optimiser is another one
 
 
 def test_the_checkpoint_is_a_hugging_face_folder(results: Any, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from integration import learner_cases as lc
+from integration import learner_cases
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return lc.make_model(str(tmp_path_factory.mktemp("model")))
+    return learner_cases.make_model(str(tmp_path_factory.mktemp("model")))
 
 
 def precision(model: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -41,7 +41,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chatterer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers whatever it is asked with random characters and ends at random: after some twenty of them."""
+    """Returns a model that answers everything with random characters, about twenty of them."""
     folder = tmp_path_factory.mktemp("models") / "chatterer"
     tokenizer = build_tokenizer(Arithmetic().alphabet())
     torch.manual_seed(0)
@@ -53,14 +53,14 @@ def chatterer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Gives one point a digit of the response; refuses a response with a 1 in it."""
+    """Scores one point per digit of the response; refuses a response with a 1 in it."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        found = re.search(r"<response-\w+>\n(.*)\n</response-\w+>", body["messages"][1]["content"], re.DOTALL)
-        assert found is not None and self.headers["Authorization"] == f"Bearer {KEY}"
-        digits = sum(c.isdigit() for c in found.group(1))
-        message = {"content": None, "refusal": "no ones"} if "1" in found.group(1) else {"content": f"SCORE: {digits}"}
+        match = re.search(r"<response-\w+>\n(.*)\n</response-\w+>", body["messages"][1]["content"], re.DOTALL)
+        assert match is not None and self.headers["Authorization"] == f"Bearer {KEY}"
+        digits = sum(c.isdigit() for c in match.group(1))
+        message = {"content": None, "refusal": "no ones"} if "1" in match.group(1) else {"content": f"SCORE: {digits}"}
         data = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
@@ -97,9 +97,9 @@ def test_a_run_with_every_term(model: Path, classifier: Path, endpoint: str, tmp
     for name in ("config.yaml", "metrics.jsonl", "report.html", "samples.jsonl"):
         assert KEY not in (folder / name).read_text()
     assert KEY not in out
-    found = rows(folder)[1:]
+    recorded = rows(folder)[1:]
     weights = {"verdict": 1.0, "length": 0.1, "format": 0.5, "overlong": 0.2, "model": 0.3, "judge": 0.4}
-    for row in found:
+    for row in recorded:
         assert set(weights) == {k.split("/")[1] for k in row if k.startswith("term/") and k.count("/") == 1}
         assert all(row[f"term/{name}/arithmetic"] == row[f"term/{name}"] for name in weights)
         assert row["term/verdict"] == row["correct/mean"]
@@ -124,19 +124,19 @@ def test_a_reward_model_that_dies_is_replaced(model: Path, classifier: Path, tmp
     code, out = finish(process)
     assert code == 0, out
     assert "reward model 0 was replaced by reward model 1" in out
-    found = rows(folder)
-    assert [r["iteration"] for r in found] == list(range(1, 31))
-    assert found[-1]["status/error"] == 0
+    recorded = rows(folder)
+    assert [r["iteration"] for r in recorded] == list(range(1, 31))
+    assert recorded[-1]["status/error"] == 0
     # Responses it did not come to judge were left out, and are not zeros in the term's mean.
-    assert all("term/model" in r for r in found if r["status/error"] < 1)
+    assert all("term/model" in r for r in recorded if r["status/error"] < 1)
 
 
 @pytest.mark.timeout(900)
 def test_killed_and_resumed_equals_undisturbed(model: Path, classifier: Path, tmp_path: Path) -> None:  # noqa: F811
-    """With the drift of a reward, whose windows reach over the place where it was killed."""
+    """The windows of the reward-hacking monitor span the iteration at which the run is killed."""
     term = f"rewards.model={{weight: 1.0, path: {classifier}, cpus: 0.3, max_batch_tokens: 1}}"
     more = (term, "run.iterations=11", "evaluation.prompts=2", "evaluation.every=0", "checkpoint.every=5")
-    found = {}
+    recorded = {}
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
         process = isentrope(*smoke(model, "same", *more), cwd=tmp_path / name, ISENTROPE_TEST=name)
@@ -152,13 +152,13 @@ def test_killed_and_resumed_equals_undisturbed(model: Path, classifier: Path, tm
             process = isentrope(*smoke(model, "same", "--resume", *more), cwd=tmp_path / name)
         code, out = finish(process, 300)
         assert code == 0, out
-        found[name] = [untimed(row) for row in rows(folder)]
-    assert [r["iteration"] for r in found["whole"]] == list(range(12))
-    assert "drift/held_out" in found["whole"][-1]
-    assert [r.keys() for r in found["whole"]] == [r.keys() for r in found["cut"]]
-    for mine, theirs in zip(found["whole"], found["cut"], strict=True):
-        for key, value in mine.items():
-            assert theirs[key] == pytest.approx(value, abs=1e-6), (mine["iteration"], key)
+        recorded[name] = [untimed(row) for row in rows(folder)]
+    assert [r["iteration"] for r in recorded["whole"]] == list(range(12))
+    assert "drift/held_out" in recorded["whole"][-1]
+    assert [r.keys() for r in recorded["whole"]] == [r.keys() for r in recorded["cut"]]
+    for row, resumed in zip(recorded["whole"], recorded["cut"], strict=True):
+        for key, value in row.items():
+            assert resumed[key] == pytest.approx(value, abs=1e-6), (row["iteration"], key)
 
 
 def test_generators_that_judge_stay_what_they_are_and_are_replaced(
@@ -182,11 +182,11 @@ def test_generators_that_judge_stay_what_they_are_and_are_replaced(
     code, out = finish(process)
     assert code == 0, out
     assert "judge 0 was replaced by judge 1" in out
-    found = rows(folder)
-    assert [r["iteration"] for r in found] == list(range(1, 31))
-    assert all(0 <= r["term/judge"] <= 1 for r in found if "term/judge" in r)
-    assert found[-1]["status/error"] < 0.5
-    assert found[-1]["reward/std"] > 0
+    recorded = rows(folder)
+    assert [r["iteration"] for r in recorded] == list(range(1, 31))
+    assert all(0 <= r["term/judge"] <= 1 for r in recorded if "term/judge" in r)
+    assert recorded[-1]["status/error"] < 0.5
+    assert recorded[-1]["reward/std"] > 0
     scores: dict[str, list[float]] = {}
     for line in (folder / "samples.jsonl").read_text().splitlines():
         sample = json.loads(line)

@@ -61,7 +61,7 @@ def untimed(row: dict[str, Any]) -> dict[str, float]:
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str], limit_s: float = LIMIT_S) -> None:
-    """Look twenty times a second: what is waited for is a file another process writes."""
+    """Polls twenty times a second until another process has written a file."""
     deadline = time.monotonic() + limit_s
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -70,20 +70,20 @@ def wait_for(condition: Any, process: subprocess.Popen[str], limit_s: float = LI
 
 
 def survivors(marker: str) -> list[str]:
-    """Command lines of processes whose environment has the run's own marker."""
-    found = []
+    """Returns the command lines of processes whose environment has the marker of the run."""
+    commands = []
     for process in psutil.process_iter():
         try:
             if process.environ().get("ISENTROPE_TEST") == marker and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline())[:200])
+                commands.append(" ".join(process.cmdline())[:200])
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return found
+    return commands
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows a little arithmetic: enough for rewards to differ."""
+    """Returns a model that knows a little arithmetic, so that rewards differ."""
     folder = tmp_path_factory.mktemp("models") / "arithmetic"
     code, out = finish(
         isentrope("init-model", "--env", "arithmetic", "--out", str(folder), "steps=150", cwd=folder.parent)
@@ -93,28 +93,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing disturbs; the others are compared with it."""
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the run that nothing disturbs; the others are compared with it."""
     folder = tmp_path_factory.mktemp("whole")
     code, out = finish(isentrope(*smoke(model, "whole"), cwd=folder))
     assert code == 0, out
     return folder / "runs" / "whole"
 
 
-def test_a_run_leaves_what_it_promises(whole: Path) -> None:
-    found = rows(whole)
-    assert [r["iteration"] for r in found] == list(range(7))
-    assert [r["policy_version"] for r in found] == list(range(7))
+def test_a_run_leaves_what_it_promises(undisturbed: Path) -> None:
+    recorded = rows(undisturbed)
+    assert [r["iteration"] for r in recorded] == list(range(7))
+    assert [r["policy_version"] for r in recorded] == list(range(7))
     documented = (
         "reward/mean entropy/exact entropy/sampled entropy/target entropy/coefficient sync/logprob_gap_max time/iteration "
         "time/generate time/verify time/train time/sync tokens/generated entropy/predicted_dh entropy/affected"
     )
     for key in documented.split():
-        assert all(isinstance(r[key], float) for r in found[1:]), key
-    assert "eval/arithmetic/pass@1" in found[0]
-    assert "eval/arithmetic/pass@4/T=1" in found[-1]
-    assert all(r["sync/logprob_gap_max"] < 1e-5 for r in found[1:])
-    assert all(r["gap/engine_max"] < 1e-4 for r in found[1:])
+        assert all(isinstance(r[key], float) for r in recorded[1:]), key
+    assert "eval/arithmetic/pass@1" in recorded[0]
+    assert "eval/arithmetic/pass@4/T=1" in recorded[-1]
+    assert all(r["sync/logprob_gap_max"] < 1e-5 for r in recorded[1:])
+    assert all(r["gap/engine_max"] < 1e-4 for r in recorded[1:])
     for name in (
         "config.yaml",
         "samples.jsonl",
@@ -122,40 +122,40 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
         "checkpoints/latest",
         "checkpoints/step_000006/state.json",
     ):
-        assert (whole / name).stat().st_size > 0, name
-    assert sorted(p.name for p in (whole / "checkpoints").glob("step_*")) == ["step_000004", "step_000006"]
-    assert "<html" in (whole / "report.html").read_text()
+        assert (undisturbed / name).stat().st_size > 0, name
+    assert sorted(p.name for p in (undisturbed / "checkpoints").glob("step_*")) == ["step_000004", "step_000006"]
+    assert "<html" in (undisturbed / "report.html").read_text()
 
 
-def test_the_coefficient_moves_towards_the_target(whole: Path) -> None:
-    found = rows(whole)[1:]
-    for before, after in itertools.pairwise(found):
+def test_the_coefficient_moves_towards_the_target(undisturbed: Path) -> None:
+    recorded = rows(undisturbed)[1:]
+    for before, after in itertools.pairwise(recorded):
         below = after["entropy/exact"] < after["entropy/target"]  # seen before the updates that the coefficient shapes
         assert (after["entropy/coefficient"] > before["entropy/coefficient"]) == below or abs(
             after["entropy/coefficient"]
         ) >= 1.0
 
 
-def test_every_logged_key_is_documented(whole: Path) -> None:
+def test_every_logged_key_is_documented(undisturbed: Path) -> None:
     from orchestration.telemetry.keys import lookup
 
-    for key in {key for row in rows(whole) for key in row}:
-        found = lookup(key)
-        assert found is not None and found[1].get("env", "arithmetic") == "arithmetic", key
+    for key in {key for row in rows(undisturbed) for key in row}:
+        entry = lookup(key)
+        assert entry is not None and entry[1].get("env", "arithmetic") == "arithmetic", key
 
 
-def test_the_number_of_generators_changes_nothing(model: Path, whole: Path, tmp_path: Path) -> None:
+def test_the_number_of_generators_changes_nothing(model: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Seeds belong to responses, not to engines: three give the same batch as one, hence the same weights."""
     more = ("generators.count=3", "generators.cpus=0.3", "run.iterations=2", "evaluation.prompts=0")
     code, out = finish(isentrope(*smoke(model, "many", *more), cwd=tmp_path))
     assert code == 0, out
-    expected = {r["iteration"]: r for r in rows(whole)}
+    expected = {r["iteration"]: r for r in rows(undisturbed)}
     for row in rows(tmp_path / "runs" / "many"):
         for key, value in untimed(row).items():
             assert value == pytest.approx(expected[row["iteration"]][key], abs=1e-5), key
 
 
-def test_killed_and_resumed_equals_undisturbed(model: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_undisturbed(model: Path, undisturbed: Path, tmp_path: Path) -> None:
     process = isentrope(*smoke(model, "whole"), cwd=tmp_path, ISENTROPE_TEST="killed")
     folder = tmp_path / "runs" / "whole"
     wait_for(lambda: (folder / "checkpoints" / "step_000002" / "state.json").exists(), process)
@@ -170,13 +170,13 @@ def test_killed_and_resumed_equals_undisturbed(model: Path, whole: Path, tmp_pat
 
     code, out = finish(isentrope(*smoke(model, "whole", "--resume"), cwd=tmp_path))
     assert code == 0, out
-    expected = rows(whole)
-    found = rows(folder)
-    assert [r["iteration"] for r in found] == [r["iteration"] for r in expected]
-    for mine, theirs in zip(expected, found, strict=True):
-        assert untimed(mine).keys() == untimed(theirs).keys()
-        for key, value in untimed(mine).items():
-            assert theirs[key] == pytest.approx(value, abs=1e-6), (mine["iteration"], key)
+    expected = rows(undisturbed)
+    recorded = rows(folder)
+    assert [r["iteration"] for r in recorded] == [r["iteration"] for r in expected]
+    for row, resumed in zip(expected, recorded, strict=True):
+        assert untimed(row).keys() == untimed(resumed).keys()
+        for key, value in untimed(row).items():
+            assert resumed[key] == pytest.approx(value, abs=1e-6), (row["iteration"], key)
 
     code, out = finish(isentrope(*smoke(model, "whole", "--resume"), cwd=tmp_path))
     assert code == 2
@@ -220,11 +220,11 @@ def test_generators_and_verifiers_that_die_are_replaced(model: Path, tmp_path: P
     assert code == 0, out
     assert "was replaced by generator 2" in out
     assert "verifier 0 was replaced by verifier 1" in out
-    found = rows(folder)
-    assert [r["iteration"] for r in found] == list(range(1, 41))
+    recorded = rows(folder)
+    assert [r["iteration"] for r in recorded] == list(range(1, 41))
     # Base weights would be off by whole nats; forty updates on, rounding reaches 1e-5 on unlikely tokens.
-    assert all(r["sync/logprob_gap_max"] < 1e-4 for r in found)
-    assert found[-1]["status/error"] == 0
+    assert all(r["sync/logprob_gap_max"] < 1e-4 for r in recorded)
+    assert recorded[-1]["status/error"] == 0
 
 
 @pytest.mark.parametrize(
@@ -269,15 +269,15 @@ engine = VLLMEngine(VLLMSettings(model=folder, generator=generator, dtype="float
 with torch.no_grad():
     expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
 expected = [float(expected[i, t]) for i, t in enumerate(ids[1:])]
-found = engine.sequence_logprobs([ids])[0]
-assert max(abs(a - b) for a, b in zip(expected, found)) < 1e-5, (expected, found)
+actual = engine.sequence_logprobs([ids])[0]
+assert max(abs(a - b) for a, b in zip(expected, actual)) < 1e-5, (expected, actual)
 engine.close()
 print("loads")
 """
 
 
-def test_the_checkpoint_loads_in_transformers_and_in_vllm(whole: Path) -> None:
-    folder = whole / "checkpoints" / "step_000006" / "hf"
+def test_the_checkpoint_loads_in_transformers_and_in_vllm(undisturbed: Path) -> None:
+    folder = undisturbed / "checkpoints" / "step_000006" / "hf"
     result = subprocess.run(
         [sys.executable, "-c", LOADS, str(folder)],
         capture_output=True,
@@ -305,8 +305,8 @@ def test_bad_input_is_one_sentence_and_writes_nothing(model: Path, tmp_path: Pat
     (tmp_path / "broken.jsonl").write_text('{"prompt": "1+1=", "answer": 2}\n{"prompt": "1+\n')
     overrides, code, part = BAD[what]
     before = sorted(tmp_path.rglob("*"))
-    found, out = finish(isentrope(*smoke(model, "bad", *overrides), cwd=tmp_path))
-    assert found == code, out
+    exit_code, out = finish(isentrope(*smoke(model, "bad", *overrides), cwd=tmp_path))
+    assert exit_code == code, out
     assert part in out
     if what == "broken line":
         assert "line 2" in out
@@ -315,9 +315,9 @@ def test_bad_input_is_one_sentence_and_writes_nothing(model: Path, tmp_path: Pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_another_run_is_not_overwritten(model: Path, whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path / "runs" / "whole")
+def test_another_run_is_not_overwritten(model: Path, undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "runs" / "whole")
     code, out = finish(isentrope(*smoke(model, "whole"), cwd=tmp_path))
     assert code == 2
     assert "--resume" in out
-    assert rows(tmp_path / "runs" / "whole") == rows(whole)
+    assert rows(tmp_path / "runs" / "whole") == rows(undisturbed)

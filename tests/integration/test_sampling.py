@@ -18,7 +18,7 @@ KILLED_AFTER = 2
 
 
 def recipe(folder: Path, path: Path) -> str:
-    """The smoke recipe over two environments, with few responses a group: many have one reward."""
+    """Writes the smoke recipe with two environments and small groups, so that many have one reward."""
     data: dict[str, Any] = yaml.safe_load((RECIPES / "smoke.yaml").read_text())
     data["environments"] = [
         {"name": "arithmetic", "weight": 2},
@@ -49,17 +49,17 @@ def test_killed_and_resumed_draws_what_the_undisturbed_run_draws(model: Path, tm
     folders = {name: tmp_path / name for name in ("whole", "killed")}
     for folder in folders.values():
         folder.mkdir()
-    whole, killed = (folder / "runs" / "sampled" for folder in folders.values())
+    undisturbed, killed = (folder / "runs" / "sampled" for folder in folders.values())
     process = isentrope("train", recipe(folders["whole"], model), cwd=folders["whole"])
-    wait_for(lambda: (whole / "checkpoints" / f"step_{KILLED_AFTER:06d}" / "state.json").exists(), process)
+    wait_for(lambda: (undisturbed / "checkpoints" / f"step_{KILLED_AFTER:06d}" / "state.json").exists(), process)
     for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", f"checkpoints/step_{KILLED_AFTER:06d}"):
-        copy = shutil.copytree if (whole / name).is_dir() else shutil.copy
+        copy = shutil.copytree if (undisturbed / name).is_dir() else shutil.copy
         (killed / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(whole / name, killed / name)
+        copy(undisturbed / name, killed / name)
     code, out = finish(process)
     assert code == 0, out
 
-    expected = rows(whole)
+    expected = rows(undisturbed)
     assert all(1 <= r["dynamic/rounds"] <= 3 for r in expected)
     assert any(r["dynamic/rounds"] > 1 for r in expected)
     assert any(r["adaptive/revisited"] > 0 for r in expected)
@@ -74,11 +74,11 @@ def test_killed_and_resumed_draws_what_the_undisturbed_run_draws(model: Path, tm
     assert [path.name for path in sorted((killed / "checkpoints").glob("step_*"))] == [
         f"step_{k:06d}" for k in (2, 3, 4)
     ]
-    assert curriculum(killed, 4) == curriculum(whole, 4)
+    assert curriculum(killed, 4) == curriculum(undisturbed, 4)
     assert curriculum(killed, 4)["tried"] != curriculum(killed, KILLED_AFTER)["tried"]
-    found = rows(killed)
-    assert [r["iteration"] for r in found] == [1, 2, 3, 4]
-    for mine, theirs in zip(found, expected, strict=True):
-        assert untimed(mine).keys() == untimed(theirs).keys()
-        for key, value in untimed(theirs).items():
-            assert mine[key] == pytest.approx(value, abs=1e-6), (mine["iteration"], key)
+    recorded = rows(killed)
+    assert [r["iteration"] for r in recorded] == [1, 2, 3, 4]
+    for row, undisturbed_row in zip(recorded, expected, strict=True):
+        assert untimed(row).keys() == untimed(undisturbed_row).keys()
+        for key, value in untimed(undisturbed_row).items():
+            assert row[key] == pytest.approx(value, abs=1e-6), (row["iteration"], key)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(500)]
 
 
 def recipe(folder: Path, path: Path) -> str:
-    """The smoke recipe in two stages of other sums, with everything that a boundary can do but leave things alone."""
+    """Writes the smoke recipe in two stages of other sums, with every non-default action at the boundary."""
     data: dict[str, Any] = yaml.safe_load((RECIPES / "smoke.yaml").read_text())
     del data["environments"]
     data["run"] = {"name": "staged"}
@@ -45,7 +45,7 @@ def recipe(folder: Path, path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     folder = tmp_path_factory.mktemp("whole")
     code, out = finish(isentrope("train", recipe(folder, model), cwd=folder))
     assert code == 0, out
@@ -53,23 +53,34 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noq
     return folder / "runs" / "staged"
 
 
-def test_every_environment_is_evaluated_at_every_boundary(whole: Path) -> None:
-    found = rows(whole)
-    assert [(r["stage/index"], r["stage/iteration"]) for r in found] == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
-    assert [i for i, r in enumerate(found) if "eval/minus/pass@1" in r and "eval/arithmetic/pass@4" in r] == [0, 2, 5]
-    assert ["reward/minus" in r for r in found] == [False, False, False, True, True, True]
-    assert found[3]["lr"] == pytest.approx(2e-4)
-    assert "entropy/realised_dh" not in found[3]
-    kept = matrix(found, 1)
+def test_every_environment_is_evaluated_at_every_boundary(undisturbed: Path) -> None:
+    recorded = rows(undisturbed)
+    assert [(r["stage/index"], r["stage/iteration"]) for r in recorded] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (1, 1),
+        (1, 2),
+        (1, 3),
+    ]
+    assert [i for i, r in enumerate(recorded) if "eval/minus/pass@1" in r and "eval/arithmetic/pass@4" in r] == [
+        0,
+        2,
+        5,
+    ]
+    assert ["reward/minus" in r for r in recorded] == [False, False, False, True, True, True]
+    assert recorded[3]["lr"] == pytest.approx(2e-4)
+    assert "entropy/realised_dh" not in recorded[3]
+    kept = matrix(recorded, 1)
     assert kept is not None
     assert kept.environments == ("arithmetic", "minus")
-    assert "<h2>What was retained</h2>" in (whole / "report.html").read_text()
+    assert "<h2>What was retained</h2>" in (undisturbed / "report.html").read_text()
 
 
 @pytest.mark.parametrize("after", [2, 3])
 def test_killed_around_the_boundary_and_resumed_equals_undisturbed(
     model: Path,  # noqa: F811
-    whole: Path,
+    undisturbed: Path,
     tmp_path: Path,
     after: int,
 ) -> None:
@@ -94,9 +105,9 @@ def test_killed_around_the_boundary_and_resumed_equals_undisturbed(
     code, out = finish(isentrope("train", str(tmp_path / "staged.yaml"), "--resume", cwd=tmp_path))
     assert code == 0, out
     assert ("stage 2 of 2 begins" in out) == (after == 2)
-    expected, found = rows(whole), rows(folder)
-    assert [r["iteration"] for r in found] == [r["iteration"] for r in expected]
-    for mine, theirs in zip(found, expected, strict=True):
-        assert untimed(mine).keys() == untimed(theirs).keys()
-        for key, value in untimed(theirs).items():
-            assert mine[key] == pytest.approx(value, abs=1e-6), (mine["iteration"], key)
+    expected, recorded = rows(undisturbed), rows(folder)
+    assert [r["iteration"] for r in recorded] == [r["iteration"] for r in expected]
+    for row, undisturbed_row in zip(recorded, expected, strict=True):
+        assert untimed(row).keys() == untimed(undisturbed_row).keys()
+        for key, value in untimed(undisturbed_row).items():
+            assert row[key] == pytest.approx(value, abs=1e-6), (row["iteration"], key)

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from integration import weight_sync_cases as cases
+from integration import weight_sync_cases
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -31,8 +31,8 @@ def test_log_probs_agree_after_every_update(
     child: ProcessPoolExecutor, tmp_path: Path, family: str, tied: bool
 ) -> None:
     updates = 10 if family == "gemma2" else 20  # its soft caps amplify fp32 rounding as random weights grow
-    worst = child.submit(cases.many_updates, str(tmp_path), family, tied, updates).result(300)
-    assert max(worst.values()) <= cases.TOLERANCE
+    worst = child.submit(weight_sync_cases.many_updates, str(tmp_path), family, tied, updates).result(300)
+    assert max(worst.values()) <= weight_sync_cases.TOLERANCE
 
 
 @pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen3", False), ("gemma2", True)])
@@ -42,7 +42,7 @@ def test_an_fp32_head_takes_effect_on_both_sides(
     """With silent layers, log-probs of engine and trainer are equal where the heads are alike, and only there."""
     gaps = {}
     for mode in ("bf16", "bf16-fp32head"):
-        work = child.submit(cases.updates_in_precision, str(tmp_path / mode), family, tied, mode)
+        work = child.submit(weight_sync_cases.updates_in_precision, str(tmp_path / mode), family, tied, mode)
         gaps[mode] = work.result(300)
         assert gaps[mode]["same"] < gaps[mode]["other head"], gaps
         if (
@@ -52,18 +52,18 @@ def test_an_fp32_head_takes_effect_on_both_sides(
 
 
 def test_a_mixed_pair_serves_the_rounded_weights(child: ProcessPoolExecutor, tmp_path: Path) -> None:
-    gaps = child.submit(cases.updates_in_precision, str(tmp_path), "qwen3", True, "mixed").result(300)
+    gaps = child.submit(weight_sync_cases.updates_in_precision, str(tmp_path), "qwen3", True, "mixed").result(300)
     assert gaps["same"] < 0.1
 
 
 def test_sampling_rules(child: ProcessPoolExecutor, tmp_path: Path) -> None:
-    child.submit(cases.sampling_rules, str(tmp_path)).result(300)
+    child.submit(weight_sync_cases.sampling_rules, str(tmp_path)).result(300)
 
 
 def test_an_update_in_flight_changes_the_weights_between_two_tokens(child: ProcessPoolExecutor, tmp_path: Path) -> None:
-    assert child.submit(cases.update_in_flight, str(tmp_path)).result(300) >= 12
+    assert child.submit(weight_sync_cases.update_in_flight, str(tmp_path)).result(300) >= 12
 
 
 def test_broken_transfers_are_errors_and_heal(child: ProcessPoolExecutor, tmp_path: Path) -> None:
-    messages = child.submit(cases.failures, str(tmp_path)).result(300)
+    messages = child.submit(weight_sync_cases.failures, str(tmp_path)).result(300)
     assert any("packing bucket" in message for message in messages)

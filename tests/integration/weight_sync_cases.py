@@ -58,7 +58,7 @@ CONFIGS = {
 
 @dataclass
 class Bench:
-    """A served model, its trainer-side twin and the learner's end of the weight channel."""
+    """Holds a served model, its twin on the trainer's side and the learner's end of the weight channel."""
 
     model: torch.nn.Module
     engine: VLLMEngine
@@ -72,7 +72,7 @@ class Bench:
                 parameter.add_(scale * torch.randn(parameter.shape, generator=random_numbers))
 
     def update(self, bucket_bytes: int = 2**14) -> None:
-        """Publish the twin's weights; buckets this small split layers, so that views outlive their bucket if kept."""
+        """Publishes the weights of the twin; small buckets split layers, so that a kept view would outlive its bucket."""
         self.version += 1
         tensors = sendable(self.model)
         manifest = make_manifest(tensors, self.version, bucket_bytes)
@@ -80,7 +80,7 @@ class Bench:
         assert self.publisher.publish(manifest, tensors) == received.result(TIMEOUT)
 
     def logprobs(self, tokens: Sequence[int], model: torch.nn.Module | None = None) -> torch.Tensor:
-        """Hugging Face fp32 log-probs, [len(tokens) - 1, VOCAB]: row t predicts token t + 1."""
+        """Returns fp32 log-probs of Hugging Face, [len(tokens) - 1, VOCAB]: row t predicts token t + 1."""
         with torch.no_grad():
             logits = (model or self.model)(torch.tensor([list(tokens)])).logits[0, :-1]
         return torch.log_softmax(logits.float(), dim=-1)
@@ -93,7 +93,7 @@ class Bench:
         return worst
 
     def worst_sample(self, requests: Sequence[Request], responses: Sequence[Completion]) -> float:
-        """Largest difference between sampled log-probs and the twin's, at each request's temperature and top_p."""
+        """Returns the largest difference between sampled log-probs and the twin's, at each request's temperature and top_p."""
         worst = 0.0
         for request, response in zip(requests, responses, strict=True):
             tokens = (*request.prompt_ids, *response.response_ids)
@@ -121,7 +121,7 @@ class Bench:
 
 
 def truncated(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Log-probs of the smallest set of most likely tokens whose probability reaches top_p, renormalised."""
+    """Returns log-probs of the smallest set of most likely tokens whose probability reaches top_p, renormalised."""
     if top_p >= 1:
         return logprobs
     ordered, order = logprobs.sort(dim=-1, descending=True)
@@ -131,9 +131,11 @@ def truncated(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def sendable(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """The state dict without a head that is the embedding itself."""
-    seen: set[int] = set()
-    return [(n, t) for n, t in model.state_dict().items() if not (t.data_ptr() in seen or seen.add(t.data_ptr()))]
+    """Returns the state dict, without a head that is tied to the embedding."""
+    pointers: set[int] = set()
+    return [
+        (n, t) for n, t in model.state_dict().items() if not (t.data_ptr() in pointers or pointers.add(t.data_ptr()))
+    ]
 
 
 def in_thread(work) -> Future:
@@ -192,7 +194,7 @@ def requests_for(count: int, sampling: SamplingParams, seed: int = 0) -> list[Re
 
 
 def many_updates(folder: str, family: str, tied: bool, updates: int = 20) -> dict[str, float]:
-    """After every update, engine scores and sampled log-probs equal the twin's."""
+    """Compares engine scores and sampled log-probs with the twin's after every update."""
     sequences = [*prompts(1, 2), *prompts(1, 3), *prompts(2, 40), *prompts(1, MAX_LEN)]
     with bench(folder, family, tied) as b:
         assert tied == ("lm_head.weight" not in dict(sendable(b.model)))
@@ -239,7 +241,7 @@ def updates_in_precision(folder: str, family: str, tied: bool, mode: str, update
 
 
 def silence_layers(model: Any) -> Any:
-    """Nothing is added to the embedding on its way to the head, and the last norm only normalises."""
+    """Makes every layer add nothing to the embedding, and the last norm only normalise."""
     one = 0.0 if "Gemma" in type(model).__name__ else 1.0  # Gemma's norms multiply by 1 + weight
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -257,16 +259,16 @@ def cast(model: Any, dtype: torch.dtype) -> Any:
 
 
 def trainer_scores(policy: Policy, sequences: Sequence[Sequence[int]]) -> list[float]:
-    found: list[float] = []
+    scores: list[float] = []
     for ids in sequences:
         tokens, n = torch.tensor([list(ids)]), len(ids) - 1
         with torch.no_grad():
-            found += policy(tokens, torch.arange(n + 1)[None], torch.arange(n), tokens[0, 1:], 1.0)[0].tolist()
-    return found
+            scores += policy(tokens, torch.arange(n + 1)[None], torch.arange(n), tokens[0, 1:], 1.0)[0].tolist()
+    return scores
 
 
 def sampling_rules(folder: str) -> dict[str, float]:
-    """Temperature, top_p, greedy, stop tokens, seeds, prefix cache, refusals: one engine for all."""
+    """Checks temperature, top_p, greedy, stop tokens, seeds, prefix cache and refusals on one engine."""
     with bench(folder, "qwen3", True) as b:
         worst = {}
         for sampling in (
@@ -324,7 +326,7 @@ def sampling_rules(folder: str) -> dict[str, float]:
 
 
 def update_in_flight(folder: str) -> int:
-    """Tokens before an update are the old weights', those after it the new ones'; returns where the change was."""
+    """Checks that tokens before an update come from the old weights and later ones from the new; returns where it changed."""
     with bench(folder, "llama", False) as b:
         old = hf.AutoModelForCausalLM.from_pretrained(Path(folder) / "llama-False", dtype=torch.float32).eval()
         first_done, long_done = threading.Event(), Future()
@@ -372,7 +374,7 @@ def update_in_flight(folder: str) -> int:
 
 
 def failures(folder: str) -> list[str]:
-    """A transfer that breaks ends the responses in flight with its error, and a later whole one heals the engine."""
+    """Breaks transfers: responses in flight end with the error, and a later complete transfer heals the engine."""
     messages = []
     with bench(folder, "qwen2", True) as b:
         b.perturb()

@@ -69,12 +69,12 @@ def test_leave_one_out_is_an_unbiased_policy_gradient(weights: list[int], reward
     """E over all groups of (1/G) sum_i A_i grad log pi(a_i) is the exact gradient of E[r], here on softmax logits."""
     pi, r = np.array(weights) / sum(weights), np.array(rewards[: len(weights)], np.float64)
     exact = pi * (r - pi @ r)
-    found = np.zeros(len(pi))
+    actual = np.zeros(len(pi))
     for group in itertools.product(range(len(pi)), repeat=size):
         a = leave_one_out(r[list(group)])
         scores = np.eye(len(pi))[list(group)] - pi
-        found += np.prod(pi[list(group)]) * (a @ scores) / size
-    assert found == pytest.approx(exact, abs=1e-12)
+        actual += np.prod(pi[list(group)]) * (a @ scores) / size
+    assert actual == pytest.approx(exact, abs=1e-12)
 
 
 def test_one_response_has_no_others_to_be_compared_with() -> None:
@@ -86,8 +86,8 @@ def test_advantages_of_several_groups_follow_one_another_and_silent_groups_are_c
     from support.builders import make_group
 
     groups = [make_group([0, 1, 1]), make_group([1, 1]), make_group([0, 0.5])]
-    found = trajectory_advantages(groups, Advantage(leave_one_out))
-    assert found == pytest.approx([-1, 0.5, 0.5, 0, 0, -0.5, 0.5])
+    actual = trajectory_advantages(groups, Advantage(leave_one_out))
+    assert actual == pytest.approx([-1, 0.5, 0.5, 0, 0, -0.5, 0.5])
     assert no_signal(groups) == 1
 
 
@@ -100,14 +100,14 @@ def test_dr_grpo_subtracts_the_mean_and_does_not_divide() -> None:
 def test_whitening_is_over_tokens(pairs: list[tuple[float, int]]) -> None:
     """Every token carries its trajectory's advantage: the mean and the population variance of that long list are 0 and 1."""
     a, lengths = np.array([x for x, _ in pairs]), np.array([n for _, n in pairs], np.float64)
-    found = whitened(a, lengths)
-    tokens = np.repeat(found, lengths.astype(int))
+    actual = whitened(a, lengths)
+    tokens = np.repeat(actual, lengths.astype(int))
     if np.ptp(a) == 0:
-        assert not found.any()
+        assert not actual.any()
         return
     assert tokens.mean() == pytest.approx(0, abs=1e-9)
     assert tokens.std() == pytest.approx(1, abs=1e-9)
-    assert (np.argsort(found, kind="stable") == np.argsort(a, kind="stable")).all()
+    assert (np.argsort(actual, kind="stable") == np.argsort(a, kind="stable")).all()
 
 
 def test_reinforce_pp_normalises_over_the_global_batch_and_not_within_a_group() -> None:
@@ -126,8 +126,8 @@ def test_reinforce_pp_normalises_over_the_global_batch_and_not_within_a_group() 
     rewards, lengths = np.array([1, 1, 0, 1.0]), np.array([3, 5, 2, 7.0])  # the failed response counts nowhere
     mean = (rewards * lengths).sum() / lengths.sum()
     std = np.sqrt((lengths * (rewards - mean) ** 2).sum() / lengths.sum())
-    found = trajectory_advantages(groups, ADVANTAGES["reinforce_pp"])
-    assert found == pytest.approx([*((rewards - mean) / std), 0.0])
+    actual = trajectory_advantages(groups, ADVANTAGES["reinforce_pp"])
+    assert actual == pytest.approx([*((rewards - mean) / std), 0.0])
     based = trajectory_advantages(groups, ADVANTAGES["reinforce_pp_baseline"])
     centred = np.array([0, 0, -0.5, 0.5])
     mean = (centred * lengths).sum() / lengths.sum()
@@ -145,22 +145,22 @@ def test_what_is_yet_to_be_earned() -> None:
 
 
 def episodes(rewards: list[list[float]], lost: int = -1) -> Group:
-    """A trajectory for each list: what its turns earn, the last one by the verdict. `lost` could not be scored."""
+    """Builds a trajectory for each list of what its turns earn, the last one by the verdict. Those in `lost` are not scored."""
     made = []
     for i, own in enumerate(rewards):
-        whole = make_trajectory([(2, 1 + k) for k in range(len(own))], reward=own[-1], seed=i)
-        turns = tuple(replace(t, reward=r) for t, r in zip(whole.turns, [*own[:-1], 0.0], strict=True))
+        trajectory = make_trajectory([(2, 1 + k) for k in range(len(own))], reward=own[-1], seed=i)
+        turns = tuple(replace(t, reward=r) for t, r in zip(trajectory.turns, [*own[:-1], 0.0], strict=True))
         status = Status.ERROR if i == lost else Status.OK
-        made.append(replace(whole, turns=turns, verdict=replace(whole.verdict, status=status)))
+        made.append(replace(trajectory, turns=turns, verdict=replace(trajectory.verdict, status=status)))
     return Group(made[0].prompt, tuple(made))
 
 
 def test_a_turn_is_compared_with_the_others_at_the_same_turn() -> None:
     """By hand: with a discount of 1/2 the first one has 1 + 1/2 * (1/2 + 1/2 * 2) to go, then 3/2, then 2."""
     group = episodes([[1.0, 0.5, 2.0], [0.0, 1.0], [4.0], [9.0, 9.0]], lost=3)
-    found = turn_advantages([group], ADVANTAGES["dr_grpo"], 0.5)
+    actual = turn_advantages([group], ADVANTAGES["dr_grpo"], 0.5)
     mean = (1.75 + 0.5 + 4.0) / 3
-    assert [f.tolist() for f in found] == [
+    assert [f.tolist() for f in actual] == [
         pytest.approx([1.75 - mean, 0.25, 0.0]),  # its third turn is alone
         pytest.approx([0.5 - mean, -0.25]),
         pytest.approx([4.0 - mean]),
@@ -181,18 +181,18 @@ EARNED = st.lists(st.floats(-2, 2).map(lambda x: round(x, 2)), min_size=1, max_s
 @given(st.lists(st.lists(EARNED, min_size=1, max_size=5), min_size=1, max_size=3), st.sampled_from(sorted(ADVANTAGES)))
 def test_with_one_turn_each_it_is_the_trajectory_s_advantage(rewards: list[list[list[float]]], name: str) -> None:
     groups = [episodes([own[-1:] for own in group], lost=len(group) - 2) for group in rewards]
-    found = turn_advantages(groups, ADVANTAGES[name], 0.7)
-    assert np.concatenate(found) == pytest.approx(trajectory_advantages(groups, ADVANTAGES[name]), rel=1e-9, abs=1e-12)
+    actual = turn_advantages(groups, ADVANTAGES[name], 0.7)
+    assert np.concatenate(actual) == pytest.approx(trajectory_advantages(groups, ADVANTAGES[name]), rel=1e-9, abs=1e-12)
 
 
 @given(st.lists(st.lists(EARNED, min_size=1, max_size=5), min_size=1, max_size=3))
 def test_whitening_by_turn_is_over_the_tokens_of_turns_that_are_compared(rewards: list[list[list[float]]]) -> None:
     groups = [episodes(group, lost=0) for group in rewards]
-    found = iter(turn_advantages(groups, ADVANTAGES["reinforce_pp"], 1.0))
+    actual = iter(turn_advantages(groups, ADVANTAGES["reinforce_pp"], 1.0))
     tokens: list[float] = []
     for group in groups:
         lengths = [len(t.turns) for t in group.trajectories[1:]]  # of the scored
-        for i, (t, own) in enumerate(zip(group.trajectories, found, strict=False)):
+        for i, (t, own) in enumerate(zip(group.trajectories, actual, strict=False)):
             for k, turn in enumerate(t.turns):
                 if i > 0 and sum(n > k for n in lengths) > 1:
                     tokens += [own[k]] * len(turn.response_ids)

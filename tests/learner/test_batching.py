@@ -50,13 +50,13 @@ def test_every_action_token_is_trained_once_an_epoch_with_its_own_data(
     per_update = len(responses) // plan["updates"]
     for k in range(plan["updates"] * plan["epochs"]):
         part = k % plan["updates"]
-        found: list[tuple[Any, ...]] = []
+        actual: list[tuple[Any, ...]] = []
         for batch in batches:
             for micro in batch.updates[k]:
                 tokens, positions = micro.tokens.ravel(), micro.positions.ravel()
                 for n in range(micro.action_tokens):
                     i, at = int(micro.trajectory[n]), int(micro.predict[n])
-                    found.append((i, int(positions[at]) + 1, int(micro.targets[n])))
+                    actual.append((i, int(positions[at]) + 1, int(micro.targets[n])))
                     # what stands before the target, back to the start of its own trajectory, is what was sampled after
                     begin = at - int(positions[at])
                     assert tuple(tokens[begin : at + 1]) == responses[i].token_ids[: positions[at] + 1]
@@ -70,7 +70,7 @@ def test_every_action_token_is_trained_once_an_epoch_with_its_own_data(
             for at, (token, sampled) in enumerate(zip(responses[i].token_ids, responses[i].action_mask, strict=True))
             if sampled
         ]
-        assert Counter(found) == Counter(expected)
+        assert Counter(actual) == Counter(expected)
 
 
 @given(cases(), st.sampled_from(["token", "sequence"]))
@@ -169,18 +169,18 @@ def test_advantages_must_be_as_many_as_trajectories() -> None:
 def test_a_trajectory_that_a_limit_ended_counts_as_a_failure() -> None:
     for status in (Status.TRUNCATED, Status.TURNS, Status.TOKENS, Status.SECONDS):
         members = [make_trajectory(reward=1.0, seed=0), make_trajectory(seed=1, status=status)]
-        found = trajectory_advantages([Group(members[0].prompt, tuple(members))], Advantage(leave_one_out))
-        assert found.tolist() == [1.0, -1.0], status
+        actual = trajectory_advantages([Group(members[0].prompt, tuple(members))], Advantage(leave_one_out))
+        assert actual.tolist() == [1.0, -1.0], status
 
 
 def test_responses_without_a_verdict_teach_nothing() -> None:
     members = [make_trajectory(reward=r, seed=i) for i, r in enumerate((1.0, 0.0, 1.0))]
     lost = [make_trajectory(seed=9, status=s) for s in (Status.ERROR, Status.TIMEOUT)]
     group = Group(members[0].prompt, (*members, *lost))
-    found = trajectory_advantages([group], Advantage(leave_one_out))
-    assert found[3:].tolist() == [0.0, 0.0]
-    assert found[:3].tolist() == leave_one_out(np.array([1.0, 0.0, 1.0])).tolist()
-    assert found[:3].any()
+    actual = trajectory_advantages([group], Advantage(leave_one_out))
+    assert actual[3:].tolist() == [0.0, 0.0]
+    assert actual[:3].tolist() == leave_one_out(np.array([1.0, 0.0, 1.0])).tolist()
+    assert actual[:3].any()
     alone = Group(members[0].prompt, (members[0], *lost))
     assert trajectory_advantages([alone], Advantage(leave_one_out)).tolist() == [0.0, 0.0, 0.0]
 
@@ -215,15 +215,15 @@ def test_what_was_dropped_is_measured_and_the_rest_is_divided_into_updates_of_th
     count = len(batches[0].updates)
     assert count <= 2 * updates
     assert (count == 0) == (kept == 0)
-    seen: list[set[int]] = []
+    trained: list[set[int]] = []
     for k in range(count):
         micros = [m for b in batches for m in b.updates[k]]
-        seen.append({int(i) for m in micros for i in m.trajectory})
+        trained.append({int(i) for m in micros for i in m.trajectory})
         assert sum(m.weight.sum() for m in micros) == pytest.approx(1.0, rel=1e-5)
         assert len({len(b.updates[k]) for b in batches}) == 1
-    once = seen[: count // 2]
+    once = trained[: count // 2]
     assert sorted(i for members in once for i in members) == list(range(kept))
-    assert seen[count // 2 :] == once
+    assert trained[count // 2 :] == once
     for members in once:  # never smaller than a part of the whole, unless nothing more is left
         assert len(members) >= min(len(responses) // updates, kept)
         assert len(members) <= 2 * (len(responses) / updates) + 1
@@ -243,7 +243,7 @@ def test_a_group_is_informative_where_a_group_baseline_leaves_it_an_advantage(
     assert informative(group) == bool(trajectory_advantages([group], Advantage(leave_one_out)).any())
 
 
-# --- credit by the turn -----------------------------------------------------------------------------------------------------
+# --- turn-level advantages ---------------------------------------------------------------------------------------------------
 
 
 @given(trajectories(), st.integers(1, 3), st.booleans())
@@ -251,9 +251,9 @@ def test_the_tokens_of_a_turn_share_its_advantage(responses: list[Trajectory], r
     advantages = [np.array([10.0 * i + k for k in range(len(t.turns))]) for i, t in enumerate(responses)]
     plan = BatchPlan(updates=1, epochs=1, ranks=ranks, micro_batch_tokens=30, packing=packing)
     batches = build_batches(responses, advantages, plan=plan, aggregation="token", temperature=1.0)
-    found: dict[int, list[float]] = {}
+    actual: dict[int, list[float]] = {}
     for micro in (m for b in batches for m in b.updates[0]):
         for i, value in zip(micro.trajectory.tolist(), micro.advantages.tolist(), strict=True):
-            found.setdefault(i, []).append(value)
+            actual.setdefault(i, []).append(value)
     for i, t in enumerate(responses):
-        assert found[i] == [10.0 * i + k for k, turn in enumerate(t.turns) for _ in turn.response_ids]
+        assert actual[i] == [10.0 * i + k for k, turn in enumerate(t.turns) for _ in turn.response_ids]

@@ -33,7 +33,7 @@ CHATML = (
 
 @pytest.fixture(scope="module")
 def chatml():
-    """A byte-level tokenizer with a Qwen-like template, whose eos is not the token that ends a turn."""
+    """Returns a byte-level tokenizer with a Qwen-like template, whose eos is not the token that ends a turn."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -78,17 +78,17 @@ def test_appending_an_observation_is_a_pure_suffix(role, asked, response, answer
     context = render(TOKENIZER, messages)
     response_ids = (*TOKENIZER(response, add_special_tokens=False)["input_ids"], *((IDS[END],) if ended else ()))
     appended = render_observation(TOKENIZER, messages, observation, response_ids)
-    whole = render(TOKENIZER, [*messages, Message("assistant", response), *observation])
-    assert (*context, *response_ids, *appended) == whole
+    conversation = render(TOKENIZER, [*messages, Message("assistant", response), *observation])
+    assert (*context, *response_ids, *appended) == conversation
 
 
 def test_chatml_observation_skips_the_end_that_was_sampled(chatml) -> None:
     messages, observation = [Message("user", "STANDINRESPONSE?")], [Message("tool", "42")]
     start, end = chatml.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    cut = render_observation(chatml, messages, observation, (5, 6))
-    assert chatml.decode(cut) == "<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n"
-    assert cut[0] == end and cut.count(start) == 2
-    assert render_observation(chatml, messages, observation, (5, 6, end)) == cut[1:]
+    appended = render_observation(chatml, messages, observation, (5, 6))
+    assert chatml.decode(appended) == "<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n"
+    assert appended[0] == end and appended.count(start) == 2
+    assert render_observation(chatml, messages, observation, (5, 6, end)) == appended[1:]
 
 
 def test_observation_errors(chatml) -> None:

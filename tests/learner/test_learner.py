@@ -50,19 +50,22 @@ CASES: dict[str, tuple[ObjectiveSettings, dict[str, Any], str]] = {
 
 
 def responses_of(iteration: int, observation: int = 3) -> list[Trajectory]:
-    """Half of them of two turns. observation: the seed of what the policy reads between its turns, and its length."""
+    """Builds responses, half of them of two turns.
+
+    observation: the seed of what the policy reads between its turns, and its length.
+    """
     rng, made = random.Random(iteration), []
     for i in range(RESPONSES):
         n, more = rng.randint(1, 6), rng.randint(1, 4)
-        whole = make_trajectory([(3, n), (3, more)], reward=i % 2, index=i, env="ab"[i % 2], seed=iteration)
+        reference = make_trajectory([(3, n), (3, more)], reward=i % 2, index=i, env="ab"[i % 2], seed=iteration)
         if i % 3 == 0:
-            last = whole.turns[1]
+            last = reference.turns[1]
             noise = tuple(random.Random(f"{observation}/{i}").choices(range(1, 50), k=observation))
             turn = replace(last, context_ids=(*noise, last.context_ids[-1]))
-            whole = replace(whole, turns=(whole.turns[0], turn))
+            reference = replace(reference, turns=(reference.turns[0], turn))
         elif i % 3 == 1:
-            whole = replace(whole, turns=whole.turns[:1], texts=whole.texts[:1])
-        made.append(whole)
+            reference = replace(reference, turns=reference.turns[:1], texts=reference.texts[:1])
+        made.append(reference)
     return made
 
 
@@ -92,20 +95,20 @@ def run(case: str, **plan: Any) -> tuple[list[dict[str, float]], Any]:
     )
 
 
-def assert_same(found: Any, expected: Any) -> None:
-    for own, theirs in zip(found[0], expected[0], strict=True):
-        assert own.keys() == theirs.keys()
-        for key, value in theirs.items():
+def assert_same(actual: Any, expected: Any) -> None:
+    for own, wanted in zip(actual[0], expected[0], strict=True):
+        assert own.keys() == wanted.keys()
+        for key, value in wanted.items():
             assert own[key] == pytest.approx(value, rel=1e-8, abs=1e-10, nan_ok=True), key
-    assert_close(found[1], expected[1], 1e-9, 1e-11)
+    assert_close(actual[1], expected[1], 1e-9, 1e-11)
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_ranks_micro_batches_and_packing_change_no_metric_and_no_weight(case: str) -> None:
-    whole = run(case)
+    reference = run(case)
     for ranks, tokens, packing in CUTS:
-        assert_same(run(case, ranks=ranks, tokens=tokens, packing=packing), whole)
-    first = whole[0][0]
+        assert_same(run(case, ranks=ranks, tokens=tokens, packing=packing), reference)
+    first = reference[0][0]
     assert math.isfinite(first["grad_norm"])
     assert first["grad_norm"] > 0
     assert first["clip/high"] + first["clip/low"] > 0  # a run in which nothing happens shows nothing
@@ -114,13 +117,13 @@ def test_ranks_micro_batches_and_packing_change_no_metric_and_no_weight(case: st
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_what_the_policy_did_not_sample_does_not_count(case: str) -> None:
     """Other observations, and longer ones, between the turns: the policy reads only the last token before its own."""
-    whole = run(case)
+    reference = run(case)
     for observation in (1, 8):
-        assert_same(run(case, observation=observation), whole)
+        assert_same(run(case, observation=observation), reference)
 
 
 def permuted(micro: MicroBatch, rng: np.random.Generator) -> MicroBatch:
-    """The rows of a padded micro-batch in another order, each with all that belongs to it."""
+    """Returns a padded micro-batch with its rows in another order, each with all that belongs to it."""
     rows, width = micro.tokens.shape
     order = rng.permutation(rows)
     at = micro.predict // width
@@ -138,14 +141,14 @@ def permuted(micro: MicroBatch, rng: np.random.Generator) -> MicroBatch:
 def test_the_order_of_rows_changes_nothing(case: str) -> None:
     objective, method, aggregation = CASES[case]
     settings = learner_settings(objective, method, {"kind": "fixed"})
-    rng, found = np.random.default_rng(0), []
+    rng, actual = np.random.default_rng(0), []
     for shuffle in (False, True):
         (batch,) = batches_of(0, aggregation, tokens=60)
         if shuffle:
             one = {id(m): permuted(m, rng) for update in batch.updates for m in update}
             batch = replace(batch, updates=tuple(tuple(one[id(m)] for m in update) for update in batch.updates))
-        found.append(train(settings, [[batch]]))
-    assert_same(*found)
+        actual.append(train(settings, [[batch]]))
+    assert_same(*actual)
 
 
 def test_what_is_predicted_is_for_the_steps_that_are_taken() -> None:
@@ -159,25 +162,25 @@ def test_what_is_predicted_is_for_the_steps_that_are_taken() -> None:
 
 
 def test_the_reference_is_in_the_advantage_with_k1_and_in_the_loss_with_the_others() -> None:
-    found = {}
+    actual = {}
     for name, objective in (
         ("none", ObjectiveSettings()),
         ("k1", ObjectiveSettings(kl=KLSettings(coefficient=0.3, estimator="k1"))),
         ("k2", ObjectiveSettings(kl=KLSettings(coefficient=0.01, estimator="k2"))),
     ):
         settings = learner_settings(objective, {"kind": "none"}, {"kind": "fixed"})
-        found[name] = train(settings, [batches_of(0, "token")])[0][0]
-    spread = {name: row["advantage/std"] for name, row in found.items()}
+        actual[name] = train(settings, [batches_of(0, "token")])[0][0]
+    spread = {name: row["advantage/std"] for name, row in actual.items()}
     assert spread["k1"] > spread["none"] == spread["k2"]
-    assert found["k2"]["loss"] > found["none"]["loss"]
-    assert {name for name, row in found.items() if "kl/reference" in row} == {"k1", "k2"}
+    assert actual["k2"]["loss"] > actual["none"]["loss"]
+    assert {name for name, row in actual.items() if "kl/reference" in row} == {"k1", "k2"}
 
 
 # --- dynamic sampling -----------------------------------------------------------------------------------------------------
 
 
 def filtered(kept: int, iteration: int = 0, measure: bool = True, **plan: Any) -> list[RankBatch]:
-    """The first `kept` responses of the iteration to train on; the others, as dynamic sampling drops them, to measure or not."""
+    """Returns a batch that trains on the first `kept` responses and, as dynamic sampling does, measures the others or not."""
     sizes = {"ranks": 1, "micro_batch_tokens": 10_000, "packing": False, **plan}
     responses = responses_of(iteration)
     return build_batches(
@@ -198,10 +201,10 @@ def test_measured_responses_are_in_the_entropy_and_in_no_update(case: str) -> No
     (own,), table = train(settings, [filtered(9)])
     (alone,), expected = train(settings, [filtered(9, measure=False)])
     assert_close(table, expected, 1e-12, 1e-14)
-    (whole,), _ = train(settings, [filtered(RESPONSES)])
+    (reference,), _ = train(settings, [filtered(RESPONSES)])
     of_all = ("entropy/exact", "entropy/successful", "entropy/a", "entropy/b", "entropy/sampled", "gap/engine_mean")
     for key in of_all:
-        assert own[key] == pytest.approx(whole[key], rel=1e-12), key
+        assert own[key] == pytest.approx(reference[key], rel=1e-12), key
     assert own["entropy/exact"] != pytest.approx(alone["entropy/exact"], rel=1e-3)
     of_trained = ("entropy/covariance", "advantage/std", "entropy/predicted_dh", "loss", "grad_norm", "tokens/trained")
     for key in of_trained:
@@ -214,10 +217,10 @@ def test_ranks_and_micro_batches_change_nothing_where_groups_were_dropped() -> N
     def iterations(**plan: Any) -> Any:
         return train(settings, [filtered(kept, i, **plan) for i, kept in enumerate((1, 0, 7, 9))])
 
-    whole = iterations()
+    reference = iterations()
     for ranks, tokens, packing in CUTS:
-        assert_same(iterations(ranks=ranks, micro_batch_tokens=tokens, packing=packing), whole)
-    assert [row.get("tokens/trained", 0) > 0 for row in whole[0]] == [True, False, True, True]
+        assert_same(iterations(ranks=ranks, micro_batch_tokens=tokens, packing=packing), reference)
+    assert [row.get("tokens/trained", 0) > 0 for row in reference[0]] == [True, False, True, True]
 
 
 def test_an_iteration_without_anything_to_train_on_is_measured_and_changes_no_weight() -> None:

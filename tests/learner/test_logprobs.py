@@ -18,7 +18,7 @@ from learner.logprobs import token_logprobs
 def reference(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The definitions, on all logits at once."""
+    """Computes the definitions on all logits at once."""
     z = hidden @ weight.T
     if bias is not None:
         z = z + bias
@@ -32,7 +32,7 @@ def reference(
 
 
 def inputs(n: int, width: int, vocab: int, with_bias: bool, seed: int) -> tuple[list[Tensor | None], Tensor, Tensor]:
-    """([hidden, weight, bias] in float64 with float32 values, targets, cotangents [2, n])"""
+    """Returns ([hidden, weight, bias] in float64 with float32 values, targets, cotangents [2, n])."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(n, width), (vocab, width), (vocab,)]
     values: list[Tensor | None] = [torch.randn(s, generator=generator).double() for s in shapes]
@@ -61,21 +61,21 @@ def test_values_and_gradients_are_those_of_the_full_logits(
     n: int, width: int, vocab: int, with_bias: bool, temperature: float, softcap: float | None, chunk: int, seed: int
 ) -> None:
     values, targets, cotangents = inputs(n, width, vocab, with_bias, seed)
-    exact, ours = leaves(values, torch.float64), leaves(values, torch.float32)
+    exact, computed = leaves(values, torch.float64), leaves(values, torch.float32)
     assert exact[0] is not None
     assert exact[1] is not None
-    assert ours[0] is not None
-    assert ours[1] is not None
+    assert computed[0] is not None
+    assert computed[1] is not None
     expected = reference(exact[0], exact[1], targets, exact[2], temperature, softcap)
-    found = token_logprobs(
-        ours[0], ours[1], targets, bias=ours[2], temperature=temperature, softcap=softcap, chunk=chunk
+    actual = token_logprobs(
+        computed[0], computed[1], targets, bias=computed[2], temperature=temperature, softcap=softcap, chunk=chunk
     )
-    for name, e, f in zip(("logp", "entropy", "kappa", "entropy_grad_sq"), expected, found, strict=True):
+    for name, e, f in zip(("logp", "entropy", "kappa", "entropy_grad_sq"), expected, actual, strict=True):
         assert f.dtype == torch.float32
         assert_close(f, e, 2e-5, 2e-6, name)
     (cotangents[0] * expected[0] + cotangents[1] * expected[1]).sum().backward()
-    (cotangents[0].float() * found[0] + cotangents[1].float() * found[1]).sum().backward()
-    for name, e, f in zip(("hidden", "weight", "bias"), exact, ours, strict=True):
+    (cotangents[0].float() * actual[0] + cotangents[1].float() * actual[1]).sum().backward()
+    for name, e, f in zip(("hidden", "weight", "bias"), exact, computed, strict=True):
         if e is not None and f is not None:
             assert e.grad is not None
             scale = max(1.0, float(e.grad.abs().max())) if e.grad.numel() else 1.0
@@ -93,8 +93,8 @@ def test_an_empty_micro_batch_still_has_a_gradient_path_and_it_is_zero() -> None
 
 def test_kappa_and_entropy_grad_sq_are_statistics_without_a_gradient() -> None:
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-    found = token_logprobs(hidden, weight, torch.zeros(3, dtype=torch.long))
-    assert [x.requires_grad for x in found] == [True, True, False, False]
+    actual = token_logprobs(hidden, weight, torch.zeros(3, dtype=torch.long))
+    assert [x.requires_grad for x in actual] == [True, True, False, False]
 
 
 def test_entropy_grad_sq_is_the_squared_gradient_of_entropy_in_the_logits() -> None:
@@ -109,12 +109,12 @@ def test_entropy_grad_sq_is_the_squared_gradient_of_entropy_in_the_logits() -> N
 def test_no_more_than_a_chunk_of_logits_is_alive_forward_or_backward(
     n: int, chunk: int, blocks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, ...]] = []
     plain = logprobs._logits
 
     def recording(*args: Tensor) -> Tensor:
         z = plain(*args)  # type: ignore[arg-type]
-        seen.append(tuple(z.shape))
+        shapes.append(tuple(z.shape))
         return z
 
     monkeypatch.setattr(logprobs, "_logits", recording)
@@ -122,10 +122,10 @@ def test_no_more_than_a_chunk_of_logits_is_alive_forward_or_backward(
     saved: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
         logp, entropy, *_ = token_logprobs(hidden, weight, torch.zeros(n, dtype=torch.long), chunk=chunk)
-    assert seen == [(b, 6) for b in blocks]
+    assert shapes == [(b, 6) for b in blocks]
     assert all(6 not in shape for shape in saved), f"something as wide as the vocabulary is kept for backward: {saved}"
     (logp + entropy).sum().backward()
-    assert seen == [(b, 6) for b in blocks] * 2
+    assert shapes == [(b, 6) for b in blocks] * 2
 
 
 def test_low_precision_weights_give_float32_statistics_and_gradients_in_their_own_type() -> None:
@@ -154,21 +154,21 @@ def test_with_an_fp32_head_the_product_loses_nothing(
     """Against float64 on the same rounded values: all that is left is float32 rounding, and the last one of the gradient."""
     values, targets, cotangents = inputs(23, 32, 40, with_bias, seed=3)
     values = rounded(values, dtype)
-    exact, ours = leaves(values, torch.float64), leaves(values, dtype)
+    exact, computed = leaves(values, torch.float64), leaves(values, dtype)
     assert exact[0] is not None
     assert exact[1] is not None
-    assert ours[0] is not None
-    assert ours[1] is not None
+    assert computed[0] is not None
+    assert computed[1] is not None
     expected = reference(exact[0], exact[1], targets, exact[2], 0.8, softcap)
-    settings: dict[str, Any] = {"bias": ours[2], "temperature": 0.8, "softcap": softcap, "chunk": 7}
-    found = token_logprobs(ours[0], ours[1], targets, **settings, fp32_head=True)
-    for name, e, f in zip(("logp", "entropy", "kappa", "entropy_grad_sq"), expected, found, strict=True):
+    settings: dict[str, Any] = {"bias": computed[2], "temperature": 0.8, "softcap": softcap, "chunk": 7}
+    actual = token_logprobs(computed[0], computed[1], targets, **settings, fp32_head=True)
+    for name, e, f in zip(("logp", "entropy", "kappa", "entropy_grad_sq"), expected, actual, strict=True):
         assert f.dtype == torch.float32
         assert_close(f, e, 2e-5, 2e-6, name)
     (cotangents[0] * expected[0] + cotangents[1] * expected[1]).sum().backward()
-    (cotangents[0].float() * found[0] + cotangents[1].float() * found[1]).sum().backward()
+    (cotangents[0].float() * actual[0] + cotangents[1].float() * actual[1]).sum().backward()
     half_step = max(torch.finfo(dtype).eps / 2, 1e-5)  # of the rounding to the leaf's own type, done once
-    for name, e, f in zip(("hidden", "weight", "bias"), exact, ours, strict=True):
+    for name, e, f in zip(("hidden", "weight", "bias"), exact, computed, strict=True):
         if e is not None and f is not None:
             assert e.grad is not None
             assert f.grad is not None

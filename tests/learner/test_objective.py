@@ -29,13 +29,13 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 
 
 def ppo_reference(logp: float, old: float, advantage: float, low: float, high: float) -> float:
-    """Minus the objective of PPO (arXiv 1707.06347, eq. 7), with a lower and an upper range."""
+    """Returns minus the objective of PPO (arXiv 1707.06347, eq. 7), with a lower and an upper range."""
     ratio = math.exp(logp - old)
     return -min(ratio * advantage, max(1 - low, min(ratio, 1 + high)) * advantage)
 
 
 def reference(case: dict[str, Any]) -> float:
-    """The whole loss of a case in numpy float64: surrogate, token weight, bonus, KL penalty, weighted sum."""
+    """Computes the loss of a case in numpy float64: surrogate, token weight, bonus, KL penalty, weighted sum."""
     c = {k: np.asarray(v, np.float64) if isinstance(v, list) else v for k, v in case.items() if k != "loss"}
     a = c.get("shaped", c["advantages"])
     if c["surrogate"] == "ppo":
@@ -50,7 +50,7 @@ def reference(case: dict[str, Any]) -> float:
     return float((c["weight"] * per_token).sum())
 
 
-def ours(case: dict[str, Any]) -> float:
+def computed(case: dict[str, Any]) -> float:
     def tensor(name: str) -> Tensor | None:
         return torch.tensor(case[name], dtype=torch.float64) if isinstance(case.get(name), list) else case.get(name)
 
@@ -74,7 +74,7 @@ def ours(case: dict[str, Any]) -> float:
 def test_golden_losses(name: str) -> None:
     case = json.loads(GOLDEN.read_text())[name]
     assert reference(case) == pytest.approx(case["loss"], rel=1e-12)
-    assert ours(case) == pytest.approx(case["loss"], rel=1e-12)
+    assert computed(case) == pytest.approx(case["loss"], rel=1e-12)
 
 
 LOGP = st.floats(-6, -0.01)
@@ -175,7 +175,7 @@ def test_a_ratio_that_underflows_leaves_finite_diagnostics() -> None:
 
 
 def fake_policy(tokens: np.ndarray, position: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """(logp, old_logp, entropy) that depend on what the token is and where in its trajectory it stands. float64"""
+    """Returns (logp, old_logp, entropy) that depend on the token and its position in its trajectory. float64"""
     t, p, a = (torch.tensor(x, dtype=torch.float64) for x in (tokens, position, targets))
     logp = -1.5 + torch.sin(0.7 * t + 1.3 * p + 2.1 * a)
     return logp, logp + 0.4 * torch.cos(t + a), 1.0 + torch.cos(0.3 * a * p)
@@ -193,7 +193,7 @@ def micro_loss(micro: MicroBatch, shaping: Shaping | None = None) -> float:
 def update_losses(
     responses: list[Trajectory], advantages: np.ndarray, aggregation: Aggregation, **plan: Any
 ) -> list[float]:
-    """The loss of each update: the sum over all micro-batches of all ranks."""
+    """Returns the loss of each update: the sum over all micro-batches of all ranks."""
     settings: dict[str, Any] = {"updates": 1, "epochs": 1, "ranks": 1, "micro_batch_tokens": 10_000, "packing": False}
     made = BatchPlan(**{**settings, **plan})
     batches = build_batches(responses, advantages, plan=made, aggregation=aggregation, temperature=1.0)
@@ -201,17 +201,17 @@ def update_losses(
 
 
 def plain_loss(responses: list[Trajectory], advantages: np.ndarray, aggregation: Aggregation) -> float:
-    """DAPO's token mean and GRPO's mean over trajectories of their token means, one token at a time."""
+    """Computes DAPO's token mean and GRPO's mean over trajectories of their token means, one token at a time."""
     means, total, count = [], 0.0, 0
     for response, advantage in zip(responses, advantages, strict=True):
-        ids, mine = response.token_ids, []
+        ids, token_losses = response.token_ids, []
         for at in (i for i, sampled in enumerate(response.action_mask) if sampled):
             logp, old, entropy = (
                 float(x) for x in fake_policy(*(np.array([v]) for v in (ids[at - 1], at - 1, ids[at])))
             )
-            mine.append(ppo_reference(logp, old, advantage, 0.2, 0.2) - 0.3 * entropy)
-        means.append(sum(mine) / len(mine))
-        total, count = total + sum(mine), count + len(mine)
+            token_losses.append(ppo_reference(logp, old, advantage, 0.2, 0.2) - 0.3 * entropy)
+        means.append(sum(token_losses) / len(token_losses))
+        total, count = total + sum(token_losses), count + len(token_losses)
     return total / count if aggregation == "token" else sum(means) / len(means)
 
 
@@ -227,15 +227,15 @@ def test_the_loss_does_not_depend_on_ranks_micro_batches_packing_or_order(
     responses: list[Trajectory], ranks: int, budget: int, packing: bool, aggregation: Aggregation, rng: Any
 ) -> None:
     advantages = np.array([rng.randrange(-8, 9) / 4 for _ in responses])
-    (whole,) = update_losses(responses, advantages, aggregation)
-    assert whole == pytest.approx(plain_loss(responses, advantages, aggregation), rel=1e-6, abs=1e-6)  # float32 weights
+    (full,) = update_losses(responses, advantages, aggregation)
+    assert full == pytest.approx(plain_loss(responses, advantages, aggregation), rel=1e-6, abs=1e-6)  # float32 weights
     (plan,) = update_losses(responses, advantages, aggregation, ranks=ranks, micro_batch_tokens=budget, packing=packing)
-    assert plan == pytest.approx(whole, rel=1e-9, abs=1e-9)
+    assert plan == pytest.approx(full, rel=1e-9, abs=1e-9)
     order = rng.sample(range(len(responses)), len(responses))
     (moved,) = update_losses(
         [responses[i] for i in order], advantages[order], aggregation, ranks=ranks, packing=packing
     )
-    assert moved == pytest.approx(whole, rel=1e-9, abs=1e-9)
+    assert moved == pytest.approx(full, rel=1e-9, abs=1e-9)
 
 
 @given(trajectories(min_size=4, max_size=4), st.integers(1, 3), st.integers(1, 40), st.booleans())
@@ -244,9 +244,9 @@ def test_each_update_is_the_loss_of_its_own_trajectories(
 ) -> None:
     advantages = np.array([1.0, -0.5, 0.25, -2.0])
     plan = {"ranks": ranks, "micro_batch_tokens": budget, "packing": packing}
-    found = update_losses(responses, advantages, "token", updates=2, **plan)
+    losses = update_losses(responses, advantages, "token", updates=2, **plan)
     halves = [plain_loss(responses[s], advantages[s], "token") for s in (slice(0, 2), slice(2, 4))]
-    assert found == pytest.approx(halves, rel=1e-6, abs=1e-6)
+    assert losses == pytest.approx(halves, rel=1e-6, abs=1e-6)
 
 
 def test_token_and_sequence_aggregation_differ_where_lengths_do() -> None:

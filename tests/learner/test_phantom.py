@@ -23,34 +23,34 @@ def arrays(tokens: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
 def test_an_exact_case() -> None:
     ratios = [1.0, 1.05, 1.15, 1.29, 1.31, 0.95, 0.85, 0.79]
     reference = np.array([-1.0, -1, -1, -5, -1, -1, -5, -5])
-    found = phantom_clipping(reference + np.log(ratios), reference, **CLIP)
-    assert (found.all.tokens, found.all.outside, found.all.clipped) == (8, 5 / 8, 2 / 8)
-    assert (found.rare.tokens, found.rare.outside, found.rare.clipped) == (3, 1.0, 1 / 3)
-    assert found.sigma == pytest.approx(np.log(ratios).std())
-    assert found.quantiles["q50"] == pytest.approx(np.median(np.log(ratios)))
-    assert list(found.quantiles) == ["q0.1", "q1", "q50", "q99", "q99.9"]
+    measured = phantom_clipping(reference + np.log(ratios), reference, **CLIP)
+    assert (measured.all.tokens, measured.all.outside, measured.all.clipped) == (8, 5 / 8, 2 / 8)
+    assert (measured.rare.tokens, measured.rare.outside, measured.rare.clipped) == (3, 1.0, 1 / 3)
+    assert measured.sigma == pytest.approx(np.log(ratios).std())
+    assert measured.quantiles["q50"] == pytest.approx(np.median(np.log(ratios)))
+    assert list(measured.quantiles) == ["q0.1", "q1", "q50", "q99", "q99.9"]
 
 
 def test_equal_log_probs_are_clipped_nowhere() -> None:
     logp = np.linspace(-9, 0, 30, dtype=np.float32)
-    found = phantom_clipping(logp, logp, clip_low=0.0, clip_high=0.0)
-    assert (found.sigma, found.all.outside, found.all.clipped, found.rare.clipped) == (0, 0, 0, 0)
-    assert set(found.quantiles.values()) == {0.0}
+    measured = phantom_clipping(logp, logp, clip_low=0.0, clip_high=0.0)
+    assert (measured.sigma, measured.all.outside, measured.all.clipped, measured.rare.clipped) == (0, 0, 0, 0)
+    assert set(measured.quantiles.values()) == {0.0}
 
 
 def test_without_rare_tokens_their_shares_are_not_a_number() -> None:
-    found = phantom_clipping(np.array([-1.0]), np.array([-2.0]), **CLIP)  # -2 itself is not rare
-    assert found.rare.tokens == 0
-    assert math.isnan(found.rare.outside)
-    assert math.isnan(found.rare.clipped)
+    measured = phantom_clipping(np.array([-1.0]), np.array([-2.0]), **CLIP)  # -2 itself is not rare
+    assert measured.rare.tokens == 0
+    assert math.isnan(measured.rare.outside)
+    assert math.isnan(measured.rare.clipped)
 
 
 @given(pairs)
 def test_shares_are_counts(tokens: list[tuple[float, float]]) -> None:
     logp, reference = arrays(tokens)
-    found = phantom_clipping(logp, reference, **CLIP)
+    measured = phantom_clipping(logp, reference, **CLIP)
     ratios = [(math.exp(a - b), b < -2.0) for a, b in zip(logp, reference, strict=True)]
-    for shares, chosen in ((found.all, [r for r, _ in ratios]), (found.rare, [r for r, rare in ratios if rare])):
+    for shares, chosen in ((measured.all, [r for r, _ in ratios]), (measured.rare, [r for r, rare in ratios if rare])):
         assert shares.tokens == len(chosen)
         if chosen:
             assert shares.outside * len(chosen) == pytest.approx(sum(not 0.9 <= r <= 1.1 for r in chosen))

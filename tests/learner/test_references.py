@@ -47,10 +47,10 @@ def test_every_advantage_is_that_of_its_paper(name: str, groups: list[list[tuple
 # --- the loss ---------------------------------------------------------------------------------------------------------------
 
 
-def make_responses(given_ones: list[Trajectory], seed: int, spread: float) -> tuple[list[np.ndarray], list[Response]]:
-    """(log-probs of the policy, the rest) of every trajectory, engine log-probs at random too."""
+def make_responses(trajectories: list[Trajectory], seed: int, spread: float) -> tuple[list[np.ndarray], list[Response]]:
+    """Returns (log-probs of the policy, the rest) of every trajectory, with random engine log-probs."""
     rng, logps, made = np.random.default_rng(seed), [], []
-    for trajectory in given_ones:
+    for trajectory in trajectories:
         n = trajectory.response_tokens
         old = -rng.exponential(1.0, n) - 0.05
         logps.append(old + spread * rng.standard_normal(n))
@@ -60,10 +60,10 @@ def make_responses(given_ones: list[Trajectory], seed: int, spread: float) -> tu
     return logps, made
 
 
-def ours(
-    given_ones: list[Trajectory], logps: list[np.ndarray], responses: list[Response], rules: Rules, plan: BatchPlan
+def computed(
+    trajectories: list[Trajectory], logps: list[np.ndarray], responses: list[Response], rules: Rules, plan: BatchPlan
 ) -> tuple[float, list[np.ndarray]]:
-    """The loss of the update over all micro-batches of all ranks, and its gradient in every log-prob."""
+    """Returns the loss of the update over all micro-batches of all ranks, and its gradient in every log-prob."""
     objective = ObjectiveSettings.model_validate(
         {
             "surrogate": rules.surrogate,
@@ -76,7 +76,7 @@ def ours(
     aggregation: Any = rules.aggregation
     advantages = np.array([r.advantage for r in responses])
     batches = build_batches(
-        given_ones, advantages, plan=plan, aggregation=aggregation, temperature=1.0, length_scale=rules.max_tokens
+        trajectories, advantages, plan=plan, aggregation=aggregation, temperature=1.0, length_scale=rules.max_tokens
     )
     total, grads = 0.0, [np.full(len(x), np.nan) for x in logps]
     for micro in (m for b in batches for m in b.updates[0]):
@@ -89,17 +89,17 @@ def ours(
         a = with_reference(torch.tensor(micro.advantages).double(), old, reference, objective)
         weight, trajectory = torch.tensor(micro.weight).double(), torch.tensor(micro.trajectory).long()
         data = LossData(old, a, weight, trajectory, engine, reference)
-        found = token_loss(x, entropy, data, Shaping(bonus=rules.bonus), objective).loss
-        total += float(found.detach())
+        actual = token_loss(x, entropy, data, Shaping(bonus=rules.bonus), objective).loss
+        total += float(actual.detach())
         if at:
-            for (i, t), g in zip(at, torch.autograd.grad(found, x)[0].tolist(), strict=True):
+            for (i, t), g in zip(at, torch.autograd.grad(actual, x)[0].tolist(), strict=True):
                 assert np.isnan(grads[i][t]), "a token counts once"
                 grads[i][t] = g
     return total, grads
 
 
 def near_a_bound(logps: list[np.ndarray], responses: list[Response], rules: Rules) -> bool:
-    """A finite difference across a kink is no derivative."""
+    """Returns whether a ratio is near a bound, where a finite difference is not a derivative."""
     if rules.surrogate not in CLIPPED:
         return False
     d = [x - r.old for x, r in zip(logps, responses, strict=True)]
@@ -122,10 +122,10 @@ def check(rules: Rules, responses: list[Trajectory], plan: BatchPlan, seed: int)
     logps, made = make_responses(responses, seed, 0.25)
     if near_a_bound(logps, made, rules):
         return
-    value, grads = ours(responses, logps, made, rules, plan)
+    value, grads = computed(responses, logps, made, rules, plan)
     assert value == pytest.approx(references.loss(logps, logps, made, rules), rel=1e-6, abs=1e-7)
-    for found, expected in zip(grads, references.gradients(logps, made, rules), strict=True):
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    for actual, expected in zip(grads, references.gradients(logps, made, rules), strict=True):
+        assert actual == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
 CASE = {"responses": trajectories(min_size=2, max_size=4), "plan": cuts(), "seed": st.integers(0, 9999)}
@@ -173,14 +173,14 @@ def test_gspo_is_the_clipped_objective_of_whole_responses(seed: int) -> None:
     logps, made = make_responses(responses, seed, 0.3)
     made = [replace(r, advantage=a) for r, a in zip(made, (1.5, -0.5), strict=True)]
     rules = Rules("gspo", 0.05, 0.05, "sequence")
-    _, grads = ours(
+    _, grads = computed(
         responses, logps, made, rules, BatchPlan(updates=1, epochs=1, ranks=1, micro_batch_tokens=100, packing=False)
     )
-    for logp, response, found in zip(logps, made, grads, strict=True):
+    for logp, response, actual in zip(logps, made, grads, strict=True):
         s = np.exp((logp - response.old).mean())
         stopped = s > 1.05 if response.advantage > 0 else s < 0.95
         expected = 0.0 if stopped else -s * response.advantage / len(logp) / 2
-        assert found == pytest.approx(np.full(len(logp), expected), rel=1e-6, abs=1e-12)
+        assert actual == pytest.approx(np.full(len(logp), expected), rel=1e-6, abs=1e-12)
 
 
 def test_a_token_clipped_by_cispo_keeps_its_gradient_with_a_limited_weight() -> None:
@@ -216,7 +216,7 @@ BATCHES = st.tuples(st.integers(0, 999), st.integers(1, 60))
 
 
 def with_ties(seed: int, n: int) -> TokenStats:
-    """A third of the tokens are certain: where advantages are equal, so are their covariances, to the last bit."""
+    """Returns statistics with a third of the tokens certain, so that equal advantages give covariances equal to the last bit."""
     stats = make_stats(n, seed)
     certain = torch.arange(n) % 3 == 0
     return replace(stats, logp=stats.logp.masked_fill(certain, 0.0), advantages=stats.advantages.sign())
@@ -261,8 +261,8 @@ def test_what_is_chosen_does_not_depend_on_the_order_of_the_tokens(
 ) -> None:
     stats = with_ties(*batch)
     order = torch.tensor(rng.sample(range(batch[1]), batch[1]))
-    whole, moved = (make_method(name).shape(s, coefficient).touched for s in (stats, stats.take(order)))
-    assert moved.tolist() == whole[order].tolist()
+    full, moved = (make_method(name).shape(s, coefficient).touched for s in (stats, stats.take(order)))
+    assert moved.tolist() == full[order].tolist()
 
 
 def test_a_small_share_of_a_small_batch_is_one_token_and_ties_fall_to_the_lowest_draw() -> None:

@@ -20,7 +20,7 @@ from learner.learner import Learner, LearnerStage, RankSettings
 from learner.settings import BatchPlan, KLSettings, ObjectiveSettings
 from learner.types import RankBatch
 
-PLACE = RankPlace(0, 1, "", 0, False, 60.0)
+PLACEMENT = RankPlace(0, 1, "", 0, False, 60.0)
 TARGET = TargetSettings(fraction=0.7)
 CONTROLLERS: list[dict[str, Any]] = [
     {"kind": "isentropic"},
@@ -51,8 +51,8 @@ def stage(**more: Any) -> LearnerStage:
 
 
 def trained(controller: dict[str, Any]) -> Learner:
-    """Two iterations on the first environment."""
-    learner = Learner(settings(controller), PLACE)
+    """Returns a learner after two iterations on the first environment."""
+    learner = Learner(settings(controller), PLACEMENT)
     for i in range(2):
         learner.train(batch(i, "a"))
     return learner
@@ -65,8 +65,8 @@ def _simulated() -> Any:
 
 
 def state(learner: Learner) -> dict[str, Any]:
-    (found,) = learner.steering.state_dict().values()
-    return found
+    (states,) = learner.steering.state_dict().values()
+    return states
 
 
 def test_what_a_stage_sets_is_in_its_first_iteration() -> None:
@@ -80,18 +80,18 @@ def test_what_a_stage_sets_is_in_its_first_iteration() -> None:
 @pytest.mark.parametrize("controller", CONTROLLERS, ids=lambda c: c["kind"])
 def test_keep_goes_on_reset_starts_anew_and_reanchor_measures_the_start_again(controller: dict[str, Any]) -> None:
     before = state(trained(controller))
-    unused = Learner(settings(controller), PLACE)
+    unused = Learner(settings(controller), PLACEMENT)
     assert before["controller"] != state(unused)["controller"], "a controller that did not move shows nothing"
     assert before["target"]["count"] == 2
 
-    found = {}
+    states = {}
     for mode in ("keep", "reset", "reanchor"):
         learner = trained(controller)
         learner.begin_stage(stage(controller=mode))
-        found[mode] = state(learner)
-    assert found["keep"] == before
-    assert found["reset"] == state(unused)
-    assert found["reanchor"] == {"controller": before["controller"], "target": state(unused)["target"]}
+        states[mode] = state(learner)
+    assert states["keep"] == before
+    assert states["reset"] == state(unused)
+    assert states["reanchor"] == {"controller": before["controller"], "target": state(unused)["target"]}
 
 
 def test_reanchored_targets_are_fractions_of_the_new_environments_entropy() -> None:
@@ -121,7 +121,7 @@ def test_the_optimiser_is_reset_where_that_was_asked_for(optimiser: str) -> None
 
 
 def test_a_reference_that_a_later_stage_needs_is_held_from_the_start() -> None:
-    learner = Learner(replace(settings(CONTROLLERS[0]), hold_reference=True), PLACE)
+    learner = Learner(replace(settings(CONTROLLERS[0]), hold_reference=True), PLACEMENT)
     assert "kl/reference" not in learner.train(batch(0, "a"))
     learner.begin_stage(stage(objective=ObjectiveSettings(kl=KLSettings(coefficient=0.1))))
     assert learner.train(batch(1, "b"))["kl/reference"] > 0
@@ -141,9 +141,9 @@ def test_stopped_at_or_after_a_boundary_and_resumed_is_the_same_to_the_bit(mode:
             rows.append(learner.train(batch(i, "a" if i < 2 else "b")))
         return rows
 
-    whole = Learner(first, PLACE)
-    expected = go_on(whole, 0, 5)
-    stopped = Learner(first, PLACE)
+    undisturbed = Learner(first, PLACEMENT)
+    expected = go_on(undisturbed, 0, 5)
+    stopped = Learner(first, PLACEMENT)
     go_on(stopped, 0, stop)
     saved, weights = json.loads(json.dumps(stopped.state_dict())), dict(stopped.policy.weights())
     at = first
@@ -151,10 +151,10 @@ def test_stopped_at_or_after_a_boundary_and_resumed_is_the_same_to_the_bit(mode:
         learner = first.learner.model_copy(update={"lr": second.lr})
         entropy = first.entropy.model_copy(update={"target": second.target})
         at = replace(first, objective=second.objective, learner=learner, entropy=entropy)
-    resumed = Learner(at, PLACE)
+    resumed = Learner(at, PLACEMENT)
     resumed.load_state_dict(saved)
     for name, parameter in resumed.policy.weights():
         parameter.data.copy_(weights[name])
     assert repr(go_on(resumed, stop, 5)) == repr(expected[stop:])
-    assert all(torch.equal(p, dict(whole.policy.weights())[name]) for name, p in resumed.policy.weights())
-    assert repr(resumed.state_dict()) == repr(whole.state_dict())
+    assert all(torch.equal(p, dict(undisturbed.policy.weights())[name]) for name, p in resumed.policy.weights())
+    assert repr(resumed.state_dict()) == repr(undisturbed.state_dict())

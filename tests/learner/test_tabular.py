@@ -25,7 +25,7 @@ few, fewer = settings(max_examples=25), settings(max_examples=8)
 
 
 def by_position(table: Table, shaping: Shaping) -> torch.Tensor:
-    """The ledger's change of entropy, summed over what was sampled at a position. [S]"""
+    """Returns the ledger's change of entropy, summed over the samples of each position. [S]"""
     return (table.weight * predicted_dh(table.stats(), shaping)).view_as(table.logits).sum(-1)
 
 
@@ -48,20 +48,20 @@ def test_the_predicted_change_is_the_derivative_along_the_step_of_the_loss(
     """At the start of an iteration, for every method under every surrogate."""
     shaping = make_method(name).shape(table.stats(), coefficient)
     for surrogate in SURROGATES:
-        found = change_of_entropy(table.logits, table.descent(shaping, ObjectiveSettings(surrogate=surrogate)))
-        assert_close(by_position(table, shaping), found, 1e-9, 1e-12, surrogate)
+        actual = change_of_entropy(table.logits, table.descent(shaping, ObjectiveSettings(surrogate=surrogate)))
+        assert_close(by_position(table, shaping), actual, 1e-9, 1e-12, surrogate)
 
 
 @few
 @given(TABLES, st.floats(0.05, 2))
 def test_the_bonus_is_predicted_by_the_entropy_grad_sq_and_raises_entropy(table: Table, coefficient: float) -> None:
     still = replace(table, advantages=torch.zeros_like(table.advantages))
-    found = change_of_entropy(table.logits, still.descent(Shaping(bonus=coefficient), ObjectiveSettings()))
+    actual = change_of_entropy(table.logits, still.descent(Shaping(bonus=coefficient), ObjectiveSettings()))
     entropy_grad_sq = table.stats().entropy_grad_sq.view_as(table.logits)[:, 0]
-    assert_close(found, coefficient * table.share * entropy_grad_sq, 1e-9, 1e-14)
-    assert (found >= 0).all()
+    assert_close(actual, coefficient * table.share * entropy_grad_sq, 1e-9, 1e-14)
+    assert (actual >= 0).all()
     average = by_position(still, make_method("repo_d").shape(still.stats(), coefficient))
-    assert_close(average, found, 1e-9, 1e-12)  # on average it is what REPO-D adds
+    assert_close(average, actual, 1e-9, 1e-12)  # on average it is what REPO-D adds
 
 
 @few
@@ -69,8 +69,8 @@ def test_the_bonus_is_predicted_by_the_entropy_grad_sq_and_raises_entropy(table:
 def test_a_token_that_drops_out_of_the_surrogate_keeps_its_bonus(table: Table, coefficient: float) -> None:
     keep = (table.uniform.flatten() > 0.5).double()
     shaping = Shaping(weight=keep, bonus=coefficient)
-    found = change_of_entropy(table.logits, table.descent(shaping, ObjectiveSettings()))
-    assert_close(by_position(table, shaping), found, 1e-9, 1e-12)
+    actual = change_of_entropy(table.logits, table.descent(shaping, ObjectiveSettings()))
+    assert_close(by_position(table, shaping), actual, 1e-9, 1e-12)
 
 
 @few
@@ -101,8 +101,8 @@ def test_the_predicted_change_counts_the_reference_and_the_correction_for_the_en
     no = torch.zeros_like(stats.logp, dtype=torch.bool)
     pull = reference_pull(stats.logp, reference, objective)
     fresh = Fresh(stats, table.weight, engine, no, no, no, reference, None if kind == "none" else importance, pull)
-    found = (table.weight * planned_dh(fresh, shaping)).view_as(table.logits).sum(-1)
-    assert_close(found, change_of_entropy(table.logits, step), 1e-9, 1e-12)
+    actual = (table.weight * planned_dh(fresh, shaping)).view_as(table.logits).sum(-1)
+    assert_close(actual, change_of_entropy(table.logits, step), 1e-9, 1e-12)
     assert (
         reference_pull(
             stats.logp, reference, objective.model_copy(update={"kl": KLSettings(coefficient=penalty, estimator="k1")})
@@ -133,20 +133,20 @@ def test_the_forgone_change_is_what_the_step_lacks_for_being_clipped(
         lacking = float(change_of_entropy(table.logits, free - clipped).sum())
         terms, tally = table.loss(table.logits, shaping, rule, engine_logp=engine), Tally()
         tally_update(tally, terms.loss, terms.tokens, stats, shaping, eta * table.weight)
-        found = tally.sums["forgone_high"] + tally.sums["forgone_low"]
-        assert found == pytest.approx(eta * lacking, rel=1e-9, abs=1e-12)
+        actual = tally.sums["forgone_high"] + tally.sums["forgone_low"]
+        assert actual == pytest.approx(eta * lacking, rel=1e-9, abs=1e-12)
 
 
 # --- KL to the reference policy ---------------------------------------------------------------------------------------------
 
 
 def divergence(log_p: torch.Tensor, log_q: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """KL(p || q), averaged over the positions."""
+    """Returns KL(p || q), averaged over the positions."""
     return (share * (log_p.exp() * (log_p - log_q)).sum(-1)).sum()
 
 
 def descent_of(table: Table, value: str) -> torch.Tensor:
-    """Minus the exact gradient of KL(pi || ref) or KL(ref || pi); the table's `old` of another seed is the reference."""
+    """Returns minus the exact gradient of KL(pi || ref) or KL(ref || pi); the reference is `old` of a table with another seed."""
     z = table.logits.clone().requires_grad_()
     own, other = z.log_softmax(-1), reference_of(table)
     kl = divergence(*((own, other) if value == "pi || ref" else (other, own)), share=table.share)
@@ -166,14 +166,14 @@ def test_the_expected_gradient_of_each_estimator_is_the_one_stated(table: Table,
     stated: tuple[tuple[Any, str], ...] = (("k2", "pi || ref"), ("k3", "ref || pi"))
     for estimator, value in stated:
         objective = ObjectiveSettings(kl=KLSettings(coefficient=coefficient, estimator=estimator))
-        found = still.descent(Shaping(), objective, reference_logp=reference)
-        assert_close(found, coefficient * descent_of(table, value), 1e-9, 1e-12)
+        actual = still.descent(Shaping(), objective, reference_logp=reference)
+        assert_close(actual, coefficient * descent_of(table, value), 1e-9, 1e-12)
     objective = ObjectiveSettings(kl=KLSettings(coefficient=coefficient, estimator="k1"))
     rewarded = with_reference(torch.zeros_like(reference), table.old.flatten(), reference, objective)
     in_advantage = replace(table, advantages=rewarded.view_as(table.logits))
-    found = in_advantage.descent(Shaping(), objective, reference_logp=reference)
-    assert_close(found, coefficient * descent_of(table, "pi || ref"), 1e-9, 1e-12)
-    change = change_of_entropy(table.logits, found)
+    actual = in_advantage.descent(Shaping(), objective, reference_logp=reference)
+    assert_close(actual, coefficient * descent_of(table, "pi || ref"), 1e-9, 1e-12)
+    change = change_of_entropy(table.logits, actual)
     assert_close(by_position(in_advantage, Shaping()), change, 1e-9, 1e-12)  # and the ledger knows of it
 
 

@@ -14,7 +14,7 @@ PULL = "tests/learner/test_tabular.py -k predicted_change_counts"
 LOSS = f"{_AT}test_objective.py -k golden or diagnostics or decided or replaces or penalty"
 FORGONE = f"{_AT}test_objective.py {_AT}test_tabular.py -k forgone or diagnostics"
 WEIGHTS = f"{_AT}test_batching.py {_AT}test_references.py -k weights or ppo"
-CUT = f"{_AT}test_batching.py -k trained or observations"
+BATCHES = f"{_AT}test_batching.py -k trained or observations"
 
 LOSS_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
@@ -65,7 +65,7 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
     ),
     *entries(
         "batching",
-        CUT,
+        BATCHES,
         (
             "the mask is inverted",
             "at = np.flatnonzero(trajectories[i].action_mask)",

@@ -1,11 +1,11 @@
-"""Shaping of rewards, the composite and the reward-hacking monitor, broken one at a time (tests/mutation/runner.py)."""
+"""Shaping of rewards, the reward function and the reward-hacking monitor, broken one at a time (tests/mutation/runner.py)."""
 
 from __future__ import annotations
 
 from mutation.entries import Mutation
 
-SHAPING = "tests/envs/reward_terms/test_length.py"
-COMPOSITE = "tests/actors/rewards/test_composite.py"
+LENGTH = "tests/envs/reward_terms/test_length.py"
+REWARD_FUNCTION = "tests/actors/rewards/test_composite.py"
 REWARD_HACKING = "tests/orchestration/telemetry/test_reward_hacking.py"
 JUDGE = "tests/actors/rewards/test_judge.py"
 GENERATORS = "tests/actors/rewards/test_judge_generators.py"
@@ -22,7 +22,7 @@ def _entries(file: str, tests: str, *changes: tuple[str, str, str]) -> list[Muta
 REWARD_MUTATIONS: tuple[Mutation, ...] = (
     *_entries(
         "envs/reward_terms/length",
-        SHAPING,
+        LENGTH,
         ("progress from 0", "(tokens - free) / (full - free)", "tokens / (full - free)"),
         ("progress over full", "(tokens - free) / (full - free)", "(tokens - free) / full"),
         (
@@ -54,7 +54,7 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
     ),
     *_entries(
         "actors/rewards/composite",
-        COMPOSITE,
+        REWARD_FUNCTION,
         ("the verdict without its weight", "self.verdict_weight * own.reward", "own.reward"),
         ("terms without weights", "t.weight * values[t.name]", "values[t.name]"),
         ("an error is scored", "if not own.status.scored:", "if False:"),
@@ -98,7 +98,7 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         "actors/rewards/judge",
         JUDGE,
         ("the same marks for everybody", "hexdigest()[:16]", 'hexdigest() and "0000000000000000"'),
-        ("a score that is cut", "and not answer.cut", "and True"),
+        ("a score that is cut", "and not answer.truncated", "and True"),
         ("the marks are in the question", 'source, self._body(texts, "")', "source, self._body(texts, str(id(texts)))"),
         ("how it is read is not", 'self._body(texts, ""), s.score, s.low, s.high]', 'self._body(texts, "")]'),
         ("the first score", "float(scores[-1])", "float(scores[0])"),

@@ -25,7 +25,7 @@ DESCRIPTIONS = [{"name": "api_docs", "description": "API docs."}, {"name": "note
 
 
 def task(task_id: str) -> tuple[str, str, str]:
-    """(title, text, instruction) of a task: ids are 'abc<number>_<variant>'."""
+    """Returns (title, text, instruction) of a task; ids are 'abc<number>_<variant>'."""
     number, _, variant = task_id.removeprefix("abc").partition("_")
     title, text = f"list{int(number)}", WORDS[(int(number) + int(variant)) % len(WORDS)]
     return title, text, f"Write {text} into the note {title}."
@@ -131,7 +131,7 @@ class World:
 
 
 class Stub:
-    """What a test may look at and do to a server."""
+    """Holds the state of a stub server that a test may inspect and change."""
 
     def __init__(self) -> None:
         self.world: World | None = None

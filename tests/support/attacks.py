@@ -34,8 +34,12 @@ def read(path):
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """kind: the gap of a level through which this is known to pass. status: what the outcome must be, where it is one.
-    control: without any isolation it is harmless here and does get through, which a test checks."""
+    """Describes one attack.
+
+    kind     the gap of a level through which this is known to pass
+    status   what the outcome must be, where there is only one
+    control  without any isolation it is harmless here and does get through, which a test checks
+    """
 
     name: str
     code: str
@@ -43,7 +47,7 @@ class Attack:
     status: str = ""
     control: bool = False
     wall_s: float = 20.0
-    place: str = ""  # the key in W of the path that the control has to be able to write
+    key: str = ""  # the key in W of the path that the control has to be able to write
 
 
 def _syscall(name: str, call: str, *, control: bool = False) -> Attack:
@@ -51,7 +55,7 @@ def _syscall(name: str, call: str, *, control: bool = False) -> Attack:
 
 
 def _write(name: str, path: str) -> Attack:
-    return Attack(f"write to {name}", f"attempt(lambda: write(W[{path!r}]))", "writing", control=True, place=path)
+    return Attack(f"write to {name}", f"attempt(lambda: write(W[{path!r}]))", "writing", control=True, key=path)
 
 
 ATTACKS = (

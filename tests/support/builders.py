@@ -1,4 +1,4 @@
-"""Small values of the wire types, strategies for random ones, and a run folder."""
+"""Builds small wire values, strategies for random ones, configurations and run folders."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ VOCAB = 50
 
 
 def assert_close(
-    found: Tensor | None, expected: Tensor, rtol: float = 1e-6, atol: float = 1e-12, what: str = ""
+    actual: Tensor | None, expected: Tensor, rtol: float = 1e-6, atol: float = 1e-12, what: str = ""
 ) -> None:
-    """torch.testing.assert_close without its seconds of imports; the types may differ."""
-    assert found is not None, what
-    arrays = (found.detach().double().numpy(), expected.detach().double().numpy())
+    """Asserts what torch.testing.assert_close does, without its seconds of imports; the types may differ."""
+    assert actual is not None, what
+    arrays = (actual.detach().double().numpy(), expected.detach().double().numpy())
     np.testing.assert_allclose(*arrays, rtol=rtol, atol=atol, err_msg=what)
 
 
@@ -45,7 +45,10 @@ def make_trajectory(
     version: int = 0,
     status: Status = Status.OK,
 ) -> Trajectory:
-    """turns: (context tokens, response tokens) of each turn. Token ids and log-probs follow from the seed."""
+    """Builds a trajectory; `turns` gives (context tokens, response tokens) of each turn.
+
+    Token ids and log-probs follow from `seed`.
+    """
     rng = random.Random(f"{seed}/{index}/{tuple(turns)}")
     made = []
     for context, response in turns:
@@ -63,7 +66,7 @@ def make_group(rewards: Sequence[float], *, index: int = 0, version: int = 0) ->
 
 @st.composite
 def trajectories(draw: st.DrawFn, min_size: int = 1, max_size: int = 12) -> list[Trajectory]:
-    """Trajectories of one to three turns, in up to three environments."""
+    """Draws trajectories of one to three turns in up to three environments."""
     count = draw(st.integers(min_size, max_size))
     first = st.tuples(st.integers(1, 6), st.integers(1, 9))
     later = st.tuples(st.integers(0, 4), st.integers(1, 5))
@@ -75,7 +78,7 @@ def trajectories(draw: st.DrawFn, min_size: int = 1, max_size: int = 12) -> list
 
 
 def make_stats(n: int, seed: int = 0, dtype: torch.dtype = torch.float64, envs: int = 1) -> TokenStats:
-    """Statistics of n tokens sampled from random distributions of their own: consistent with one another."""
+    """Returns consistent statistics of n tokens, each sampled from a random distribution of its own."""
     generator = torch.Generator().manual_seed(seed)
     log_p = (2 * torch.randn(n, 7, generator=generator, dtype=torch.float64)).log_softmax(-1)
     p = log_p.exp()
@@ -99,7 +102,10 @@ def make_stats(n: int, seed: int = 0, dtype: torch.dtype = torch.float64, envs: 
 
 
 def loss_data(stats: TokenStats, weight: Tensor | None = None, **more: Tensor) -> LossData:
-    """The stats' own old log-probs and advantages; equal weights and a trajectory a token unless given."""
+    """Returns loss data with the stats' own old log-probs and advantages.
+
+    Without other arguments, weights are equal and every token is a trajectory of its own.
+    """
     n = len(stats.logp)
     even = torch.full((n,), 1 / max(1, n), dtype=stats.logp.dtype)
     fields: dict[str, Tensor] = {"trajectory": torch.arange(n), **more}
@@ -107,7 +113,7 @@ def loss_data(stats: TokenStats, weight: Tensor | None = None, **more: Tensor) -
 
 
 def config_data(**sections: dict[str, Any]) -> dict[str, Any]:
-    """The smallest valid configuration, with keys of sections replaced."""
+    """Returns the smallest valid configuration, with the given keys of sections replaced."""
     data: dict[str, Any] = {
         "run": {"name": "demo", "iterations": 3},
         "model": {"path": "someone/some-model"},
@@ -123,7 +129,7 @@ def config_data(**sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def stages_data(**second: Any) -> dict[str, Any]:
-    """The smallest configuration with two stages; keys of the second one replaced."""
+    """Returns the smallest configuration with two stages, with the given keys of the second one replaced."""
     data = config_data()
     del data["environments"], data["run"]["iterations"]
     mixture = [{"name": "countdown"}, {"name": "arithmetic", "weight": 3}]
@@ -135,7 +141,7 @@ def stages_data(**second: Any) -> dict[str, Any]:
 
 
 def stopped_run(config: RunConfig, **state: Any) -> Checkpoints:
-    """The folder of a run that can go on after its first iteration; more keys of its state."""
+    """Writes the folder of a run that can resume after its first iteration; `state` adds keys to its state."""
     checkpoints = Checkpoints(config.folder / "checkpoints", 2)
     with checkpoints.writing(1) as draft:
         at = {"stage": 0, "iteration": 1, "rewards": [], "given": [[0, 0]]}
@@ -185,9 +191,10 @@ def run_folder(
     config: str = CONFIG,
     more: Mapping[str, float] | Callable[[int], Mapping[str, float]] | None = None,
 ) -> Path:
-    """A run whose entropy moves from 1 to `end` on a straight line, with an evaluation at both ends.
+    """Writes a run whose entropy moves linearly from 1 to `end`, with an evaluation at both ends.
 
-    `more`: values that are added to every row or replace those in it, such as `LEDGER`; or what gives them for an iteration.
+    `more` is values that are added to every row or replace those in it, such as `LEDGER`, or a function that returns them for an
+    iteration.
     """
     folder.mkdir(parents=True)
     rows = []
@@ -202,8 +209,8 @@ def run_folder(
                 "entropy/coefficient_low": 0.0,
                 "entropy/coefficient_high": 1.0,
             }
-        for place, env in enumerate(envs if i else ()):
-            row |= {f"reward/{env}": row["reward/mean"] / (place + 1), f"entropy/{env}": row["entropy/exact"]}
+        for position, env in enumerate(envs if i else ()):
+            row |= {f"reward/{env}": row["reward/mean"] / (position + 1), f"entropy/{env}": row["entropy/exact"]}
         if i in (0, n):
             for env in envs:
                 row |= {f"eval/{env}/pass@{k}{t}": 0.1 * k + i / 100 for k in (1, 4) for t in ("", "/T=1", "/T=0.3")}

@@ -28,26 +28,26 @@ def rows(path: Path) -> list[Row]:
 
 
 def samples(path: Path) -> list[Row]:
-    """Returns the lines of a samples.jsonl, a reply under its present name."""
+    """Returns the lines of a samples.jsonl, with the key "reply" of older runs under its present name."""
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return [{"response" if key == "reply" else key: value for key, value in row.items()} for row in lines]
 
 
 def differences(before: list[Row], after: list[Row]) -> list[str]:
-    """Returns a sentence for every value that is not the same; an absent key is a difference."""
+    """Returns a sentence for every value that differs; an absent key is a difference."""
     if len(before) != len(after):
         return [f"{len(before)} rows before, {len(after)} after"]
-    found = []
+    changes = []
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         for key in sorted(old.keys() | new.keys()):
             was, now = (json.dumps(row[key]) if key in row else "absent" for row in (old, new))
             if was != now:
-                found.append(f"row {number}: {key} was {was} and is {now}")
-    return found
+                changes.append(f"row {number}: {key} was {was} and is {now}")
+    return changes
 
 
 def main(before: Path, after: Path) -> int:
-    """Prints a line a run and its first differences. Returns the exit code."""
+    """Prints a line per run and its first differences. Returns the exit code."""
     code = 0
     folders = sorted(path.parent for path in before.glob("runs/*/metrics.jsonl"))
     if not folders:
@@ -56,18 +56,18 @@ def main(before: Path, after: Path) -> int:
     for folder in folders:
         other = after / "runs" / folder.name
         if not (other / "metrics.jsonl").is_file():
-            found = ["there is no such run after the change"]
+            changes = ["there is no such run after the change"]
         else:
             old, new = rows(folder / "metrics.jsonl"), rows(other / "metrics.jsonl")
-            found = differences(old, new)
-            found += [
+            changes = differences(old, new)
+            changes += [
                 f"samples: {d}"
                 for d in differences(samples(folder / "samples.jsonl"), samples(other / "samples.jsonl"))
             ]
-            print(f"{folder.name}: {len(old)} rows of {len(old[-1])} values: {'DIFFERENT' if found else 'equal'}")
-        for line in found[:8]:
+            print(f"{folder.name}: {len(old)} rows of {len(old[-1])} values: {'DIFFERENT' if changes else 'equal'}")
+        for line in changes[:8]:
             print(f"  {line}")
-        code |= bool(found)
+        code |= bool(changes)
     return code
 
 

@@ -1,4 +1,4 @@
-"""Stand-ins that record the order of events instead of checking calls, and an environment of bare prompts."""
+"""Fakes that record the order of events, and an environment whose prompts have no text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAKE_VOCAB = 32
 
 
 def fake_response(request: Request, version: int) -> Completion:
-    """A response that depends on the request and its seed alone; it ends at a stop token if it meets one."""
+    """Returns a response that depends on the request and its seed alone; it ends at a stop token if it meets one."""
     rng = random.Random(f"{request.prompt_ids}/{request.seed}")
     ids: list[int] = []
     while len(ids) < request.sampling.max_tokens:
@@ -32,7 +32,7 @@ def fake_response(request: Request, version: int) -> Completion:
 
 
 class FakeEngine:
-    """An `InferenceEngine` without a model. `events` is what happened, in order.
+    """Serves as an `InferenceEngine` without a model. `events` records what happened, in order.
 
     With hold=True responses wait for `release(n)`, which delivers the n oldest (all by default) on the caller's thread;
     otherwise they are delivered within `submit`.
@@ -67,7 +67,7 @@ class FakeEngine:
             on_done(fake_response(request, self.version))
 
     def die(self, error: BaseException) -> None:
-        """Every waiting request ends with `error`, and later submits raise it."""
+        """Ends every waiting request with `error`; later calls of `submit` raise it."""
         self._dead = error
         with self._lock:
             waiting, self._waiting = self._waiting, []
@@ -98,10 +98,10 @@ class FakeEngine:
 
 
 class FakeGeneratorMember:
-    """A generator behind a pool. `batches` are the messages it was sent, ids in order.
+    """Serves as a generator behind a pool. `batches` records the ids of each message, in order.
 
-    A response is one message of its own. With hold=True the responses of a message wait for `release`; with die_after=n the
-    member dies with the n-th response of its life, before giving it.
+    Every response is one message of its own. With hold=True the responses of a message wait for `release`; with die_after=n
+    the member dies at the n-th response of its life, before delivering it.
     """
 
     def __init__(self, name: str, *, hold: bool = False, die_after: int | None = None) -> None:
@@ -117,7 +117,7 @@ class FakeGeneratorMember:
         self._gate.set()
 
     def die(self) -> None:
-        """From now on it gives nothing; held messages end at once."""
+        """Delivers nothing from now on; held messages end at once."""
         self._die_after = 0
         self._gate.set()
 
@@ -133,17 +133,17 @@ class FakeGeneratorMember:
 
 
 class FakeVerifierMember:
-    """A verifier behind a pool: answers from `judge_one`, a Verdict of reward 1 by default."""
+    """Serves as a verifier behind a pool: answers with `score_one`, by default a Verdict of reward 1."""
 
     def __init__(
         self,
         name: str,
-        judge_one: Callable[[ScoreRequest], Observation | Verdict] = lambda _: Verdict(1.0, True),
+        score_one: Callable[[ScoreRequest], Observation | Verdict] = lambda _: Verdict(1.0, True),
         *,
         hold: bool = False,
     ) -> None:
         self.name = name
-        self.judge_one = judge_one
+        self.score_one = score_one
         self.batches: list[list[str]] = []
         self.dead = False
         self._gate = asyncio.Event()
@@ -163,12 +163,15 @@ class FakeVerifierMember:
         await asyncio.sleep(0)
         if self.dead:
             raise MemberDied(self.name, "killed by a test")
-        return [self.judge_one(r) for r in requests]
+        return [self.score_one(r) for r in requests]
 
 
 class FakeCodec:
-    """Every character is its code point; a response's ids are written as a list of numbers, so that text never gives the ids
-    back: whoever re-tokenises a response is found out. A turn costs a header token of its own."""
+    """Maps every character to its code point, and decodes response ids to a list of numbers.
+
+    The text of a response therefore never gives its ids back, so that code that tokenises a response again fails a test.
+    Every message begins with a header token.
+    """
 
     HEADER = -1
 
@@ -185,7 +188,7 @@ class FakeCodec:
 
 
 class Numbered:
-    """An environment whose prompts are their index; a split of `size` wraps around, as the protocol says. Nothing is scored."""
+    """Has prompts that consist of their index; a split of `size` wraps around, as the protocol requires. Nothing is scored."""
 
     def __init__(self, name: str, size: int | None) -> None:
         self.name, self._size = name, size
@@ -201,8 +204,10 @@ class Numbered:
 
 
 class FakeRun:
-    """What the loop works with besides its curriculum: cluster, learner, rollouts and sink in one, all of whose calls are in
-    `events` in order. Rewards alternate within a group, unless `reward` says otherwise for a prompt and a response's number."""
+    """Plays cluster, learner, rollouts and sink for the loop in one object, and records their calls in `events`, in order.
+
+    Rewards alternate within a group, unless `reward` gives another for a prompt and the number of a response.
+    """
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []

@@ -1,4 +1,4 @@
-"""Responses that no model should give, and what every answer to one has to be."""
+"""Generates responses that no model should give, and checks what an environment answers to them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ INJECTIONS = (
 
 
 def fuzzed(rng: random.Random, correct: Sequence[str]) -> str:
-    """Bytes decoded oddly, code points of any plane, huge responses, injections, and correct responses broken a little."""
+    """Returns oddly decoded bytes, any code points, a huge response, an injection, or a slightly broken correct response."""
     kind = rng.randrange(6)
     if kind == 0:
         return rng.randbytes(rng.randrange(60)).decode(rng.choice(["latin-1", "utf-16-le", "cp437"]), "replace")
@@ -60,7 +60,7 @@ def fuzzed(rng: random.Random, correct: Sequence[str]) -> str:
 
 
 def assert_plain(answer: Observation | Verdict) -> None:
-    """Short, a reward from 0 to 1, and text that a file and a tokenizer take."""
+    """Asserts that an answer is short, has a reward from 0 to 1, and text that files and tokenizers accept."""
     assert isinstance(answer, Observation | Verdict)
     if isinstance(answer, Observation):
         assert answer.messages and sum(len(m.content) for m in answer.messages) < 2000

@@ -1,6 +1,6 @@
-"""Reads the imports between the rooms of the house and draws them into CONTRIBUTING.md.
+"""Reads the imports between the layers of the code and draws them into CONTRIBUTING.md.
 
-`python tests/support/import_graph.py` prints the drawing; with --write it replaces the one in CONTRIBUTING.md. A room is a
+`python tests/support/import_graph.py` prints the drawing; with --write it replaces the one in CONTRIBUTING.md. A layer is a
 folder, or the files of a folder that stand before (or behind) its subfolders. Imports inside functions and under TYPE_CHECKING
 count too."""
 
@@ -18,9 +18,9 @@ PACKAGES = ("envs", "learner", "actors", "orchestration")
 FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 BEGIN, END = "<!-- import graph: begin -->", "<!-- import graph: end -->"
 
-# The rooms in the order of the flow, each with what it holds (a pattern of paths; the first that fits counts) and the rooms whose
+# The layers in the order of the flow, each with what it holds (a pattern of paths; the first that fits counts) and the layers whose
 # files it may import beside its own. What those may import, it may too.
-ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
+LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "envs": (r"envs/\w+\.py", ()),
     "envs/isolation": (r"envs/isolation/", ("envs",)),
     "envs/answers": (r"envs/answers/", ("envs/isolation",)),
@@ -78,24 +78,24 @@ def _imported(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, full if full in known else str(node.module)
 
 
-def room_of(path: Path) -> str:
-    """Returns the room a file is in. Raises StopIteration where there is none."""
-    return next(name for name, (pattern, _) in ROOMS.items() if re.match(pattern, path.as_posix()))
+def layer_of(path: Path) -> str:
+    """Returns the layer a file is in. Raises StopIteration where there is none."""
+    return next(name for name, (pattern, _) in LAYERS.items() if re.match(pattern, path.as_posix()))
 
 
 def edges() -> dict[str, set[str]]:
-    """Returns for every room the other rooms it imports from."""
-    known, found = modules(), {name: set() for name in ROOMS}
+    """Returns for every layer the other layers it imports from."""
+    known, found = modules(), {name: set() for name in LAYERS}
     for path in FILES:
         for _, name in imported(path):
-            if name in known and (other := room_of(known[name])) != room_of(path):
-                found[room_of(path)].add(other)
+            if name in known and (other := layer_of(known[name])) != layer_of(path):
+                found[layer_of(path)].add(other)
     return found
 
 
-def allowed(room: str) -> set[str]:
-    """Returns the rooms that a room's files may import, its own included."""
-    return {room}.union(*(allowed(other) for other in ROOMS[room][1]))
+def allowed(layer: str) -> set[str]:
+    """Returns the layers that a layer's files may import, its own included."""
+    return {layer}.union(*(allowed(other) for other in LAYERS[layer][1]))
 
 
 def circle(graph: Mapping[str, set[str]]) -> list[str]:
@@ -125,25 +125,25 @@ def file_graph() -> dict[str, set[str]]:
 def drawing() -> str:
     """Returns the graph as Mermaid text. An arrow that others imply is left out: it would only be another line to follow.
 
-    Raises ValueError where the rooms import in a circle.
+    Raises ValueError where the layers import in a circle.
     """
     graph = edges()
     if found := circle(graph):
-        raise ValueError(f"these rooms import in a circle: {' <- '.join(found)}")
+        raise ValueError(f"these layers import in a circle: {' <- '.join(found)}")
 
     def reaches(start: str) -> set[str]:
         return graph[start].union(*(reaches(other) for other in graph[start]))
 
-    names = {room: f"r{i}" for i, room in enumerate(ROOMS)}
+    names = {layer: f"r{i}" for i, layer in enumerate(LAYERS)}
     lines = ["```mermaid", "flowchart LR"]
     for package in PACKAGES:
         lines.append(f"  subgraph {package}")
-        rooms = [room for room, (pattern, _) in ROOMS.items() if pattern.startswith(package)]
-        lines += [f'    {names[room]}["{room}"]' for room in rooms]
+        layers = [layer for layer, (pattern, _) in LAYERS.items() if pattern.startswith(package)]
+        lines += [f'    {names[layer]}["{layer}"]' for layer in layers]
         lines.append("  end")
-    for room, others in graph.items():
+    for layer, others in graph.items():
         implied = set[str]().union(*(reaches(other) for other in others))
-        lines += [f"  {names[other]} --> {names[room]}" for other in ROOMS if other in others - implied]
+        lines += [f"  {names[other]} --> {names[layer]}" for other in LAYERS if other in others - implied]
     return "\n".join([*lines, "```"])
 
 

@@ -1,4 +1,4 @@
-"""An environment whose sessions do what a response asks for: raise, hang, answer nonsense, go on."""
+"""An environment whose sessions do what a response asks for: raise, hang, return invalid values, or go on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from envs.types import Message, Observation, Prompt, Split, Verdict
 
 
 class Misbehaving:
-    """opens: how many sessions this process has opened, shown in every observation."""
+    """Opens misbehaving sessions; `opens` counts those of this process and is shown in every observation."""
 
     def __init__(self, seed: int = 0, *, turns: int = 1) -> None:
         self._seed, self._turns, self.opens = seed, turns, 0

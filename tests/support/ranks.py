@@ -1,5 +1,8 @@
-"""Learner ranks as threads of one process: the engine's surface with collectives over a barrier and plain gradient descent, and a
-policy of one table in float64. What DeepSpeed makes of it is tested in integration/."""
+"""Simulates learner ranks as threads of one process.
+
+The engine has the methods of DeepSpeedEngine, collectives over a barrier and plain gradient descent; the policy is one table in
+float64. The real DeepSpeed engine is tested in integration/.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ from support.builders import VOCAB
 
 
 class TablePolicy(nn.Module):
-    """The next token depends on the one before it alone: what is masked and not just before a sampled token has no say."""
+    """Predicts the next token from the previous one alone.
+
+    A masked token matters only where it directly precedes a sampled one.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -48,7 +54,7 @@ class TablePolicy(nn.Module):
 
 @dataclass
 class Meeting:
-    """Where the ranks exchange what they bring."""
+    """Exchanges one tensor of every rank among all ranks."""
 
     size: int
     brought: dict[int, Tensor] = field(default_factory=dict)
@@ -59,18 +65,21 @@ class Meeting:
     def exchange(self, rank: int, value: Tensor) -> list[Tensor]:
         self.brought[rank] = value
         self.barrier.wait()
-        found = [self.brought[r] for r in range(self.size)]
+        results = [self.brought[r] for r in range(self.size)]
         self.barrier.wait()  # nobody brings the next thing before all have taken this one
-        return found
+        return results
 
 
 class FakeEngine:
-    """What `Learner` uses of DeepSpeedEngine. Gradients are averaged over ranks, so the loss is multiplied by their number."""
+    """Implements what `Learner` uses of DeepSpeedEngine.
+
+    Gradients are averaged over ranks, so the loss is multiplied by their number.
+    """
 
     device = torch.device("cpu")
 
-    def __init__(self, place: RankPlace, meeting: Meeting) -> None:
-        self.place, self.meeting = place, meeting
+    def __init__(self, placement: RankPlace, meeting: Meeting) -> None:
+        self.placement, self.meeting = placement, meeting
         self.loss_scale = None
         self.last = True
         self.resets = 0
@@ -88,14 +97,14 @@ class FakeEngine:
         self.last = last
 
     def backward(self, loss: Tensor) -> None:
-        (loss * self.place.world_size).backward()
+        (loss * self.placement.world_size).backward()
 
     def step(self, lr: float) -> float:
         assert self.last, "a step in the middle of an update"
         square = 0.0
         for p in self.model.parameters():
-            mine = torch.zeros_like(p) if p.grad is None else p.grad
-            gradient = torch.stack(self.all_gather(mine)).mean(0)
+            gradient_here = torch.zeros_like(p) if p.grad is None else p.grad
+            gradient = torch.stack(self.all_gather(gradient_here)).mean(0)
             square += float(gradient.square().sum())
             p.data -= lr * gradient
             p.grad = None
@@ -109,11 +118,11 @@ class FakeEngine:
         return parts.sum(0) if op == "sum" else parts.amax(0)
 
     def all_gather(self, value: Tensor) -> list[Tensor]:
-        return self.meeting.exchange(self.place.rank, value)
+        return self.meeting.exchange(self.placement.rank, value)
 
 
 def learner_settings(objective: ObjectiveSettings, method: dict[str, Any], controller: dict[str, Any]) -> RankSettings:
-    """Steps so large that ratios leave the clip range in the first iteration."""
+    """Returns settings with steps so large that ratios leave the clip range in the first iteration."""
     return RankSettings(
         model=ModelSettings(path="0"),
         learner=LearnerSettings(lr=40.0, grad_clip=0.0),
@@ -134,15 +143,18 @@ def learner_settings(objective: ObjectiveSettings, method: dict[str, Any], contr
 
 @contextmanager
 def simulated(meeting: Meeting) -> Iterator[None]:
-    """Within it a Learner is one on these engines and policies."""
+    """Makes Learner use these engines and policies inside the context."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "DeepSpeedEngine", lambda place, *_, **__: FakeEngine(place, meeting))
+        patch.setattr(module, "DeepSpeedEngine", lambda placement, *_, **__: FakeEngine(placement, meeting))
         patch.setattr(module, "load_policy", lambda path, **_: TablePolicy(int(path)))
         yield
 
 
 def train(settings: RankSettings, iterations: list[list[RankBatch]]) -> tuple[list[dict[str, float]], Tensor]:
-    """Every iteration's batches, one a rank -> (each iteration's metrics, the table at the end); all ranks have to agree."""
+    """Trains on the batches of every iteration, one per rank; returns (each iteration's metrics, the final table).
+
+    Asserts that all ranks agree.
+    """
     world = len(iterations[0])
     meeting = Meeting(world)
 
@@ -156,8 +168,8 @@ def train(settings: RankSettings, iterations: list[list[RankBatch]]) -> tuple[li
         return rows, dict(learner.policy.weights())["table"].detach()
 
     with simulated(meeting), ThreadPoolExecutor(world) as pool:
-        found = list(pool.map(rank_main, range(world)))
-    for rows, table in found[1:]:
-        assert repr(rows) == repr(found[0][0]), "the ranks report different metrics"
-        assert torch.equal(table, found[0][1])
-    return found[0]
+        results = list(pool.map(rank_main, range(world)))
+    for rows, table in results[1:]:
+        assert repr(rows) == repr(results[0][0]), "the ranks report different metrics"
+        assert torch.equal(table, results[0][1])
+    return results[0]

@@ -36,7 +36,10 @@ def group_advantages(name: str, rewards: Sequence[float]) -> list[float]:
 
 
 def batch_advantages(name: str, groups: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> list[float]:
-    """One a response. REINFORCE++ (arXiv 2501.03262, eq. 9): (A - mean) / std over all tokens of the global batch."""
+    """Returns one advantage per response.
+
+    REINFORCE++ (arXiv 2501.03262, eq. 9): (A - mean) / std over all tokens of the global batch.
+    """
     flat = [a for rewards in groups for a in group_advantages(name, rewards)]
     if not name.startswith("reinforce_pp"):
         return flat
@@ -51,7 +54,7 @@ def batch_advantages(name: str, groups: Sequence[Sequence[float]], lengths: Sequ
 
 @dataclass(frozen=True)
 class Response:
-    """One trajectory's sampled tokens; observations are not in it."""
+    """Holds the sampled tokens of one trajectory, without observations."""
 
     old: Array
     engine: Array
@@ -77,7 +80,7 @@ class Rules:
 
 
 def clipped_objective(ratio: float, advantage: float, rules: Rules) -> float:
-    """min(r A, clip(r, 1 - low, 1 + high) A): PPO, arXiv 1707.06347, eq. 7; two ranges: DAPO, arXiv 2503.14476, eq. 8."""
+    """Returns min(r A, clip(r, 1 - low, 1 + high) A). PPO, arXiv 1707.06347, eq. 7; two ranges: DAPO, arXiv 2503.14476, eq. 8."""
     return min(ratio * advantage, min(max(ratio, 1 - rules.low), 1 + rules.high) * advantage)
 
 
@@ -114,13 +117,13 @@ def corrections(response: Response, rules: Rules) -> list[float]:
 
 
 def penalty(pi: float, reference: float, estimator: str) -> float:
-    """Of log-probs. Schulman 2020, "Approximating KL divergence"; k3: GRPO, arXiv 2402.03300, eq. 4."""
+    """Returns a KL estimate from log-probs. Schulman 2020, "Approximating KL divergence"; k3: GRPO, arXiv 2402.03300, eq. 4."""
     x = math.exp(reference) / math.exp(pi)
     return {"k1": 0.0, "k2": math.log(x) ** 2 / 2, "k3": x - 1 - math.log(x)}[estimator]
 
 
 def token_losses(logp: Array, at: Array, response: Response, rules: Rules) -> list[float]:
-    """k1 is no loss but a part of the advantage, a token: A - kl * (log pi_old - log ref)."""
+    """Returns the loss of every token. The estimator k1 changes the advantage instead: A - kl * (log pi_old - log ref)."""
     weights = corrections(response, rules)
     if rules.kl and rules.estimator == "k1":
         parts = []
@@ -151,19 +154,19 @@ def loss(logps: Sequence[Array], ats: Sequence[Array], responses: Sequence[Respo
 
 
 def gradients(logps: Sequence[Array], responses: Sequence[Response], rules: Rules, eps: float = 1e-6) -> list[Array]:
-    """Of `loss` in every token's log-prob, by central differences of the whole."""
-    found = []
-    for i, mine in enumerate(logps):
-        row = np.zeros(len(mine))
-        for t in range(len(mine)):
+    """Returns the gradient of `loss` in every token's log-prob, by central differences."""
+    rows = []
+    for i, own in enumerate(logps):
+        row = np.zeros(len(own))
+        for t in range(len(own)):
             ends = []
             for sign in (1, -1):
-                moved = mine.copy()
+                moved = own.copy()
                 moved[t] += sign * eps
                 ends.append(loss([*logps[:i], moved, *logps[i + 1 :]], logps, responses, rules))
             row[t] = (ends[0] - ends[1]) / (2 * eps)
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 # --- methods that shape advantages or take statistics over the batch ----------------------------------------------------------
@@ -181,7 +184,7 @@ def repo(kind: str, a: float, logp: float, entropy: float, coefficient: float, *
 
 
 def covariances(a: Sequence[float], logp: Sequence[float]) -> list[float]:
-    """arXiv 2505.22617, eq. 10, over all tokens of the batch."""
+    """Returns the covariances of arXiv 2505.22617, eq. 10, over all tokens of the batch."""
     mean_a, mean_x = math.fsum(a) / len(a), math.fsum(logp) / len(logp)
     return [(x - mean_a) * (y - mean_x) for x, y in zip(a, logp, strict=True)]
 
@@ -194,6 +197,6 @@ def clip_cov(c: Sequence[float], uniform: Sequence[float], share: float, low: fl
 
 
 def kl_cov(c: Sequence[float], uniform: Sequence[float], share: float) -> set[int]:
-    """Eq. 12: the share of the tokens whose covariance ranks highest, rounded up; equal ones by their own numbers."""
+    """Selects the share of the tokens with the highest covariance, rounded up; equal ones by their own numbers. Eq. 12."""
     ranked = sorted(range(len(c)), key=lambda i: (-c[i], uniform[i]))
     return set(ranked[: math.ceil(share * len(c))])

@@ -1,4 +1,4 @@
-"""Controllers and schedules as their sources state them, on plain numbers, and the tokens' random numbers in whole ones."""
+"""States controllers and schedules as their sources do, on plain numbers, and the tokens' random numbers in integers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Seen = tuple[float, float, float, float]  # entropy, free, slope, advantage (learner.types.Observed)
+Observation = tuple[float, float, float, float]  # entropy, free, slope, advantage (learner.types.Observed)
 
 
-def doubling(seen: Sequence[Seen], target: float, start: float, low: float, high: float, negative: bool) -> list[float]:
+def doubling(
+    history: Sequence[Observation], target: float, start: float, low: float, high: float, negative: bool
+) -> list[float]:
     """arXiv 2603.11682: entropy below its target doubles the coefficient, above halves it, within [low, high]; halved below `low`
     it turns negative, where the same rule drives it down.
 
     Written on a ladder: the logarithm of the magnitude is the height over `low`, on either side of the flip.
     """
     value, out = start, []
-    for entropy, *_ in seen:
+    for entropy, *_ in history:
         wants_more = entropy < target
         if value > 0:
             moved = value * 2 if wants_more else value / 2
@@ -29,41 +31,55 @@ def doubling(seen: Sequence[Seen], target: float, start: float, low: float, high
     return out
 
 
-def proportional(seen: Sequence[Seen], target: float, gain: float, lowest: float, high: float) -> list[float]:
-    """REPO-D's second form: zeta * (target - H), relative to the target."""
-    return [float(np.clip(gain * (target - h) / target, lowest, high)) for h, *_ in seen]
+def proportional(history: Sequence[Observation], target: float, gain: float, lowest: float, high: float) -> list[float]:
+    """Returns REPO-D's second form: zeta * (target - H), relative to the target."""
+    return [float(np.clip(gain * (target - h) / target, lowest, high)) for h, *_ in history]
 
 
 def additive(
-    seen: Sequence[Seen], target: float, start: float, step: float, high: float, gated: bool
+    history: Sequence[Observation], target: float, start: float, step: float, high: float, gated: bool
 ) -> list[tuple[float, float]]:
     """(coefficient, what acts). Skywork-OR1, arXiv 2505.22312, section 4: c + delta while H < target, else c - delta, in
     [0, high]; what acts is c * [H <= target]."""
     c, out = start, []
-    for entropy, *_ in seen:
+    for entropy, *_ in history:
         c = min(c + step, high) if entropy < target else max(c - step, 0.0)
         out.append((c, c if entropy <= target or not gated else 0.0))
     return out
 
 
-def pi(seen: Sequence[Seen], target: float, start: float, gain: float, integral: float) -> list[float]:
-    """Without bounds, the closed form: log(coefficient / start) = gain * e + integral * sum(e), e = (target - H) / target."""
-    errors = [(target - h) / target for h, *_ in seen]
+def pi(history: Sequence[Observation], target: float, start: float, gain: float, integral: float) -> list[float]:
+    """Returns the closed form without bounds.
+
+    log(coefficient / start) = gain * e + integral * sum(e), e = (target - H) / target.
+    """
+    errors = [(target - h) / target for h, *_ in history]
     return [start * math.exp(gain * e + integral * math.fsum(errors[: i + 1])) for i, e in enumerate(errors)]
 
 
 def isentropic(
-    seen: Sequence[Seen], target: float, *, gain: float, integral: float, memory: float, high: float, added: bool
+    history: Sequence[Observation],
+    target: float,
+    *,
+    gain: float,
+    integral: float,
+    memory: float,
+    high: float,
+    added: bool,
 ) -> list[float]:
     """coefficient = EMA(-free) / EMA(slope) + unit * (kp * e + ki * sum(e)), within unit * high; the sum takes an error of at
     most a tenth either way, and holds still where it would push the coefficient further into its bound. added: a coefficient
     that is added to advantages, whose unit is their root mean square. The running means are weighted sums over all that was
     seen."""
     total, out = 0.0, []
-    for i, (entropy, *_) in enumerate(seen):
+    for i, (entropy, *_) in enumerate(history):
         e = (target - entropy) / target
         weights = [memory ** (i - j) for j in range(i + 1)]
-        columns = ([x[1] for x in seen[: i + 1]], [x[2] for x in seen[: i + 1]], [x[3] ** 2 for x in seen[: i + 1]])
+        columns = (
+            [x[1] for x in history[: i + 1]],
+            [x[2] for x in history[: i + 1]],
+            [x[3] ** 2 for x in history[: i + 1]],
+        )
         mean = [math.fsum(w * x for w, x in zip(weights, c, strict=True)) / math.fsum(weights) for c in columns]
         unit = max(math.sqrt(mean[2]), 1e-6) if added else 1.0
         held = -mean[0] / mean[1] if mean[1] > 0 else 0.0
@@ -76,14 +92,14 @@ def isentropic(
 
 
 def schedule(points: Sequence[tuple[int, float]], iteration: int) -> float:
-    """Straight lines between the points, flat outside."""
+    """Interpolates linearly between the points, and is constant outside them."""
     return float(np.interp(iteration, [x for x, _ in points], [y for _, y in points])) if points else 1.0
 
 
 def targets(
     entropies: Sequence[float], fraction: float, average_over: int, points: Sequence[tuple[int, float]]
 ) -> list[float]:
-    """A fraction of the mean of the first measured entropies, times the schedule; iterations count from 1."""
+    """Returns a fraction of the mean of the first measured entropies, times the schedule; iterations count from 1."""
     out = []
     for i in range(len(entropies)):
         start = [h for h in entropies[: i + 1] if math.isfinite(h)][:average_over]
@@ -93,7 +109,7 @@ def targets(
 
 
 def splitmix64(state: int) -> int:
-    """The next output after a state: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"."""
+    """Returns the next output after a state. Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"."""
     mask = (1 << 64) - 1
     z = (state + 0x9E3779B97F4A7C15) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -101,9 +117,9 @@ def splitmix64(state: int) -> int:
     return z ^ (z >> 31)
 
 
-def uniform(seed: int, step: int, trajectory: int, place: int) -> float:
-    """The upper 24 bits of a chain of splitmix64 over the four numbers."""
+def uniform(seed: int, step: int, trajectory: int, position: int) -> float:
+    """Returns the upper 24 bits of a chain of splitmix64 over the four numbers, as a float in [0, 1)."""
     x = splitmix64(seed) ^ step
-    for number in (trajectory, place):
+    for number in (trajectory, position):
         x = splitmix64(x) ^ number
     return (splitmix64(x) >> 40) / 2**24

@@ -1,5 +1,7 @@
-"""Softmax tables in float64: S positions of V logits each, where every action of every position stands once in the batch and
-counts by how likely it is, so that what is an expectation elsewhere is a sum here."""
+"""Softmax tables in float64: S positions of V logits each.
+
+The batch has every action of every position once, weighted by its probability, so that expectations are exact sums.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ def make_method(name: str, **more: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """All [S, V] float64 but `share`."""
+    """Holds one table. All tensors but `share` are [S, V] float64."""
 
     logits: Tensor
     old: Tensor  # log-probs of the policy that sampled
@@ -44,22 +46,22 @@ class Table:
 
     @classmethod
     def random(cls, seed: int, moved: float = 0.0) -> Table:
-        """moved: how far the logits are from those that sampled."""
+        """Returns a random table; `moved` is how far its logits are from those of the policy that sampled."""
         generator = torch.Generator().manual_seed(seed)
         s, v = (int(torch.randint(2, 6, (1,), generator=generator)) for _ in range(2))
-        logits, drift, advantages = 1.5 * torch.randn(3, s, v, generator=generator, dtype=torch.float64)
+        logits, direction, advantages = 1.5 * torch.randn(3, s, v, generator=generator, dtype=torch.float64)
         share = torch.rand(s, generator=generator, dtype=torch.float64) + 0.1
         uniform = torch.rand(s, v, generator=generator, dtype=torch.float64)
-        old = (logits + moved * drift).log_softmax(-1)
+        old = (logits + moved * direction).log_softmax(-1)
         return cls(logits, old, advantages, share / share.sum(), uniform)
 
     @property
     def weight(self) -> Tensor:
-        """Of an action: how often it was sampled. [S V]"""
+        """Returns the probability that each action was sampled. [S V]"""
         return (self.share[:, None] * self.old.exp()).flatten()
 
     def stats(self) -> TokenStats:
-        """As the learner measures them, from the definitions. [S V]"""
+        """Returns the statistics the learner would measure, computed from their definitions. [S V]"""
         log_p = self.logits.log_softmax(-1)
         p, entropy = log_p.exp(), entropies(self.logits)
         pull = p * (log_p + entropy[:, None])
@@ -68,31 +70,31 @@ class Table:
         return TokenStats(*(x.flatten() for x in columns))
 
     def data(self, **more: Tensor) -> LossData:
-        """Every action a trajectory of its own."""
+        """Returns the loss data, with every action as a trajectory of its own."""
         n = self.logits.numel()
         return LossData(self.old.flatten(), self.advantages.flatten(), self.weight, torch.arange(n), **more)
 
     def loss(self, logits: Tensor, shaping: Shaping, objective: ObjectiveSettings, **more: Tensor) -> Any:
-        """LossTerms of the table at these logits."""
+        """Returns the LossTerms of the table at these logits."""
         logp = logits.log_softmax(-1)
         entropy = entropies(logits)[:, None].expand_as(logp).flatten()
         return token_loss(logp.flatten(), entropy, self.data(**more), shaping, objective)
 
     def descent(self, shaping: Shaping, objective: ObjectiveSettings, **more: Tensor) -> Tensor:
-        """Minus the gradient of the loss in the logits. [S, V]"""
+        """Returns minus the gradient of the loss with respect to the logits. [S, V]"""
         z = self.logits.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(self.loss(z, shaping, objective, **more).loss, z)
         return -gradient
 
 
 def entropies(logits: Tensor) -> Tensor:
-    """[S, V] -> [S]"""
+    """Returns the entropy of every position. [S, V] -> [S]"""
     log_p = logits.log_softmax(-1)
     return -(log_p.exp() * log_p).sum(-1)
 
 
 def change_of_entropy(logits: Tensor, direction: Tensor) -> Tensor:
-    """The derivative of every position's entropy along a direction in the logits. [S]"""
+    """Returns the derivative of every position's entropy along a direction in the logits. [S]"""
     z = logits.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(entropies(z).sum(), z)
     return (gradient * direction).sum(-1)

@@ -17,7 +17,7 @@ CLOSED: list[str] = []
 
 
 class Gem:
-    """Guess a number by higher and lower; the answer is in a box."""
+    """Asks for a number, with hints "higher" and "lower"; the answer is in a box."""
 
     def __init__(self, top: int = 20, turns: int = 6) -> None:
         self.top, self.turns = top, turns
@@ -45,7 +45,10 @@ class Gem:
 
 
 class Classic:
-    """The older gym: seed() apart, four values of a step; every step draws from numpy's global state. Say the shown letters."""
+    """Has the older gym's interface: a separate seed() and four values of a step; every step draws from numpy's global state.
+
+    The task is to say the shown letters.
+    """
 
     def __init__(self, letters: int = 3) -> None:
         self.letters = letters
@@ -66,7 +69,7 @@ class Classic:
 
 
 class Arena:
-    """TextArena's: a game of one player, closed for its reward."""
+    """Has TextArena's interface: a game of one player, whose reward is returned when it is closed."""
 
     def reset(self, num_players: int, seed: int | None = None) -> None:
         assert num_players == 1
@@ -75,8 +78,8 @@ class Arena:
         self.messages = [(-1, "Say the digit.", "PROMPT"), (-1, f"It is {self.number}.", "GAME_BOARD")]
 
     def get_observation(self) -> tuple[int, list[tuple[int, str, str]]]:
-        seen, self.messages = self.messages, []
-        return 0, seen
+        messages, self.messages = self.messages, []
+        return 0, messages
 
     def step(self, action: str) -> tuple[bool, dict[str, Any]]:
         if not action.strip().isdecimal():
@@ -91,7 +94,7 @@ class Arena:
 
 
 class Faulty:
-    """Does wrong what it is told to: every way that an environment of somebody else can."""
+    """Fails in the way that `fault` names: every way in which an environment of another library can."""
 
     def __init__(self, fault: str = "") -> None:
         self.fault = fault

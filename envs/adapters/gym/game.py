@@ -62,9 +62,14 @@ class Game:
                 f"step gave a {type(answer).__name__}{length}, it must be (text, reward, terminated, truncated, info) or "
                 "(text, reward, done, info)"
             )
-        ended = [bool(flag) for flag in answer[2:-1]]
-        cut = len(ended) == 2 and ended[1] and not ended[0]
-        return _text(answer[0], "step"), float(answer[1]), any(ended), "cut short by the environment" if cut else ""
+        flags = [bool(flag) for flag in answer[2:-1]]
+        truncated = len(flags) == 2 and flags[1] and not flags[0]
+        return (
+            _text(answer[0], "step"),
+            float(answer[1]),
+            any(flags),
+            "cut short by the environment" if truncated else "",
+        )
 
     def close(self) -> None:
         """Closes the environment, if it has close() and is still open."""

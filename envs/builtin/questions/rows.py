@@ -124,7 +124,7 @@ def read(
     split: str | None = None,
     template: str = "{prompt}",
 ) -> Iterator[Row]:
-    """Yields the rows of a file, a folder or a data set. Raises ValueError with place and fault of the first unusable row.
+    """Yields the rows of a file, a folder or a data set. Raises ValueError with location and fault of the first unusable row.
 
     system    system message for every row without one
     columns   None: "prompt" or "messages", and "answer"
@@ -132,7 +132,7 @@ def read(
     template  text around every question given as text; "{prompt}" in it is replaced by the question
     """
     empty = True
-    for where, place, load in records(path, split):
+    for where, location, load in records(path, split):
         empty = False
         try:
             data = load()
@@ -143,7 +143,7 @@ def read(
             )
         except (ValueError, RecursionError) as error:
             fault = f"not JSON ({error})" if isinstance(error, json.JSONDecodeError) else error
-            raise ValueError(f"questions: {path}, {place}: {fault}") from error
+            raise ValueError(f"questions: {path}, {location}: {fault}") from error
     if empty:
         raise ValueError(f"questions: {path} has no line")
 

@@ -13,7 +13,7 @@ EXTRA = "pip install 'isentrope[datasets]'"
 
 
 def records(path: str, split: str | None) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """Yields (short name of a row, its place in the file, function that loads it)."""
+    """Yields (short name of a row, its location in the file, function that loads it)."""
     if path.startswith(HUB):
         name, _, config = path.removeprefix(HUB).partition(":")
         yield from _numbered(name, _hub(name, config or None, split))

@@ -137,8 +137,8 @@ def figure(
 
 def _trimmed(values: Sequence[float], share: float) -> list[float]:
     ordered = sorted(v for v in values if math.isfinite(v))
-    cut = int(len(ordered) * share)
-    return ordered[cut : len(ordered) - cut] or ordered
+    dropped = int(len(ordered) * share)
+    return ordered[dropped : len(ordered) - dropped] or ordered
 
 
 def _short(values: Sequence[float]) -> list[float | None]:

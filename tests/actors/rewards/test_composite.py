@@ -30,15 +30,15 @@ from actors.settings import LengthSettings, OverlongSettings, SamplingSettings
 from actors.verifier import ScoreRequest
 from envs.types import Group, Message, Observation, Prompt, Status, Trajectory, Turn, Verdict
 
-SAID = (Message("user", "task 0"), Message("assistant", "7"))
+CONVERSATION = (Message("user", "task 0"), Message("assistant", "7"))
 
 
-def ended(*tokens: int, verdict: Verdict | None = None, max_tokens: int = 10) -> FinishedTrajectory:
-    """A trajectory of responses of so many tokens."""
+def finished(*tokens: int, verdict: Verdict | None = None, max_tokens: int = 10) -> FinishedTrajectory:
+    """Returns a finished trajectory with responses of so many tokens."""
     turns = tuple(Turn((1,), (2,) * n, (0.0,) * n, "stop", 0, 0) for n in tokens or (1,))
     own = Verdict(1.0, True, "s") if verdict is None else verdict
     trajectory = Trajectory(make_prompt(), turns, tuple("7" for _ in turns), own)
-    return FinishedTrajectory("it 1/0:toy/train/0/3", trajectory, SAID, max_tokens)
+    return FinishedTrajectory("it 1/0:toy/train/0/3", trajectory, CONVERSATION, max_tokens)
 
 
 def term(name: str, weight: float, value: float | str) -> Term:
@@ -51,8 +51,8 @@ def term(name: str, weight: float, value: float | str) -> Term:
     return Term(name, weight, given_value)
 
 
-def earned(composite: RewardFunction, one: FinishedTrajectory) -> Verdict:
-    return asyncio.run(asyncio.wait_for(composite(one), 10))
+def earned(reward_function: RewardFunction, one: FinishedTrajectory) -> Verdict:
+    return asyncio.run(asyncio.wait_for(reward_function(one), 10))
 
 
 # --- the sum ------------------------------------------------------------------------------------------------------------
@@ -62,21 +62,23 @@ def earned(composite: RewardFunction, one: FinishedTrajectory) -> Verdict:
 def test_a_reward_is_the_weighted_sum_of_its_terms(
     verdict_weight: float, pairs: list[tuple[float, float]], reward: float
 ) -> None:
-    composite = RewardFunction(verdict_weight, [term(f"t{i}", w, v) for i, (w, v) in enumerate(pairs)])
-    found = earned(composite, ended(verdict=Verdict(reward, True, "s")))
-    assert found.reward == pytest.approx(verdict_weight * reward + sum(w * v for w, v in pairs), abs=1e-9)
-    assert found.terms == {"verdict": reward} | {f"t{i}": v for i, (_, v) in enumerate(pairs)}
-    assert (found.correct, found.solution, found.status) == (True, "s", Status.OK)
+    reward_function = RewardFunction(verdict_weight, [term(f"t{i}", w, v) for i, (w, v) in enumerate(pairs)])
+    total = earned(reward_function, finished(verdict=Verdict(reward, True, "s")))
+    assert total.reward == pytest.approx(verdict_weight * reward + sum(w * v for w, v in pairs), abs=1e-9)
+    assert total.terms == {"verdict": reward} | {f"t{i}": v for i, (_, v) in enumerate(pairs)}
+    assert (total.correct, total.solution, total.status) == (True, "s", Status.OK)
 
 
 @pytest.mark.parametrize("status", [Status.TURNS, Status.TOKENS, Status.SECONDS, Status.TRUNCATED])
 def test_a_response_that_a_limit_ended_has_its_terms_and_keeps_its_status(status: Status) -> None:
-    found = earned(RewardFunction(1.0, [term("t", 2.0, -0.5)]), ended(verdict=Verdict(0.0, status=status, detail="d")))
-    assert found == Verdict(-1.0, status=status, detail="d", terms={"verdict": 0.0, "t": -0.5})
+    total = earned(
+        RewardFunction(1.0, [term("t", 2.0, -0.5)]), finished(verdict=Verdict(0.0, status=status, detail="d"))
+    )
+    assert total == Verdict(-1.0, status=status, detail="d", terms={"verdict": 0.0, "t": -0.5})
 
 
 @pytest.mark.parametrize("status", [Status.ERROR, Status.TIMEOUT])
-def test_what_the_environment_could_not_judge_is_nobodys_to_judge(status: Status) -> None:
+def test_what_the_environment_could_not_score_no_term_scores(status: Status) -> None:
     asked: list[FinishedTrajectory] = []
 
     async def value(one: FinishedTrajectory) -> float:
@@ -84,27 +86,27 @@ def test_what_the_environment_could_not_judge_is_nobodys_to_judge(status: Status
         return 1.0
 
     own = Verdict(0.0, status=status, detail="broken")
-    assert earned(RewardFunction(1.0, [Term("t", 1.0, value)]), ended(verdict=own)) == own
+    assert earned(RewardFunction(1.0, [Term("t", 1.0, value)]), finished(verdict=own)) == own
     assert not asked
 
 
 def test_a_term_that_fails_is_an_error_and_never_a_zero() -> None:
-    composite = RewardFunction(
+    reward_function = RewardFunction(
         1.0, [term("model", 1.0, "it died"), term("length", 1.0, -0.5), term("judge", 0.0, "no answer")]
     )
-    found = earned(composite, ended())
-    assert (found.status, found.reward) == (Status.ERROR, 0.0)
-    assert not found.status.scored
-    assert found.detail == "the reward has no model: it died; judge: no answer"
-    assert found.terms == {"verdict": 1.0, "length": -0.5}
-    assert (found.correct, found.solution) == (True, "s")  # the independent check goes on
+    total = earned(reward_function, finished())
+    assert (total.status, total.reward) == (Status.ERROR, 0.0)
+    assert not total.status.scored
+    assert total.detail == "the reward has no model: it died; judge: no answer"
+    assert total.terms == {"verdict": 1.0, "length": -0.5}
+    assert (total.correct, total.solution) == (True, "s")  # the independent check goes on
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_value_that_is_not_finite_is_a_failure(value: float) -> None:
-    found = earned(RewardFunction(1.0, [term("model", 1.0, value)]), ended())
-    assert found.status is Status.ERROR
-    assert f"model: its value is {value}" in found.detail
+    total = earned(RewardFunction(1.0, [term("model", 1.0, value)]), finished())
+    assert total.status is Status.ERROR
+    assert f"model: its value is {value}" in total.detail
 
 
 def test_terms_are_asked_at_the_same_time() -> None:
@@ -115,7 +117,7 @@ def test_terms_are_asked_at_the_same_time() -> None:
             await both.wait()  # for ever, if one waited for the other
             return 1.0
 
-        return await RewardFunction(0.0, [Term("a", 1.0, value), Term("b", 1.0, value)])(ended())
+        return await RewardFunction(0.0, [Term("a", 1.0, value), Term("b", 1.0, value)])(finished())
 
     assert asyncio.run(asyncio.wait_for(main(), 10)).reward == 2.0
 
@@ -129,36 +131,36 @@ def value_of(one: Term, what: FinishedTrajectory) -> float:
 
 def test_the_length_term_counts_all_responses_and_tells_correct_from_wrong() -> None:
     one = length_term(LengthSettings(weight=1.0, free=4, wrong=[-0.5, 0.5]))
-    assert value_of(one, ended(3, 4)) == pytest.approx(-0.5)  # 7 tokens, half way from 4 to max_tokens
-    assert value_of(one, ended(3)) == 0.0
-    assert value_of(one, ended(6, 6)) == -1.0
+    assert value_of(one, finished(3, 4)) == pytest.approx(-0.5)  # 7 tokens, half way from 4 to max_tokens
+    assert value_of(one, finished(3)) == 0.0
+    assert value_of(one, finished(6, 6)) == -1.0
     wrong = Verdict(0.0)
-    assert value_of(one, ended(3, 4, verdict=wrong)) == pytest.approx(0.0)
-    assert value_of(one, ended(9, 9, verdict=wrong)) == 0.5
+    assert value_of(one, finished(3, 4, verdict=wrong)) == pytest.approx(0.0)
+    assert value_of(one, finished(9, 9, verdict=wrong)) == 0.5
     cosine = length_term(LengthSettings(weight=1.0, shape="cosine", full=20, wrong=[0.0, 0.0]))
-    assert value_of(cosine, ended(5)) == pytest.approx(-(1 - math.sqrt(0.5)) / 2)
+    assert value_of(cosine, finished(5)) == pytest.approx(-(1 - math.sqrt(0.5)) / 2)
 
 
 def test_overlong_shaping_looks_at_the_longest_response() -> None:
     one = overlong_term(OverlongSettings(weight=1.0, buffer=4))
-    assert value_of(one, ended(6, 6)) == 0.0
-    assert value_of(one, ended(6, 8, 2)) == pytest.approx(-0.5)
-    assert value_of(one, ended(10)) == -1.0
+    assert value_of(one, finished(6, 6)) == 0.0
+    assert value_of(one, finished(6, 8, 2)) == pytest.approx(-0.5)
+    assert value_of(one, finished(10)) == -1.0
 
 
 # --- asking somebody ----------------------------------------------------------------------------------------------------
 
 
-def test_who_judges_texts_is_shown_the_whole_conversation() -> None:
-    seen: list[ScoreRequest] = []
+def test_who_scores_texts_is_shown_the_whole_conversation() -> None:
+    received: list[ScoreRequest] = []
 
     async def score(request: ScoreRequest) -> Observation | Verdict:
-        seen.append(request)
+        received.append(request)
         return Verdict(0.25)
 
-    assert value_of(scored_term("judge", 1.0, score, last_response), ended()) == 0.25
-    (request,) = seen
-    assert request.prompt.messages == SAID[:-1]
+    assert value_of(scored_term("judge", 1.0, score, last_response), finished()) == 0.25
+    (request,) = received
+    assert request.prompt.messages == CONVERSATION[:-1]
     assert request.responses == ("7",)
     assert request.prompt.task == make_prompt().task  # the reference may be among it
 
@@ -171,21 +173,21 @@ def test_who_judges_texts_is_shown_the_whole_conversation() -> None:
         (Observation(()), "judge: it answered with an observation"),
     ],
 )
-def test_whoever_cannot_judge_leaves_the_response_out(answer: Observation | Verdict, detail: str) -> None:
+def test_a_term_that_cannot_score_leaves_the_response_out(answer: Observation | Verdict, detail: str) -> None:
     async def score(_: ScoreRequest) -> Observation | Verdict:
         return answer
 
-    found = earned(RewardFunction(1.0, [scored_term("judge", 1.0, score, last_response)]), ended())
-    assert found.status is Status.ERROR
-    assert detail in found.detail
+    total = earned(RewardFunction(1.0, [scored_term("judge", 1.0, score, last_response)]), finished())
+    assert total.status is Status.ERROR
+    assert detail in total.detail
 
 
 def test_the_form_is_asked_of_the_verifiers_with_the_environments_own_pattern() -> None:
-    one = ended(1, 1)
+    one = finished(1, 1)
     prompt = replace(one.trajectory.prompt, environment=1)
     request = format_request(["a+", "b+"])(replace(one, trajectory=replace(one.trajectory, prompt=prompt)))
     assert (request.scorer, request.prompt.environment) == ("format", 1)
-    assert request.session != ended().name  # the environment's own session has that name
+    assert request.session != finished().name  # the environment's own session has that name
     assert request.prompt.task == {"pattern": "b+", "responses": 2}
     assert request.responses == ("7", "7")
 
@@ -194,10 +196,10 @@ def test_the_form_is_asked_of_the_verifiers_with_the_environments_own_pattern() 
 
 
 def test_a_rollout_gives_the_reward_the_conversation_up_to_the_last_response() -> None:
-    seen: list[FinishedTrajectory] = []
+    received: list[FinishedTrajectory] = []
 
     async def reward(one: FinishedTrajectory) -> Verdict:
-        seen.append(one)
+        received.append(one)
         return replace(one.trajectory.verdict, reward=5.0)
 
     async def generate(requests: Sequence[Request]) -> list[Completion]:
@@ -215,14 +217,14 @@ def test_a_rollout_gives_the_reward_the_conversation_up_to_the_last_response() -
     turns = 2
     made = group(8)
     assert [t.verdict.reward for t in made.trajectories] == [5.0, 5.0]
-    for one, trajectory in zip(seen, made.trajectories, strict=True):
+    for one, trajectory in zip(received, made.trajectories, strict=True):
         first, second = trajectory.texts
         roles = [("user", "task"), ("assistant", first), ("tool", "go on"), ("assistant", second)]
         assert one.conversation == tuple(Message(role, text) for role, text in roles)  # type: ignore[arg-type]
         assert (one.trajectory.prompt, one.max_tokens, one.trajectory.turns) == (made.prompt, 5, trajectory.turns)
-    assert len({one.name for one in seen}) == 2
+    assert len({one.name for one in received}) == 2
 
-    turns, seen[:] = 9, []
+    turns, received[:] = 9, []
     made = group(1)  # a limit ends it: what the tool said last is no part of what was earned
-    assert [m.role for m in seen[0].conversation] == ["user", "assistant"]
+    assert [m.role for m in received[0].conversation] == ["user", "assistant"]
     assert made.trajectories[0].verdict == Verdict(5.0, status=Status.TURNS, detail="sampling.max_turns reached")

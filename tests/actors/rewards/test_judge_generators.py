@@ -32,7 +32,7 @@ SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>"]
 
 
 def chatml(template: str = CHATML) -> PreTrainedTokenizerFast:
-    """A character a token, and special tokens that anybody can type, as the tokenizers of most families have them."""
+    """Returns a tokenizer with a token per character and, like most model families, special tokens that can be typed."""
     characters = [chr(c) for c in (10, *range(32, 127))]
     vocabulary = {token: i for i, token in enumerate(["<unk>", *SPECIAL, *characters])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Model:
-    """A generator that answers with `texts` in turn, the last one again and again."""
+    """Acts as a generator that answers with `texts` in turn and repeats the last one."""
 
     name = "judge 0"
 
@@ -109,13 +109,13 @@ def test_its_score_is_read_and_its_template_is_its_own(folder: Path) -> None:
 def test_the_same_question_is_the_same_request(folder: Path) -> None:
     """Tokens and seed, whatever else was asked before: at any temperature a run can be repeated."""
     codec = HFCodec(folder, True)
-    found = []
+    questions = []
     for before in ((), (ask("other"), ask("another"))):
         model = Model(codec, "SCORE: 1")
         scored(judge_of(folder, codec, GeneratorPool([model], print).generate, temperature=1.0), *before, ask())
-        found.append((model.requests[-1].prompt_ids, model.requests[-1].seed))
-    assert found[0] == found[1]
-    assert found[0][1] != model.requests[0].seed
+        questions.append((model.requests[-1].prompt_ids, model.requests[-1].seed))
+    assert questions[0] == questions[1]
+    assert questions[0][1] != model.requests[0].seed
 
 
 def test_a_template_without_a_system_role_has_it_in_the_users_message(tmp_path: Path) -> None:

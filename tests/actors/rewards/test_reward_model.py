@@ -34,7 +34,7 @@ LIMIT = 64
 
 
 def saved(folder: Path, labels: int = 1, causal: bool = False) -> str:
-    """A random classifier over single characters."""
+    """Saves a random classifier over single characters."""
     tokenizer = build_tokenizer(ALPHABET)
     torch.manual_seed(5)
     config = LlamaConfig(
@@ -78,7 +78,7 @@ RESPONSES = [
 
 
 def by_hand(path: str, request: ScoreRequest, label: int | None = None) -> float:
-    """The text through transformers alone, without any padding."""
+    """Scores one text with transformers alone, without any padding."""
     model = LlamaForSequenceClassification.from_pretrained(path, dtype=torch.float32)
     chat = [{"role": m.role, "content": m.content} for m in request.prompt.messages]
     chat.append({"role": "assistant", "content": request.responses[-1]})
@@ -96,9 +96,9 @@ def rewards(answers: Sequence[Observation | Verdict]) -> list[float]:
 
 @pytest.mark.parametrize("most", [1, 40, 8192])
 def test_scores_are_the_classifiers_own_however_they_are_batched(folder: str, most: int) -> None:
-    found = rewards(made(folder, max_batch_tokens=most).score(RESPONSES))
-    assert found == pytest.approx([by_hand(folder, r) for r in RESPONSES], abs=1e-5)
-    assert len(set(found)) == len(found)  # the responses are told apart
+    scores = rewards(made(folder, max_batch_tokens=most).score(RESPONSES))
+    assert scores == pytest.approx([by_hand(folder, r) for r in RESPONSES], abs=1e-5)
+    assert len(set(scores)) == len(scores)  # the responses are told apart
 
 
 def test_what_else_is_in_the_batch_changes_nothing(folder: str) -> None:
@@ -129,17 +129,17 @@ def test_a_model_that_reads_both_ways_sees_no_padding(tmp_path: Path) -> None:
 
 def test_of_several_labels_one_has_its_probability(tmp_path: Path) -> None:
     path = saved(tmp_path / "three", labels=3)
-    found = rewards(made(path, label=2).score(RESPONSES))
-    assert found == pytest.approx([by_hand(path, r, 2) for r in RESPONSES], abs=1e-5)
-    assert all(0 <= x <= 1 for x in found)
+    scores = rewards(made(path, label=2).score(RESPONSES))
+    assert scores == pytest.approx([by_hand(path, r, 2) for r in RESPONSES], abs=1e-5)
+    assert all(0 <= x <= 1 for x in scores)
 
 
 def test_a_score_is_normalised(folder: str) -> None:
     raw = rewards(made(folder).score(RESPONSES))
     middle = sorted(raw)[2]
-    found = rewards(made(folder, scale=2.0, shift=-2 * middle, clip=[-0.1, 1e9]).score(RESPONSES))
-    assert found == pytest.approx([max(-0.1, 2 * (x - middle)) for x in raw], abs=1e-4)
-    assert -0.1 in found and max(found) > 0
+    scores = rewards(made(folder, scale=2.0, shift=-2 * middle, clip=[-0.1, 1e9]).score(RESPONSES))
+    assert scores == pytest.approx([max(-0.1, 2 * (x - middle)) for x in raw], abs=1e-4)
+    assert -0.1 in scores and max(scores) > 0
 
 
 def test_without_a_chat_template_the_texts_are_joined(folder: str) -> None:

@@ -161,8 +161,8 @@ def test_more_sessions_than_servers_take_turns_and_never_mix(stub: Stub) -> None
     for number, session in enumerate(sessions):
         session.reply(f"```python\nmine = {number}\nprint(mine)\n```")
     for number, session in enumerate(sessions):
-        seen = session.reply("```python\nprint(mine, apis.notes.show(title='other'))\n```")
-        assert isinstance(seen, Observation) and seen.messages[0].content == f"{number} no such note"
+        answer = session.reply("```python\nprint(mine, apis.notes.show(title='other'))\n```")
+        assert isinstance(answer, Observation) and answer.messages[0].content == f"{number} no such note"
         session.reply("```python\napis.notes.write(title='other', text='x')\n```")
     assert [session.worlds_made for session in sessions] == [2, 2, 2, 2]
     assert [world.executed[0] for world in stub.begun[-4:]] == [f"mine = {n}\nprint(mine)" for n in range(4)]
@@ -173,12 +173,12 @@ def test_a_verifier_that_lost_the_session_replays_it(stub: Stub) -> None:
     params = {"urls": stub.url, **LISTS}
     prompt = AppWorld(seed=3, **params).prompt("train", 0)
     responses = tuple(solution(prompt.task["task_id"]))
-    judges = [Verifier([EnvSpec("appworld", params, 3)], timeout_s=20) for _ in range(2)]
-    seen = [judges[turn % 2].score([ScoreRequest("a", prompt, responses[: turn + 1])])[0] for turn in range(3)]
-    for judge in judges:
-        judge.close()
-    assert [type(answer) for answer in seen] == [Observation, Observation, Verdict]
-    assert isinstance(seen[2], Verdict) and seen[2].correct
+    verifiers = [Verifier([EnvSpec("appworld", params, 3)], timeout_s=20) for _ in range(2)]
+    answers = [verifiers[turn % 2].score([ScoreRequest("a", prompt, responses[: turn + 1])])[0] for turn in range(3)]
+    for verifier in verifiers:
+        verifier.close()
+    assert [type(answer) for answer in answers] == [Observation, Observation, Verdict]
+    assert isinstance(answers[2], Verdict) and answers[2].correct
     assert len(stub.begun) == 3  # each change of verifier a world of its own
 
 
@@ -222,7 +222,7 @@ def test_a_server_that_does_not_answer_is_an_error_in_time(stub: Stub) -> None:
 
 
 def hang(stubs: list[Stub]) -> tuple[AppWorld, Prompt]:
-    """Tasks on both servers, the first of which has just kept a session waiting for too long and still would."""
+    """Returns tasks on two servers, the first of which has just made a session wait too long and still would."""
     tasks = AppWorld(urls=[stub.url for stub in stubs], **LISTS)
     prompt = tasks.prompt("train", 0)
     stubs[0].seconds, tasks.servers[0]._timeout_s = 1.0, 0.1  # the other one may be as slow as a busy machine is
@@ -360,8 +360,8 @@ def fuzzed(rng: random.Random, correct: list[str]) -> str:
 
 def test_a_long_output_is_shortened_in_the_middle(stub: Stub) -> None:
     tasks = AppWorld(urls=stub.url, characters=10, **LISTS)
-    seen = tasks.open(tasks.prompt("train", 0)).reply("print('" + "a" * 7 + "b" * 7 + "')")
-    assert isinstance(seen, Observation) and seen.messages[0].content == "aaaaa\n[4 characters left out]\nbbbbb"
+    answer = tasks.open(tasks.prompt("train", 0)).reply("print('" + "a" * 7 + "b" * 7 + "')")
+    assert isinstance(answer, Observation) and answer.messages[0].content == "aaaaa\n[4 characters left out]\nbbbbb"
 
 
 def test_prompt_is_plain(stub: Stub) -> None:

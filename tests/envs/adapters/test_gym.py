@@ -37,7 +37,7 @@ def case(request: pytest.FixtureRequest) -> str:
 
 
 class Oracle:
-    """Plays each of the games without fault from what it is shown."""
+    """Plays each game without a mistake from what it is shown."""
 
     def __init__(self, case: str, prompt: Prompt) -> None:
         self.case, self.text = case, prompt.messages[-1].content
@@ -56,7 +56,7 @@ class Oracle:
 
 
 class Noise:
-    """Well-formed responses that know nothing."""
+    """Returns well-formed responses that ignore the game."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -123,13 +123,13 @@ def test_sessions_that_take_turns_do_not_hear_of_each_other(name: str) -> None:
     tasks, tight = Gym(seed=1, **CASES[name]), Gym(seed=1, open=2, **CASES[name])
     prompts = [tasks.prompt("train", i) for i in range(6)]
     alone = [transcript(tasks, prompt, responses) for prompt in prompts]
-    assert len({repr(seen) for seen in alone}) > 1
+    assert len({repr(answers) for answers in alone}) > 1
     before = random.getstate()
     sessions = [tight.open(prompt) for prompt in prompts]
     mixed: list[list[Observation | Verdict]] = [[] for _ in sessions]
     for text in responses:
-        for session, seen in zip(sessions, mixed, strict=True):
-            seen.append(session.reply(text))
+        for session, answers in zip(sessions, mixed, strict=True):
+            answers.append(session.reply(text))
     assert mixed == alone
     assert len(tight._open) <= 2
     assert random.getstate() == before  # the process's own randomness was left alone
@@ -139,13 +139,13 @@ def test_a_verifier_that_lost_the_session_replays_it() -> None:
     tasks = Gym(seed=3, **CASES["gem"])
     prompt = tasks.prompt("train", 0)
     responses = ("\\boxed{31}", "\\boxed{0}", "\\boxed{31}")
-    seen = transcript(tasks, prompt, list(responses))
-    judges = [Verifier([EnvSpec("gym", CASES["gem"], 3)], timeout_s=20) for _ in range(2)]
+    answers = transcript(tasks, prompt, list(responses))
+    verifiers = [Verifier([EnvSpec("gym", CASES["gem"], 3)], timeout_s=20) for _ in range(2)]
     for turn in range(3):
-        (answer,) = judges[turn % 2].score([ScoreRequest("a", prompt, responses[: turn + 1])])
-        assert answer == seen[turn]
-    for judge in judges:
-        judge.close()
+        (answer,) = verifiers[turn % 2].score([ScoreRequest("a", prompt, responses[: turn + 1])])
+        assert answer == answers[turn]
+    for verifier in verifiers:
+        verifier.close()
 
 
 def test_games_are_closed_when_they_end_and_when_they_fail() -> None:
@@ -169,9 +169,9 @@ def test_last_and_sum_and_success() -> None:
     def scored(**more: Any) -> Verdict:
         tasks = Gym(**{**CASES["classic"], "params": {"letters": 2}, **more})
         prompt = tasks.prompt("train", 0)
-        seen = transcript(tasks, prompt, ["x", prompt.messages[0].content[-1]])[-1]
-        assert isinstance(seen, Verdict)
-        return seen
+        answer = transcript(tasks, prompt, ["x", prompt.messages[0].content[-1]])[-1]
+        assert isinstance(answer, Verdict)
+        return answer
 
     assert (scored().reward, scored().correct) == (0.5, False)
     assert scored(success=0.5).correct
@@ -189,10 +189,10 @@ def test_what_cuts_a_game_short_is_told_and_counts() -> None:
 
 def test_an_action_may_be_the_answer_in_a_response() -> None:
     response = "Let me think.\n<answer>on</answer>"
-    whole, found = (Gym(make="support.text_games:Faulty", action=action) for action in ("reply", "extract"))
-    assert isinstance(whole.open(whole.prompt("train", 0)).reply(response), Verdict)
-    seen = found.open(found.prompt("train", 0)).reply(response)
-    assert isinstance(seen, Observation) and seen.messages[0].content == "on"
+    plain, extracting = (Gym(make="support.text_games:Faulty", action=action) for action in ("reply", "extract"))
+    assert isinstance(plain.open(plain.prompt("train", 0)).reply(response), Verdict)
+    answer = extracting.open(extracting.prompt("train", 0)).reply(response)
+    assert isinstance(answer, Observation) and answer.messages[0].content == "on"
 
 
 def test_a_long_observation_is_shortened_in_the_middle() -> None:

@@ -127,10 +127,10 @@ def test_every_curriculum_gives_parameters() -> None:
     """Of those of version 0.1.25 three refuse some of their own levels, which then is a sentence."""
     refused = {}
     for family in _worker("families", timeout_s=60.0):
-        found = _worker("curriculum", family, 1, "inclusive", timeout_s=60.0)
-        if isinstance(found, str):
-            assert found.startswith("has no curriculum") and family in ("acre", "gsm_symbolic", "list_functions")
-        elif fault := _worker("fault", family, found, timeout_s=60.0):
+        outcome = _worker("curriculum", family, 1, "inclusive", timeout_s=60.0)
+        if isinstance(outcome, str):
+            assert outcome.startswith("has no curriculum") and family in ("acre", "gsm_symbolic", "list_functions")
+        elif fault := _worker("fault", family, outcome, timeout_s=60.0):
             refused[family] = fault[0]
     assert set(refused) <= {"modulo_grid", "knight_swap", "caesar_cipher", "time_intervals"}, refused
 

@@ -23,7 +23,7 @@ SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
 def every_expression(numbers: list[int], operators: str) -> set[str]:
-    """By brute force, not by the tables that are tested."""
+    """Enumerates all expressions by brute force, without the tables under test."""
     return {
         "".join(map(str, itertools.chain(order[:1], *zip(signs, order[1:], strict=True))))
         for order in itertools.permutations(numbers)
@@ -98,9 +98,9 @@ def test_an_operator_outside_the_parameter_is_wrong() -> None:
 def test_demonstrations_are_uniform_over_all_solutions() -> None:
     prompt = next(p for i in itertools.count() if len(TASKS.solutions(p := TASKS.prompt("train", i))) == 10)
     rng, draws = random.Random(7), 4000
-    seen = Counter(TASKS.demonstration(prompt, rng) for _ in range(draws))
-    assert set(seen) == set(TASKS.solutions(prompt))
-    chi_square = sum((count - draws / 10) ** 2 / (draws / 10) for count in seen.values())
+    counts = Counter(TASKS.demonstration(prompt, rng) for _ in range(draws))
+    assert set(counts) == set(TASKS.solutions(prompt))
+    chi_square = sum((count - draws / 10) ** 2 / (draws / 10) for count in counts.values())
     assert chi_square < 27.9  # 9 degrees of freedom, p = 0.001
 
 

@@ -16,21 +16,21 @@ NUMBER = Prompt("guess", "train", 0, (), {"low": 17, "high": 32, "secret": 20})
 LETTERS = Prompt("bits", "train", 0, (), {"letters": "dgb", "bits": "011"})
 
 
-def said(answer: Observation | Verdict) -> str:
+def text_of(answer: Observation | Verdict) -> str:
     assert isinstance(answer, Observation)
     return answer.messages[0].content
 
 
 def test_higher_lower_and_a_win_that_decays() -> None:
     session = Guess(decay=0.5).open(NUMBER)
-    assert [said(session.reply(text)) for text in ("18", " 24\n", "many")] == ["higher", "lower", "?"]
+    assert [text_of(session.reply(text)) for text in ("18", " 24\n", "many")] == ["higher", "lower", "?"]
     assert session.reply("20") == Verdict(0.125, correct=True, solution="18 24 ? 20")
     assert session.reply("18") == session.reply("20")  # it is over
 
 
 def test_bits_are_told_one_by_one_and_said_together() -> None:
     session = Bits().open(LETTERS)
-    assert [said(session.reply(text)) for text in ("g", "d", "x")] == ["1", "0", "?"]
+    assert [text_of(session.reply(text)) for text in ("g", "d", "x")] == ["1", "0", "?"]
     assert session.reply("011") == Verdict(1.0, correct=True, solution="g d ? 011")
     assert Bits().open(LETTERS).reply("010") == Verdict(0.0, detail="wrong")
 
@@ -60,7 +60,7 @@ def test_ties_are_drawn() -> None:
 
 
 def by_recursion(numbers: int, turns: int) -> int:
-    """How many of `numbers` secrets best play finds: every first guess tried."""
+    """Returns how many of `numbers` secrets the best play finds, by trying every first guess."""
     if not numbers or not turns:
         return 0
     parts = ((left, numbers - 1 - left) for left in range(numbers))

@@ -30,7 +30,7 @@ def first(tasks: PythonProgram, prompt: Prompt, text: str) -> Observation | Verd
     return tasks.open(prompt).reply(text)
 
 
-def said(answer: Observation | Verdict) -> str:
+def text_of(answer: Observation | Verdict) -> str:
     assert isinstance(answer, Observation), answer
     return answer.messages[0].content
 
@@ -66,7 +66,7 @@ def test_an_expert_earns_it_in_one_turn(level: int) -> None:
 
 def test_levels_are_templates_and_the_first_is_short() -> None:
     drawn = {level: _templates(PythonProgram(0, level=level)) for level in (1, 2, 3, 4)}
-    assert all({TEMPLATES[i].level for i in found} == {level} for level, found in drawn.items())
+    assert all({TEMPLATES[i].level for i in indices} == {level} for level, indices in drawn.items())
     assert {TEMPLATES[i].level for i in _templates(PythonProgram(0, level=3, mixed=True))} == {1, 2, 3}
     easy = PythonProgram(0)
     prompts = [easy.prompt("train", i) for i in range(100)]
@@ -82,7 +82,7 @@ def test_turns_end_with_a_verdict_and_observations_say_what_is_wrong(tasks: Pyth
     prompt = tasks.prompt("train", 0)
     (arguments, value), *_ = prompt.task["visible"]
     session = tasks.open(prompt)
-    assert f"f({arguments[0]}) gave 'no', not {value}" in said(session.reply("def f(x): return 'no'"))
+    assert f"f({arguments[0]}) gave 'no', not {value}" in text_of(session.reply("def f(x): return 'no'"))
     verdict = session.reply("def f(x): return 'no'")
     assert isinstance(verdict, Verdict) and verdict.reward == 0.0 and "gave 'no'" in verdict.detail
     session = tasks.open(prompt)
@@ -114,7 +114,7 @@ def test_turns_end_with_a_verdict_and_observations_say_what_is_wrong(tasks: Pyth
     ids=range(16),
 )
 def test_observations_of_wrong_programs(tasks: PythonProgram, program: str, words: str) -> None:
-    text = said(first(tasks, tasks.prompt("train", 0), program))
+    text = text_of(first(tasks, tasks.prompt("train", 0), program))
     assert words in text
     assert len(text) <= MAX_OBSERVATION and set(text) <= set(tasks.alphabet())
 
@@ -175,7 +175,7 @@ def test_no_program_talks_its_way_to_a_reward(tasks: PythonProgram, name: str) -
 def test_passing_the_examples_alone_is_not_enough_and_tells_nothing_hidden(tasks: PythonProgram, name: str) -> None:
     prompt = tasks.prompt("train", 1)
     right = repr([value for _, value in prompt.task["visible"]])
-    text = said(first(tasks, prompt, CHEATS[name].replace("RIGHT", right)))
+    text = text_of(first(tasks, prompt, CHEATS[name].replace("RIGHT", right)))
     assert text in {f"{n} of 6 hidden tests fail" for n in range(1, 7)}
 
 
@@ -229,7 +229,7 @@ DEEP = (
 
 
 def fuzzed_program(rng: random.Random, right: tuple[str, ...]) -> str:
-    """Any odd response, or one of Python's own: alone, as the body of a right program, between marks."""
+    """Returns any odd response, or one of Python's own: alone, as the body of a correct program, or between marks."""
     text = rng.choice([*[fuzzed(rng, right)] * 8, rng.choice(DEEP), rng.choice([*CHEATS.values()])])
     kind = rng.randrange(5)
     if kind == 0:
@@ -252,7 +252,7 @@ STATUSES: tuple[Status, ...] = ("ok", "exit", "timeout", "memory", "output", "ki
 
 
 def answers_like(rng: random.Random, request: dict[str, Any], right: dict[str, Any]) -> str:
-    """What a run of the program could have printed: what is right, if only it can be read at all, or anything else."""
+    """Returns what a run of the program could have printed: correct values, perhaps badly formatted, or anything else."""
     nonce, calls = request["nonce"], request["calls"]
     try:
         ast.parse(request["program"])

@@ -25,7 +25,7 @@ def asked(tasks: Questions, split: Any) -> list[str]:
     return [tasks.prompt(split, i).messages[-1].content for i in range(tasks.size(split) or 0)]
 
 
-def judge(tasks: Questions, prompt: Prompt, response: str) -> Verdict:
+def score(tasks: Questions, prompt: Prompt, response: str) -> Verdict:
     verdict = tasks.open(prompt).reply(response)
     assert isinstance(verdict, Verdict)
     return verdict
@@ -40,15 +40,15 @@ def test_rows_of_both_kinds(tmp_path: Path) -> None:
     assert half.messages == (Message("system", "Think."), Message("user", "Half of 1?"))
     assert four.messages == (Message("system", "Brief."), Message("user", "2+2?"))
     assert half.task["answer"] == "0.5" and four.task["answer"] == "Vier"
-    assert judge(tasks, half, "It is \\boxed{\\frac{1}{2}}.").reward == 1.0
-    assert judge(tasks, half, "It is \\boxed{\\frac{1}{3}}.").reward == 0.0
-    assert judge(tasks, four, "the answer is vier.").solution == "vier"
+    assert score(tasks, half, "It is \\boxed{\\frac{1}{2}}.").reward == 1.0
+    assert score(tasks, half, "It is \\boxed{\\frac{1}{3}}.").reward == 0.0
+    assert score(tasks, four, "the answer is vier.").solution == "vier"
 
 
 def test_equal_solutions_have_one_form(tmp_path: Path) -> None:
     tasks = Questions(path=write(tmp_path / "q", [{"prompt": "a", "answer": "1/2"}]), eval_fraction=0.0)
     prompt = tasks.prompt("train", 0)
-    assert {judge(tasks, prompt, text).solution for text in ("0.5", "50%", "#### 1/2")} == {"1/2"}
+    assert {score(tasks, prompt, text).solution for text in ("0.5", "50%", "#### 1/2")} == {"1/2"}
 
 
 @pytest.mark.parametrize(

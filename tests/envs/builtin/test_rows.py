@@ -22,7 +22,7 @@ AFTER = '\n\nRemember to put your answer on its own line after "Answer:".'
 
 
 def dapo(problem: str, answer: str, index: int = 0) -> dict[str, Any]:
-    """A row of BytedTsinghua-SIA/DAPO-Math-17k: its columns as on its card, its wording as in the data."""
+    """Returns a row of BytedTsinghua-SIA/DAPO-Math-17k, with the columns of its card and the wording of the data."""
     return {
         "data_source": "math_dapo",
         "prompt": [{"content": BEFORE + problem + AFTER, "role": "user"}],
@@ -98,8 +98,8 @@ def test_answers_are_numbers_or_text_and_columns_have_any_case(tmp_path: Path) -
         {"ID": "2024-I-4", "Problem": "b", "Answer": 116},
         {"problem": "c", "answer": "073"},
     ]
-    found = list(read(lines(tmp_path / "a.jsonl", rows), columns=columns_of("aime")))
-    assert [(row.problem, row.answer) for row in found] == [("a", "73"), ("b", "116"), ("c", "073")]
+    parsed = list(read(lines(tmp_path / "a.jsonl", rows), columns=columns_of("aime")))
+    assert [(row.problem, row.answer) for row in parsed] == [("a", "73"), ("b", "116"), ("c", "073")]
     tasks = Questions(path=lines(tmp_path / "a.jsonl", rows[2:]), columns="aime", eval_fraction=0.0, symbolic=False)
     assert verdict(tasks, "Answer: 73").correct
 
@@ -212,7 +212,7 @@ def test_a_list_in_json(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
-    """What load_dataset is asked for; the real one gives a mapping split -> rows as well."""
+    """Records what load_dataset is asked for; like the real one it returns a mapping split -> rows."""
     asked: list[tuple[str, str | None]] = []
 
     def load_dataset(name: str, config: str | None) -> dict[str, list[Any]]:
@@ -280,11 +280,11 @@ def test_saved_data_sets_and_parquet_as_the_library_writes_them(tmp_path: Path) 
     parquet.write_table(table.slice(1, 1), tmp_path / "many" / "data" / "test-00000-of-00001.parquet")
 
     def answers(path: str, split: str | None = None) -> list[str]:
-        found: list[Row] = list(read(str(tmp_path / path), columns=columns_of("dapo"), split=split))
-        return [row.answer for row in found]
+        parsed: list[Row] = list(read(str(tmp_path / path), columns=columns_of("dapo"), split=split))
+        return [row.answer for row in parsed]
 
-    whole = [answers("one"), answers("two", "train"), answers("file.parquet"), answers("many", "train")]
-    assert whole == [["0", "1", "2", "3"]] * 4
+    rows_read = [answers("one"), answers("two", "train"), answers("file.parquet"), answers("many", "train")]
+    assert rows_read == [["0", "1", "2", "3"]] * 4
     assert answers("two", "test") == ["0"] and answers("many", "test") == ["1"]
     with pytest.raises(ValueError, match="two has the splits train, test: give split"):
         answers("two")

@@ -45,7 +45,7 @@ def responses(prompt: Prompt, *texts: str, **params: Any) -> Verdict:
     return answers[-1]
 
 
-def seen(world: World, text: str) -> str:
+def outcome(world: World, text: str) -> str:
     try:
         return run(world, parse(text))
     except CallError as error:
@@ -112,7 +112,7 @@ def seen(world: World, text: str) -> str:
 )
 def test_every_function(call: str, observation: str, changes: dict[str, Any]) -> None:
     world = copy(WORLD)
-    assert seen(world, call) == observation
+    assert outcome(world, call) == observation
     assert difference(WORLD, world) == changes
 
 
@@ -146,7 +146,7 @@ def test_a_call_that_fails_changes_nothing() -> None:
     for _ in range(3000):
         name = rng.choice(list(API))
         world = copy(WORLD)
-        answer = seen(world, str(Call(name, tuple(rng.choices(words, k=len(API[name].signature))))))
+        answer = outcome(world, str(Call(name, tuple(rng.choices(words, k=len(API[name].signature))))))
         if answer.startswith("error"):
             failed += 1
             assert world == WORLD, (name, answer)
@@ -171,7 +171,7 @@ def owner(prompt: Prompt) -> str:
     return next(iter(generate(prompt.task["world"])["contacts"]))
 
 
-def test_a_state_is_judged_however_it_was_reached() -> None:
+def test_a_state_is_scored_however_it_was_reached() -> None:
     prompt = make_prompt()
     ann = owner(prompt)
     prompt = make_prompt(f"bank.pay({ann},30)")
@@ -328,9 +328,9 @@ def test_a_task_is_what_its_text_says(name: str) -> None:
     for split in ("train", "eval"):
         for index in range(30):
             prompt = tasks.prompt(split, index)
-            found = re.fullmatch(pattern, prompt.messages[0].content)
-            assert found, prompt.messages
-            wanted = meaning(generate(prompt.task["world"]), *found.groups())
+            match = re.fullmatch(pattern, prompt.messages[0].content)
+            assert match, prompt.messages
+            wanted = meaning(generate(prompt.task["world"]), *match.groups())
             if prompt.task["answer"] is not None:
                 assert ([prompt.task["answer"]], prompt.task["actions"]) == (wanted, [])
             else:
@@ -367,10 +367,10 @@ def test_level_1_is_short_enough_for_a_tiny_model() -> None:
 def test_level_1_holds_out_combinations_of_words_and_not_words(name: str) -> None:
     tasks = Toolbox(templates=[name])
     texts = {split: {tasks.prompt(split, i).messages[0].content for i in range(1000)} for split in ("train", "eval")}
-    seen, asked = (set(re.findall(r"\w+", " ".join(texts[split]))) for split in ("train", "eval"))
+    outcome, asked = (set(re.findall(r"\w+", " ".join(texts[split]))) for split in ("train", "eval"))
     assert not texts["train"] & texts["eval"]
     assert len(texts["eval"]) >= 6
-    assert asked <= seen
+    assert asked <= outcome
 
 
 def test_levels_apps_and_templates_choose_the_tasks() -> None:

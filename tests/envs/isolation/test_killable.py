@@ -24,7 +24,7 @@ def box() -> Iterator[KillableProcess]:
 
 
 def running(pid: int) -> bool:
-    """False for a process that ended, whether or not it was waited for."""
+    """Returns whether a process is alive; False for one that has ended, reaped or not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -52,7 +52,7 @@ def left_folders() -> set[Path]:
 
 
 class World:
-    """What stands outside, and whether it was touched."""
+    """Holds the files and processes outside the sandbox, and reports whether they were touched."""
 
     def __init__(self, folder: Path) -> None:
         name = f"escaped-{uuid.uuid4().hex}"
@@ -62,9 +62,9 @@ class World:
         self.key.write_text(self.secret)
         self.key.chmod(0o600)
         self.victim.write_text("whole")
-        places = {"tmp": Path("/tmp"), "etc": Path("/etc"), "home": Path.home(), "cwd": Path.cwd()}
-        places |= {"repo": Path(sandbox.__file__).parent, "shm": Path("/dev/shm"), "out": folder}
-        self.forbidden = {place: path / name for place, path in places.items()}
+        folders = {"tmp": Path("/tmp"), "etc": Path("/etc"), "home": Path.home(), "cwd": Path.cwd()}
+        folders |= {"repo": Path(sandbox.__file__).parent, "shm": Path("/dev/shm"), "out": folder}
+        self.forbidden = {key: path / name for key, path in folders.items()}
         environ = {"TOKEN": self.secret}
         self.process = subprocess.Popen(["sleep", "600"], env=environ, start_new_session=True)
         self.descriptor = os.open(self.key, os.O_RDONLY)
@@ -78,7 +78,7 @@ class World:
             listener.setblocking(False)
             if kind != "udp":
                 listener.listen()
-        self.facts: dict[str, Any] = {place: str(path) for place, path in self.forbidden.items()} | {
+        self.facts: dict[str, Any] = {key: str(path) for key, path in self.forbidden.items()} | {
             "secret": self.secret,
             "key": str(self.key),
             "victim": str(self.victim),
@@ -98,7 +98,7 @@ class World:
         return {"tcp": (ip, stream), "udp": (ip, packet), "unix": (local, stream), "abstract": (local, stream)}
 
     def touched(self) -> list[str]:
-        """What happened outside that must not."""
+        """Lists the forbidden effects that happened outside."""
         found = [f"wrote {path}" for path in self.forbidden.values() if path.exists()]
         if self.process.poll() is not None:
             found.append("killed a process")
@@ -153,7 +153,7 @@ def test_no_way_out(attack: Attack, level: LevelName, world: World) -> None:
 @pytest.mark.parametrize("attack", [a for a in ATTACKS if a.control], ids=lambda attack: attack.name)
 def test_the_attacks_get_through_where_nothing_stops_them(attack: Attack, world: World) -> None:
     """Otherwise the test above could not fail."""
-    if attack.place and not os.access(world.forbidden[attack.place].parent, os.W_OK):
+    if attack.key and not os.access(world.forbidden[attack.key].parent, os.W_OK):
         pytest.skip("this user may not write there anyway")
     done = subprocess.run(
         [sys.executable, "-c", PREAMBLE + attack.code],

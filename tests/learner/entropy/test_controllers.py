@@ -38,12 +38,12 @@ def make(kind: str, coefficient: base.CoefficientRange = RANGE, **settings: Any)
     )
 
 
-def seen(entropy: float) -> Observed:
+def observed(entropy: float) -> Observed:
     return Observed(entropy, free=-0.02 * entropy, slope=1.0, advantage=0.9)
 
 
 def row(entropy: float, correct: float = math.nan) -> LedgerRow:
-    """One environment of 10 tokens; entropy of the correct half, if any is correct."""
+    """Returns a row of one environment with 10 tokens, with the entropy of the correct half if any is correct."""
     ok = 0.0 if math.isnan(correct) else 5.0
     part = Part(10.0, 10 * entropy, ok, ok * correct if ok else 0.0, -0.02, 0.5, 1.0, 0.8)
     return LedgerRow({"toy": part}, 1, {})
@@ -52,7 +52,7 @@ def row(entropy: float, correct: float = math.nan) -> LedgerRow:
 def walk(controller: Any, entropies: list[float], target: float = 1.0) -> list[float]:
     values = []
     for entropy in entropies:
-        controller.update(seen(entropy), target)
+        controller.update(observed(entropy), target)
         values.append(controller.value)
     return values
 
@@ -101,7 +101,7 @@ def test_the_doubling_coefficient_moves_the_way_that_was_asked(entropies: list[f
     controller = make("doubling")
     for entropy in entropies:
         before = controller.value
-        controller.update(seen(entropy), target)
+        controller.update(observed(entropy), target)
         assert controller.value >= before if entropy < target else controller.value <= before
         assert controller.value != before or abs(before) == RANGE.high
 
@@ -166,7 +166,7 @@ def test_additive_steps_up_and_down_and_stops_at_zero() -> None:
 def test_gated_it_acts_only_at_or_below_its_target_as_skywork_does() -> None:
     controller = make("additive", start=0.02, gated=True)
     for entropy, value, effective in [(HIGH, 0.016, 0.0), (LOW, 0.02, 0.02), (1.0, 0.016, 0.016), (HIGH, 0.012, 0.0)]:
-        controller.update(seen(entropy), 1.0)
+        controller.update(observed(entropy), 1.0)
         assert controller.value == pytest.approx(value)
         assert controller.effective == pytest.approx(effective)
     assert controller.state_dict() == {"value": pytest.approx(0.012), "gate": 0.0}
@@ -378,17 +378,17 @@ def test_every_controller_has_a_case_here() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(SETTINGS))
-@given(entropies=st.lists(st.floats(0.01, 3), min_size=1, max_size=12), cut=st.integers(0, 12))
-def test_a_steering_resumed_from_its_state_goes_on_bit_for_bit(kind: str, entropies: list[float], cut: int) -> None:
+@given(entropies=st.lists(st.floats(0.01, 3), min_size=1, max_size=12), stop=st.integers(0, 12))
+def test_a_steering_resumed_from_its_state_goes_on_bit_for_bit(kind: str, entropies: list[float], stop: int) -> None:
     more = {"schedule": [(2, 1.0), (6, 0.5)], "release_at": 9}
-    whole, first, second = (steering(kind, **more) for _ in range(3))
-    expected = [whole.observe(row(h)) for h in entropies]
-    for h in entropies[:cut]:
+    undisturbed, first, second = (steering(kind, **more) for _ in range(3))
+    expected = [undisturbed.observe(row(h)) for h in entropies]
+    for h in entropies[:stop]:
         first.observe(row(h))
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))  # a checkpoint is JSON
     assert second.state_dict() == first.state_dict()
-    assert [second.observe(row(h)) for h in entropies[cut:]] == expected[cut:]
-    assert second.controller.value == whole.controller.value
+    assert [second.observe(row(h)) for h in entropies[stop:]] == expected[stop:]
+    assert second.controller.value == undisturbed.controller.value
 
 
 def test_a_saved_coefficient_that_is_not_a_number_is_refused() -> None:

@@ -31,7 +31,7 @@ def make_method(kind: str, **settings: Any) -> Any:
 
 
 def table(logits: Tensor, advantages: Tensor) -> TokenStats:
-    """Every token of one softmax position, as if each had been sampled. float64 [V]"""
+    """Returns statistics with every token of one softmax position, as if each had been sampled. float64 [V]"""
     logp = logits.log_softmax(-1)
     p = logp.exp()
     entropy = -(p * logp).sum()
@@ -43,7 +43,7 @@ def table(logits: Tensor, advantages: Tensor) -> TokenStats:
 
 
 def expected_dh(stats: TokenStats, shaped: Tensor | None = None) -> float:
-    """E over a ~ pi of the ledger's per-token change of entropy."""
+    """Returns the expectation over a ~ pi of the ledger's per-token change of entropy."""
     return float((stats.logp.exp() * predicted_dh(stats, Shaping(advantages=shaped))).sum())
 
 
@@ -150,9 +150,9 @@ def test_repo_r_follows_its_formula_and_never_flips_an_advantage(
     assert shaped is not None
     assert (shaped * stats.advantages >= 0).all()
     surprise = stats.centred if centred else stats.logp
-    for a, x, found in zip(stats.advantages.tolist(), surprise.tolist(), shaped.tolist(), strict=True):
+    for a, x, value in zip(stats.advantages.tolist(), surprise.tolist(), shaped.tolist(), strict=True):
         factor = 1 - coefficient * x if a > 0 else 1 + coefficient * x
-        assert found == pytest.approx(a * max(0.0, factor), rel=1e-12, abs=1e-12)
+        assert value == pytest.approx(a * max(0.0, factor), rel=1e-12, abs=1e-12)
 
 
 def test_repo_r_without_a_clamp_in_reach_is_a_minus_beta_l_with_beta_proportional_to_the_advantage() -> None:
@@ -254,12 +254,12 @@ def test_every_method_is_built_steered_and_shapes(kind: str) -> None:
     for value in (shaping.advantages, shaping.weight, shaping.kl, shaping.touched):
         assert value is None or value.shape == (12,)
     if method.scope == "token":  # any part of a batch gives the same
-        cut = shaping.take(slice(3, 9))
+        taken = shaping.take(slice(3, 9))
         part = steering.shape(stats.take(slice(3, 9)), ("toy",))
-        for a, b in zip((cut.advantages, cut.touched), (part.advantages, part.touched), strict=True):
+        for a, b in zip((taken.advantages, taken.touched), (part.advantages, part.touched), strict=True):
             assert (a is None) == (b is None)
             assert a is None or b is None or torch.equal(a, b)
-        assert (cut.bonus, cut.clip_high) == (part.bonus, part.clip_high)
+        assert (taken.bonus, taken.clip_high) == (part.bonus, part.clip_high)
 
 
 @pytest.mark.parametrize("kind", ["bonus", "repo_r", "repo_d", "clip_higher", "adapo"])
@@ -289,7 +289,7 @@ def test_every_coefficient_is_oriented_towards_more_entropy(kind: str) -> None:
 
 
 class Covariance:
-    """Test-only: drops the half of the tokens with the larger advantage, which only the whole batch can tell."""
+    """Drops the half of the tokens with the larger advantage, which depends on the whole batch."""
 
     class Settings(KindSettings):
         kind: Literal["test_covariance"]
@@ -319,12 +319,12 @@ def test_a_method_over_the_whole_batch_is_divided_among_its_micro_batches(monkey
     shaping = steering.shape(stats, ("toy",))
     assert shaping.touched is not None
     assert 0 < int(shaping.touched.sum()) < 24
-    whole = loss(slice(0, 24), shaping)
+    full = loss(slice(0, 24), shaping)
     for size in (1, 5, 24):
         parts = [slice(i, i + size) for i in range(0, 24, size)]
-        assert sum(loss(p, shaping.take(p)) for p in parts) == pytest.approx(whole, rel=1e-12)
+        assert sum(loss(p, shaping.take(p)) for p in parts) == pytest.approx(full, rel=1e-12)
     assert sum(loss(p, steering.shape(stats.take(p), ("toy",))) for p in (slice(0, 3), slice(3, 24))) != pytest.approx(
-        whole
+        full
     )
 
 
@@ -332,10 +332,10 @@ def test_a_method_over_the_whole_batch_is_divided_among_its_micro_batches(monkey
 def test_a_shaping_is_divided_in_every_field(a: int, b: int) -> None:
     assume(a <= b)
     x = torch.arange(12.0)
-    whole = Shaping(advantages=x, clip_high=x + 1, weight=x + 2, bonus=x + 3, kl=x + 4, touched=x > 3)
-    cut = whole.take(slice(a, b))
+    full = Shaping(advantages=x, clip_high=x + 1, weight=x + 2, bonus=x + 3, kl=x + 4, touched=x > 3)
+    taken = full.take(slice(a, b))
     for name in ("advantages", "clip_high", "weight", "bonus", "kl", "touched"):
-        assert torch.equal(getattr(cut, name), getattr(whole, name)[a:b])
+        assert torch.equal(getattr(taken, name), getattr(full, name)[a:b])
     assert Shaping(clip_high=0.3, bonus=0.1).take(slice(a, b)) == Shaping(clip_high=0.3, bonus=0.1)
 
 

@@ -25,8 +25,8 @@ RANGE = base.CoefficientRange(start=0.01, low=LOW, high=HIGH, signed=True, linea
 few = settings(max_examples=60)
 
 ENTROPY = st.floats(0.02, 4)
-SEEN = st.tuples(ENTROPY, st.floats(-0.5, 0.2), st.floats(0.01, 2), st.floats(0.05, 3))
-HISTORY = st.lists(SEEN, min_size=1, max_size=25)
+OBSERVATION = st.tuples(ENTROPY, st.floats(-0.5, 0.2), st.floats(0.01, 2), st.floats(0.05, 3))
+HISTORY = st.lists(OBSERVATION, min_size=1, max_size=25)
 TARGET = st.floats(0.1, 3)
 
 
@@ -34,16 +34,16 @@ def controller(kind: str, coefficient: base.CoefficientRange = RANGE, **more: An
     return build.CONTROLLERS[kind](build.parse(build.CONTROLLERS, {"kind": kind, **more}, "controller"), coefficient)
 
 
-def walk(made: Any, history: list[reference.Seen], target: float) -> list[tuple[float, float]]:
-    """(value, effective) after each observation."""
+def walk(made: Any, history: list[reference.Observation], target: float) -> list[tuple[float, float]]:
+    """Returns (value, effective) after each observation."""
     out = []
-    for seen in history:
-        made.update(Observed(*seen), target)
+    for observation in history:
+        made.update(Observed(*observation), target)
         out.append((made.value, made.effective))
     return out
 
 
-def observed(*entropies: float) -> list[reference.Seen]:
+def observed(*entropies: float) -> list[reference.Observation]:
     return [(entropy, 0.0, 1.0, 1.0) for entropy in entropies]
 
 
@@ -52,7 +52,7 @@ def observed(*entropies: float) -> list[reference.Seen]:
 @example(
     observed(*[3.0] * 6, *[0.1] * 9), 1.0, True, True
 )  # over to the other side and back: a walk drawn at random seldom gets there
-def test_doubling(history: list[reference.Seen], target: float, signed: bool, allowed: bool) -> None:
+def test_doubling(history: list[reference.Observation], target: float, signed: bool, allowed: bool) -> None:
     made = controller("doubling", RANGE.model_copy(update={"signed": signed}), allow_negative=allowed)
     expected = reference.doubling(history, target, 0.01, LOW, HIGH, signed and allowed)
     assert [v for v, _ in walk(made, history, target)] == pytest.approx(expected, rel=1e-12)
@@ -60,7 +60,7 @@ def test_doubling(history: list[reference.Seen], target: float, signed: bool, al
 
 @few
 @given(HISTORY, TARGET, st.booleans(), st.floats(0.001, 1))
-def test_proportional(history: list[reference.Seen], target: float, signed: bool, gain: float) -> None:
+def test_proportional(history: list[reference.Observation], target: float, signed: bool, gain: float) -> None:
     made = controller("proportional", RANGE.model_copy(update={"signed": signed}), gain=gain)
     expected = reference.proportional(history, target, gain, -HIGH if signed else LOW, HIGH)
     assert [v for v, _ in walk(made, history, target)] == pytest.approx(expected, rel=1e-12)
@@ -68,18 +68,20 @@ def test_proportional(history: list[reference.Seen], target: float, signed: bool
 
 @few
 @given(HISTORY, TARGET, st.booleans(), st.floats(1e-4, 0.05))
-def test_additive_plain_and_gated(history: list[reference.Seen], target: float, gated: bool, step: float) -> None:
+def test_additive_plain_and_gated(
+    history: list[reference.Observation], target: float, gated: bool, step: float
+) -> None:
     made = controller("additive", step=step, gated=gated)
-    found = walk(made, history, target)
+    actual = walk(made, history, target)
     expected = reference.additive(history, target, 0.01, step, HIGH, gated)
-    for own, theirs in zip(found, expected, strict=True):
-        assert own == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+    for own, wanted in zip(actual, expected, strict=True):
+        assert own == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 
 @few
 @given(HISTORY, TARGET, st.floats(0, 3), st.floats(0.01, 1))
 def test_pi_is_its_closed_form_while_it_is_free(
-    history: list[reference.Seen], target: float, gain: float, integral: float
+    history: list[reference.Observation], target: float, gain: float, integral: float
 ) -> None:
     close = [
         (target * (1 + (h - 2) / 20), f, s, a) for h, f, s, a in history
@@ -91,12 +93,14 @@ def test_pi_is_its_closed_form_while_it_is_free(
 
 @few
 @given(HISTORY, TARGET, st.booleans(), st.sampled_from([0.2, 5.0]), st.floats(0, 0.95))
-def test_isentropic(history: list[reference.Seen], target: float, added: bool, high: float, memory: float) -> None:
+def test_isentropic(
+    history: list[reference.Observation], target: float, added: bool, high: float, memory: float
+) -> None:
     coefficient = RANGE.model_copy(update={"unit": "advantage" if added else "factor"})
     form = {"gain": 0.3, "integral": 0.05, "memory": memory, "high": high}
-    found = walk(controller("isentropic", coefficient, **form), history, target)
+    actual = walk(controller("isentropic", coefficient, **form), history, target)
     expected = reference.isentropic(history, target, **form, added=added)
-    assert [v for v, _ in found] == pytest.approx(expected, rel=1e-8, abs=1e-10)
+    assert [v for v, _ in actual] == pytest.approx(expected, rel=1e-8, abs=1e-10)
 
 
 def test_isentropic_without_a_slope_is_feedback_alone() -> None:
@@ -142,20 +146,20 @@ def test_the_mixer_gives_the_published_outputs() -> None:
 @few
 @given(st.integers(0, 2**63), st.integers(0, 10**6), st.lists(st.tuples(*[st.integers(0, 2**31 - 1)] * 2), max_size=8))
 def test_a_draw_is_a_function_of_four_numbers(seed: int, step: int, where: list[tuple[int, int]]) -> None:
-    trajectory, place = np.array(where, np.int32).reshape(-1, 2).T
-    found = token_uniform(seed, step, trajectory, place)
-    assert found.dtype == np.float32
-    assert found.tolist() == [reference.uniform(seed, step, t, p) for t, p in where]
+    trajectory, position = np.array(where, np.int32).reshape(-1, 2).T
+    actual = token_uniform(seed, step, trajectory, position)
+    assert actual.dtype == np.float32
+    assert actual.tolist() == [reference.uniform(seed, step, t, p) for t, p in where]
 
 
 def test_draws_are_uniform_and_no_number_of_the_four_gives_another_away() -> None:
-    trajectory, place = (x.ravel().astype(np.int32) for x in np.mgrid[0:200, 0:500])
-    draws = token_uniform(0, 0, trajectory, place).astype(np.float64)
+    trajectory, position = (x.ravel().astype(np.int32) for x in np.mgrid[0:200, 0:500])
+    draws = token_uniform(0, 0, trajectory, position).astype(np.float64)
     assert (draws.min() >= 0, draws.max() < 1) == (True, True)
     counts = np.histogram(draws, 100, (0, 1))[0]
     assert ((counts - 1000) ** 2 / 1000).sum() < 150  # 99 degrees of freedom: one in a thousand is above 149
     table = draws.reshape(200, 500)
-    others = [table[1:], token_uniform(0, 1, trajectory, place), token_uniform(1, 0, trajectory, place)]
+    others = [table[1:], token_uniform(0, 1, trajectory, position), token_uniform(1, 0, trajectory, position)]
     for a, b in [(table[:-1], others[0]), (table[:, :-1], table[:, 1:]), (table, others[1]), (table, others[2])]:
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.015
     assert len(np.unique(draws)) > 99_000
@@ -168,12 +172,12 @@ def test_a_token_keeps_its_draw_wherever_it_is_moved(
 ) -> None:
     def draws(plan: BatchPlan) -> dict[tuple[int, int], float]:
         batches = build_batches(responses, np.ones(len(responses)), plan=plan, aggregation="token", temperature=1.0)
-        found: dict[tuple[int, int], float] = {}
+        actual: dict[tuple[int, int], float] = {}
         for m in (m for b in batches for m in b.updates[0]):
             numbers = token_uniform(7, 3, m.trajectory, m.action_index).tolist()
-            found |= dict(zip(zip(m.trajectory.tolist(), m.action_index.tolist(), strict=True), numbers, strict=True))
-        return found
+            actual |= dict(zip(zip(m.trajectory.tolist(), m.action_index.tolist(), strict=True), numbers, strict=True))
+        return actual
 
-    whole = draws(BatchPlan(updates=1, epochs=1, ranks=1, micro_batch_tokens=10_000, packing=False))
-    assert len(whole) == sum(t.response_tokens for t in responses)
-    assert draws(BatchPlan(updates=1, epochs=1, ranks=ranks, micro_batch_tokens=budget, packing=packing)) == whole
+    full = draws(BatchPlan(updates=1, epochs=1, ranks=1, micro_batch_tokens=10_000, packing=False))
+    assert len(full) == sum(t.response_tokens for t in responses)
+    assert draws(BatchPlan(updates=1, epochs=1, ranks=ranks, micro_batch_tokens=budget, packing=packing)) == full

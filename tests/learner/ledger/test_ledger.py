@@ -1,4 +1,4 @@
-"""The entropy ledger: the same row however the tokens were divided, and its running figures."""
+"""The entropy ledger: the same row however the tokens were divided, and its running statistics."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def shaping_of(stats: TokenStats) -> Shaping:
 
 
 def tallies_of(parts: list[slice], n: int, seed: int) -> tuple[Tally, Tally, Tally]:
-    """(before the updates, planned, updated), a Tally a part (a rank), reduced as the ranks reduce theirs."""
-    whole = fresh_of(n, seed)
+    """Returns the tallies (before the updates, planned, updated), one Tally per part (rank), reduced as the ranks reduce theirs."""
+    full = fresh_of(n, seed)
     ranks: list[tuple[Tally, Tally, Tally]] = []
     for part in parts:
-        fresh, made = part_of(whole, part), (Tally(), Tally(), Tally())
+        fresh, made = part_of(full, part), (Tally(), Tally(), Tally())
         s = fresh.stats
         tally_policy(made[0], fresh, (Shaping(advantages=s.advantages - 0.3 * s.centred), 0.3), ENVS)
         tally_shaping(made[1], fresh, shaping_of(s))
@@ -75,8 +75,8 @@ def tallies_of(parts: list[slice], n: int, seed: int) -> tuple[Tally, Tally, Tal
 def metrics_of(tallies: tuple[Tally, Tally, Tally], eta: float = 0.1) -> dict[str, float]:
     ledger = Ledger()
     row = ledger.row(tallies[0], 2, ENVS)
-    seen = {over: row.observed(ENVS, over) for over in ("all", "successful")}
-    more = {f"{over}/{f.name}": getattr(o, f.name) for over, o in seen.items() for f in fields(Observed)}
+    observed = {over: row.observed(ENVS, over) for over in ("all", "successful")}
+    more = {f"{over}/{f.name}": getattr(o, f.name) for over, o in observed.items() for f in fields(Observed)}
     return row.metrics | ledger.predict(tallies[1], row, eta) | update_metrics(tallies[2], 2, True) | more
 
 
@@ -84,20 +84,20 @@ def metrics_of(tallies: tuple[Tally, Tally, Tally], eta: float = 0.1) -> dict[st
 def test_any_division_of_the_tokens_gives_the_row_of_the_whole(n: int, cuts: list[int], seed: int) -> None:
     edges = [0, *sorted(min(c, n) for c in cuts), n]
     parts = [slice(a, b) for a, b in itertools.pairwise(edges)]  # some of them empty
-    found, whole = (metrics_of(tallies_of(p, n, seed)) for p in (parts, [slice(0, n)]))
-    assert found.keys() == whole.keys()
-    for key, value in whole.items():
-        assert found[key] == pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True), key
+    actual, full = (metrics_of(tallies_of(p, n, seed)) for p in (parts, [slice(0, n)]))
+    assert actual.keys() == full.keys()
+    for key, value in full.items():
+        assert actual[key] == pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True), key
 
 
 def test_the_row_is_what_its_names_say() -> None:
     n, eta = 300, 0.02
     fresh, tallies = fresh_of(n, 7), tallies_of([slice(0, n)], n, 7)
     s, w = fresh.stats, fresh.weight
-    found = metrics_of(tallies, eta)
+    actual = metrics_of(tallies, eta)
 
     def close(key: str, value: Any) -> None:
-        assert found[key] == pytest.approx(float(value), rel=1e-6, abs=1e-9), key
+        assert actual[key] == pytest.approx(float(value), rel=1e-6, abs=1e-9), key
 
     close("entropy/exact", s.entropy.mean())
     close("entropy/sampled", -s.logp.mean())
@@ -135,7 +135,7 @@ def test_the_row_is_what_its_names_say() -> None:
     for part, mask in (("positive", s.advantages > 0), ("negative", s.advantages < 0)):
         close(f"entropy/predicted_dh_{part}", eta / 2 * dh[mask].sum())
         close(f"advantage/scale_{part}", (a[mask].abs().sum() / s.advantages[mask].abs().sum()).log())
-    assert "entropy/realised_dh" not in found
+    assert "entropy/realised_dh" not in actual
     close("all/entropy", s.entropy.mean())
     close("successful/entropy", s.entropy[fresh.correct].mean())
     close("all/free", free.sum() / 2)
@@ -180,10 +180,10 @@ def test_a_controller_of_some_environments_sees_their_tokens_alone() -> None:
     tally_policy(tally, fresh, None, ENVS)
     row = Ledger().row(tally, 1, ENVS)
     own = fresh.stats.env == 1
-    seen = row.observed(["b"], "all")
-    assert seen.entropy == pytest.approx(float(fresh.stats.entropy[own].mean()))
+    observed = row.observed(["b"], "all")
+    assert observed.entropy == pytest.approx(float(fresh.stats.entropy[own].mean()))
     free = -(fresh.weight * fresh.stats.advantages * (fresh.stats.logp.exp() * fresh.stats.centred - fresh.stats.kappa))
-    assert seen.free == pytest.approx(float(free[own].sum()))
+    assert observed.free == pytest.approx(float(free[own].sum()))
     assert math.isnan(row.observed([], "all").entropy)
 
 
@@ -209,8 +209,8 @@ def test_the_share_of_ratios_outside_a_tenth(ratio: float) -> None:
 
 
 def run(ledger: Ledger, pairs: list[tuple[float, float]]) -> list[float | None]:
-    """(entropy, predicted dH) of each iteration -> what was realised since the one before."""
-    found = []
+    """Maps (entropy, predicted dH) of each iteration to the realised change since the one before."""
+    realised = []
     for entropy, dh in pairs:
         fresh = fresh_of(2, 0)
         flat = replace(fresh, stats=replace(fresh.stats, entropy=torch.full((2,), entropy, dtype=torch.float64)))
@@ -222,8 +222,8 @@ def run(ledger: Ledger, pairs: list[tuple[float, float]]) -> list[float | None]:
         for key in ("positive", "negative", "zero"):
             planned.sums[f"dh_{key}"] = dh / 3
         ledger.predict(planned, row, 1.0)
-        found.append(row.metrics.get("entropy/realised_dh"))
-    return found
+        realised.append(row.metrics.get("entropy/realised_dh"))
+    return realised
 
 
 def test_a_realised_change_belongs_to_the_prediction_of_the_iteration_before() -> None:
@@ -243,13 +243,13 @@ def test_the_running_regression_is_the_least_squares_line(pairs: list[tuple[floa
     run(ledger, pairs)
     entropies = np.array([h for h, _ in pairs])
     x, y = np.array([dh for _, dh in pairs[:-1]]), np.diff(entropies)
-    found = ledger.metrics()
-    assert found["entropy/cumulative"] == pytest.approx(entropies.sum())
+    actual = ledger.metrics()
+    assert actual["entropy/cumulative"] == pytest.approx(entropies.sum())
     if x.std() < 1e-3 or y.std() < 1e-3:
         return  # no line to speak of
     slope, _ = np.polyfit(x, y, 1)
-    assert found["entropy/regression_slope"] == pytest.approx(slope, rel=1e-6, abs=1e-6)
-    assert found["entropy/regression_r"] == pytest.approx(np.corrcoef(x, y)[0, 1], rel=1e-6, abs=1e-6)
+    assert actual["entropy/regression_slope"] == pytest.approx(slope, rel=1e-6, abs=1e-6)
+    assert actual["entropy/regression_r"] == pytest.approx(np.corrcoef(x, y)[0, 1], rel=1e-6, abs=1e-6)
 
 
 def test_a_regression_is_absent_while_it_is_undefined() -> None:
@@ -259,15 +259,15 @@ def test_a_regression_is_absent_while_it_is_undefined() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 3), st.floats(-0.5, 0.5)), max_size=10), st.integers(0, 10))
-def test_a_ledger_resumed_from_its_state_goes_on_bit_for_bit(pairs: list[tuple[float, float]], cut: int) -> None:
-    whole, first, second = Ledger(), Ledger(), Ledger()
-    run(whole, pairs)
-    run(first, pairs[:cut])
+def test_a_ledger_resumed_from_its_state_goes_on_bit_for_bit(pairs: list[tuple[float, float]], stop: int) -> None:
+    undisturbed, first, second = Ledger(), Ledger(), Ledger()
+    run(undisturbed, pairs)
+    run(first, pairs[:stop])
     saved = json.loads(json.dumps(first.state))
     second.state = {k: float(saved[k]) for k in Ledger.FIELDS}
-    run(second, pairs[cut:])
-    assert repr(second.state) == repr(whole.state)  # repr: the two NaN of a fresh ledger are equal
-    assert second.metrics() == whole.metrics()
+    run(second, pairs[stop:])
+    assert repr(second.state) == repr(undisturbed.state)  # repr: the two NaN of a fresh ledger are equal
+    assert second.metrics() == undisturbed.metrics()
 
 
 def test_an_environment_without_a_token_has_no_entropy_rather_than_zero() -> None:

@@ -46,7 +46,7 @@ def silent(_: WarmStartProgress) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Two threads on matrices this small mostly wait for each other, and on a busy machine they wait long."""
+    """Limits torch to one thread: two threads on small matrices mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -55,17 +55,17 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[WarmStartProgress]]:
-    seen: list[WarmStartProgress] = []
-    return init_model(tiny(steps=60), None, tmp_path_factory.mktemp("models"), seen.append), seen
+    made: list[WarmStartProgress] = []
+    return init_model(tiny(steps=60), None, tmp_path_factory.mktemp("models"), made.append), made
 
 
 def test_loss_falls_and_the_record_says_what_was_reached(taught) -> None:
-    folder, seen = taught
+    folder, made = taught
     record: dict[str, Any] = json.loads((folder / MARKER).read_text())
-    losses = [p.loss for p in seen]
+    losses = [p.loss for p in made]
     assert losses[-1] < 0.6 * losses[0]
-    assert [p.step for p in seen] == sorted({p.step for p in seen}) and seen[-1].step == 60
-    assert (record["loss"], record["accuracy"]) == (losses[-1], seen[-1].accuracy)
+    assert [p.step for p in made] == sorted({p.step for p in made}) and made[-1].step == 60
+    assert (record["loss"], record["accuracy"]) == (losses[-1], made[-1].accuracy)
     assert 0 <= record["accuracy"] <= record["pass_at_k"] <= 1 and record["seconds"] > 0
     assert InitModelSettings(**record["settings"]).key() == record["key"]
 
@@ -121,12 +121,12 @@ def test_same_seed_same_weights_and_the_callers_random_state_is_kept(tmp_path: P
 
 def test_mixture_and_early_stop(tmp_path: Path) -> None:
     mixture = [{"name": "arithmetic"}, {"name": "countdown", "params": {"numbers": 3, "min_solutions": 1}}]
-    seen: list[WarmStartProgress] = []
+    made: list[WarmStartProgress] = []
     settings = tiny(environments=mixture, steps=40, target_accuracy=1e-9, holdout_responses=64, train_prompts=16)
-    folder = init_model(settings, None, tmp_path, seen.append)
+    folder = init_model(settings, None, tmp_path, made.append)
     record = json.loads((folder / MARKER).read_text())
-    measured = [p for p in seen if p.accuracy is not None]
-    assert record["steps"] == seen[-1].step == measured[-1].step and measured[-1].accuracy == record["accuracy"]
+    measured = [p for p in made if p.accuracy is not None]
+    assert record["steps"] == made[-1].step == measured[-1].step and measured[-1].accuracy == record["accuracy"]
 
 
 def test_key_changes_with_every_field() -> None:

@@ -47,9 +47,9 @@ def test_packed_responses_have_the_loss_they_have_alone(architecture: str) -> No
     for index, answers in enumerate((["1", "23", "456"], ["", "77", "8"])):
         responses = [(*tokenizer(text)["input_ids"], END_ID) for text in answers]
         demonstrations = [Demonstration(response, response) for response in responses[:2]]
-        seen = (responses[2], (5, 6), responses[0])
-        ids = tuple(token for part in seen for token in part)
-        demonstrations.append(Demonstration(ids, (*seen[0], PAD_ID, PAD_ID, *seen[2])))
+        contexts = (responses[2], (5, 6), responses[0])
+        ids = tuple(token for part in contexts for token in part)
+        demonstrations.append(Demonstration(ids, (*contexts[0], PAD_ID, PAD_ID, *contexts[2])))
         prompt_ids = render(tokenizer, [Message("user", "1+22="[index:])])
         teacher.lessons.append(Lesson(prompt_ids, tuple(demonstrations)))
     teacher.order, lessons = [0, 1] * 8, list(teacher.lessons)

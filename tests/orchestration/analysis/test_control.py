@@ -81,14 +81,14 @@ def test_report_and_lab_agree_on_what_is_steered(
     assert steered(run) is expected
     course = next(finding for finding in diagnose(run) if finding.topic == "course")
     assert ("No controller" not in course.text) is expected
-    found = run_metrics(run)
-    assert {key in found for key in ("target", "saturated", "rms_last_third")} == {expected}
+    metrics = run_metrics(run)
+    assert {key in metrics for key in ("target", "saturated", "rms_last_third")} == {expected}
     assert math.isfinite(summary_of(run).target_rms_last_third) is expected
     assert math.isfinite(saturated_share(run)) is expected
 
 
 def alarmed(run: RunData) -> set[str]:
-    """The alarms that the last rows of a run set off."""
+    """Returns the alarms that the last rows of a run raise."""
     alarms = Alarms(str(run.setting("entropy.method.kind")))
     for row in run.rows[-PATIENCE:]:
         alarms.look(row | {"entropy/error": -target_errors(run)[-1]})
@@ -98,7 +98,7 @@ def alarmed(run: RunData) -> set[str]:
 @pytest.mark.parametrize("method", ["repo_r", "clip_cov"])
 @pytest.mark.parametrize("exact", [0.94, 0.92, 0.88, 0.5])
 @pytest.mark.parametrize("more", [{}, {"entropy/predicted_dh": 0.01, "entropy/predicted_dh_free": -0.01}])
-def test_alarms_and_findings_judge_by_the_same_thresholds(method: str, exact: float, more: dict[str, float]) -> None:
+def test_alarms_and_findings_use_the_same_thresholds(method: str, exact: float, more: dict[str, float]) -> None:
     """Until now a saturated coefficient 8 % off its target was an alarm and not a warning of the report."""
     config = {"entropy": {"method": {"kind": method}, "controller": {"kind": "doubling"}}}
     row = {"entropy/exact": exact, "entropy/affected": 0.002, "entropy/saturated": 1.0, "entropy/coefficient": 1.0}

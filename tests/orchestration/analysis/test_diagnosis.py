@@ -29,7 +29,7 @@ def adapo(**more: Any) -> dict[str, Any]:
 
 
 def made(columns: Mapping[str, Column], config: Mapping[str, Any] | None = None, n: int = N) -> RunData:
-    """A run of `n` iterations; a column is a constant or a function of the iteration. NaN leaves a key out."""
+    """Builds a run of `n` iterations; a column is a constant or a function of the iteration. NaN leaves a key out."""
     rows = []
     for i in range(n):
         row = {key: value(i) if callable(value) else value for key, value in columns.items()}
@@ -37,14 +37,14 @@ def made(columns: Mapping[str, Column], config: Mapping[str, Any] | None = None,
     return RunData("run", rows, [], adapo() if config is None else config, "")
 
 
-def said(columns: Mapping[str, Column], config: Mapping[str, Any] | None = None, n: int = N) -> dict[str, Finding]:
-    found = diagnose(made(columns, config, n))
-    assert len({f.topic for f in found}) == len(found)
-    return {f.topic: f for f in found}
+def diagnosed(columns: Mapping[str, Column], config: Mapping[str, Any] | None = None, n: int = N) -> dict[str, Finding]:
+    findings = diagnose(made(columns, config, n))
+    assert len({f.topic for f in findings}) == len(findings)
+    return {f.topic: f for f in findings}
 
 
 def predicted(r: float, slope: float = 1.0, mean: float = -0.01) -> dict[str, Column]:
-    """Predicted changes around `mean`, and realised ones that have exactly the correlation `r` with them; entropy falls."""
+    """Returns predicted changes around `mean`, and realised ones with exactly the correlation `r` to them; entropy falls."""
     turn = 2 * math.pi * 7 / (N - 1)  # whole periods: cosine and sine are orthogonal and as large as each other
     other = math.sqrt(1 - r * r)
     return {
@@ -260,11 +260,11 @@ CONFIG = adapo(batch={"prompts": 16}, precision={"mode": "bf16"})
 def test_what_is_so_is_said_and_what_is_not_is_not(
     topic: str, words: str, true: dict[str, Column], false: list[dict[str, Column]]
 ) -> None:
-    found = said(true, CONFIG)
-    assert topic in found, found
-    assert words in found[topic].text.replace("\N{NO-BREAK SPACE}", " "), found[topic].text
+    findings = diagnosed(true, CONFIG)
+    assert topic in findings, findings
+    assert words in findings[topic].text.replace("\N{NO-BREAK SPACE}", " "), findings[topic].text
     for columns in false:
-        assert topic not in said(columns, CONFIG)
+        assert topic not in diagnosed(columns, CONFIG)
 
 
 WARNINGS = (
@@ -274,8 +274,8 @@ WARNINGS = (
 
 
 def test_only_what_asks_for_action_is_a_warning() -> None:
-    found = {f for _, _, true, _ in CASES for f in said(true, CONFIG).values()}
-    assert {f.topic for f in found if f.severity == "warning"} == set(WARNINGS.split())
+    findings = {f for _, _, true, _ in CASES for f in diagnosed(true, CONFIG).values()}
+    assert {f.topic for f in findings if f.severity == "warning"} == set(WARNINGS.split())
 
 
 @pytest.mark.parametrize(
@@ -293,16 +293,16 @@ def test_only_what_asks_for_action_is_a_warning() -> None:
 def test_the_prediction_is_trusted_as_far_as_it_correlates(r: float, word: str) -> None:
     columns = predicted(r)
     assert trust_in_prediction(made(columns)).word == word
-    text = said(columns)["cause"].text
+    text = diagnosed(columns)["cause"].text
     assert ("do not say why" in text) == (word in ("none", "reversed"))
     assert ("so this is a lead" in text) == (word == "weak")
-    assert ("prediction_none" if word in ("none", "reversed") else f"prediction_{word}") in said(columns)
+    assert ("prediction_none" if word in ("none", "reversed") else f"prediction_{word}") in diagnosed(columns)
 
 
 def test_few_steps_prove_nothing() -> None:
     columns = predicted(0.99) | {"entropy/exact": lambda i: 1.0 - i / 10}
-    assert "too few" in said(columns, n=6)["cause"].text
-    assert not [topic for topic in said(columns, n=6) if topic.startswith("prediction")]
+    assert "too few" in diagnosed(columns, n=6)["cause"].text
+    assert not [topic for topic in diagnosed(columns, n=6) if topic.startswith("prediction")]
 
 
 def test_a_correlation_that_many_steps_prove_may_still_explain_nothing() -> None:
@@ -311,44 +311,46 @@ def test_a_correlation_that_many_steps_prove_may_still_explain_nothing() -> None
 
 
 def test_the_size_of_the_prediction_is_read_only_where_its_slope_is_near_one() -> None:
-    assert "sizes agree too" in said(predicted(0.99))["prediction_strong"].text
-    assert "not its size in nats" in said(predicted(0.99, slope=500.0))["prediction_strong"].text
+    assert "sizes agree too" in diagnosed(predicted(0.99))["prediction_strong"].text
+    assert "not its size in nats" in diagnosed(predicted(0.99, slope=500.0))["prediction_strong"].text
 
 
 def test_the_cause_is_named_by_share_and_only_when_the_sum_points_the_same_way() -> None:
     shares = {"entropy/predicted_dh_positive": -0.002, "entropy/predicted_dh_negative": -0.008}
-    text = said(predicted(0.99) | shares)["cause"].text.replace("\N{NO-BREAK SPACE}", " ")
+    text = diagnosed(predicted(0.99) | shares)["cause"].text.replace("\N{NO-BREAK SPACE}", " ")
     assert text.startswith("Entropy fell because, to first order,")
     assert "of the predicted fall came from negative advantages" in text
     against = {"entropy/predicted_dh_positive": 0.002, "entropy/predicted_dh_negative": -0.012}
-    assert "negative advantages outweighed" in said(predicted(0.99) | against)["cause"].text
-    assert "the predicted changes sum to +" in said(predicted(0.99, mean=0.02) | shares)["cause"].text
-    assert "as predicted" in said(predicted(0.99))["cause"].text
-    assert "cause" not in said(predicted(0.99) | {"entropy/exact": 1.0})  # nothing to explain
+    assert "negative advantages outweighed" in diagnosed(predicted(0.99) | against)["cause"].text
+    assert "the predicted changes sum to +" in diagnosed(predicted(0.99, mean=0.02) | shares)["cause"].text
+    assert "as predicted" in diagnosed(predicted(0.99))["cause"].text
+    assert "cause" not in diagnosed(predicted(0.99) | {"entropy/exact": 1.0})  # nothing to explain
 
 
 @pytest.mark.parametrize("kind", ["none", "clip_higher"])
 def test_a_run_that_nothing_steers_is_not_off_target(kind: str) -> None:
     config = {"entropy": {"method": {"kind": kind}, "controller": {"kind": "fixed"}}}
-    found = said(LOW | {"entropy/affected": 0.0}, config)
-    assert not {"off_target", "too_few_tokens"} & set(found)
-    assert "No controller" in found["course"].text
-    assert ("affected" in found) == (kind != "none")
+    findings = diagnosed(LOW | {"entropy/affected": 0.0}, config)
+    assert not {"off_target", "too_few_tokens"} & set(findings)
+    assert "No controller" in findings["course"].text
+    assert ("affected" in findings) == (kind != "none")
 
 
 @pytest.mark.parametrize("kind", ["trajectory", "turn"])
 def test_groups_without_signal_are_not_reported_under_turn_level_advantages(kind: str) -> None:
     """The metric looks at verdicts: where they are all equal, what turns earned may still differ."""
-    topics = set(said({"groups/no_signal": 12.0}, {**CONFIG, "objective": {"credit": {"kind": kind}}}))
-    topics |= set(said({"groups/no_signal": 4.0}, {**CONFIG, "objective": {"credit": {"kind": kind}}}))
+    topics = set(diagnosed({"groups/no_signal": 12.0}, {**CONFIG, "objective": {"credit": {"kind": kind}}}))
+    topics |= set(diagnosed({"groups/no_signal": 4.0}, {**CONFIG, "objective": {"credit": {"kind": kind}}}))
     assert topics & {"no_signal", "some_signal"} == (set() if kind == "turn" else {"no_signal", "some_signal"})
 
 
 def test_methods_have_their_names() -> None:
     config = {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "doubling"}}}
-    assert said(LOW | {"entropy/saturated": 1.0}, config)["saturated"].text.startswith("REPO-D is saturated")
-    assert said(LOW | {"entropy/affected": 0.0}, config)["too_few_tokens"].text.startswith("REPO-D acted on too few")
-    assert said(LOW | {"entropy/saturated": 1.0}, {"entropy": "?"})["saturated"].text.startswith(
+    assert diagnosed(LOW | {"entropy/saturated": 1.0}, config)["saturated"].text.startswith("REPO-D is saturated")
+    assert diagnosed(LOW | {"entropy/affected": 0.0}, config)["too_few_tokens"].text.startswith(
+        "REPO-D acted on too few"
+    )
+    assert diagnosed(LOW | {"entropy/saturated": 1.0}, {"entropy": "?"})["saturated"].text.startswith(
         "The control is saturated"
     )
 
@@ -361,10 +363,10 @@ def test_the_findings_are_in_reading_order_and_a_run_without_numbers_has_none() 
     chapters = ["entropy", "why", "control", "cost", "trust"]
     assert order == sorted(order, key=chapters.index)
     assert set(order) == set(chapters)
-    assert said({}) == {}
-    assert said({"unheard of": 1.0}, {}) == {}
+    assert diagnosed({}) == {}
+    assert diagnosed({"unheard of": 1.0}, {}) == {}
 
 
 def test_in_brief_are_the_cause_and_the_warnings() -> None:
-    found = diagnose(made(predicted(0.0) | {"gap/outside": 0.5, "reward/mean": 0.1}))
-    assert [f.topic for f in in_brief(found)] == ["cause", "phantom_clipping"]
+    findings = diagnose(made(predicted(0.0) | {"gap/outside": 0.5, "reward/mean": 0.1}))
+    assert [f.topic for f in in_brief(findings)] == ["cause", "phantom_clipping"]

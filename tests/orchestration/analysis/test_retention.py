@@ -11,23 +11,23 @@ from support.builders import AFTER, BEFORE, staged_rows
 from orchestration.analysis.retention import Retention, areas, boundaries, height, matrix, stage_metrics
 
 
-def found(k: int = 1, data: list[dict[str, float]] | None = None) -> Retention:
+def retention_of(k: int = 1, data: list[dict[str, float]] | None = None) -> Retention:
     made = matrix(staged_rows() if data is None else data, k)
     assert made is not None
     return made
 
 
 def test_the_matrix_is_read_from_the_staged_rows() -> None:
-    r = found()
+    r = retention_of()
     assert (r.environments, r.trained) == (("a", "b", "c"), (("a",), ("b",), ("c",)))
     assert (r.before, list(r.after)) == (BEFORE, AFTER)
-    assert found(4).at(2, "a") == pytest.approx(0.66)
+    assert retention_of(4).at(2, "a") == pytest.approx(0.66)
     assert matrix([{"iteration": 1.0, "reward/mean": 0.1}], 1) is None
     assert boundaries(staged_rows()) == [2.0, 4.0]
 
 
 def test_transfer_and_forgetting_of_three_tasks() -> None:
-    r = found()
+    r = retention_of()
     assert r.average == pytest.approx((0.6 + 0.4 + 0.7) / 3)
     assert r.backward_transfer == pytest.approx(((0.6 - 0.9) + (0.4 - 0.8)) / 2)
     assert r.forward_transfer == pytest.approx(((0.3 - 0.2) + (0.4 - 0.0)) / 2)
@@ -40,11 +40,11 @@ def test_transfer_and_forgetting_of_three_tasks() -> None:
 def test_forgetting_counts_from_the_best_and_backward_transfer_from_the_own_stage() -> None:
     data = staged_rows()
     data[4]["eval/a/pass@1"] = 0.95  # better after the second stage than after its own
-    r = found(1, data)
+    r = retention_of(1, data)
     assert r.forgotten("a") == pytest.approx(0.95 - 0.6)
     assert r.backward("a") == pytest.approx(0.6 - 0.9)
     data[6]["eval/a/pass@1"] = 0.97
-    assert found(1, data).forgotten("a") == pytest.approx(0.95 - 0.97), "the end itself is no peak to fall from"
+    assert retention_of(1, data).forgotten("a") == pytest.approx(0.95 - 0.97), "the end itself is no peak to fall from"
 
 
 def test_an_environment_that_comes_back_and_one_never_trained() -> None:
@@ -52,7 +52,7 @@ def test_an_environment_that_comes_back_and_one_never_trained() -> None:
     data[3]["reward/a"] = 0.5  # the second stage trains a again
     for i in (0, 2, 4, 6):
         data[i]["eval/z/pass@1"] = 0.5
-    r = found(1, data)
+    r = retention_of(1, data)
     assert r.trained[1] == ("b", "a")
     assert r.backward("a") == pytest.approx(0.6 - 0.5)
     assert math.isnan(r.forward("a"))
@@ -64,17 +64,17 @@ def test_an_environment_that_comes_back_and_one_never_trained() -> None:
 def test_the_last_evaluation_of_a_stage_is_the_one_that_counts() -> None:
     data = staged_rows()
     data[1] |= {"eval/a/pass@1": 0.4, "eval/b/pass@1": 0.4, "eval/c/pass@1": 0.4}
-    assert list(found(1, data).after) == AFTER
+    assert list(retention_of(1, data).after) == AFTER
 
 
 def test_without_the_evaluation_before_training_nothing_is_said_of_forward_transfer() -> None:
-    r = found(1, staged_rows()[1:])
+    r = retention_of(1, staged_rows()[1:])
     assert (r.before, math.isnan(r.forward_transfer)) == ({}, True)
     assert r.backward_transfer == pytest.approx(-0.35)
 
 
 def test_a_single_stage_has_nothing_to_forget() -> None:
-    r = found(1, staged_rows()[:3])
+    r = retention_of(1, staged_rows()[:3])
     assert r.average == pytest.approx(0.9)
     assert all(math.isnan(v) for v in (r.backward_transfer, r.forward_transfer, r.forgetting))
 
@@ -127,7 +127,7 @@ def test_the_metrics_of_a_run_with_stages() -> None:
         *(f"matrix/pass@{k}/{s}/{e}" for k in (1, 4) for s in ("start", 0, 1, 2) for e in "abc"),
     }
     assert (numbers["matrix/pass@1/start/b"], numbers["matrix/pass@1/1/b"]) == (
-        found(1).at(-1, "b"),
-        found(1).at(1, "b"),
+        retention_of(1).at(-1, "b"),
+        retention_of(1).at(1, "b"),
     )
     assert stage_metrics([{"iteration": 1.0}], 4) == {}

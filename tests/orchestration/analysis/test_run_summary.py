@@ -48,9 +48,9 @@ def test_the_summary_follows_its_definitions(tmp_path: Path) -> None:
 
 
 def test_off_target_is_what_the_controller_observes_while_it_controls(tmp_path: Path) -> None:
-    seen = summarise(run_folder(tmp_path / "seen", end=0.5, target=1.0, more={"entropy/controlled": 0.9}))
-    assert seen.target_rms_last_third == pytest.approx(0.1)
-    assert math.isnan(seen.released)
+    summary = summarise(run_folder(tmp_path / "seen", end=0.5, target=1.0, more={"entropy/controlled": 0.9}))
+    assert summary.target_rms_last_third == pytest.approx(0.1)
+    assert math.isnan(summary.released)
     run = load_run(run_folder(tmp_path / "run", n=40, end=0.6, target=1.0))
     for row in run.rows[10:]:
         row["entropy/released"] = 1.0
@@ -86,8 +86,8 @@ def test_a_run_seen_as_one_of_its_environments(tmp_path: Path) -> None:
     """Task families have a slash in their name, and one name may begin with another."""
     run = load_run(run_folder(tmp_path / "run", n=40, envs=("gym", "gym/gcd")))
     assert run.envs() == ["gym", "gym/gcd"]
-    whole, one, two = (summary_of(part) for part in (run, run.only("gym"), run.only("gym/gcd")))
-    assert (one.reward_end, two.reward_end) == pytest.approx((whole.reward_end, whole.reward_end / 2))
-    assert one.entropy_end == pytest.approx(whole.entropy_end)
-    assert (one.pass_at, one.distinct, one.iterations) == (whole.pass_at, 3.0, 40)
+    full, one, two = (summary_of(part) for part in (run, run.only("gym"), run.only("gym/gcd")))
+    assert (one.reward_end, two.reward_end) == pytest.approx((full.reward_end, full.reward_end / 2))
+    assert one.entropy_end == pytest.approx(full.entropy_end)
+    assert (one.pass_at, one.distinct, one.iterations) == (full.pass_at, 3.0, 40)
     assert {p.env for p in run.only("gym").evals()} == {"gym"}

@@ -17,7 +17,7 @@ from orchestration.run.protocols import TrainingCluster
 
 
 class Call:
-    """A method of an actor: `remote` notes that it is asked and gives, or raises, what it was made with."""
+    """Stands for a method of an actor: `remote` records the call and returns, or raises, what it was made with."""
 
     def __init__(self, events: list[str], name: str, result: Any) -> None:
         self._events, self._name, self._result = events, name, result
@@ -30,7 +30,7 @@ class Call:
 
 
 class VerifierActor:
-    """fault: what keeps it from building its environments."""
+    """Fails to build its environments where `fault` is given."""
 
     def __init__(self, events: list[str], name: str, fault: str | None = None, dead: bool = False) -> None:
         self.ready = Call(events, f"{name}: ready", MemberDied(name, "killed by a test") if dead else True)
@@ -38,7 +38,7 @@ class VerifierActor:
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, fault: str | None = None) -> tuple[list[str], list[str], str]:
-    """A cluster whose only verifier died. (what happened in order, who is in the pool then, what was raised)."""
+    """Replaces the only verifier, which died. Returns (events in order, members of the pool afterwards, error)."""
     events: list[str] = []
     cluster = Cluster(validate(config_data()), events.append)
     old: Any = VerifierActor(events, "verifier 0", dead=True)

@@ -31,8 +31,8 @@ def compare(*engines: Scorer, exact: bool = True, max_gap: float | None = None) 
 
 
 def test_gaps_are_over_all_tokens_of_all_engines() -> None:
-    found = compare(CLOSE, FAR, exact=False)
-    assert found == {"sync/logprob_gap_max": pytest.approx(0.06), "sync/logprob_gap_mean": pytest.approx(0.01)}
+    metrics = compare(CLOSE, FAR, exact=False)
+    assert metrics == {"sync/logprob_gap_max": pytest.approx(0.06), "sync/logprob_gap_mean": pytest.approx(0.01)}
 
 
 def test_in_fp32_the_largest_gap_counts_and_is_the_named_engines() -> None:
@@ -58,5 +58,5 @@ def test_nan_is_beyond_every_limit() -> None:
 
 
 def test_nothing_to_compare_is_no_gap() -> None:
-    found = asyncio.run(compare_logprobs(Scorer("t"), [Scorer("g0")], [], version=0, exact=True, max_gap=None))
-    assert found == {"sync/logprob_gap_max": 0.0, "sync/logprob_gap_mean": 0.0}
+    metrics = asyncio.run(compare_logprobs(Scorer("t"), [Scorer("g0")], [], version=0, exact=True, max_gap=None))
+    assert metrics == {"sync/logprob_gap_max": 0.0, "sync/logprob_gap_mean": 0.0}

@@ -34,7 +34,7 @@ class Learner:
 
 class Generator:
     def __init__(self, name: str, *faults: Exception | int) -> None:
-        """faults: what the next transfers end in; an integer is a checksum."""
+        """Takes the outcomes of the next transfers; an integer is a checksum."""
         self.name, self.faults = name, list(faults)
         self.versions: list[int] = []
 
@@ -49,7 +49,7 @@ class Generator:
 
 
 class Group:
-    """The generators; `silent`: whose process is found to be gone at the next looks, one set a look."""
+    """Stands for the generators; `silent` lists those whose process has died by each next check, one set per check."""
 
     def __init__(self, members: list[Generator], *silent: set[str]) -> None:
         self.members, self.silent, self.dead = members, list(silent), set[str]()
@@ -69,7 +69,7 @@ class Group:
 
 
 def sync(group: Group, version: int = 3) -> tuple[list[str], Exception | None]:
-    """(what happened in order, what was raised)"""
+    """Returns (events in order, error)."""
     events: list[str] = []
     broadcast = WeightBroadcast(Learner(events), group, WeightGroup("10.0.0.1", "gloo", 1, 5.0), events.append)
 

@@ -25,7 +25,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
-def found(name: str) -> doctor.Check:
+def check_named(name: str) -> doctor.Check:
     return next(check for check in doctor.checks() if check.name == name)
 
 
@@ -52,10 +52,10 @@ def test_a_cluster_that_is_named_is_asked(monkeypatch: pytest.MonkeyPatch) -> No
         server.listen()
         address = f"ray://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
-        assert found("ray cluster") == doctor.Check("ray cluster", f"{address} answers")
-    assert f"RAY_ADDRESS={address} does not answer" in found("ray cluster").missing
+        assert check_named("ray cluster") == doctor.Check("ray cluster", f"{address} answers")
+    assert f"RAY_ADDRESS={address} does not answer" in check_named("ray cluster").missing
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
-    assert "does not answer" in found("ray cluster").missing
+    assert "does not answer" in check_named("ray cluster").missing
 
 
 def test_graphics_cards_are_read_from_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_graphics_cards_are_read_from_the_driver(tmp_path: Path, monkeypatch: py
     (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA H100\nIRQ: 5\n")
     monkeypatch.setattr(doctor, "_NVIDIA", tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert found("cuda").found == "NVIDIA H100; CUDA_VISIBLE_DEVICES=''"
+    assert check_named("cuda").value == "NVIDIA H100; CUDA_VISIBLE_DEVICES=''"
 
 
 def test_a_missing_sandbox_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_a_missing_sandbox_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         raise sandbox.IsolationError("no isolation here")
 
     monkeypatch.setattr(sandbox, "active", none)
-    assert found("sandbox").found == "none, python_program cannot be used: no isolation here"
+    assert check_named("sandbox").value == "none, python_program cannot be used: no isolation here"
 
 
 def test_it_imports_no_big_library() -> None:

@@ -34,7 +34,7 @@ def test_the_command_refuses_in_one_sentence(tmp_path: Path, words: list[str], e
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    """A configuration and a tokenizer that knows digits and no letters; weights are not needed to make prompts."""
+    """Returns a configuration and a tokenizer that knows digits and no letters; prompts need no weights."""
     from transformers import Qwen3Config
 
     Qwen3Config(vocab_size=40, max_position_embeddings=64).save_pretrained(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from support.builders import config_data, stages_data
 
 from orchestration.config.loader import write_yaml
-from orchestration.config.preflight import check_world
+from orchestration.config.preflight import run_preflight
 from orchestration.config.run_config import configure, load_config, validate
 from orchestration.errors import ConfigError
 from orchestration.lab.grid import cells, load_grid
@@ -54,8 +54,8 @@ def test_the_environments_of_a_run_are_counted_once() -> None:
     data["stages"].append({"name": "three", "environments": [{"name": "arithmetic", "weight": 9}], "iterations": 1})
     again = {"name": "arithmetic", "params": {"digits": 2, "name": "long"}}
     data["stages"].append({"name": "four", "environments": [again], "iterations": 1})
-    found = validate(data).all_environments
-    assert [(e.name, e.params.get("name")) for e in found] == [
+    environments = validate(data).all_environments
+    assert [(e.name, e.params.get("name")) for e in environments] == [
         ("countdown", None),
         ("arithmetic", None),
         ("arithmetic", "long"),
@@ -112,16 +112,16 @@ def test_what_does_not_fit_the_stages_is_one_sentence() -> None:
 
 def test_two_environments_of_one_name_cannot_be_told_apart(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    world = {"model": {"path": str(tmp_path)}}
-    check_world(validate(stages_data() | world))
+    model = {"model": {"path": str(tmp_path)}}
+    run_preflight(validate(stages_data() | model))
     longer = [{"name": "countdown", "params": {"numbers": 3}}]
     expected = r"stages\.1\.environments\.0 \(countdown\) and stages\.0\.environments\.0 \(countdown\) both report as 'countdown'"
     with pytest.raises(ConfigError, match=expected):
-        check_world(validate(stages_data(environments=longer) | world))
+        run_preflight(validate(stages_data(environments=longer) | model))
     longer[0]["params"]["name"] = "longer"  # type: ignore[index]
-    check_world(validate(stages_data(environments=longer) | world))
+    run_preflight(validate(stages_data(environments=longer) | model))
     with pytest.raises(ConfigError, match=r"stages\.1\.environments\.0 \(countdwn\): .*did you mean 'countdown'"):
-        check_world(validate(stages_data(environments=[{"name": "countdwn"}]) | world))
+        run_preflight(validate(stages_data(environments=[{"name": "countdwn"}]) | model))
 
 
 def test_yaml_is_written_as_it_is_read(tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_the_shipped_sequence_and_its_grid() -> None:
     assert config.iterations == 200
     grid = load_grid("sequential")
     assert list(grid.arms) == ["rloo", "grpo", "repo-r", "isentropic"]
-    found = cells(grid, Path("runs"), None)
-    assert [c.problem for c in found] == [""] * 12
-    assert {c.seed for c in found} == {0, 1, 2}
+    cells_of_grid = cells(grid, Path("runs"), None)
+    assert [c.problem for c in cells_of_grid] == [""] * 12
+    assert {c.seed for c in cells_of_grid} == {0, 1, 2}
     deep = cells(load_grid("sequential-deep"), Path("runs"), None)
     assert [c.problem for c in deep] == [""] * 9
     assert {tuple(s.name for s in c.config.stages) for c in deep if c.config} == {("words", "countdown")}

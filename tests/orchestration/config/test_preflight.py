@@ -13,29 +13,29 @@ import pytest
 from support.builders import config_data, stages_data
 
 from envs.types import Message, Prompt, Split, Verdict
-from orchestration.config.preflight import check_world
+from orchestration.config.preflight import run_preflight
 from orchestration.config.run_config import validate
 from orchestration.errors import ConfigError
 
 
-def world(config: dict[str, Any]) -> None:
-    check_world(validate(config))
+def preflight(config: dict[str, Any]) -> None:
+    run_preflight(validate(config))
 
 
-def test_the_world_is_in_order(tmp_path: Path) -> None:
+def test_a_valid_configuration_passes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     before = sorted(tmp_path.iterdir())
-    world(config_data(model={"path": str(tmp_path)}))
-    world(config_data(model={"path": "someone/some-model"}))  # a Hugging Face id is looked up later
+    preflight(config_data(model={"path": str(tmp_path)}))
+    preflight(config_data(model={"path": "someone/some-model"}))  # a Hugging Face id is looked up later
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
     for path in (str(tmp_path / "gone"), "./gone", "models/gone", "runs/gone/model"):
         with pytest.raises(ConfigError, match=r"the model folder \S+ does not exist: give .* `isentrope init-model`"):
-            world(config_data(model={"path": path}))
+            preflight(config_data(model={"path": path}))
     with pytest.raises(ConfigError, match=r"has no config\.json"):
-        world(config_data(model={"path": str(tmp_path)}))
+        preflight(config_data(model={"path": str(tmp_path)}))
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,10 @@ def test_a_context_beyond_a_models_positions_is_refused(tmp_path: Path, model: d
     (tmp_path / "config.json").write_text(json.dumps(model))
     config = config_data(model={"path": str(tmp_path)}, generators={"max_model_len": 64})
     if not refused:
-        world(config)
+        preflight(config)
         return
     with pytest.raises(ConfigError, match=r"generators\.max_model_len is 64 and the model \S+ has 63 positions"):
-        world(config)
+        preflight(config)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_context_beyond_a_models_positions_is_refused(tmp_path: Path, model: d
 )
 def test_an_environment_that_cannot_be_built(environment: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
-        world(config_data() | {"environments": [environment]})
+        preflight(config_data() | {"environments": [environment]})
 
 
 def test_a_broken_line_of_a_question_file_is_named(tmp_path: Path) -> None:
@@ -81,13 +81,13 @@ def test_a_broken_line_of_a_question_file_is_named(tmp_path: Path) -> None:
     lines = ['{"prompt": "1+1?", "answer": 2}', '{"prompt": "2+2?", "answer": 4}', '{"prompt": "3+3?", "answer": ']
     environment = {"name": "questions", "params": {"path": str(path)}}
     path.write_text("\n".join(lines[:2]))
-    world(config_data() | {"environments": [environment]})
+    preflight(config_data() | {"environments": [environment]})
     path.write_text("\n".join(lines))
     with pytest.raises(ConfigError, match=r"environments\.0 \(questions\): .*q\.jsonl, line 3: not JSON"):
-        world(config_data() | {"environments": [environment]})
+        preflight(config_data() | {"environments": [environment]})
     path.unlink()
     with pytest.raises(ConfigError, match="cannot be read"):
-        world(config_data() | {"environments": [environment]})
+        preflight(config_data() | {"environments": [environment]})
 
 
 FAULTS = {
@@ -100,7 +100,7 @@ FAULTS = {
 
 
 class Foreign:
-    """Somebody else's environment or game, in which what stands in `at` raises; prompts do with their third."""
+    """Acts as an environment or game of somebody else that raises in the method named by `at`; `prompt` raises at index 2."""
 
     def __init__(self, seed: int = 0, at: str = "", error: str = "") -> None:
         self._at, self._error = at, error
@@ -152,7 +152,7 @@ def test_whatever_a_foreign_environment_raises_is_one_sentence(
     data: dict[str, Any] = stages_data() | {"rewards": {"format": {"weight": 1}}}
     data["stages"][0]["environments"] = [environment]
     with pytest.raises(ConfigError) as caught:
-        world(data)
+        preflight(data)
     text = str(caught.value)
     assert text.startswith(f"stages.0.environments.0 ({environment['name']}): ")
     assert "\n" not in text and " ".join(str(FAULTS[error]).split()) in text

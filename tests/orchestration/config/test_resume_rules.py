@@ -34,9 +34,9 @@ def test_a_resumed_run_keeps_the_stages_it_has_begun() -> None:
     longer[0]["iterations"] = 7
     with pytest.raises(ConfigError, match=r"stages\.0\.iterations was 3 and is now 7"):
         check_same_stages(before, longer, 1)
-    for found, current in (([], 1), (before[:1], 1)):
+    for stages, current in (([], 1), (before[:1], 1)):
         with pytest.raises(ConfigError, match=r"the run was in stage 1 of 2 and now has 1"):
-            check_same_stages(before, found, current)
+            check_same_stages(before, stages, current)
 
 
 def test_a_run_older_than_the_switch_can_be_resumed() -> None:

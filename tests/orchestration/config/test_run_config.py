@@ -314,9 +314,9 @@ def test_the_last_override_counts(tmp_path: Path) -> None:
 @given(st.floats(1e-12, 1e12), st.sampled_from(["{:e}", "{:.3E}", "{!r}", "{:g}"]))
 def test_numbers_are_read_however_they_are_written(value: float, form: str) -> None:
     text = form.format(value)
-    ((key, found),) = parse_overrides([f"learner.lr={text}"])
-    assert (key, found) == ("learner.lr", float(text))
-    assert isinstance(found, int | float)
+    ((key, parsed),) = parse_overrides([f"learner.lr={text}"])
+    assert (key, parsed) == ("learner.lr", float(text))
+    assert isinstance(parsed, int | float)
 
 
 def test_text_that_looks_like_little_stays_text() -> None:

@@ -11,7 +11,7 @@ import yaml
 from support.builders import config_data
 
 from orchestration.errors import ConfigError, NumericsError
-from orchestration.lab import runner as lab
+from orchestration.lab import runner
 from orchestration.lab.grid import GRIDS, cells, load_grid, notes, to_yaml
 
 
@@ -33,12 +33,12 @@ def test_arms_times_settings_times_seeds_seed_by_seed(tmp_path: Path) -> None:
     arms = {"a": {"note": "plain"}, "b": {"learner.lr": 0.5, "seeds": [1]}, "c": None}
     settings = {"short": {}, "long": {"run.iterations": 9, "learner.lr": 0.1}}
     grid = load_grid(grid_file(tmp_path, arms=arms, settings=settings, overrides={"batch.responses": 8}))
-    found = cells(grid, tmp_path / "arms", "some/model")
-    assert [c.name for c in found] == [
+    grid_cells = cells(grid, tmp_path / "arms", "some/model")
+    assert [c.name for c in grid_cells] == [
         *("a.short-s0", "a.long-s0", "c.short-s0", "c.long-s0"),
         *("a.short-s1", "a.long-s1", "b.short-s1", "b.long-s1", "c.short-s1", "c.long-s1"),
     ]
-    by_name = {c.name: c.config for c in found}
+    by_name = {c.name: c.config for c in grid_cells}
     one = by_name["b.long-s1"]
     assert one is not None
     assert (one.run.iterations, one.learner.lr, one.batch.responses) == (9, 0.5, 8)  # the arm's word is the last
@@ -49,11 +49,11 @@ def test_arms_times_settings_times_seeds_seed_by_seed(tmp_path: Path) -> None:
 
 def test_an_arm_that_cannot_run_says_so_and_the_others_stand(tmp_path: Path) -> None:
     grid = load_grid(grid_file(tmp_path, arms={"a": {}, "b": {"learner.lrr": 1.0}}))
-    found = {c.name: c for c in cells(grid, tmp_path, None)}
-    assert found["a-s0"].config is not None
-    assert found["b-s0"].config is None
-    assert found["b-s0"].problem == "unknown key learner.lrr: did you mean 'lr'?"
-    assert "b-s1: CANNOT RUN: unknown key learner.lrr" in lab.describe(grid, list(found.values()))
+    grid_cells = {c.name: c for c in cells(grid, tmp_path, None)}
+    assert grid_cells["a-s0"].config is not None
+    assert grid_cells["b-s0"].config is None
+    assert grid_cells["b-s0"].problem == "unknown key learner.lrr: did you mean 'lr'?"
+    assert "b-s1: CANNOT RUN: unknown key learner.lrr" in runner.describe(grid, list(grid_cells.values()))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_every_shipped_grid_loads_and_all_its_arms_can_run(name: str, tmp_path: 
 def test_a_grid_of_which_nothing_can_run_is_refused_and_writes_nothing(tmp_path: Path) -> None:
     path = grid_file(tmp_path, arms={"a": {"learner.lrr": 1.0}})
     with pytest.raises(ConfigError, match="no run of the grid g can start: a-s0: unknown key"):
-        lab.run(path, tmp_path / "runs")
+        runner.run(path, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
@@ -120,12 +120,12 @@ def test_a_run_that_fails_in_any_way_costs_itself_alone_and_its_actors(
             raise error
 
     monkeypatch.setattr("orchestration.cluster.cluster.Cluster", Actors)
-    monkeypatch.setattr(lab, "conduct", conduct)
+    monkeypatch.setattr(runner, "conduct", conduct)
     monkeypatch.setattr("orchestration.sampling.codec.load_codecs", lambda config: None)
-    monkeypatch.setattr(lab, "_outcome", lambda cell: "")
-    progress = lab.Progress(3, lambda text: None)
-    todo = [(c, lab.Job(c.config)) for c in cells(grid, tmp_path, None) if c.config is not None]
-    asyncio.run(lab._work(todo, 1, progress))
+    monkeypatch.setattr(runner, "_outcome", lambda cell: "")
+    progress = runner.Progress(3, lambda text: None)
+    todo = [(c, runner.Job(c.config)) for c in cells(grid, tmp_path, None) if c.config is not None]
+    asyncio.run(runner._work(todo, 1, progress))
     assert [c.name for c in progress.done] == ["a-s0", "c-s0"]
     ((cell, reason),) = progress.failed
     assert cell.name == "b-s0"

@@ -25,14 +25,14 @@ FREE = "entropy: {method: {kind: none}, controller: {kind: fixed}}\n"
 
 
 def scores(pass_1: float, pass_4: float, seed: int) -> Callable[[int], dict[str, float]]:
-    """The last evaluation, each seed a little off."""
+    """Returns the last evaluation, slightly different for each seed."""
     keys = [f"eval/a/pass@{k}{heat}" for k in (1, 4) for heat in ("", "/T=1", "/T=0.3")]
     values = [(pass_1 if "@1" in key else pass_4) + 0.001 * seed for key in keys]
     return lambda i: dict(zip(keys, values, strict=True)) if i == 40 else {}
 
 
 def lab(folder: Path, count: int = 2, seeds: int = 3) -> list[ArmRuns]:
-    """Arms that trade pass@1 for pass@4; every other one is steered, to where it ends."""
+    """Returns arms that trade pass@1 for pass@4; every other one is steered to its final entropy."""
     arms = []
     for a in range(count):
         runs = {}

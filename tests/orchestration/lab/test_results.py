@@ -35,7 +35,7 @@ def passes(n: int, **by_heat: tuple[float, float]) -> Callable[[int], dict[str, 
 
 
 def arm(name: str, **metrics: list[float]) -> ArmResult:
-    """Builds an arm with a value a seed."""
+    """Builds an arm with one value per seed."""
     count = max(map(len, metrics.values()), default=0)
     cells = [
         CellResult(i, {key: values[i] for key, values in metrics.items() if i < len(values)}) for i in range(count)
@@ -82,11 +82,11 @@ def test_metrics_their_mean_and_spread_over_seeds(tmp_path: Path) -> None:
 def test_the_best_temperature_is_best_on_the_mean_over_seeds(tmp_path: Path) -> None:
     one = run_folder(tmp_path / "0", more=passes(40, T1=(0.60, 0.7), T03=(0.5, 0.7)))
     two = run_folder(tmp_path / "1", more=passes(40, T1=(0.40, 0.8), T03=(0.7, 0.8)))
-    (found,) = collect([ArmRuns("a", {0: one, 1: two})]).arms
-    assert found.best["pass@1"].temperature == 0.3
-    assert close(found.best["pass@1"].spread, 0.6, 0.2 / math.sqrt(2), 2)
-    assert found.best["pass@4"].temperature == 1.0  # of equals the first
-    assert [found.finished[seed]["pass@1/best"] for seed in (0, 1)] == [0.5, 0.7]
+    (actual,) = collect([ArmRuns("a", {0: one, 1: two})]).arms
+    assert actual.best["pass@1"].temperature == 0.3
+    assert close(actual.best["pass@1"].spread, 0.6, 0.2 / math.sqrt(2), 2)
+    assert actual.best["pass@4"].temperature == 1.0  # of equals the first
+    assert [actual.finished[seed]["pass@1/best"] for seed in (0, 1)] == [0.5, 0.7]
 
 
 def test_a_temperature_that_only_a_lucky_seed_has_is_not_the_best(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_a_temperature_that_only_a_lucky_seed_has_is_not_the_best(tmp_path: Path
         return {f"eval/a/pass@{k}/T=0.3": math.nan for k in (1, 4)} | passes(40, T1=(0.4, 0.8))(i)
 
     one = run_folder(tmp_path / "0", more=passes(40, T1=(0.4, 0.8), T03=(0.9, 0.9)))
-    (found,) = collect([ArmRuns("a", {0: one, 1: run_folder(tmp_path / "1", more=without)})]).arms
-    assert found.best["pass@1"].temperature == 1.0
+    (actual,) = collect([ArmRuns("a", {0: one, 1: run_folder(tmp_path / "1", more=without)})]).arms
+    assert actual.best["pass@1"].temperature == 1.0
 
 
 def test_the_start_is_each_seeds_first_evaluation(tmp_path: Path) -> None:
@@ -110,9 +110,9 @@ def test_one_evaluation_is_an_end_and_not_a_start(tmp_path: Path) -> None:
     only = {f"eval/a/{what}": math.nan for what in ("pass@1", "pass@4", "pass@1/T=1", "pass@4/T=1", "pass@1/T=0.3")}
     only |= {"eval/a/pass@4/T=0.3": math.nan, "eval/a/distinct_correct": math.nan}
     run = run_folder(tmp_path / "0", more=lambda i: {} if i else only)
-    (found,) = collect([ArmRuns("a", {0: run})]).arms
-    assert found.spread("pass@1/end").n == 1
-    assert not [key for key in found.metrics if key.endswith("/start") or key == "distinct_start"]
+    (actual,) = collect([ArmRuns("a", {0: run})]).arms
+    assert actual.spread("pass@1/end").n == 1
+    assert not [key for key in actual.metrics if key.endswith("/start") or key == "distinct_start"]
 
 
 def test_nobody_is_off_a_target_that_nobody_aims_at(tmp_path: Path) -> None:
@@ -226,11 +226,11 @@ def test_an_arm_without_a_metric_is_neither_on_the_front_nor_dominates() -> None
 
 def test_differences_are_paired_by_seed() -> None:
     a, b = arm("a", x=[0.50, 0.61, 0.69]), arm("b", x=[0.40, 0.50, 0.60])  # far apart seeds, alike differences
-    found = difference(a, b, "x")
+    actual = difference(a, b, "x")
     steps = [0.10, 0.11, 0.09]
-    assert found.mean == pytest.approx(0.10)
-    assert found.error == pytest.approx(statistics.stdev(steps) / math.sqrt(3))
-    assert (found.pairs, found.clear) == (3, True)
+    assert actual.mean == pytest.approx(0.10)
+    assert actual.error == pytest.approx(statistics.stdev(steps) / math.sqrt(3))
+    assert (actual.pairs, actual.clear) == (3, True)
     assert difference(b, a, "x").clear
     # The same means without pairs: the spread of the seeds hides it.
     other = replace(b, cells=[replace(cell, seed=cell.seed + 10) for cell in b.cells])

@@ -20,7 +20,7 @@ from orchestration.report.run_report import write_report
 
 
 def staged_folder(folder: Path, shift: float = 0.0, names: tuple[str, ...] = ("first", "second", "third")) -> Path:
-    """A run with the hand-made rows; pass@k after the last stage moved by `shift`."""
+    """Writes a run with the hand-made rows; pass@k after the last stage is moved by `shift`."""
     folder.mkdir(parents=True)
     rows = staged_rows()
     rows[-1] |= {key: value + shift for key, value in rows[-1].items() if key.startswith("eval/")}

@@ -73,8 +73,8 @@ def test_the_ticks_of_an_axis_are_written_alike() -> None:
 
 
 def test_a_share_that_stays_at_zero_has_no_ticks_below_it() -> None:
-    found = axis([0.0, 0.0], zero=True)
-    assert (found.low, found.ticks[0]) == (0.0, 0.0)
+    drawn = axis([0.0, 0.0], zero=True)
+    assert (drawn.low, drawn.ticks[0]) == (0.0, 0.0)
 
 
 def test_every_colour_of_the_palette_has_its_class_and_its_value_in_light_and_dark() -> None:

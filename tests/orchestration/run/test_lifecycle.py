@@ -12,8 +12,7 @@ import yaml
 from support.builders import config_data, stopped_run
 
 from orchestration.config.run_config import RunConfig, validate
-from orchestration.run import lifecycle as train
-from orchestration.run import loop
+from orchestration.run import lifecycle, loop
 from orchestration.run.stop import StopSignal
 from orchestration.sampling.codec import Codecs
 from orchestration.telemetry.alarms import Alarms
@@ -27,18 +26,18 @@ def demo(folder: Path, rewards: dict[str, Any]) -> RunConfig:
     return validate(config_data(run={"name": "demo", "iterations": 9, "dir": str(folder)}, rewards=rewards))
 
 
-def seen() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The states of a drift and of alarms that have had their say."""
-    drift, alarms = RewardHackingMonitor(), Alarms("none")
+def past_states() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the states of a reward-hacking monitor and of alarms that have already spoken."""
+    monitor, alarms = RewardHackingMonitor(), Alarms("none")
     for i in range(30):
         row = {"reward/mean": i / 30, "correct/mean": 0.5, "response/length_mean": 9.0}
-        alarms.look(row | drift.look(row))
+        alarms.look(row | monitor.look(row))
     assert alarms.state_dict() != Alarms("none").state_dict()
-    return drift.state_dict(), alarms.state_dict()
+    return monitor.state_dict(), alarms.state_dict()
 
 
 def resumed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> loop.Run:
-    """The run as it is when its loop begins, on actors that do nothing."""
+    """Returns the run at the start of its loop, on actors that do nothing."""
     runs: list[loop.Run] = []
 
     async def begin(*_: Any) -> None: ...
@@ -52,8 +51,8 @@ def resumed(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> loop.Run:
     monkeypatch.setattr(loop.Run, "train", note)
     asked = SimpleNamespace(score=unasked, generate=unasked)
     cluster = cast("Any", SimpleNamespace(begin=begin, generators=asked, verifiers=asked, reward_models=asked))
-    job = train.prepare(config, resume=True)
-    asyncio.run(train._train(job, cluster, FanOut([]), Codecs(cast("Any", None), None), StopSignal()))
+    job = lifecycle.prepare(config, resume=True)
+    asyncio.run(lifecycle._train(job, cluster, FanOut([]), Codecs(cast("Any", None), None), StopSignal()))
     return runs[0]
 
 
@@ -72,19 +71,19 @@ def test_another_reward_has_a_start_of_its_own_and_alarms_speak_once_all_the_sam
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, Any], now: dict[str, Any], kept: bool
 ) -> None:
     old, new = demo(tmp_path, before), demo(tmp_path, now)
-    drift, alarms = seen()
+    monitor, alarms = past_states()
     rest = {
         "policy_version": 1,
         "owes_evaluation": False,
         "learner": {},
         "rewards": old.rewards.model_dump(mode="json"),
     }
-    stopped_run(old, drift=drift, alarms=alarms, **rest)
+    stopped_run(old, drift=monitor, alarms=alarms, **rest)
     for _ in range(
         2
     ):  # the second time, the first has left its configuration, was killed, and the checkpoint is the same
         run = resumed(new, monkeypatch)
-        assert run.state.monitor.state_dict() == (drift if kept else RewardHackingMonitor().state_dict())
+        assert run.state.monitor.state_dict() == (monitor if kept else RewardHackingMonitor().state_dict())
         assert run.state.alarms.state_dict() == alarms
         (new.folder / "config.yaml").write_text(new.to_yaml())
 
@@ -96,10 +95,10 @@ def test_a_checkpoint_that_does_not_say_the_reward_has_that_of_its_run(
 ) -> None:
     """Or, in a run from before there were terms, the environment's own."""
     old = demo(tmp_path, {})
-    stopped_run(old, drift=seen()[0])
+    stopped_run(old, drift=past_states()[0])
     if not named:
         data = yaml.safe_load(old.to_yaml())
         del data["rewards"]
         (old.folder / "config.yaml").write_text(yaml.safe_dump(data))
-    state = train.prepare(demo(tmp_path, now), resume=True).state
+    state = lifecycle.prepare(demo(tmp_path, now), resume=True).state
     assert state is not None and ("drift" in state) == kept

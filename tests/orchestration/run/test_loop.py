@@ -57,16 +57,16 @@ def go(
     reward: Callable[[Prompt, int], float] | None = None,
     turns: int = 1,
 ) -> FakeRun:
-    """Until the end, or until the pass named `stop_at` begins (its n-th, after a #)."""
+    """Runs to the end, or until the pass named `stop_at` begins (its n-th, after a #)."""
     fake, stop = FakeRun(), StopSignal()
     fake.reward, fake.turns = reward or fake.reward, turns
     name, _, nth = stop_at.partition("#")
-    seen = 0
+    count = 0
 
     def look(stamp: str) -> None:
-        nonlocal seen
-        seen += bool(name) and stamp.startswith(name)
-        if name and seen == int(nth or 1):
+        nonlocal count
+        count += bool(name) and stamp.startswith(name)
+        if name and count == int(nth or 1):
             stop.set(2)
 
     fake.before_collect = look
@@ -96,8 +96,8 @@ def test_a_boundary_evaluates_then_reports_then_saves_then_goes_over(tmp_path: P
         "iteration 3 0.5", "train", "row 3.0",
         "iteration 4 0.5", "train", "eval 1.0", "row 4.0", "save",
     ]  # fmt: skip
-    places = [(r["stage/index"], r["stage/iteration"]) for r in fake.rows]
-    assert places == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)]
+    positions = [(r["stage/index"], r["stage/iteration"]) for r in fake.rows]
+    assert positions == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)]
 
 
 def test_every_evaluation_asks_the_same_of_every_environment_of_every_stage(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_rule_ends_a_stage_and_the_run(tmp_path: Path) -> None:
 
 
 def every_third(prompt: Prompt, i: int) -> float:
-    """All right, all wrong and some of both, in turn."""
+    """Rewards groups in turn: all correct, all wrong, mixed."""
     return [1.0, 0.0, float(i % 2)][prompt.index % 3]
 
 
@@ -144,7 +144,7 @@ def test_stopped_and_resumed_asks_what_the_undisturbed_run_asks(
     """eval#2 is the one at the boundary: the resumed run makes up for it before it goes over. iteration 2#3 is its third round:
     what the first two gave is drawn again."""
     config, reward = config_of(batch), every_third if batch else None
-    whole = go(config, tmp_path / "whole", reward=reward)
+    undisturbed = go(config, tmp_path / "whole", reward=reward)
     first = go(config, tmp_path / "stopped", stop_at, reward=reward)
     latest = Checkpoints(tmp_path / "stopped", 9).latest()
     assert latest is not None
@@ -157,11 +157,11 @@ def test_stopped_and_resumed_asks_what_the_undisturbed_run_asks(
         int(stop_at.rpartition("#")[2]) - 1 if batch and "iteration" in stop_at else 0
     )  # rounds of the one abandoned
     before = asked(first)[: len(asked(first)) - again]
-    assert before + asked(second) == asked(whole)
+    assert before + asked(second) == asked(undisturbed)
     merged: dict[float, dict[str, float]] = {}
     for row in first.rows + second.rows:
         merged.setdefault(row["iteration"], {}).update(row)
-    for row in whole.rows:
+    for row in undisturbed.rows:
         kept = {k: v for k, v in row.items() if not k.startswith(("time/", "tokens/per_second"))}
         assert {k: merged[row["iteration"]].get(k) for k in kept} == kept
 
@@ -179,7 +179,7 @@ def test_a_checkpoint_says_what_responses_were_paid(tmp_path: Path) -> None:
 
 
 def trained_on(fake: FakeRun) -> list[tuple[int, int]]:
-    """(updates, responses that were measured alone) of every iteration."""
+    """Returns (updates, responses that were only measured) of every iteration."""
     return [(len(b.updates), len({int(i) for m in b.measured for i in m.trajectory})) for b in fake.trained]
 
 
@@ -210,8 +210,8 @@ def test_an_iteration_without_signal_is_said_and_the_run_goes_on(tmp_path: Path)
     ]  # 12 prompts that are solved, then 4 more beside 4 that teach
     assert [r["dynamic/skipped"] for r in fake.rows[1:3]] == [1.0, 0.0]
     assert [r["policy_version"] for r in fake.rows] == [0, 1, 2, 3, 4]
-    said = [e[1] for e in fake.events if e[0] == "event" and "none of" in e[1]]
-    assert said == [
+    events = [e[1] for e in fake.events if e[0] == "event" and "none of" in e[1]]
+    assert events == [
         "iteration 1: none of 12 groups in 3 rounds has responses of different reward (12 all right, 0 all wrong, 0 other): "
         "entropy was measured, the weights stay as they are"
     ]

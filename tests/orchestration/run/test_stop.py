@@ -11,11 +11,11 @@ import pytest
 from orchestration.run.stop import StopSignal, signals
 
 
-async def forever(ended: list[str]) -> None:
+async def forever(events: list[str]) -> None:
     try:
         await asyncio.Event().wait()
     finally:
-        ended.append("ended")
+        events.append("ended")
 
 
 def test_work_that_is_done_first_gives_its_result() -> None:
@@ -30,10 +30,10 @@ def test_work_that_is_done_first_gives_its_result() -> None:
 
 def test_a_stop_ends_the_work_and_waits_until_it_has_ended() -> None:
     async def main() -> None:
-        stop, ended = StopSignal(), list[str]()
+        stop, events = StopSignal(), list[str]()
         asyncio.get_running_loop().call_soon(stop.set, 15)
-        assert await stop.interrupts(forever(ended)) is None
-        assert (stop.number, ended) == (15, ["ended"])
+        assert await stop.interrupts(forever(events)) is None
+        assert (stop.number, events) == (15, ["ended"])
 
     asyncio.run(asyncio.wait_for(main(), 10))
 

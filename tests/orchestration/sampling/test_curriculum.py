@@ -19,7 +19,7 @@ from orchestration.sampling.curriculum import Curriculum, Stage, stages_of
 
 
 def mixture(weights: list[float], sizes: list[int | None] | None = None, seed: int = 0) -> Curriculum:
-    """One stage that never ends."""
+    """Returns a curriculum of one endless stage."""
     environments = [Numbered(f"e{i}", sizes[i] if sizes else None) for i in range(len(weights))]
     return Curriculum(environments, [Stage("only", tuple(w / sum(weights) for w in weights), 10**9)], seed)
 
@@ -49,13 +49,13 @@ def test_the_state_after_n_prompts_is_a_fresh_run_without_its_first_n(
     weights: list[float], sizes: list[int | None], n: int, more: int, seed: int
 ) -> None:
     sizes = sizes[: len(weights)]
-    whole = mixture(weights, sizes, seed).next(n + more)
+    undisturbed = mixture(weights, sizes, seed).next(n + more)
     stopped, resumed = mixture(weights, sizes, seed), mixture(weights, sizes, seed)
     stopped.next(n)
     state = json.loads(json.dumps(stopped.state_dict()))
     stopped.next(3)  # the state is a copy, not a view
     resumed.load_state_dict(state)
-    assert resumed.next(more) == whole[n:]
+    assert resumed.next(more) == undisturbed[n:]
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
@@ -119,7 +119,7 @@ RULES = (
 
 @st.composite
 def stage_lists(draw: st.DrawFn) -> list[Stage]:
-    """Up to four stages over three environments, some of them with rules."""
+    """Draws up to four stages over three environments, some of them with rules."""
     made = []
     for i in range(draw(st.integers(1, 4))):
         weights = draw(st.lists(st.integers(0, 3), min_size=3, max_size=3).filter(any))
@@ -133,7 +133,7 @@ def staged(stages: list[Stage], sizes: list[int | None], seed: int = 0) -> Curri
 
 
 def walk(curriculum: Curriculum, rewards: list[float], done: int = 0) -> list[tuple[int, list[Prompt]]]:
-    """The loop's own calls: (stage, prompts) of every iteration from `done` on."""
+    """Makes the loop's calls: returns (stage, prompts) of every iteration from `done` on."""
     out = []
     for reward in rewards[done:]:
         if curriculum.finished:
@@ -150,19 +150,19 @@ def test_stopped_anywhere_and_resumed_gives_the_same_stages_and_prompts(
     stages: list[Stage], sizes: list[int | None], rewards: list[float], stop: int, seed: int
 ) -> None:
     sizes = sizes[:3]
-    whole = walk(staged(stages, sizes, seed), rewards)
-    stop = min(stop, len(whole))
+    undisturbed = walk(staged(stages, sizes, seed), rewards)
+    stop = min(stop, len(undisturbed))
     stopped, resumed = staged(stages, sizes, seed), staged(stages, sizes, seed)
-    assert walk(stopped, rewards[:stop]) == whole[:stop]
+    assert walk(stopped, rewards[:stop]) == undisturbed[:stop]
     resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
-    assert walk(resumed, rewards, stop) == whole[stop:]
-    keys = [(p.environment, p.key) for _, prompts in whole for p in prompts]
+    assert walk(resumed, rewards, stop) == undisturbed[stop:]
+    keys = [(p.environment, p.key) for _, prompts in undisturbed for p in prompts]
     assert len(set(keys)) == len(keys), "a prompt's key is unique over the stages"
-    assert all(stages[at].shares[p.environment] > 0 for at, prompts in whole for p in prompts)
+    assert all(stages[at].shares[p.environment] > 0 for at, prompts in undisturbed for p in prompts)
 
 
 def ends(stage: Stage, rewards: list[float]) -> int:
-    """After how many iterations the stage ends."""
+    """Returns after how many iterations the stage ends."""
     curriculum = staged([stage], [None])
     for i, reward in enumerate(rewards):
         curriculum.observe([make_group([reward])])

@@ -20,7 +20,7 @@ REWARDS = st.sampled_from([(1.0, 1.0), (0.0, 0.0), (0.0, 1.0), (0.5, 1.0)])
 
 
 def go(batch: BatchSection, rewards: list[tuple[float, ...]]) -> tuple[Sampled, list[int]]:
-    """The prompt with index k has the k-th rewards, again from the start when they are used up. Also: what each round asked for."""
+    """Samples with the k-th rewards for the prompt of index k, cyclically. Returns the result and what each round asked for."""
     drawn, asked = iter(range(10**6)), []
 
     def draw(count: int) -> list[Prompt]:
@@ -42,26 +42,26 @@ def test_rounds_are_bounded_and_nothing_that_teaches_is_thrown_away(
     batch = BatchSection.model_validate(
         {"prompts": prompts, "responses": 2, "dynamic": {"kind": kind, "max_rounds": most}}
     )
-    found, asked = go(batch, rewards)
-    assert [g.prompt.index for g in found.groups] == list(range(sum(asked)))
-    assert found.rounds == len(asked) <= (most if kind == "refill" else 1)
-    assert found.seconds == {"generate": 1.5 * found.rounds}
-    teaching = [g for g in found.groups if informative(g)]
-    assert found.trained == (found.groups if kind == "none" else teaching)
-    assert len(found.trained) <= prompts
-    assert len(found.measured) == 2 * (len(found.groups) - len(found.trained))
+    sampled, asked = go(batch, rewards)
+    assert [g.prompt.index for g in sampled.groups] == list(range(sum(asked)))
+    assert sampled.rounds == len(asked) <= (most if kind == "refill" else 1)
+    assert sampled.seconds == {"generate": 1.5 * sampled.rounds}
+    teaching = [g for g in sampled.groups if informative(g)]
+    assert sampled.trained == (sampled.groups if kind == "none" else teaching)
+    assert len(sampled.trained) <= prompts
+    assert len(sampled.measured) == 2 * (len(sampled.groups) - len(sampled.trained))
     if (
         kind == "refill"
     ):  # each round asks for what the ones before it left missing; it ends when nothing is, or at the bound
         at = 0
         for count in asked:
-            assert count == prompts - sum(informative(g) for g in found.groups[:at]) > 0
+            assert count == prompts - sum(informative(g) for g in sampled.groups[:at]) > 0
             at += count
-        assert len(teaching) == prompts or found.rounds == most
-    m = found.metrics()
+        assert len(teaching) == prompts or sampled.rounds == most
+    m = sampled.metrics()
     dropped = m["dynamic/all_right"] + m["dynamic/all_wrong"] + m["dynamic/other"]
     assert m["dynamic/generated"] == m["dynamic/trained"] + dropped
-    assert m["dynamic/skipped"] == (not found.trained)
+    assert m["dynamic/skipped"] == (not sampled.trained)
 
 
 def test_dropped_groups_are_told_apart() -> None:

@@ -32,12 +32,12 @@ def group_of(prompt: Prompt, rate: float, iteration: int, responses: int = 4) ->
 
 
 def uneven(env: int, task: int) -> float:
-    """Most prompts are hopeless or solved; one in five is neither."""
+    """Makes most prompts hopeless or solved; one in five is neither."""
     return 0.5 if task % 5 == 0 else float(task % 2)
 
 
 def walk(curriculum: Curriculum, iterations: range, rate: Rate = uneven) -> list[list[Prompt]]:
-    """The loop's own calls: prompts of every iteration, in two rounds, the second of another size every time."""
+    """Makes the loop's calls: prompts of every iteration, in two rounds, the second of varying size."""
     out = []
     for k in iterations:
         if curriculum.stage_ended:
@@ -52,7 +52,7 @@ def walk(curriculum: Curriculum, iterations: range, rate: Rate = uneven) -> list
 
 @st.composite
 def curricula(draw: st.DrawFn) -> Callable[[bool], Curriculum]:
-    """Builds the same curriculum any number of times, adaptive or not: two stages of up to three environments."""
+    """Draws a builder of one curriculum, adaptive or not: two stages of up to three environments."""
     sizes = draw(st.lists(st.none() | st.integers(1, 12), min_size=3, max_size=3))
     weights = st.lists(st.integers(0, 3), min_size=3, max_size=3).filter(any)
     shares = [tuple(w / sum(ws) for w in ws) for ws in (draw(weights), draw(weights))]
@@ -72,8 +72,8 @@ def curricula(draw: st.DrawFn) -> Callable[[bool], Curriculum]:
 @given(curricula(), st.integers(1, 12), st.integers(0, 12))
 def test_stopped_anywhere_and_resumed_draws_the_same(build: Callable[[], Curriculum], count: int, stop: int) -> None:
     stop = min(stop, count)
-    whole, stopped, resumed = build(), build(), build()
-    expected = walk(whole, range(count))
+    undisturbed, stopped, resumed = build(), build(), build()
+    expected = walk(undisturbed, range(count))
     assert walk(stopped, range(stop)) == expected[:stop]
     state = json.loads(json.dumps(stopped.state_dict()))
     walk(stopped, range(stop, stop + 1))  # the state is a copy
@@ -82,7 +82,7 @@ def test_stopped_anywhere_and_resumed_draws_the_same(build: Callable[[], Curricu
         curriculum.load_state_dict(state)
         assert json.loads(json.dumps(curriculum.state_dict())) == state
         assert walk(curriculum, range(stop, count)) == expected[stop:]
-        assert curriculum.state_dict() == whole.state_dict()
+        assert curriculum.state_dict() == undisturbed.state_dict()
 
 
 @given(curricula(), st.integers(1, 14))
@@ -90,21 +90,23 @@ def test_the_mixture_is_as_configured_and_what_is_new_comes_in_its_order(
     build: Callable[[bool], Curriculum], count: int
 ) -> None:
     adaptive = build(True)
-    found, plain = walk(adaptive, range(count)), walk(build(False), range(count))
-    assert [[p.environment for p in drawn] for drawn in found] == [[p.environment for p in drawn] for drawn in plain]
+    adaptive_prompts, plain = walk(adaptive, range(count)), walk(build(False), range(count))
+    assert [[p.environment for p in drawn] for drawn in adaptive_prompts] == [
+        [p.environment for p in drawn] for drawn in plain
+    ]
     again = Counter[int]()
-    seen: list[tuple[int, str]] = []
-    for drawn in found:
+    drawn_before: list[tuple[int, str]] = []
+    for drawn in adaptive_prompts:
         keys = [(p.environment, p.key) for p in drawn]
         assert len(set(keys)) == len(keys), "ids and seeds are of the iteration and the key"
-        again.update(i for i, key in keys if (i, key) in seen)
-        seen += keys
+        again.update(i for i, key in keys if (i, key) in drawn_before)
+        drawn_before += keys
     assert [again[i] for i in range(3)] == adaptive.revisits
-    new = list(dict.fromkeys(seen))
+    new = list(dict.fromkeys(drawn_before))
     everything = [(p.environment, p.key) for drawn in plain for p in drawn]
     for k in range(3):
-        mine = [key for i, key in new if i == k]
-        assert mine == [key for i, key in everything if i == k][: len(mine)]
+        keys_of_environment = [key for i, key in new if i == k]
+        assert keys_of_environment == [key for i, key in everything if i == k][: len(keys_of_environment)]
         assert len(adaptive.pools[k].counts) <= adaptive.pools[k].settings.pool
 
 
@@ -153,7 +155,7 @@ def test_an_estimate_is_the_mean_of_a_beta_distribution_and_what_is_old_fades() 
     assert list(pool.counts) == [7, 10, 11]
 
 
-def test_only_judged_responses_say_how_difficult_a_prompt_is() -> None:
+def test_only_scored_responses_say_how_difficult_a_prompt_is() -> None:
     curriculum = Curriculum([Numbered("e", 5)], [Stage("only", (1.0,), 9)], 0, AdaptiveSection())
     prompt, other = curriculum.next(2)
     members = [(1.0, Status.OK), (0.0, Status.TURNS), (0.0, Status.ERROR), (0.0, Status.TIMEOUT)]
@@ -171,9 +173,9 @@ def test_what_was_drawn_in_the_iteration_does_not_come_twice() -> None:
     for task in range(3):
         pool.learn(task, 1, 1)
     rng = random.Random(0)
-    found = [pool.draw(rng, {0, 2}) for _ in range(200)]
-    assert set(found) == {1, None}
-    assert found.count(1) > 180
+    adaptive_prompts = [pool.draw(rng, {0, 2}) for _ in range(200)]
+    assert set(adaptive_prompts) == {1, None}
+    assert adaptive_prompts.count(1) > 180
     assert pool.draw(rng, {0, 1, 2}) is None
     assert {pool.draw(rng, ()) for _ in range(200)} == {0, 1, 2, None}
 

@@ -19,7 +19,7 @@ from envs import catalog
 from envs.types import Group, Message, Observation, Status, Verdict
 from orchestration.cluster import placement
 from orchestration.cluster.actor_settings import judge_engine, layout_key
-from orchestration.config.preflight import check_world
+from orchestration.config.preflight import run_preflight
 from orchestration.config.run_config import RunConfig, validate
 from orchestration.errors import ConfigError
 from orchestration.sampling.reward_function import make_judge, make_reward_function
@@ -117,35 +117,35 @@ def test_a_buffer_has_to_fit_every_stage() -> None:
         validate(data)
 
 
-def world(**rewards: Any) -> None:
-    check_world(validate(config_data(rewards=rewards)))
+def preflight(**rewards: Any) -> None:
+    run_preflight(validate(config_data(rewards=rewards)))
 
 
 def test_what_only_the_machine_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world(format={"weight": 1})  # countdown and arithmetic have forms of their own
+    preflight(format={"weight": 1})  # countdown and arithmetic have forms of their own
     monkeypatch.delenv("SOME_KEY", raising=False)
     with pytest.raises(ConfigError, match="names SOME_KEY, which is not set here"):
-        world(**judge(api_key_env="SOME_KEY"))
+        preflight(**judge(api_key_env="SOME_KEY"))
     monkeypatch.setenv("SOME_KEY", "sk-1")
-    world(**judge(api_key_env="SOME_KEY"))
+    preflight(**judge(api_key_env="SOME_KEY"))
     for wrong in (" \n", "sk-\u00e9", "sk-1\nsk-2"):
         monkeypatch.setenv("SOME_KEY", wrong)
         with pytest.raises(
             ConfigError, match=r"the variable SOME_KEY, which .* holds no key that a header could carry"
         ) as caught:
-            world(**judge(api_key_env="SOME_KEY"))
+            preflight(**judge(api_key_env="SOME_KEY"))
         assert "sk-" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"the model folder \S+ does not exist"):
-        world(**model(path=str(tmp_path / "gone")))
+        preflight(**model(path=str(tmp_path / "gone")))
     with pytest.raises(
         ConfigError,
         match=r"the 'answer' of a prompt's task, and environments\.0 \(countdown\) has none: name another key",
     ):
-        world(**judge(rubric="{response} {reference}"))
+        preflight(**judge(rubric="{response} {reference}"))
     data = config_data(rewards={"format": {"weight": 1}})
     data["environments"] = [{"name": "toolbox"}]
     with pytest.raises(ConfigError, match=r"environments\.0 \(toolbox\) has none: give rewards\.format\.pattern"):
-        check_world(validate(data))
+        run_preflight(validate(data))
 
 
 def test_the_key_is_in_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_generators_that_judge_are_part_of_the_plan_and_of_what_warm_actors_agre
 
 
 class Asked:
-    """Everybody whom terms ask: remembers the requests, answers with one reward each."""
+    """Answers all requests of terms with one reward each, and records them."""
 
     def __init__(self) -> None:
         self.verify_requests: list[ScoreRequest] = []
@@ -227,7 +227,7 @@ def composed(config: RunConfig, asked: Asked, events: list[str] | None = None) -
     )
 
 
-def ended(tokens: int = 12, environment: int = 0) -> FinishedTrajectory:
+def finished(tokens: int = 12, environment: int = 0) -> FinishedTrajectory:
     (trajectory,) = make_group([1.0]).trajectories
     prompt = replace(trajectory.prompt, environment=environment)
     turn = replace(trajectory.turns[0], response_ids=(1,) * tokens, logprobs=(0.0,) * tokens)
@@ -252,8 +252,8 @@ def test_every_term_of_a_recipe_comes_with_its_weight() -> None:
     asked = Asked()
     made = composed(validate(config_data(rewards=rewards)), asked)
     assert made is not None
-    found = asyncio.run(made(ended(tokens=12)))
-    assert found.terms == {
+    verdict = asyncio.run(made(finished(tokens=12)))
+    assert verdict.terms == {
         "verdict": 1.0,
         "length": -0.5,
         "format": 0.5,
@@ -261,8 +261,8 @@ def test_every_term_of_a_recipe_comes_with_its_weight() -> None:
         "model": 3.0,
         "judge": 0.25,
     }
-    assert found.reward == pytest.approx(2.0 - 0.05 + 5.0 - 0.15 - 3.0 + 1.0)
-    asyncio.run(made(ended(environment=1)))
+    assert verdict.reward == pytest.approx(2.0 - 0.05 + 5.0 - 0.15 - 3.0 + 1.0)
+    asyncio.run(made(finished(environment=1)))
     # not the environment's own session; the pattern is that of the response's own environment
     assert [(r.scorer, r.prompt.environment) for r in asked.verify_requests] == [("format", 0), ("format", 1)]
     countdown, arithmetic = (r.prompt.task["pattern"] for r in asked.verify_requests)
@@ -273,7 +273,7 @@ def test_a_pattern_of_the_recipe_goes_before_the_environments() -> None:
     asked = Asked()
     made = composed(validate(config_data(rewards={"format": {"weight": 1, "pattern": "x+"}})), asked)
     assert made is not None
-    asyncio.run(made(ended()))
+    asyncio.run(made(finished()))
     assert asked.verify_requests[0].prompt.task["pattern"] == "x+"
 
 
@@ -288,7 +288,7 @@ def test_the_first_failure_of_a_term_is_said_once() -> None:
     made = composed(validate(config_data(rewards=model())), asked, events)
     assert made is not None
     for _ in range(3):
-        assert asyncio.run(made(ended())).status is Status.ERROR
+        assert asyncio.run(made(finished())).status is Status.ERROR
     assert events == [
         "rewards.model failed, and such responses are left out and counted in status/error: no member is left"
     ]
@@ -330,7 +330,7 @@ def test_without_terms_there_are_none() -> None:
     assert not any(key.startswith("term/") for key in describe([group]))
 
 
-def test_what_could_not_be_judged_is_no_reward_of_0() -> None:
+def test_what_could_not_be_scored_is_no_reward_of_0() -> None:
     group = make_group([1.0, 0.5, 0.0])
     lost = replace(group.trajectories[2], verdict=replace(group.trajectories[2].verdict, status=Status.ERROR))
     trajectories = (*group.trajectories[:2], lost)

@@ -15,7 +15,7 @@ def row(**values: float) -> dict[str, float]:
     return {f"entropy/{k}": v for k, v in {**keys, **values}.items()}
 
 
-def said(method: str, rows: list[dict[str, float]]) -> list[list[str]]:
+def alarms_of(method: str, rows: list[dict[str, float]]) -> list[list[str]]:
     alarms = Alarms(method)
     return [alarms.look(r) for r in rows]
 
@@ -37,14 +37,14 @@ def said(method: str, rows: list[dict[str, float]]) -> list[list[str]]:
     ],
 )
 def test_an_alarm_is_one_sentence_said_once(values: dict[str, float], method: str, parts: list[str]) -> None:
-    found = said(method, [row(**values)] * 30)
-    assert [len(x) for x in found] == [0] * (PATIENCE - 1) + [1] + [0] * (30 - PATIENCE)
-    assert all(part in found[PATIENCE - 1][0] for part in parts), found[PATIENCE - 1][0]
+    alarms = alarms_of(method, [row(**values)] * 30)
+    assert [len(x) for x in alarms] == [0] * (PATIENCE - 1) + [1] + [0] * (30 - PATIENCE)
+    assert all(part in alarms[PATIENCE - 1][0] for part in parts), alarms[PATIENCE - 1][0]
 
 
 def test_a_saturated_coefficient_is_reported_once_even_if_it_recovers_meanwhile() -> None:
     bad = [row(saturated=1.0)] * PATIENCE
-    assert sum(map(len, said("repo_r", [*bad, row(), *bad]))) == 1
+    assert sum(map(len, alarms_of("repo_r", [*bad, row(), *bad]))) == 1
 
 
 GAMED = {"drift/hacking": 1.0, "drift/reward": 0.31, "drift/check": -0.02}
@@ -62,10 +62,10 @@ GAMED = {"drift/hacking": 1.0, "drift/reward": 0.31, "drift/check": -0.02}
 )
 def test_a_reward_that_is_gamed_is_said_once(values: dict[str, float], parts: list[str], method: str) -> None:
     fine = dict.fromkeys(values, 0.0)
-    found = said(method, [fine] * 3 + [values] * 30)
-    assert [len(x) for x in found] == [0] * (PATIENCE + 2) + [1] + [0] * (30 - PATIENCE)
-    assert all(part in found[PATIENCE + 2][0] for part in parts), found[PATIENCE + 2][0]
-    assert not any(said(method, ([values] * (PATIENCE - 1) + [fine]) * 4))
+    alarms = alarms_of(method, [fine] * 3 + [values] * 30)
+    assert [len(x) for x in alarms] == [0] * (PATIENCE + 2) + [1] + [0] * (30 - PATIENCE)
+    assert all(part in alarms[PATIENCE + 2][0] for part in parts), alarms[PATIENCE + 2][0]
+    assert not any(alarms_of(method, ([values] * (PATIENCE - 1) + [fine]) * 4))
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_a_reward_that_is_gamed_is_said_once(values: dict[str, float], parts: li
     ],
 )
 def test_without_cause_nothing_is_said(values: dict[str, float], method: str) -> None:
-    assert not any(said(method, [row(**values)] * 30))
+    assert not any(alarms_of(method, [row(**values)] * 30))
 
 
 def test_one_good_iteration_starts_the_count_anew() -> None:
     bad: list[Any] = [row(saturated=1.0)] * (PATIENCE - 1)
-    assert not any(said("repo_r", [*bad, row(), *bad]))
+    assert not any(alarms_of("repo_r", [*bad, row(), *bad]))
 
 
 def test_the_state_of_an_older_checkpoint_is_read_under_the_present_names() -> None:

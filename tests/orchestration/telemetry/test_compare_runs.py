@@ -1,4 +1,4 @@
-"""The comparison of runs before and after a change of structure finds every value that is another."""
+"""The comparison of runs before and after a refactoring reports every value that differs."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ from orchestration.telemetry.keys import (
     ],
 )
 def test_a_key_finds_its_entry(key: str, family: str, env: str | None) -> None:
-    found = lookup(key)
-    assert found is not None
-    assert (found[0], found[1].get("env")) == (family, env)
+    entry = lookup(key)
+    assert entry is not None
+    assert (entry[0], entry[1].get("env")) == (family, env)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_every_status_has_an_entry() -> None:
     ],
 )
 def test_a_key_is_parsed_by_one_class_and_written_as_it_was(key: str, parsed: object) -> None:
-    found = [kind.parse(key) for kind in (EvalKey, QuantileKey, TermKey, EnvKey)]
-    assert [x for x in found if x is not None] == [parsed]
+    entry = [kind.parse(key) for kind in (EvalKey, QuantileKey, TermKey, EnvKey)]
+    assert [x for x in entry if x is not None] == [parsed]
     assert str(parsed) == key
 
 

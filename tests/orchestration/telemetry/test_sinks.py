@@ -175,7 +175,7 @@ def test_spark_text_is_low_to_high_with_gaps() -> None:
 
 
 class Recorder:
-    """A sink that remembers the order of events."""
+    """Records the order of events as a sink."""
 
     def __init__(self, log: list[str], name: str, fails: bool = False) -> None:
         self.log, self.name, self.fails = log, name, fails
