@@ -40,7 +40,7 @@ check: $(READY)
 test: check
 	$(VENV)/bin/python -m pytest
 
-# For whoever works on the code: the unit tests on all cores, without those that are marked slow.
+# For development: the unit tests on all cores, without those that are marked slow.
 test-fast: $(READY)
 	$(VENV)/bin/python -m pytest --ignore tests/integration -m "not slow" -n auto
 

@@ -355,7 +355,7 @@ def test_a_session_stays_with_its_verifier() -> None:
     [({"max_turns": 2}, 500), ({"max_total_tokens": 6}, 500), ({}, 40), ({"max_seconds": 0.5}, 500)],
 )
 def test_a_pool_forgets_sessions_that_a_limit_ended(limit: dict[str, Any], room: int) -> None:
-    """Their environment never gave a verdict, which is what a pool forgets a session by."""
+    """A pool forgets a session at its verdict, and these sessions never got one."""
     settings = RolloutSettings(
         SamplingSettings.model_validate({"max_tokens": 5, "max_turns": 9, **limit}),
         responses=3,

@@ -152,7 +152,7 @@ def test_the_oldest_session_makes_room_and_is_replayed_if_asked_for(monkeypatch:
 
 
 def test_a_request_may_name_a_scorer_beside_the_environments(verifier: Verifier) -> None:
-    """Whatever the number of the environment that the prompt is of."""
+    """The scorer is found whatever the number of the prompt's environment."""
     prompt = Prompt("e", "train", 0, (), {"pattern": "a+", "responses": 2}, environment=7)
     first, second = (ScoreRequest("x/form", prompt, ("aa", "b")[:n], scorer="format") for n in (1, 2))
     assert verifier.score([first]) == [Observation(())]
@@ -176,7 +176,7 @@ def test_a_users_module_is_found_where_the_spec_says(tmp_path: Path, monkeypatch
     (tmp_path / "games").mkdir()
     (tmp_path / "games" / "users_own_game.py").write_text(OWN)
     prompt = Prompt("mine", "train", 0, ())
-    monkeypatch.chdir(tmp_path)  # "games" is relative to the process that judges
+    monkeypatch.chdir(tmp_path)  # "games" is relative to the process that scores
     for search_path in ((str(tmp_path / "games"),), ("games",)):
         made = Verifier([EnvSpec("users_own_game:Mine", {}, 0, search_path)], timeout_s=5)
         made.prepare()

@@ -1,4 +1,4 @@
-"""The engine's thread over a core that is not vLLM's: that whoever waits is answered. With vLLM in tests/integration."""
+"""The engine's thread over a core that is not vLLM's: every waiting request is answered. With vLLM in tests/integration."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_core_that_breaks_ends_every_score(engines: Any) -> None:
 
 @pytest.mark.timeout(20)
 def test_a_score_that_an_engine_had_no_time_for_ends_in_an_error(engines: Any) -> None:
-    """It was in the inbox when the engine died, and its caller waited for ever."""
+    """The request was in the inbox when the engine died; its caller used to wait for ever."""
     engine: VLLMEngine = engines(Core())
     gate = threading.Event()
 

@@ -44,7 +44,7 @@ def test_a_broken_arm_is_named_the_others_finish_and_warm_runs_equal_cold_ones(
     page = (folder / "report.html").read_text()
     assert "diverges" in page
     assert "did you mean" in page
-    # The second arm of a lane is the warm one: the same run by itself, on actors of its own, gives the same.
+    # The second arm of a worker is the warm one: the same run by itself, on actors of its own, gives the same.
     more = ("run.iterations=3", "evaluation.every=0", "run.seed=3", "entropy.controller={kind: isentropic}")
     code, out = finish(isentrope(*smoke(model, "cold", *more), cwd=tmp_path))
     assert code == 0, out

@@ -166,7 +166,7 @@ def test_generators_that_judge_stay_what_they_are_and_are_replaced(
     chatterer: Path,
     tmp_path: Path,
 ) -> None:
-    """Its score of one question is the same at the end as it was at the start, on another engine, at temperature 1."""
+    """The judge's score of one question is the same at the start and at the end, on another engine, at temperature 1."""
     generator = f"{{path: {chatterer}, max_model_len: 640, max_num_seqs: 64, kv_cache_mb: 32, cpus: 0.3}}"
     asked = "weight: 0.5, rubric: '{response}', score: '([0-9])', high: 9, max_tokens: 64, cache_entries: 0, temperature: 1.0"
     more = (f"rewards.judge={{{asked}, generator: {generator}}}", *ENVS)

@@ -44,8 +44,10 @@ def curriculum(run: Path, step: int) -> Any:
 
 
 def test_killed_and_resumed_draws_what_the_undisturbed_run_draws(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    """What a run has written by some moment is what a kill at that moment leaves: it is copied while the run goes on. (Processes
-    that are killed in earnest are in test_run.py and test_stages.py.)"""
+    """A copy of a running run has what a kill at that moment would leave.
+
+    Processes are really killed in test_run.py and test_stages.py.
+    """
     folders = {name: tmp_path / name for name in ("whole", "killed")}
     for folder in folders.values():
         folder.mkdir()

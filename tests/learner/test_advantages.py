@@ -156,7 +156,7 @@ def episodes(rewards: list[list[float]], lost: int = -1) -> Group:
 
 
 def test_a_turn_is_compared_with_the_others_at_the_same_turn() -> None:
-    """By hand: with a discount of 1/2 the first one has 1 + 1/2 * (1/2 + 1/2 * 2) to go, then 3/2, then 2."""
+    """By hand: with a discount of 1/2 the returns-to-go are 1 + 1/2 * (1/2 + 1/2 * 2), then 3/2, then 2."""
     group = episodes([[1.0, 0.5, 2.0], [0.0, 1.0], [4.0], [9.0, 9.0]], lost=3)
     actual = turn_advantages([group], ADVANTAGES["dr_grpo"], 0.5)
     mean = (1.75 + 0.5 + 4.0) / 3
@@ -169,7 +169,7 @@ def test_a_turn_is_compared_with_the_others_at_the_same_turn() -> None:
 
 
 def test_the_weight_of_the_verdict_is_that_of_what_turns_earn() -> None:
-    """As if the environment had given a tenth of everything."""
+    """The result is the same as if every turn before the last had earned a tenth."""
     tenth = turn_advantages([episodes([[1.0, 0.5, 0.2], [0.0, 0.1], [0.4]])], ADVANTAGES["dr_grpo"], 0.5, weight=0.1)
     expected = turn_advantages([episodes([[0.1, 0.05, 0.2], [0.0, 0.1], [0.4]])], ADVANTAGES["dr_grpo"], 0.5)
     assert [t.tolist() for t in tenth] == [pytest.approx(e.tolist()) for e in expected]

@@ -1,4 +1,4 @@
-"""The learner on simulated ranks: however a batch is plan, the metrics and the weights are the same, and what the policy did not
+"""The learner on simulated ranks: however a batch is divided, the metrics and the weights are the same, and what the policy did not
 sample does not count. For every method, in float64."""
 
 from __future__ import annotations

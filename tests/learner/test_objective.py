@@ -229,8 +229,10 @@ def test_the_loss_does_not_depend_on_ranks_micro_batches_packing_or_order(
     advantages = np.array([rng.randrange(-8, 9) / 4 for _ in responses])
     (full,) = update_losses(responses, advantages, aggregation)
     assert full == pytest.approx(plain_loss(responses, advantages, aggregation), rel=1e-6, abs=1e-6)  # float32 weights
-    (plan,) = update_losses(responses, advantages, aggregation, ranks=ranks, micro_batch_tokens=budget, packing=packing)
-    assert plan == pytest.approx(full, rel=1e-9, abs=1e-9)
+    (divided,) = update_losses(
+        responses, advantages, aggregation, ranks=ranks, micro_batch_tokens=budget, packing=packing
+    )
+    assert divided == pytest.approx(full, rel=1e-9, abs=1e-9)
     order = rng.sample(range(len(responses)), len(responses))
     (moved,) = update_losses(
         [responses[i] for i in order], advantages[order], aggregation, ranks=ranks, packing=packing

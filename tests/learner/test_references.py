@@ -108,7 +108,7 @@ def near_a_bound(logps: list[np.ndarray], responses: list[Response], rules: Rule
 
 
 @st.composite
-def cuts(draw: st.DrawFn) -> BatchPlan:
+def batch_plans(draw: st.DrawFn) -> BatchPlan:
     return BatchPlan(
         updates=1,
         epochs=1,
@@ -128,7 +128,7 @@ def check(rules: Rules, responses: list[Trajectory], plan: BatchPlan, seed: int)
         assert actual == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
-CASE = {"responses": trajectories(min_size=2, max_size=4), "plan": cuts(), "seed": st.integers(0, 9999)}
+CASE = {"responses": trajectories(min_size=2, max_size=4), "plan": batch_plans(), "seed": st.integers(0, 9999)}
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
@@ -138,7 +138,7 @@ CASE = {"responses": trajectories(min_size=2, max_size=4), "plan": cuts(), "seed
 def test_value_and_gradient_of_every_surrogate_are_those_of_its_paper(
     surrogate: str, aggregation: str, responses: list[Trajectory], plan: BatchPlan, seed: int
 ) -> None:
-    """However the batch is plan; observations between turns are in no formula."""
+    """The batch plan does not matter, and observations between turns are in no formula."""
     if surrogate == "gspo":
         aggregation = "sequence"  # GSPO is defined a response
     check(Rules(surrogate, 0.1, 0.3, aggregation, 7, bonus=0.2), responses, plan, seed)
@@ -151,7 +151,7 @@ def test_value_and_gradient_of_every_surrogate_are_those_of_its_paper(
 def test_the_correction_for_engine_log_probs_is_that_of_its_paper(
     kind: str, floor: float, level: str, responses: list[Trajectory], plan: BatchPlan, seed: int
 ) -> None:
-    """It weighs the surrogate alone: not the bonus, not the penalty."""
+    """The correction weighs the surrogate alone, not the bonus and not the penalty."""
     rules = Rules(importance=kind, level=level, cap=1.2, floor=floor, bonus=0.3, kl=0.4, estimator="k3")
     check(rules, responses, plan, seed)
 

@@ -84,7 +84,10 @@ def test_a_token_that_drops_out_of_the_surrogate_keeps_its_bonus(table: Table, c
 def test_the_predicted_change_counts_the_reference_and_the_correction_for_the_engine(
     table: Table, penalty: float, estimator: Any, kind: Any, coefficient: float
 ) -> None:
-    """The derivative of entropy along the step of the whole loss; neither multiplies the bonus, the correction not the KL."""
+    """The sum equals the derivative of entropy along the step of the complete loss.
+
+    The correction multiplies neither the bonus nor the KL.
+    """
     stats, reference = table.stats(), reference_of(table).flatten()
     generator = torch.Generator().manual_seed(2)
     engine = stats.old_logp + 0.3 * torch.randn(len(stats.logp), generator=generator, dtype=torch.float64)
@@ -160,7 +163,7 @@ def reference_of(table: Table) -> torch.Tensor:
 @few
 @given(TABLES, st.floats(0.01, 2))
 def test_the_expected_gradient_of_each_estimator_is_the_one_stated(table: Table, coefficient: float) -> None:
-    """k1 in the advantage and k2 in the loss: that of KL(pi || ref); k3: that of KL(ref || pi)."""
+    """The gradient is that of KL(pi || ref) for k1 in the advantage and k2 in the loss, and of KL(ref || pi) for k3."""
     reference = reference_of(table).flatten()
     still = replace(table, advantages=torch.zeros_like(table.advantages))
     stated: tuple[tuple[Any, str], ...] = (("k2", "pi || ref"), ("k3", "ref || pi"))

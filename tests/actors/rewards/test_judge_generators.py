@@ -107,7 +107,7 @@ def test_its_score_is_read_and_its_template_is_its_own(folder: Path) -> None:
 
 
 def test_the_same_question_is_the_same_request(folder: Path) -> None:
-    """Tokens and seed, whatever else was asked before: at any temperature a run can be repeated."""
+    """The tokens and the seed do not depend on earlier questions, so that a run can be repeated at any temperature."""
     codec = HFCodec(folder, True)
     questions = []
     for before in ((), (ask("other"), ask("another"))):
@@ -233,7 +233,7 @@ def test_marks_that_overlap_are_all_broken_up() -> None:
 
 @pytest.mark.parametrize("special", ["\ufffd", "\u200b\u200b", "\\g<0>"])
 def test_any_special_token_is_looked_for_once(special: str) -> None:
-    """Also one that what takes its place contains: a loop would never end."""
+    """A special token may also be part of its own replacement; replacing in a loop would then never end."""
     tokenizer = chatml()
     tokenizer.add_special_tokens({"extra_special_tokens": [special]})
     assert len(defuse(tokenizer, special * 3)) <= 6 * len(special) + 3

@@ -154,7 +154,7 @@ def test_sessions_keep_their_servers_while_there_are_enough(stubs: list[Stub]) -
 
 
 def test_more_sessions_than_servers_take_turns_and_never_mix(stub: Stub) -> None:
-    """Four trajectories of one task on one server: what one wrote is never in another's world."""
+    """Four trajectories of one task on one server: none sees what another wrote."""
     tasks = AppWorld(urls=stub.url, **LISTS)
     prompt = tasks.prompt("train", 0)
     sessions = [tasks.open(prompt) for _ in range(4)]
@@ -169,7 +169,7 @@ def test_more_sessions_than_servers_take_turns_and_never_mix(stub: Stub) -> None
 
 
 def test_a_verifier_that_lost_the_session_replays_it(stub: Stub) -> None:
-    """Two verifiers, processes apart, take turns with one trajectory on one server, as after a restart."""
+    """Two verifier processes take turns with one trajectory on one server, as after a restart."""
     params = {"urls": stub.url, **LISTS}
     prompt = AppWorld(seed=3, **params).prompt("train", 0)
     responses = tuple(solution(prompt.task["task_id"]))
@@ -239,7 +239,7 @@ def test_a_server_that_hung_comes_after_one_that_is_free(stubs: list[Stub]) -> N
 
 
 def test_a_server_that_hung_comes_after_one_that_others_use(stubs: list[Stub]) -> None:
-    """However lately: it costs a replay to take turns on that one, and a trajectory to wait for the other."""
+    """The hung server comes last, even after one in use: sharing that one costs a replay, waiting for the hung one a trajectory."""
     tasks, prompt = hang(stubs)
     sessions = [tasks.open(prompt) for _ in range(3)]
     rounds = [[session.reply(text) for session in sessions] for text in solution(prompt.task["task_id"])]

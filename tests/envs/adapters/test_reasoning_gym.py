@@ -124,7 +124,7 @@ def test_a_higher_level_is_harder() -> None:
 
 
 def test_every_curriculum_gives_parameters() -> None:
-    """Of those of version 0.1.25 three refuse some of their own levels, which then is a sentence."""
+    """In version 0.1.25 three curricula refuse some of their own levels; each refusal has to become one sentence."""
     refused = {}
     for family in _worker("families", timeout_s=60.0):
         outcome = _worker("curriculum", family, 1, "inclusive", timeout_s=60.0)

@@ -267,7 +267,7 @@ def answers_like(rng: random.Random, request: dict[str, Any], right: dict[str, A
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")  # of programs
 def test_no_response_and_nothing_a_program_prints_makes_it_raise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """10,000 verdicts. Processes would take ten minutes: here is what they are asked, and what they could answer."""
+    """Gives 10,000 verdicts. Running processes would take ten minutes, so their possible outputs are made up."""
     tasks, rng, right = PythonProgram(5, level=4, mixed=True, turns=1), random.Random(7), dict[str, Any]()
 
     def run(code: str, stdin: str, limits: sandbox.Limits) -> sandbox.Outcome:

@@ -152,7 +152,7 @@ def test_no_way_out(attack: Attack, level: LevelName, world: World) -> None:
 
 @pytest.mark.parametrize("attack", [a for a in ATTACKS if a.control], ids=lambda attack: attack.name)
 def test_the_attacks_get_through_where_nothing_stops_them(attack: Attack, world: World) -> None:
-    """Otherwise the test above could not fail."""
+    """Runs each attack without isolation: an attack that always fails would make the test above pass."""
     if attack.key and not os.access(world.forbidden[attack.key].parent, os.W_OK):
         pytest.skip("this user may not write there anyway")
     done = subprocess.run(
@@ -213,7 +213,7 @@ def test_programs_side_by_side_do_not_mix() -> None:
 
 
 def test_nothing_goes_on_when_the_driver_is_killed() -> None:
-    """As a verifier is that takes too long: it runs in the killable subprocess of envs/isolation/killable.py."""
+    """A verifier that takes too long is killed in the same way, in the subprocess of envs/isolation/killable.py."""
     box = KillableProcess()
     try:
         box.call("builtins:exec", [_IN_SUBPROCESS.replace("MARK", MARK)], 60.0)

@@ -85,7 +85,7 @@ def test_pi_is_its_closed_form_while_it_is_free(
 ) -> None:
     close = [
         (target * (1 + (h - 2) / 20), f, s, a) for h, f, s, a in history
-    ]  # errors of a tenth: no change is plan short
+    ]  # errors of a tenth: no change is clipped
     made = controller("pi", low=1e-30, high=1e30, gain=gain, integral=integral)
     expected = reference.pi(close, target, 0.01, gain, integral)
     assert [v for v, _ in walk(made, close, target)] == pytest.approx(expected, rel=1e-9)

@@ -99,7 +99,7 @@ def alarmed(run: RunData) -> set[str]:
 @pytest.mark.parametrize("exact", [0.94, 0.92, 0.88, 0.5])
 @pytest.mark.parametrize("more", [{}, {"entropy/predicted_dh": 0.01, "entropy/predicted_dh_free": -0.01}])
 def test_alarms_and_findings_use_the_same_thresholds(method: str, exact: float, more: dict[str, float]) -> None:
-    """Until now a saturated coefficient 8 % off its target was an alarm and not a warning of the report."""
+    """A saturated coefficient 8 % off its target used to be an alarm and not a warning of the report."""
     config = {"entropy": {"method": {"kind": method}, "controller": {"kind": "doubling"}}}
     row = {"entropy/exact": exact, "entropy/affected": 0.002, "entropy/saturated": 1.0, "entropy/coefficient": 1.0}
     run = made(config, *[row | more] * 30, every=OPEN)

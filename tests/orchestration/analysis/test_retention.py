@@ -92,7 +92,7 @@ def test_areas_are_mean_heights() -> None:
 
 
 def test_a_stages_entropy_is_compared_with_its_own_start() -> None:
-    """The first 3 of its iterations and the last 5, whatever another stage's entropy was."""
+    """Uses the first 3 and the last 5 iterations of the stage, whatever another stage's entropy was."""
     begin = {"eval/a/pass@1": 0.0}
     heights = [[1.0, 2.0, 3.0, 9.0, 0.0, 1.0, 1.0, 1.0, 2.0], [8.0, 8.0, 8.0, 4.0, 4.0, 4.0, 4.0, 4.0], [0.0] * 6]
     data: list[dict[str, float]] = [{"iteration": 0.0, **begin}]

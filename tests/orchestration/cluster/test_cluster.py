@@ -82,6 +82,6 @@ def test_a_replaced_verifier_that_cannot_build_them_ends_the_run_and_judges_noth
 
 
 def test_the_loop_needs_of_a_cluster_only_what_its_protocol_has() -> None:
-    """Checked by pyright: a method that the protocol has and the cluster has not is an error of the first line."""
+    """Pyright reports an error in the first line if the cluster lacks a method of the protocol."""
     cluster: TrainingCluster = Cluster(validate(config_data()), print)
     assert cluster.version == 0

@@ -93,7 +93,7 @@ def test_another_reward_has_a_start_of_its_own_and_alarms_speak_once_all_the_sam
 def test_a_checkpoint_that_does_not_say_the_reward_has_that_of_its_run(
     tmp_path: Path, now: dict[str, Any], kept: bool, named: bool
 ) -> None:
-    """Or, in a run from before there were terms, the environment's own."""
+    """A run from before there were reward terms has the environment's reward alone."""
     old = demo(tmp_path, {})
     stopped_run(old, drift=past_states()[0])
     if not named:

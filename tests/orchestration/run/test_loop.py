@@ -141,8 +141,10 @@ STOPS = [
 def test_stopped_and_resumed_asks_what_the_undisturbed_run_asks(
     tmp_path: Path, batch: dict[str, Any], stop_at: str
 ) -> None:
-    """eval#2 is the one at the boundary: the resumed run makes up for it before it goes over. iteration 2#3 is its third round:
-    what the first two gave is drawn again."""
+    """eval#2 is the evaluation at the boundary, which the resumed run does before it enters the next stage.
+
+    iteration 2#3 is the third round of iteration 2: the first two rounds are drawn again.
+    """
     config, reward = config_of(batch), every_third if batch else None
     undisturbed = go(config, tmp_path / "whole", reward=reward)
     first = go(config, tmp_path / "stopped", stop_at, reward=reward)
@@ -167,7 +169,7 @@ def test_stopped_and_resumed_asks_what_the_undisturbed_run_asks(
 
 
 def test_a_checkpoint_says_what_responses_were_paid(tmp_path: Path) -> None:
-    """A resumed run may pay otherwise, and by then its folder's configuration can be a later one."""
+    """A resumed run may have another reward, and the configuration in its folder may be newer than the checkpoint."""
     config = validate(stages_data() | {"evaluation": {"prompts": 0}, "rewards": {"verdict": 2.0}})
     go(config, tmp_path)
     latest = Checkpoints(tmp_path, 9).latest()

@@ -62,7 +62,7 @@ def test_what_is_saved_is_what_is_restored() -> None:
 
 
 def test_a_state_of_an_earlier_version_is_restored() -> None:
-    """One without alarms, monitor and rewards."""
+    """An older state has no alarms, monitor and rewards."""
     state = fresh()
     state.load_state_dict(EARLIER)
     assert (state.iteration, state.policy_version, state.owes_evaluation) == (4, 4, True)
