@@ -130,6 +130,7 @@ def test_bad_alphabets_are_refused(alphabet: list[str]) -> None:
         build_tokenizer(alphabet)
 
 
+@pytest.mark.slow
 def test_loads_in_a_fresh_process(tmp_path: Path) -> None:
     TOKENIZER.save_pretrained(tmp_path)
     messages = [{"role": "user", "content": f"1 <end>{END}\n"}]

@@ -290,6 +290,7 @@ def test_no_response_and_nothing_a_program_prints_makes_it_raise(monkeypatch: py
     assert passed > 2_000
 
 
+@pytest.mark.slow
 def test_no_program_that_is_run_makes_it_raise(tasks: PythonProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, ran = random.Random(7), 0
 

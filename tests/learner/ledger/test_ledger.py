@@ -237,6 +237,7 @@ def test_a_realised_change_belongs_to_the_prediction_of_the_iteration_before() -
     assert ledger.metrics()["entropy/regression_r"] == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.floats(0.1, 3), st.floats(-0.5, 0.5)), min_size=5, max_size=30))
 def test_the_running_regression_is_the_least_squares_line(pairs: list[tuple[float, float]]) -> None:
     ledger = Ledger()
