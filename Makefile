@@ -5,7 +5,8 @@ LOCK ?= deploy/cpu.lock
 TORCH_INDEX ?=
 
 VENV := .venv
-READY := $(VENV)/ready
+# One stamp a lock: another LOCK is another set of packages, and wants a virtual environment of its own.
+READY := $(VENV)/ready-$(basename $(notdir $(LOCK)))
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -qq --no-deps --no-compile -r $(LOCK)
 export HF_HUB_OFFLINE ?= 1
@@ -20,7 +21,9 @@ install: $(READY)
 # The lock names every package, so nothing is resolved here; the stamp keeps a second run from installing again.
 $(READY): $(LOCK) pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no python3.11 found: install Python 3.11 or give PYTHON=..."; exit 1; }
-	@echo "installing into $(VENV) from $(LOCK): about two minutes, 4 GB"
+	@for other in $(filter-out $(READY),$(wildcard $(VENV)/ready-*)); do \
+	  echo "make: $(VENV) was installed from another lock ($$other): remove $(VENV), or give VENV=another-folder"; exit 1; done
+	@echo "installing into $(VENV) from $(LOCK): some minutes, 4 GB or more"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@if $(INSTALL) 2> $(VENV)/install.log; then :; \
 	elif [ -n "$(TORCH_INDEX)" ]; then $(INSTALL) --extra-index-url "$(TORCH_INDEX)"; \

@@ -114,8 +114,7 @@ class RemoteVerifier:
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
         """Returns one answer a request."""
-        # Every response has its own limit inside, and so has every joint call, which ends in a response scored by itself if it runs
-        # out of time; the whole has all of them and the start of the subprocess.
+        # At worst every response takes its limit twice, in a joint call and then alone, and the subprocess has to start.
         limit = 600.0 + 2 * self.timeout_s * len(requests)
         return await answer(self.name, self._actor.score.remote(requests), limit)
 

@@ -2,7 +2,7 @@
 
 Each is a plain class that orchestration/cluster/actor_slots.py places with `ray.remote`. `@ray.method` gives a method its type on
 a handle: `ActorProxy[LearnerActor]` knows every method, its arguments and its result, so that pyright finds a misspelt one.
-actors/handles.py has what the rest of the program calls.
+actors/handles.py has what the rest of the program calls; what an actor is built from, and when, is in orchestration/cluster/.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # Ray's own annotations of `ray.method` and of its address functions are incomplete; what they give is typed below.

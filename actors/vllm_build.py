@@ -30,7 +30,7 @@ def build_core(settings: VLLMSettings) -> tuple[Any, int]:
         options["max_num_batched_tokens"] = max(CPU_BATCHED_TOKENS, g.max_model_len)
     if g.kv_cache_bytes is not None:
         options["kv_cache_memory_bytes"] = g.kv_cache_bytes
-    if not cpu:  # with a cache of a given size it is still what vLLM wants to find free at its start
+    if not cpu:  # vLLM wants this share to be free at its start even where the cache has a given size
         options["gpu_memory_utilization"] = g.memory_share
     engine = LLMEngine.from_engine_args(
         EngineArgs(
@@ -59,7 +59,7 @@ def build_core(settings: VLLMSettings) -> tuple[Any, int]:
 
 
 def prepare_environment(cpu: bool) -> None:
-    """Sets what vLLM reads when it is imported; what the user has set stays, but for the first."""
+    """Sets what vLLM reads when it is imported; what the user has set stays, except for VLLM_ENABLE_V1_MULTIPROCESSING."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     defaults = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if cpu:

@@ -56,7 +56,7 @@ def turn_advantages(
 ) -> list[NDArray[np.float64]]:
     """Returns one advantage a turn, trajectories in order. [turns] each.
 
-    weight: of what the environment gives, as in the verdict.
+    weight: rewards.verdict, applied to the turns' rewards as to the verdict's.
     A turn earns its observation's reward, the last one the verdict's as well. What could not be scored is left out of every
     baseline and has advantage 0, as in `trajectory_advantages`: with one turn each the two are the same.
     """
@@ -111,7 +111,7 @@ def build_batches(
     aggregation "constant" divides every response by; the others do not need it. measured: responses that are not trained on and
     belong to the iteration's entropy all the same. full_batch: how many trajectories `plan` is meant for, where there may be
     fewer. They are divided into as many updates of that plan's size as they fill, one at least, and what is left over is spread
-    over these: an update is noisier only where less than one's worth is left."""
+    over these: an update is noisier only where fewer trajectories than one update's are left."""
     count = len(trajectories)
     if count != len(advantages):
         raise ValueError(f"{count} trajectories but {len(advantages)} advantages")

@@ -70,8 +70,8 @@ class DeepSpeedEngine:
         """Joins the group; `attach` gives it a model. The environment is this process's own: one rank, one process.
 
         precision: the one in use, whatever `settings` leave to the precision switch.
-        lr: what the optimiser is built with, before `step` is given one. DeepSpeed's optimisers of half precision without ZeRO
-        take a step without gradients where they are built, so with weight decay it has an effect.
+        lr: what the optimiser is built with, before `step` is given one. DeepSpeed's half-precision optimisers without ZeRO take
+        a step without gradients when they are built, and with weight decay that step changes the weights.
         """
         os.environ.update(
             MASTER_ADDR=placement.master_addr,

@@ -148,7 +148,7 @@ class CreditSettings(KindSettings):
     """
 
     kind: Literal["trajectory", "turn"] = "trajectory"
-    # Discount a turn, of kind turn.
+    # Discount per turn; only with kind turn.
     discount: float = Field(default=1.0, gt=0, le=1)
 
 

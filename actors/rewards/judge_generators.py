@@ -1,7 +1,6 @@
 """Answers a judge's questions by generators of the run: a model that is never trained, on engines outside the weight group.
 
-The judge must not change while it is learnt from: the policy as its own judge would be another judge after
-every update, and one that the policy moves.
+The judge is frozen: a policy that judged itself would move its own standard with every update.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Computes reward terms from a response alone.
+"""Computes the formulas of reward terms from a response alone; the terms themselves are in actors/rewards/composite.py.
 
 | file            | what                                                        |
 |-----------------|-------------------------------------------------------------|

@@ -15,9 +15,10 @@ HELD: dict[str, Any] = {"method": {"kind": "repo_d"}, "controller": {"kind": "is
 
 
 class EntropySettings(Settings):
-    """Holds the parts of entropy control. Without a method they are `HELD`; `method: {kind: none}` controls nothing.
+    """Holds the parts of entropy control. Without a method they are REPO-D, isentropic, 0.7 of the start; `method: {kind: none}`
+    controls nothing.
 
-    A target that is given is taken whole: without nats and fraction it is the run's own start, as everywhere. A method that is
+    A target that is given replaces the default as a whole: without nats and fraction it is 1.0 of the start. A method that is
     named without a controller has the fixed one.
     """
 

@@ -85,8 +85,8 @@ class Steering:
         return self.method.shape(tokens, self._coefficient(tokens, envs))
 
     def probe(self, tokens: TokenStats, envs: tuple[str, ...]) -> tuple[Shaping, float | Tensor] | None:
-        """Returns the method's shaping at a coefficient that does something, and that coefficient: `Observed.slope` is measured
-        with them. None for a method that is not linear in its coefficient."""
+        """Returns the method's shaping at a non-zero coefficient, and that coefficient: `Observed.slope` is measured with them.
+        None for a method that is not linear in its coefficient."""
         if not self.method.coefficient_range.linear:
             return None
         coefficient = self._coefficient(

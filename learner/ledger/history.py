@@ -167,7 +167,7 @@ class Ledger:
         return out
 
     def predict_nothing(self) -> StepMetrics:
-        """Notes that no update follows: what entropy does until the next row is noise of its samples to the regression."""
+        """Notes that no update follows: the next change of entropy is left out of the regression, since only sampling caused it."""
         self.state["predicted"] = 0.0
         return {"entropy/predicted_dh": 0.0, "tokens/trained": 0.0}
 

@@ -131,7 +131,7 @@ def tally_update(
 ) -> None:
     """Tallies one micro-batch of an update. step [N]: learning rate times the token's weight in the loss."""
     count = float(len(tokens["ratio"]))
-    # Clipping acts on the surrogate alone: the bonus goes on, and a clipped token would have counted by its ratio.
+    # Clipping removes the surrogate's part alone; unclipped, the token would count in proportion to its ratio.
     forgone = step * tokens["withheld"] * predicted_dh(stats, replace(shaping, bonus=None))
     for key, value in (
         ("loss", loss.detach()),

@@ -13,8 +13,8 @@ from orchestration.thresholds import MOSTLY_SATURATED, OFF_TARGET, affects_too_f
 def steered(run: RunData) -> bool:
     """Tells whether a controller could move the coefficient towards a target.
 
-    Without a method, under a fixed controller and between equal bounds it could not: the target that such a run reports
-    too is a line for reference. Where a run reports no bounds, a controller in its configuration decides.
+    It could not without a method, under a fixed controller and between equal bounds: the target that such a run reports is only
+    drawn. Where a run reports no bounds, a controller in its configuration decides.
     """
     if run.setting("entropy.method.kind") == "none" or run.setting("entropy.controller.kind") == "fixed":
         return False

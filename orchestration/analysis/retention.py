@@ -2,7 +2,7 @@
 
 `matrix` is R: R[s][e] is the evaluation of environment e right after stage s, and b[e] the one before training. In the papers
 every task is one stage and one environment; here a stage may train several and an environment may come back, so that "its own
-stage" is the last one that trained it, where what came after is asked for, and the first, where what came before is.
+stage" is the last one that trained it for backward transfer and forgetting, and the first one for forward transfer.
 """
 
 import math

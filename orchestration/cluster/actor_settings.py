@@ -23,7 +23,7 @@ class Start:
     version: int = 0
     engine: Path | None = None  # DeepSpeed's state, when resuming
     learner: dict[str, Any] | None = None  # Learner.state_dict, when resuming
-    stage: int = 0  # the one that the checkpoint is in
+    stage: int = 0  # of the curriculum, at the checkpoint
     # What replaced generators are built from, when resuming: the checkpoint may be deleted by then.
     base: str | None = None
 

@@ -96,17 +96,17 @@ class DynamicSection(KindSettings):
     """Chooses what is done with groups whose scored responses all have one reward: dynamic sampling (DAPO, arXiv 2503.14476,
     sec. 3.2).
 
-    none    they are in the update: without advantages, but in what a loss is divided by, and in what REPO-D, a bonus or a KL do
+    none    they are in the update: with advantage 0, but counted in what the loss is divided by and in REPO-D, a bonus or a KL
     filter  they are not; the update's size and statistics are those of the others. Fewer groups are fewer updates, not smaller
             ones, but where less than one update's worth is left
     refill  nor are they, and others are generated until batch.prompts groups are informative or max_rounds is reached
 
     What filtering does to entropy: groups that are all right are mostly those the policy is sure of. Entropy measured without
-    them would lie above the policy's own and move with the share that was dropped, and a controller would take that for news.
-    So entropy, target and controller are of EVERY response generated, as are rewards; only what control does to the loss is
-    done on the groups trained on, to which predicted changes belong. An iteration that drops all groups is measured and changes
-    no weight; the controller's coefficient waits for an update it can act on. In a mixture the environments' weights are of
-    prompts generated."""
+    them would lie above the policy's own and move with the share that was dropped, and a controller would react to a change
+    that the policy did not make. So entropy, target and controller are of EVERY response generated, as are rewards; only what
+    control does to the loss is done on the groups trained on, to which predicted changes belong. An iteration that drops all
+    groups is measured and changes no weight; the controller's coefficient waits for an update it can act on. In a mixture the
+    environments' weights are of prompts generated."""
 
     kind: Literal["none", "filter", "refill"] = "none"
     # Of refill, the first included; a round asks for as many groups as are missing.

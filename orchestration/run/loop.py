@@ -144,14 +144,14 @@ class Run:
         return self.config.at_stage(curriculum.index)
 
     def _position(self) -> dict[str, float]:
-        """The position in its stages of a run that has any."""
+        """Returns the metrics of the stage; none in a run without stages."""
         c = self.state.curriculum
         return {"stage/index": float(c.index), "stage/iteration": float(c.iteration)} if self.config.stages else {}
 
     # --- evaluation -----------------------------------------------------------------------------------------------------
 
     async def _evaluate(self) -> dict[str, float]:
-        """Every environment of every stage, under the run's own sampling, so that evaluations differ by the policy alone."""
+        """Evaluates every environment of every stage, under the run's own sampling: evaluations differ by the policy alone."""
         held_out = self.state.curriculum.held_out("eval", self.config.evaluation.prompts)
         return await evaluate(self.config.evaluation, self.config.sampling, held_out, self.rollouts, self.sink.progress)
 
@@ -169,7 +169,7 @@ class Run:
         await self._write(row | state.monitor.look(row))
 
     async def _evaluate_due(self, milestone: bool) -> dict[str, float]:
-        """The metrics of an evaluation if one is due after this iteration; a stop that interrupts it leaves it owed."""
+        """Returns the metrics of an evaluation if one is due after this iteration; a stop that interrupts it leaves it owed."""
         every = self.config.evaluation.every
         if not self.config.evaluation.prompts or not (milestone or due(self.state.iteration, every)):
             return {}

@@ -178,7 +178,7 @@ class Curriculum:
 
     @property
     def _in_stage(self) -> list[int]:
-        """Environments of the stage. One of another stage has no share: never ahead of one that has, whatever the rounding."""
+        """Returns the environments with a share in this stage; the others are left out, so that rounding cannot pick one."""
         return [k for k, share in enumerate(self.stage.shares) if share > 0]
 
     def _revisit(self, i: int, ordinal: int) -> int | None:
