@@ -186,7 +186,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of both runs.")] = 0,
     runs: Annotated[Path, typer.Option(help="Folder in which the two runs' folders are made.")] = Path("runs"),
 ) -> None:
-    """Compares GRPO with REPO-R on countdown. Warm start, both runs, a table and one report.html; needs no GPU."""
+    """Compares GRPO with REPO-R on countdown. Warm start, both runs, a table and RUNS/demo.html; needs no GPU."""
     from orchestration.commands.demo import run
 
     run(seed, runs)

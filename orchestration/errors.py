@@ -1,7 +1,8 @@
 """Defines the errors that end a command with one sentence, and the exit code of each.
 
-0 ok, 2 configuration, 3 resources not available, 4 numbers that cannot be trusted, 130 and 143 stopped by a signal after a
-checkpoint. A message is one sentence: what is wrong, with the values, and what to do.
+0 ok, 1 the run broke (a member died or none was left, a weight transfer or a checkpoint failed, runs of a lab failed; a traceback
+ends with 1 too), 2 configuration, 3 resources not available, 4 a loss that is not finite or engine and trainer disagree, 130 and
+143 stopped by a signal after a checkpoint. A message is one sentence: what is wrong, with the values, and what to do.
 """
 
 from __future__ import annotations

@@ -46,7 +46,10 @@ KEYS: dict[str, tuple[str, str]] = {
     "drift/check": ("Change of the environment's own verdict since the start", ""),
     "drift/held_out": ("Change of held-out pass@1 since the start, mean over the environments in training", "share"),
     "drift/length": ("Change of the mean length of a response since the start, as a share of that length", "relative"),
-    "drift/hacking": ("1 while the reward has risen and verdict or held-out pass@1 has not followed", "0/1"),
+    "drift/hacking": (
+        "1 while the reward has risen, and the verdict has not or held-out pass@1 fell by over .03",
+        "0/1",
+    ),
     "drift/longer": ("1 while the reward has risen and the mean length changed by more than half", "0/1"),
     "groups/no_signal": (
         "Groups whose scored rewards are all equal: without turn-level advantages they have no gradient",

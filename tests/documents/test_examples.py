@@ -76,12 +76,12 @@ def test_the_own_reward_function_scores(tmp_path: Path, monkeypatch: pytest.Monk
     environment = catalog.load(config.environments[0].name, config.environments[0].params)
     prompt = environment.prompt("train", 0)
     short = play(environment.open(prompt), lambda _: "15").verdict
-    long = play(environment.open(prompt), lambda _: "It is 15, I think.").verdict
-    wrong = play(environment.open(prompt), lambda _: "16").verdict
+    long = play(environment.open(prompt), lambda _: "The answer is 15.").verdict
+    wrong = play(environment.open(prompt), lambda _: "115").verdict
     assert short is not None and long is not None and wrong is not None
     assert short.reward == pytest.approx(1 - 0.002) and short.correct
-    assert long.reward == pytest.approx(1 - 0.018) and long.correct
-    assert wrong.reward == pytest.approx(-0.002) and not wrong.correct
+    assert long.reward == pytest.approx(1 - 0.017) and long.correct
+    assert wrong.reward == pytest.approx(-0.003) and not wrong.correct
 
 
 def test_the_reward_terms_are_valid() -> None:

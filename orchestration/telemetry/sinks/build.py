@@ -20,7 +20,6 @@ def _console(run_dir: Path, is_terminal: bool) -> Sink:
 
 SINKS: dict[str, Callable[[Path, bool], Sink]] = {
     "jsonl": lambda run_dir, is_terminal: JsonlSink(run_dir),
-    "plain": lambda run_dir, is_terminal: PlainSink(),
     "console": _console,
     "tensorboard": lambda run_dir, is_terminal: TensorboardSink(run_dir),
 }
