@@ -30,7 +30,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("proportional without its gain", "self.move(self.gain * error)", "self.move(error)"),
         ("additive's sign", "self.step if error > 0 else -self.step", "-self.step if error > 0 else self.step"),
         ("the gate never shuts", "return self.value * self.gate", "return self.value"),
-        ("additive keeps its low", '{"low": 0.0}), settings)', '{"low": coefficient.low}), settings)'),
+        ("additive keeps its low", '{"low": 0.0}), settings)', '{"low": bounds.low}), settings)'),
         ("pi without what was before", "self.gain * (error - self.before)", "self.gain * error"),
         ("pi without the integral", "+ self.integral * error\n", "+ 0 * error\n"),
         ("pi linear", "self.value * math.exp(min(max(change, -5.0), 5.0))", "self.value * (1 + change)"),

@@ -52,9 +52,9 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         WEIGHTS,
         ("sequence weights without the length", "per_update * trajectories[i].response_tokens)", "per_update)"),
         (
-            "token mean of a micro-batch",
+            "tokens of the first trajectory alone",
             'scale = {"token": tokens,',
-            'scale = {"token": sum(trajectories[i].response_tokens for i in chosen),',
+            'scale = {"token": sum(trajectories[i].response_tokens for i in members[:1]),',
         ),
         ("constant without the length", '"constant": per_update * length_scale}', '"constant": per_update}'),
         (

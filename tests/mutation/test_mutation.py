@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -29,6 +32,17 @@ def test_a_text_occurs_exactly_once_and_its_change_is_one(mutation: Mutation) ->
     source = (ROOT / mutation.file).read_text("utf-8")
     assert source.count(mutation.text) == 1
     assert tree(mutation.apply(source)) != tree(source)  # a program still, and another one
+
+
+def test_no_mutation_is_killed_by_a_name_that_does_not_exist(tmp_path: Path) -> None:
+    """A NameError says nothing of the tests: any of them that runs the line would see it."""
+    for i, mutation in enumerate(CURATED):
+        mutated = mutation.apply((ROOT / mutation.file).read_text("utf-8"))
+        (tmp_path / f"m{i}.py").write_text(mutated, "utf-8")
+    command = ["-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F821", "--output-format", "concise"]
+    done = subprocess.run([sys.executable, *command, str(tmp_path)], capture_output=True, text=True, check=False)
+    undefined = {int(i) for i in re.findall(r"m(\d+)\.py", done.stdout)}
+    assert done.returncode == 0, [CURATED[i].name for i in sorted(undefined)] or done.stderr
 
 
 @pytest.mark.parametrize("file", TESTS)

@@ -68,6 +68,7 @@ def test_proportional(history: list[reference.Observation], target: float, signe
 
 @few
 @given(HISTORY, TARGET, st.booleans(), st.floats(1e-4, 0.05))
+@example(observed(0.1, 3.0, 0.1), 1.0, True, 0.004)  # the gate opens, shuts, and opens again
 def test_additive_plain_and_gated(
     history: list[reference.Observation], target: float, gated: bool, step: float
 ) -> None:
