@@ -6,7 +6,10 @@ from mutation.entries import Mutation, entries
 
 _AT = "tests/learner/"
 CONTROL = f"{_AT}entropy/test_references_control.py"
-STEERING = f"{_AT}entropy/test_controllers.py -k dead or bound or own or release or observed or rate or successful or saturation"
+STEERING = (
+    f"{_AT}entropy/test_controllers.py {_AT}entropy/test_steering.py "
+    "-k dead or bound or own or release or observed or rate or successful or saturation"
+)
 LOGPROBS = f"{_AT}test_logprobs.py -k values or entropy_grad_sq or statistics"
 LEARNER = f"{_AT}test_learner.py -k change_no and (kl_cov or k1) or reference_is or predicted"
 DROPPED = f"{_AT}test_learner.py -k measured or dropped or learning_rate"

@@ -27,6 +27,7 @@ from mutation.entries import Span
 ROOT = Path(__file__).parents[2]
 
 _T = "tests/learner/"
+CONTROLLERS = f"{_T}entropy/test_references_control.py {_T}entropy/test_controllers.py {_T}entropy/test_steering.py"
 # The tests that have to notice a change of the module.
 TESTS = {
     "learner/objective.py": f"{_T}test_objective.py {_T}test_references.py {_T}test_tabular.py",
@@ -34,15 +35,15 @@ TESTS = {
     "earned or turn",
     "learner/ledger/tally.py": f"{_T}ledger/test_ledger.py",
     "learner/ledger/predicted.py": f"{_T}ledger/test_ledger.py {_T}test_tabular.py",
-    "learner/ledger/history.py": f"{_T}ledger/test_ledger.py {_T}entropy/test_controllers.py",
+    "learner/ledger/history.py": f"{_T}ledger/test_ledger.py {_T}entropy/test_controllers.py {_T}entropy/test_steering.py",
     "learner/logprobs.py": f"{_T}test_logprobs.py",
     "learner/schedule.py": f"{_T}test_schedule.py",
     "learner/entropy/repo.py": f"{_T}test_references.py -k repo",
     "learner/entropy/covariance.py": f"{_T}test_references.py -k cov or order or share",
     "learner/entropy/clip.py": f"{_T}entropy/test_methods.py -k clip_methods or no_control",
     "learner/entropy/bonus.py": f"{_T}entropy/test_methods.py -k bonus or oriented",
-    "learner/entropy/controllers.py": f"{_T}entropy/test_references_control.py {_T}entropy/test_controllers.py",
-    "learner/entropy/target.py": f"{_T}entropy/test_references_control.py {_T}entropy/test_controllers.py",
+    "learner/entropy/controllers.py": CONTROLLERS,
+    "learner/entropy/target.py": CONTROLLERS,
     "envs/reward_terms/length.py": "tests/envs/reward_terms/test_length.py",
     "orchestration/stats.py": "tests/orchestration/test_stats.py",
 }
