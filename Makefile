@@ -51,7 +51,7 @@ test-fast: $(READY)
 graph: $(READY)
 	$(VENV)/bin/python tests/support/import_graph.py --write
 
-# Break every formula of the learner once and see a test fail; about ten minutes of a core.
+# Break every formula of the learner once and see a test fail; about fifteen minutes of a core.
 mutation: $(READY)
 	$(VENV)/bin/python tests/mutation/runner.py
 
