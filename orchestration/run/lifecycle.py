@@ -181,7 +181,7 @@ async def _train(job: Job, cluster: Cluster, sink: FanOut, codecs: Codecs, stop:
 
 
 def _start(job: Job, state: RunState) -> Start:
-    """What the learner and the generators begin with: the model of the recipe, or a checkpoint."""
+    """Returns what the learner and the generators begin with: the model of the recipe, or a checkpoint."""
     from orchestration.cluster.actor_settings import Start
 
     model = local(job.config.model.path)

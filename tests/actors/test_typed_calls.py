@@ -70,7 +70,7 @@ def test_every_public_method_of_an_actor_is_typed_by_ray(cls: type) -> None:
 
 
 def test_handles_call_only_methods_that_their_actors_have() -> None:
-    """What pyright finds at once, found here too where pyright is not run."""
+    """Finds what pyright finds, where pyright is not run."""
     for handle, actor in zip(HANDLES, (ACTORS[0], ACTORS[1], ACTORS[2], ACTORS[3]), strict=True):
         called = {
             node.func.value.attr

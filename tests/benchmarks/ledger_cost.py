@@ -1,4 +1,5 @@
-"""What the entropy ledger costs: the same training iteration with and without its tallies, one after the other in one process.
+"""Measures what the entropy ledger costs: the same training iteration with and without its tallies, one after the other in one
+process.
 
     python tests/benchmarks/ledger_cost.py [--cuda] [--hidden 64 --layers 3 --vocab 48 --response 8 --prompts 32 --responses 16 ...]
 

@@ -1,4 +1,4 @@
-"""What the learner-group test runs in processes of its own: real DeepSpeed, gloo, tiny random models."""
+"""Runs the cases of the learner group's tests in processes of their own: real DeepSpeed, gloo, tiny random models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What test_weight_sync.py runs in a process of its own: vLLM takes the process over (threads, process groups).
+"""Runs the cases of test_weight_sync.py in a process of their own: vLLM takes the process over (threads, process groups).
 
 Each case builds a tiny random Hugging Face model, serves it, changes it and compares log-probs after every update.
 """

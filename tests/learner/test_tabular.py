@@ -1,5 +1,5 @@
-"""What the loss does to a softmax table, exactly, in float64: the predicted change of entropy is its derivative along the step
-that the loss takes; what clipping withheld is what the step lacks; a KL penalty has the gradient it is said to have."""
+"""Tests what the loss does to a softmax table, exactly, in float64: the predicted change of entropy is its derivative along the
+step that the loss takes; what clipping withheld is what the step lacks; a KL penalty has the gradient it is said to have."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Job:
 
 
 def preload() -> None:
-    """What every child needs and none may change."""
+    """Imports what every child needs and none may change."""
     import hypothesis
     import numpy
     import pydantic

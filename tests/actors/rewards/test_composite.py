@@ -225,6 +225,6 @@ def test_a_rollout_gives_the_reward_the_conversation_up_to_the_last_response() -
     assert len({one.name for one in received}) == 2
 
     turns, received[:] = 9, []
-    made = group(1)  # a limit ends it: what the tool said last is no part of what was earned
+    made = group(1)  # a limit ends it: the tool's last message does not count
     assert [m.role for m in received[0].conversation] == ["user", "assistant"]
     assert made.trajectories[0].verdict == Verdict(5.0, status=Status.TURNS, detail="sampling.max_turns reached")

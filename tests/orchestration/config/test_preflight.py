@@ -1,4 +1,4 @@
-"""What a configuration names, looked for where it should be: every mistake is one sentence before anything starts."""
+"""Tests that what a configuration names is looked for where it should be: every mistake is one sentence before anything starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a resumed run may not change: its stages so far, its precision, and the keys that its statistics depend on."""
+"""Tests what a resumed run may not change: its stages so far, its precision, and the keys that its statistics depend on."""
 
 from __future__ import annotations
 

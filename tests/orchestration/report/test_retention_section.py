@@ -1,4 +1,4 @@
-"""What was retained, as it is shown: the section of a run's report, and the metrics and the table of a lab."""
+"""Tests how retention is shown: the section of a run's report, and the metrics and the table of a lab."""
 
 from __future__ import annotations
 
