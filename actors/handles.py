@@ -155,6 +155,10 @@ class RemoteLearner:
         """Runs one iteration on one batch per rank; returns its metrics, which are the same on every rank."""
         return (await self._all([a.train.remote(b) for a, b in zip(self._actors, batches, strict=True)]))[0]
 
+    async def measure_start(self, batches: Sequence[RankBatch]) -> StepMetrics:
+        """Gives the targets their start, the entropy of these responses before the first update; one batch per rank, without updates."""
+        return (await self._all([a.measure_start.remote(b) for a, b in zip(self._actors, batches, strict=True)]))[0]
+
     async def begin_stage(self, stage: LearnerStage) -> None:
         await self._all([a.begin_stage.remote(stage) for a in self._actors])
 

@@ -174,6 +174,10 @@ class LearnerActor(BaseActor):
         return self._learner.train(batch)
 
     @ray.method
+    def measure_start(self, batch: RankBatch) -> StepMetrics:
+        return self._learner.measure_start(batch)
+
+    @ray.method
     def begin_stage(self, stage: LearnerStage) -> None:
         self._learner.begin_stage(stage)
 

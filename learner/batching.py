@@ -8,6 +8,7 @@ there are fewer updates, of the size that updates have otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,10 +140,25 @@ def build_batches(
     rest = list(range(count, len(everything)))
     nothing, silent = dict.fromkeys(rest, 0.0), np.zeros(len(everything))
     untrained = _shares(rest, everything, silent, nothing, envs, plan)
+    sample = ledger_sample(count, plan.ledger_share)
+    followed = _shares(sample, everything, silent, dict.fromkeys(sample, 0.0), envs, plan)
     return [
-        RankBatch(tuple(trained) * plan.epochs, envs, temperature, measured_only, plan.updates * plan.epochs)
-        for trained, measured_only in zip(per_rank, untrained, strict=True)
+        RankBatch(
+            updates=tuple(trained) * plan.epochs,
+            envs=envs,
+            temperature=temperature,
+            measured=measured_only,
+            ledger=ledger,
+            steps=plan.updates * plan.epochs,
+        )
+        for trained, measured_only, ledger in zip(per_rank, untrained, followed, strict=True)
     ]
+
+
+def ledger_sample(count: int, share: float) -> list[int]:
+    """Chooses ceil(share * count) of `count` trajectories, evenly: with as many groups as that, one of each."""
+    chosen = math.ceil(share * count)
+    return [i * count // chosen for i in range(chosen)]
 
 
 def _shares(

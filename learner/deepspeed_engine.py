@@ -219,6 +219,20 @@ class DeepSpeedEngine:
         torch.distributed.all_gather(parts, padded)
         return [part[: int(c)] for part, c in zip(parts, counts, strict=True)]
 
+    def own_part(self, parameter: nn.Parameter, whole: Tensor | None = None) -> Tensor:
+        """Returns this rank's share of a parameter, or of a tensor of its full shape, flat. The shares of all ranks make the whole."""
+        rank, shard = self.placement.rank, getattr(parameter, "ds_tensor", None)
+        if shard is None:
+            flat = (parameter.detach() if whole is None else whole).flatten()
+            return flat.tensor_split(self.placement.world_size)[rank]
+        size = shard.numel()  # ZeRO-3: as DeepSpeed divides it, the last share padded
+        length = max(0, min(size, parameter.ds_numel - rank * size))
+        return shard.detach().flatten()[:length] if whole is None else whole.flatten()[rank * size :][:length]
+
+    def zeros_like(self, parameter: nn.Parameter) -> Tensor:
+        """Returns zeros of the parameter's full shape."""
+        return torch.zeros(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device=self.device)
+
     def full_weights(self, weights: Iterator[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
         """Yields (name, full tensor) in order. A collective on ALL ranks under ZeRO-3, done when the call returns.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +25,14 @@ from learner.entropy.build import build
 from learner.entropy.settings import EntropySettings
 from learner.entropy.steering import Steering
 from learner.entropy.target import TargetSettings
-from learner.ledger.history import Ledger, update_metrics
+from learner.ledger.history import Ledger, ledger_row, update_metrics
 from learner.ledger.predicted import Fresh, tally_policy, tally_shaping, tally_update
 from learner.ledger.tally import Tally
 from learner.objective import reference_pull, token_loss, weigh, with_reference
 from learner.policy import Policy, load_policy
 from learner.schedule import learning_rate
 from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings, TrainerPrecision
+from learner.step_effect import StepEffect
 from learner.types import LossData, MicroBatch, RankBatch, Shaping, StepMetrics, TokenStats
 from learner.weights.channel import listen
 from learner.weights.protocol import Rendezvous, WeightManifest, make_manifest
@@ -144,7 +145,7 @@ class Learner:
         began = self.steps
         if not batch.updates:
             self.steps = began + batch.steps
-            return {**row.metrics, **self.ledger.metrics(), **self.ledger.predict_nothing(), **steered}
+            return {**row.metrics, **self.ledger.no_step(), **self.ledger.metrics(), **steered}
 
         planned = Tally()
         for update in batch.updates[:updates_per_pass]:
@@ -153,6 +154,10 @@ class Learner:
                 tally_shaping(planned, f, shaping)
         self._reduce(planned)
 
+        effect = None
+        if batch.ledger:
+            effect = StepEffect(self.engine, list(self.policy.parameters()))
+            effect.begin(batch.ledger, self._entropies(batch.temperature))
         updated, eta = Tally(), 0.0
         norms: list[float] = []
         for update in batch.updates:
@@ -171,8 +176,9 @@ class Learner:
         corrected = self.settings.objective.importance.kind != "none"
         return {
             **row.metrics,
+            **self.ledger.attribute(planned, row, eta),
+            **self.ledger.step(effect and effect.end(batch.ledger, self._entropies(batch.temperature))),
             **self.ledger.metrics(),
-            **self.ledger.predict(planned, row, eta),
             **update_metrics(updated, len(batch.updates), corrected),
             **steered,
             "lr": eta / max(1, len(finite)),
@@ -180,6 +186,16 @@ class Learner:
             "steps/skipped": float(len(norms) - len(finite)),
             **({} if (scale := self.engine.loss_scale) is None else {"steps/loss_scale": scale}),
         }
+
+    def measure_start(self, batch: RankBatch) -> StepMetrics:
+        """Measures the policy on `batch.measured` and gives the targets that entropy as their start. Returns what was measured."""
+        tally = Tally()
+        for micro in batch.measured:
+            tally_policy(tally, self._measure(micro, batch), None, batch.envs)
+        self._reduce(tally)
+        row = ledger_row(tally, 1, batch.envs)
+        self.steering.set_start(row)
+        return row.metrics
 
     def _update(
         self, update: Sequence[MicroBatch], fresh: Mapping[int, Fresh], batch: RankBatch, lr: float, tally: Tally
@@ -286,6 +302,14 @@ class Learner:
     def _forward(self, micro: MicroBatch, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.engine(*self._inputs(micro), temperature)
 
+    def _entropies(self, temperature: float) -> Callable[[MicroBatch], Tensor]:
+        """Returns the function that gives a micro-batch's entropies, differentiable, outside of the engine's bookkeeping of updates.
+
+        ZeRO-3 alone needs the engine, which gathers the weights.
+        """
+        forward = self.engine if self.settings.learner.zero_stage == 3 else self.policy
+        return lambda micro: forward(*self._inputs(micro), temperature)[1]
+
     def _tensor(self, array: np.ndarray) -> Tensor:
         # A copy: arrays out of Ray's object store are read-only.
         return torch.tensor(array, device=self.engine.device)
@@ -363,7 +387,8 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = int(state["steps"])
         self.steering.load_state_dict(state["steering"])
-        self.ledger.state = {k: float(state["ledger"][k]) for k in Ledger.FIELDS}
+        # A checkpoint of before has no sums of the steps.
+        self.ledger.state = {k: float(state["ledger"].get(k, 0.0)) for k in Ledger.FIELDS}
 
     def release(self) -> Publisher | None:
         """Frees model and optimiser for another learner of this process.

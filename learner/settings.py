@@ -70,6 +70,8 @@ class BatchPlan(Settings):
     updates: int = Field(default=1, ge=1)  # optimiser steps per pass over the batch
     epochs: int = Field(default=1, ge=1)  # passes over the batch; each pass is `updates` steps
     micro_batch_tokens: int = Field(default=8192, ge=1)
+    # Share of the responses on which the effect of an iteration's steps on entropy is predicted and measured; 0: neither.
+    ledger_share: float = Field(default=0.125, ge=0, le=1)
     packing: bool = False  # several trajectories one after the other in a row, instead of padded rows
 
 

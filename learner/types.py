@@ -61,6 +61,8 @@ class RankBatch:
     temperature: float  # sampling temperature of the responses
     # Responses of the iteration that are not trained on, of zero weight: entropy is measured on them as on the others.
     measured: tuple[MicroBatch, ...] = ()
+    # Some of the responses that are trained on, once more: on these the steps' effect on entropy is predicted and measured.
+    ledger: tuple[MicroBatch, ...] = ()
     # By how many optimiser steps the learning rate's schedule goes on where fewer are taken: those of a full batch.
     steps: int = 0
 

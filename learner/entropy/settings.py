@@ -57,6 +57,12 @@ class EntropySettings(Settings):
         return self
 
     @property
+    def start_responses(self) -> int:
+        """Returns how many responses the targets' starts are measured on; 0 where no target is a fraction of its start."""
+        targets = [] if self.method.kind == "none" else [self.target, *self.environments.values()]
+        return max((t.start_responses for t in targets if t.nats is None), default=0)
+
+    @property
     def kind(self) -> str:
         """Returns the method's kind."""
         return self.method.kind

@@ -106,11 +106,19 @@ class Steering:
         table = tokens.logp.new_tensor([value(self.loops.get(name, self.loops[COMMON])) for name in envs])
         return table[tokens.env]
 
+    def set_start(self, row: LedgerRow) -> None:
+        """Gives every target its start, the entropy measured in `row`, before the first update."""
+        for name, loop in self.loops.items():
+            loop.target.set_start(row.observed(self._envs(name, row), loop.target.settings.over).entropy)
+
+    def _envs(self, loop: str, row: LedgerRow) -> list[str]:
+        """Lists the environments of the row that a loop controls."""
+        return [env for env in row.parts if loop == (env if env in self.loops else COMMON)]
+
     def observe(self, row: LedgerRow) -> dict[str, float]:
         """Lets the controllers move the coefficients, once per iteration and before its updates. Returns metrics."""
         for name, loop in self.loops.items():
-            envs = [env for env in row.parts if name == (env if env in self.loops else COMMON)]
-            loop.observe(row.observed(envs, loop.target.settings.over))
+            loop.observe(row.observed(self._envs(name, row), loop.target.settings.over))
         common = self.loops[COMMON]
         out = {
             "entropy/controlled": common.entropy,
@@ -122,6 +130,8 @@ class Steering:
             "entropy/saturated": float(any(loop.saturated for loop in self.loops.values())),
             "entropy/released": float(common.target.released),
         }
+        if math.isfinite(common.target.start):
+            out["entropy/start"] = common.target.start
         for name, loop in self.loops.items():
             if name != COMMON:
                 out |= {

@@ -19,7 +19,9 @@ class TargetSettings(Settings):
 
     nats: float | None = Field(default=None, gt=0)
     fraction: float | None = Field(default=None, gt=0)
-    average_over: int = Field(default=5, ge=1)  # iterations that define the start: a single small batch is noisy
+    # Responses that a fraction's start is measured on, before the first update. A first batch of as many is enough; for a
+    # smaller one others are sampled for that alone.
+    start_responses: int = Field(default=256, ge=1)
     # Entropy of which responses is held: of all, or of the correct ones (the diversity of solutions, not ignorance).
     over: Literal["all", "successful"] = "all"
     # (iteration, factor) points; straight lines between them, flat before the first and after the last.
@@ -51,17 +53,21 @@ def _point(values: Sequence[Any]) -> tuple[Any, ...]:
 
 
 class Target:
-    """Follows the target over iterations; until `average_over` of them are in, the start is the mean of those so far."""
+    """Follows the target over iterations. Its start is set before the first of them, or is the entropy of the first."""
 
     def __init__(self, settings: TargetSettings) -> None:
         self.settings = settings
         self.anchor()
 
     def anchor(self) -> None:
-        """Starts measuring the start anew; schedule and release count from here too."""
-        self.total = 0.0
-        self.count = 0
+        """Forgets the start, which is measured anew; schedule and release count from here too."""
+        self.start = math.nan  # nats per token
         self.iteration = 0  # the one being observed, from 1
+
+    def set_start(self, entropy: float) -> None:
+        """Takes the entropy before the first update as the start; an entropy that was not measured (nan) leaves it open."""
+        if math.isfinite(entropy):
+            self.start = entropy
 
     @property
     def released(self) -> bool:
@@ -71,21 +77,24 @@ class Target:
     def observe(self, entropy: float) -> float:
         """Returns the target in nats. entropy: nats per token of this iteration, nan where it could not be measured."""
         self.iteration += 1
-        if self.count < self.settings.average_over and math.isfinite(entropy):
-            self.total += entropy
-            self.count += 1
+        if not math.isfinite(self.start):
+            self.set_start(entropy)
         factor = scheduled(self.settings.schedule, self.iteration)
         if self.settings.nats is not None:  # the start is kept all the same: a resumed run may ask for a fraction of it
             return factor * self.settings.nats
         fraction = 1.0 if self.settings.fraction is None else self.settings.fraction
         # A policy that starts without any entropy gives a target that is not 0: errors are relative to it.
-        return max(factor * fraction * self.total / max(1, self.count), SMALLEST)
+        return max(factor * fraction * (self.start if math.isfinite(self.start) else 0.0), SMALLEST)
 
     def state_dict(self) -> dict[str, float]:
-        return {"total": self.total, "count": float(self.count), "iteration": float(self.iteration)}
+        return {"start": self.start, "iteration": float(self.iteration)}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.total, self.count, self.iteration = state["total"], int(state["count"]), int(state["iteration"])
+        self.iteration = int(state["iteration"])
+        if "start" in state:
+            self.start = state["start"]
+        else:  # a checkpoint of before, which has the sum over the first iterations
+            self.start = state["total"] / state["count"] if state["count"] else math.nan
 
 
 def scheduled(points: tuple[tuple[int, float], ...], iteration: int) -> float:

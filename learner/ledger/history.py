@@ -102,14 +102,58 @@ def update_metrics(tally: Tally, updates: int, corrected: bool) -> StepMetrics:
     return out
 
 
-class Ledger:
-    """Joins iterations: realised change, its running regression on the predicted one, cumulative entropy.
+def ledger_row(tally: Tally, updates: int, envs: tuple[str, ...]) -> LedgerRow:
+    """Returns what one measurement says by itself, without the iterations before it.
 
-    The pair of iteration i is complete at iteration i + 1: predicted for the update between them, realised on both sides of it.
-    State is in every checkpoint.
+    tally: of `tally_policy`, reduced over ranks; updates: updates of one pass over the batch.
+    """
+    parts = {e: Part(*(tally.sums[f"{n}/{e}"] for n in Part.__dataclass_fields__)) for e in envs}
+    bare = LedgerRow(parts, updates, {})
+    correct = bare.observed(envs, "successful")
+    failed = (
+        sum(p.tokens - p.ok_tokens for p in parts.values()),
+        sum(p.entropy - p.ok_entropy for p in parts.values()),
+    )
+    metrics = {"entropy/exact": bare.observed(envs, "all").entropy, **policy_metrics(tally)}
+    if math.isfinite(correct.entropy):
+        metrics["entropy/successful"] = correct.entropy
+    if failed[0]:
+        metrics["entropy/failed"] = failed[1] / failed[0]
+    metrics |= {f"entropy/{name}": p.entropy / p.tokens for name, p in parts.items() if p.tokens}
+    return LedgerRow(parts, updates, metrics)
+
+
+class Regression:
+    """Fits y = slope * x + c over a run, from sums, so that it goes on after a resume. Its part of the ledger's state has a prefix."""
+
+    SUMS = ("n", "x", "y", "xx", "yy", "xy")
+
+    def __init__(self, state: dict[str, float], prefix: str) -> None:
+        self._state, self._prefix = state, prefix
+
+    def add(self, x: float, y: float) -> None:
+        """Adds a pair; one that was not measured is left out."""
+        if math.isfinite(x) and math.isfinite(y):
+            for name, value in zip(self.SUMS, (1.0, x, y, x * x, y * y, x * y), strict=True):
+                self._state[self._prefix + name] += value
+
+    def line(self) -> tuple[float, float] | None:
+        """Returns (slope, correlation); None while they are undefined."""
+        n, x, y, xx, yy, xy = (self._state[self._prefix + name] for name in self.SUMS)
+        if n < 3:
+            return None
+        var_x, var_y, cov = xx - x * x / n, yy - y * y / n, xy - x * y / n
+        return (cov / var_x, cov / math.sqrt(var_x * var_y)) if var_x > 0 and var_y > 0 else None
+
+
+class Ledger:
+    """Joins iterations: predicted and realised changes of entropy, their running regressions, cumulative entropy.
+
+    Two regressions on the predicted change: of what the step did to the same responses, which is complete at once, and of the
+    difference between the fresh responses on both sides of it, which is complete at the next iteration. State is in every checkpoint.
     """
 
-    FIELDS = ("entropy", "predicted", "cumulative", "n", "x", "y", "xx", "yy", "xy")
+    FIELDS = ("entropy", "predicted", "cumulative", *Regression.SUMS, *(f"step_{name}" for name in Regression.SUMS))
 
     def __init__(self) -> None:
         self.state: dict[str, float] = dict.fromkeys(self.FIELDS, 0.0) | {"entropy": math.nan, "predicted": math.nan}
@@ -123,42 +167,28 @@ class Ledger:
 
         tally: of `tally_policy`, reduced over ranks; updates: updates of one pass over the batch.
         """
-        parts = {e: Part(*(tally.sums[f"{n}/{e}"] for n in Part.__dataclass_fields__)) for e in envs}
-        bare = LedgerRow(parts, updates, {})
-        everything, correct = bare.observed(envs, "all"), bare.observed(envs, "successful")
-        failed = (
-            sum(p.tokens - p.ok_tokens for p in parts.values()),
-            sum(p.entropy - p.ok_entropy for p in parts.values()),
-        )
-        s, entropy = self.state, everything.entropy
-        metrics = {"entropy/exact": entropy, **policy_metrics(tally)}
-        if math.isfinite(correct.entropy):
-            metrics["entropy/successful"] = correct.entropy
-        if failed[0]:
-            metrics["entropy/failed"] = failed[1] / failed[0]
-        metrics |= {f"entropy/{name}": p.entropy / p.tokens for name, p in parts.items() if p.tokens}
+        row, s = ledger_row(tally, updates, envs), self.state
+        entropy = row.metrics["entropy/exact"]
         if not math.isnan(s["entropy"]):
-            x, y = s["predicted"], entropy - s["entropy"]
-            metrics["entropy/realised_dh"] = y
-            for key, value in (("n", 1.0), ("x", x), ("y", y), ("xx", x * x), ("yy", y * y), ("xy", x * y)):
-                s[key] += value
+            change = entropy - s["entropy"]
+            row.metrics["entropy/realised_dh"] = change
+            Regression(s, "").add(s["predicted"], change)
         s["entropy"] = entropy
         s["cumulative"] += entropy
-        return LedgerRow(parts, updates, metrics)
+        return row
 
-    def predict(self, tally: Tally, row: LedgerRow, eta: float) -> StepMetrics:
-        """Computes what the iteration's updates should do to entropy.
+    def attribute(self, tally: Tally, row: LedgerRow, eta: float) -> StepMetrics:
+        """Computes which tokens push entropy where: the change of a tabular policy under plain gradient steps on its logits.
 
-        tally: of `tally_shaping`, reduced; eta: the sum of their learning rates.
+        tally: of `tally_shaping`, reduced; eta: the sum of the updates' learning rates.
         """
         scale = eta / row.updates
         parts = {k: scale * tally.sums[f"dh_{k}"] for k in ("positive", "negative", "zero")}
-        self.state["predicted"] = sum(parts.values())
         out = {
-            "entropy/predicted_dh": self.state["predicted"],
-            "entropy/predicted_dh_free": scale * sum(p.free for p in row.parts.values()),
-            "entropy/predicted_dh_positive": parts["positive"],
-            "entropy/predicted_dh_negative": parts["negative"],
+            "entropy/tabular_dh": sum(parts.values()),
+            "entropy/tabular_dh_free": scale * sum(p.free for p in row.parts.values()),
+            "entropy/tabular_dh_positive": parts["positive"],
+            "entropy/tabular_dh_negative": parts["negative"],
         }
         for name in ("positive", "negative"):
             before, after = tally.sums[f"size_{name}"], tally.sums[f"shaped_{name}"]
@@ -166,19 +196,25 @@ class Ledger:
                 out[f"advantage/scale_{name}"] = math.log(after / before)
         return out
 
-    def predict_nothing(self) -> StepMetrics:
-        """Notes that no update follows: the next change of entropy is left out of the regression, since only sampling caused it."""
-        self.state["predicted"] = 0.0
-        return {"entropy/predicted_dh": 0.0, "tokens/trained": 0.0}
+    def step(self, effect: tuple[float, float] | None) -> StepMetrics:
+        """Notes what the optimiser's steps should have done and did (StepEffect.end); None: it was not measured."""
+        if effect is None:
+            self.state["predicted"] = math.nan
+            return {}
+        predicted, realised = effect
+        self.state["predicted"] = predicted
+        Regression(self.state, "step_").add(predicted, realised)
+        return {"entropy/predicted_dh": predicted, "entropy/step_dh": realised}
+
+    def no_step(self) -> StepMetrics:
+        """Notes that no update follows: the next change of entropy comes from sampling alone, and no regression counts it."""
+        self.state["predicted"] = math.nan
+        return {"tokens/trained": 0.0}
 
     def metrics(self) -> StepMetrics:
-        """Computes the running regression realised = slope * predicted + c and the correlation; absent while undefined."""
-        s = self.state
-        out = {"entropy/cumulative": s["cumulative"]}
-        n = s["n"]
-        if n >= 3:
-            var_x, var_y = (s["xx"] - s["x"] ** 2 / n), (s["yy"] - s["y"] ** 2 / n)
-            cov = s["xy"] - s["x"] * s["y"] / n
-            if var_x > 0 and var_y > 0:
-                out |= {"entropy/regression_slope": cov / var_x, "entropy/regression_r": cov / math.sqrt(var_x * var_y)}
+        """Returns the running regressions realised = slope * predicted + c and their correlations; absent while undefined."""
+        out = {"entropy/cumulative": self.state["cumulative"]}
+        for prefix, name in (("", "regression"), ("step_", "step")):
+            if line := Regression(self.state, prefix).line():
+                out |= {f"entropy/{name}_slope": line[0], f"entropy/{name}_r": line[1]}
         return out

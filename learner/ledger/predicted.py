@@ -1,14 +1,15 @@
-"""Predicts what an update does to entropy, and tallies what iterations and updates are measured by. Pure.
+"""Says which tokens of an update push entropy where, and tallies what iterations and updates are measured by. Pure.
 
-Every metric is over the GLOBAL batch of an iteration: ranks add up `Tally`s, then one division. Predicted change of entropy,
-first order, unbiased from samples a ~ pi (tabular softmax, step eta on the logits; entropy notes of arXiv 2603.11682):
+Every metric is over the GLOBAL batch of an iteration: ranks add up `Tally`s, then one division. Change of entropy, first order,
+unbiased from samples a ~ pi (tabular softmax, step eta on the logits; entropy notes of arXiv 2603.11682):
 
     dH = sum over tokens of w * eta * [ -(i * A'_a + r_a) * (pi_a L_a - kappa) + bonus * entropy_grad_sq ]
     kappa = sum_b pi_b^2 L_b,    entropy_grad_sq = sum_b pi_b^2 L_b^2,    L = log pi + H
 
 with A' the advantage after shaping, i the importance weight, r the pull of the KL to a reference (objective.reference_pull), w the
 token's weight in the loss (1 / tokens for aggregation "token") and eta the sum of the learning rates of the iteration's updates.
-For a network it is a correlate, not a law: `entropy/regression_*` says how good a one.
+This is of a policy whose logits are its parameters, under plain gradient steps: it divides the push among tokens, and between
+advantages and control, and its scale is not a network's. What an optimiser's step does to a network: learner/step_effect.py.
 
 Entropy, and the gap to the engine, are over every fresh response. Advantages, covariance and predicted changes are of the
 responses that are trained on: what dynamic sampling drops is measured and has no weight."""

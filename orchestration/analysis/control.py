@@ -85,7 +85,7 @@ def saturated_environments(run: RunData) -> dict[str, float]:
 
 def control_effect(run: RunData) -> float:
     """Returns the predicted change that control adds, as a share of what the advantages alone do; NaN where unknown."""
-    with_control, alone = run.column("entropy/predicted_dh"), run.column("entropy/predicted_dh_free")
+    with_control, alone = run.column("entropy/tabular_dh"), run.column("entropy/tabular_dh_free")
     return effect_of_control(zip(with_control, alone, strict=True))
 
 

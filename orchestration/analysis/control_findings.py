@@ -31,7 +31,7 @@ CLIPPERS = ("adapo", "clip_higher")  # methods that act through the upper clip r
 
 
 def control_added(run: RunData) -> Finding | None:
-    total, free = totals(run, "entropy/predicted_dh", "entropy/predicted_dh_free")
+    total, free = totals(run, "entropy/tabular_dh", "entropy/tabular_dh_free")
     if not math.isfinite(total) or run.setting("entropy.method.kind") == "none":
         return None
     if control_effect(run) < NO_EFFECT:
@@ -50,7 +50,7 @@ def forgone(run: RunData) -> Finding | None:
         return None
     amounts = " and ".join(f"{signed(value)} from {side}" for side, value in kept.items())
     text = f"Clipping withheld a predicted {amounts}, in nats per token and in sum"
-    (total,) = totals(run, "entropy/predicted_dh")
+    (total,) = totals(run, "entropy/tabular_dh")
     beside = f", beside {signed(total)} predicted for the updates" if math.isfinite(total) else ""
     net = "raised" if sum(kept.values()) > 0.0 else "lowered"
     text += f"{beside}: left alone, these tokens would have {net} entropy, to first order."

@@ -11,16 +11,18 @@ from orchestration.analysis.control import is_off_target, late_error, released_a
 from orchestration.analysis.findings import (
     Check,
     Finding,
-    change_pairs,
+    attribution_pairs,
+    fresh_pairs,
     moved,
     off_by,
     signed,
     start_and_end,
+    step_pairs,
     totals,
 )
 from orchestration.analysis.run_data import RunData
 from orchestration.analysis.run_summary import summary_of
-from orchestration.stats import finite, fit_line, mean
+from orchestration.stats import finite, fit_line, mean, rms
 from orchestration.text import label, percent
 from orchestration.thresholds import (
     FEW_STEPS,
@@ -102,7 +104,7 @@ def by_environment(run: RunData) -> Finding | None:
 
 
 class Trust(NamedTuple):
-    """Holds how well predicted follows realised change over `steps` pairs.
+    """Holds how well realised changes follow those of a tabular policy, which divide the push among tokens, over `steps` pairs.
 
     `word` is strong, moderate, weak, none, reversed or few.
     """
@@ -119,7 +121,7 @@ class Trust(NamedTuple):
 
 
 def trust_in_prediction(run: RunData) -> Trust:
-    x, y = change_pairs(run)
+    x, y = attribution_pairs(run)
     steps = sum(math.isfinite(a) and math.isfinite(b) for a, b in zip(x, y, strict=True))
     line = fit_line(x, y)
     if steps < FEW_STEPS or not math.isfinite(line.correlation):
@@ -133,7 +135,7 @@ def trust_in_prediction(run: RunData) -> Trust:
 def cause(run: RunData) -> Finding | None:
     """Names a cause of the change of entropy, and only where the measured correlation of prediction and change supports one."""
     change = summary_of(run).entropy_change
-    (predicted,) = totals(run, "entropy/predicted_dh")
+    (predicted,) = totals(run, "entropy/tabular_dh")
     if not math.isfinite(change) or abs(change) < FLAT or not math.isfinite(predicted):
         return None
     verb, noun = ("fell", "fall") if change < 0 else ("rose", "rise")
@@ -146,7 +148,7 @@ def cause(run: RunData) -> Finding | None:
     if predicted * change <= 0.0:
         text = f"These numbers do not say why entropy {verb}: the predicted changes sum to {signed(predicted)} nats per token."
         return Finding("why", "cause", text)
-    _, *both = totals(run, *(f"entropy/predicted_dh{part}" for part in ("", "_positive", "_negative")))
+    _, *both = totals(run, *(f"entropy/tabular_dh{part}" for part in ("", "_positive", "_negative")))
     parts = dict(zip(("positive", "negative"), both, strict=True))
     big = max(parts, key=lambda sign: parts[sign] / predicted if math.isfinite(parts[sign]) else -math.inf)
     if not parts[big] * predicted > 0.0:
@@ -163,7 +165,7 @@ def cause(run: RunData) -> Finding | None:
 
 def split(run: RunData) -> Finding | None:
     """Splits the predicted change by the sign of the advantage; some methods move tokens without advantage as well."""
-    total, positive, negative = totals(run, *(f"entropy/predicted_dh{part}" for part in ("", "_positive", "_negative")))
+    total, positive, negative = totals(run, *(f"entropy/tabular_dh{part}" for part in ("", "_positive", "_negative")))
     if not math.isfinite(total) or total == 0.0:
         return None
     parts = [("positive advantages", positive), ("negative advantages", negative)]
@@ -191,18 +193,42 @@ def covariance(run: RunData) -> Finding | None:
 
 
 def prediction(run: RunData) -> Finding | None:
-    """Says in words how far the first-order prediction can be trusted."""
+    """Says in words how far the division of the change among tokens can be trusted."""
     t = trust_in_prediction(run)
     if t.word == "few":
         return None
     if not t.carries:
         other = "; it even points the other way" if t.word == "reversed" else ""
-        text = f"The prediction describes the gradient, not what happened: it explains nothing of the {t.steps} steps "
+        text = f"The division among tokens describes the gradient, not what happened: it explains nothing of the {t.steps} steps "
         return Finding("why", "prediction_none", f"{text}(r = {t.r:.2f}{other}). Read no cause from it.")
-    text = f"The relation of predicted to realised change is {t.word}: r = {t.r:.2f} over {t.steps} steps, which is "
+    text = f"The division among tokens follows the realised changes, {t.word}: r = {t.r:.2f} over {t.steps} steps, which is "
     text += f"{percent(t.r * t.r)} of their variance. "
     size = "sizes agree too" if 0.5 <= t.slope <= 2.0 else "read its sign and its shares, not its size in nats"
     return Finding("why", f"prediction_{t.word}", f"{text}Slope {label(float(f'{t.slope:.2g}'))}: {size}.")
+
+
+def step(run: RunData) -> Finding | None:
+    """Says how well first-order theory explains the optimiser's steps, and why fresh responses may not show it."""
+    x, y = step_pairs(run)
+    on_same = fit_line(x, y)
+    steps = sum(math.isfinite(a) and math.isfinite(b) for a, b in zip(x, y, strict=True))
+    if steps < FEW_STEPS or not math.isfinite(on_same.correlation):
+        return None
+    text = "The change predicted to first order for the optimiser's own steps against what they did to the same responses: slope "
+    text += f"{label(float(f'{on_same.slope:.2g}'))}, r = {on_same.correlation:.2f} over {steps} steps"
+    between = fit_line(*fresh_pairs(run))
+    if not math.isfinite(between.correlation):
+        return Finding("why", "step", f"{text}.")
+    text += f"; between fresh responses slope {label(float(f'{between.slope:.2g}'))}, r = {between.correlation:.2f}"
+    # What the step did to its own responses, and what the next ones show besides: other prompts, other states, other draws.
+    done, shown = run.column("entropy/step_dh")[:-1], run.column("entropy/realised_dh")[1:]
+    size, noise = rms(done), rms([b - a for a, b in zip(done, shown, strict=True)])
+    if between.correlation < MODERATE_R and noise > size:
+        text += (
+            f", since two fresh batches differ by {noise:.2g} nats per token (rms) beyond the steps' own {size:.2g}: "
+        )
+        text += "more responses an iteration would show more"
+    return Finding("why", "step", f"{text}.")
 
 
 CHECKS: tuple[Check, ...] = (
@@ -215,4 +241,5 @@ CHECKS: tuple[Check, ...] = (
     split,
     covariance,
     prediction,
+    step,
 )

@@ -51,9 +51,24 @@ def method_name(run: RunData) -> str:
     return NAMES.get(kind, kind) if isinstance(kind, str) else "the control"
 
 
-def change_pairs(run: RunData) -> tuple[list[float], list[float]]:
-    """Returns (predicted, realised) changes of entropy of the same updates: realised stands one row further down."""
-    return run.column("entropy/predicted_dh")[:-1], run.column("entropy/realised_dh")[1:]
+Pairs = tuple[list[float], list[float]]
+
+
+def step_pairs(run: RunData) -> Pairs:
+    """Returns (predicted, realised) changes of entropy of the optimiser's steps, on the same responses."""
+    return run.column("entropy/predicted_dh"), run.column("entropy/step_dh")
+
+
+def fresh_pairs(run: RunData, predicted: str = "entropy/predicted_dh") -> Pairs:
+    """Returns (predicted, realised between fresh responses) of the same updates: realised stands one row further down."""
+    return run.column(predicted)[:-1], run.column("entropy/realised_dh")[1:]
+
+
+def attribution_pairs(run: RunData) -> Pairs:
+    """Returns the tabular change, which divides the push among tokens, beside what the steps did: by it the division is judged."""
+    if run.has("entropy/step_dh"):
+        return run.column("entropy/tabular_dh"), run.column("entropy/step_dh")
+    return fresh_pairs(run, "entropy/tabular_dh")
 
 
 def start_and_end(run: RunData, key: str) -> tuple[float, float]:

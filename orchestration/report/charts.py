@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from orchestration.analysis.findings import change_pairs
+from orchestration.analysis.findings import fresh_pairs, step_pairs
 from orchestration.analysis.run_data import RunData, over_envs, pass_curve
 from orchestration.report.svg.charts import line_chart, scatter_chart, stacked_chart
 from orchestration.report.svg.marks import Series, smooth
@@ -103,7 +103,7 @@ def coefficient_chart(runs: Sequence[RunData]) -> str:
 def dh_chart(runs: Sequence[RunData]) -> str:
     series, notes = [], []
     for colour, run in enumerate(runs):
-        x, y = change_pairs(run)
+        x, y = step_pairs(run) if run.has("entropy/step_dh") else fresh_pairs(run)
         if not any(math.isfinite(a) and math.isfinite(b) for a, b in zip(x, y, strict=True)):
             continue
         fit = fit_line(x, y)
@@ -141,16 +141,16 @@ def _pair(
 
 
 def ledger_chart(runs: Sequence[RunData]) -> str:
-    parts = [(f"entropy/predicted_dh_{sign}", f"{sign} advantages") for sign in ("positive", "negative")]
+    parts = [(f"entropy/tabular_dh_{sign}", f"{sign} advantages") for sign in ("positive", "negative")]
     note = "Positive and negative: the sign of the advantage the tokens carried."
     return _pair(runs, parts, "Predicted change of entropy, summed", summed=True, y_label="nats per token", note=note)
 
 
 def control_chart(runs: Sequence[RunData]) -> str:
     """Draws the predicted change of the updates beside that of the advantages alone: the space between is control."""
-    if not any(run.has("entropy/predicted_dh_free") for run in runs):
+    if not any(run.has("entropy/tabular_dh_free") for run in runs):
         return ""
-    parts = [("entropy/predicted_dh", "with control"), ("entropy/predicted_dh_free", "advantages alone")]
+    parts = [("entropy/tabular_dh", "with control"), ("entropy/tabular_dh_free", "advantages alone")]
     return _pair(
         runs, parts, "Predicted change, with and without control", summed=True, y_label="nats per token, summed"
     )

@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
+from envs.types import Group, Trajectory
 from learner.advantages import ADVANTAGES
 from learner.batching import build_batches, trajectory_advantages, turn_advantages
 from learner.checkpoint import Checkpoints
+from learner.types import RankBatch
 from learner.weights.protocol import WeightManifest
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import Stopped
@@ -50,6 +52,8 @@ class Run:
         stage = config.at_stage(curriculum.index)
         await self._probe_held_out()
         await self._evaluate_owed()
+        if state.iteration == 0:
+            await self._measure_start(stage)
         while state.iteration < config.iterations and not curriculum.finished:
             # A checkpoint at a stage's end is saved before the switch, so that a resumed run enters here too.
             if curriculum.stage_ended:
@@ -93,26 +97,31 @@ class Run:
     async def _update(self, config: RunConfig, sampled: Sampled) -> dict[str, float]:
         """Builds the batch and takes all optimiser steps of the iteration, on every rank. config: in the present stage."""
         self.sink.progress("train", 0, 1)
-        groups, credit = sampled.trained, config.objective.credit
+        metrics = await self.cluster.learner.train(self._batches(config, sampled.trained, sampled.measured))
+        self.sink.progress("train", 1, 1)
+        return metrics
+
+    def _batches(
+        self, config: RunConfig, groups: Sequence[Group], measured: Sequence[Trajectory] = ()
+    ) -> list[RankBatch]:
+        """Builds the batch of every rank. config: in the present stage; measured: what is not trained on."""
+        credit = config.objective.credit
         kind = ADVANTAGES[config.objective.advantage]
         advantages = (
             turn_advantages(groups, kind, credit.discount, config.rewards.verdict)
             if credit.kind == "turn"
             else trajectory_advantages(groups, kind)
         )
-        batches = build_batches(
+        return build_batches(
             [t for g in groups for t in g.trajectories],
             advantages,
             plan=config.learner,
             aggregation=config.objective.aggregation,
             temperature=config.sampling.temperature,
             length_scale=config.sampling.max_tokens,
-            measured=sampled.measured,
+            measured=measured,
             full_batch=config.batch.prompts * config.batch.responses,
         )
-        metrics = await self.cluster.learner.train(batches)
-        self.sink.progress("train", 1, 1)
-        return metrics
 
     async def _sync(self) -> WeightManifest:
         """Sends the new weights to the generators, as the next policy version."""
@@ -141,7 +150,28 @@ class Run:
         curriculum.advance()
         await self.cluster.begin_stage(curriculum.index)
         self.sink.event(f"stage {curriculum.index + 1} of {len(curriculum.stages)} begins: {curriculum.stage.name}")
-        return self.config.at_stage(curriculum.index)
+        config = self.config.at_stage(curriculum.index)
+        if self.config.stages[curriculum.index].controller != "keep":
+            await self._measure_start(config)
+        return config
+
+    async def _measure_start(self, config: RunConfig) -> None:
+        """Measures the entropy that targets are fractions of, on responses of the present policy, before it is updated.
+
+        config: in the present stage. A first batch with responses enough is itself the measurement.
+        """
+        wanted = config.entropy.start_responses
+        if wanted <= config.batch.prompts * config.batch.responses:
+            return
+        groups = await self.stop.interrupts(self.producer.before_training(config, wanted))
+        if groups is None:
+            await self._stopped()
+        trajectories = [t for g in groups for t in g.trajectories]
+        measured = await self.cluster.learner.measure_start(self._batches(config, (), trajectories))
+        self.sink.event(
+            f"entropy at the start: {measured['entropy/exact']:.4g} nats per token, on {len(trajectories)} responses of version "
+            f"{self.state.policy_version}"
+        )
 
     def _position(self) -> dict[str, float]:
         """Returns the metrics of the stage; none in a run without stages."""

@@ -6,6 +6,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from envs.types import Group
 from learner.types import RankBatch, StepMetrics
 from learner.weights.protocol import WeightManifest
 from orchestration.config.run_config import RunConfig
@@ -17,6 +18,10 @@ class LearnerGroup(Protocol):
 
     async def train(self, batches: Sequence[RankBatch]) -> StepMetrics:
         """Runs one iteration on one batch per rank; returns its metrics, reduced over the ranks."""
+        ...
+
+    async def measure_start(self, batches: Sequence[RankBatch]) -> StepMetrics:
+        """Gives the targets their start, the entropy on these batches, which have no updates; returns what was measured."""
         ...
 
     async def save(self, hf: Path, engine: Path) -> None:
@@ -48,6 +53,10 @@ class BatchProducer(Protocol):
 
     def next_batch(self, iteration: int, stage: RunConfig) -> Coroutine[Any, Any, Sampled]:
         """Waits for the groups of `iteration`. stage: the run's configuration in the present stage."""
+        ...
+
+    def before_training(self, stage: RunConfig, responses: int) -> Coroutine[Any, Any, Sequence[Group]]:
+        """Waits for groups of at least `responses` responses of the present policy that are not trained on."""
         ...
 
     def abandon(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any
 
+from envs.types import Group
 from orchestration.config.run_config import RunConfig
 from orchestration.sampling.curriculum import Curriculum
 from orchestration.sampling.dynamic_sampling import Sampled, sample
@@ -34,6 +36,23 @@ class SynchronousProducer:
             stamp=f"iteration {iteration}",
         )
         return sample(self._config.batch, self._curriculum.next, collect)
+
+    async def before_training(self, stage: RunConfig, responses: int) -> list[Group]:
+        """Samples groups of at least `responses` responses that are not trained on; consumes no prompt of the curriculum.
+
+        The prompts are those that training begins with, so that what is measured on them is of the same mixture.
+        """
+        each, before = self._config.batch.responses, self._curriculum.state_dict()
+        prompts = self._curriculum.next(math.ceil(responses / each))
+        self._curriculum.load_state_dict(before)
+        groups, _ = await self._rollouts.collect(
+            prompts,
+            sampling=stage.sampling,
+            responses=each,
+            temperature=stage.sampling.temperature,
+            stamp=f"before stage {self._curriculum.index}",
+        )
+        return groups
 
     def abandon(self) -> None:
         """Gives the prompts of an interrupted batch back to the curriculum: a resumed run draws them again."""

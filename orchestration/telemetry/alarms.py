@@ -36,7 +36,7 @@ class Alarms:
         if self.method == "none" or row.get("entropy/released", 0.0) or "entropy/error" not in row:
             return now
         off = math.isfinite(row["entropy/error"]) and abs(row["entropy/error"]) > OFF_TARGET
-        changes = [row.get(f"entropy/{key}", math.nan) for key in ("predicted_dh", "predicted_dh_free")]
+        changes = [row.get(f"entropy/{key}", math.nan) for key in ("tabular_dh", "tabular_dh_free")]
         too_few = affects_too_few(
             self.method, row.get("entropy/affected", 1.0), effect_of_control([(changes[0], changes[1])])
         )

@@ -82,21 +82,38 @@ KEYS: dict[str, tuple[str, str]] = {
     "entropy/{env}": ("Exact entropy in one environment", "nats/token"),
     "entropy/cumulative": ("Exact entropy, summed over the iterations so far", "nats/token"),
     "entropy/covariance": ("Covariance of advantage and log-prob over the tokens trained on", "nats"),
-    "entropy/predicted_dh": ("Change of entropy predicted to first order for this iteration's updates", "nats/token"),
-    "entropy/predicted_dh_free": (
-        "Predicted change with the coefficient at no effect: what the advantages alone do",
+    "entropy/predicted_dh": (
+        "Change of entropy that the optimiser's steps should make, to first order, on the tokens of `learner.ledger_share`",
         "nats/token",
     ),
-    "entropy/predicted_dh_positive": ("Predicted change due to positive advantages", "nats/token"),
-    "entropy/predicted_dh_negative": ("Predicted change due to negative advantages", "nats/token"),
+    "entropy/step_dh": ("Change of entropy that the steps made on the same tokens", "nats/token"),
+    "entropy/step_slope": ("Slope of that change on the predicted one, running", ""),
+    "entropy/step_r": ("Correlation of that change and the predicted one, running", ""),
+    "entropy/tabular_dh": (
+        "Change of entropy of a tabular policy under plain gradient steps on its logits: which tokens push, not how far",
+        "nats/token",
+    ),
+    "entropy/tabular_dh_free": (
+        "The same with the coefficient at no effect: what the advantages alone do",
+        "nats/token",
+    ),
+    "entropy/tabular_dh_positive": ("Its part due to positive advantages", "nats/token"),
+    "entropy/tabular_dh_negative": ("Its part due to negative advantages", "nats/token"),
     "entropy/forgone_dh_high": ("Predicted change that tokens clipped from above would have made", "nats/token"),
     "entropy/forgone_dh_low": ("Predicted change that tokens clipped from below would have made", "nats/token"),
-    "entropy/realised_dh": ("Change of entropy since the iteration before, measured on fresh responses", "nats/token"),
-    "entropy/regression_slope": ("Slope of realised on predicted change, running", ""),
-    "entropy/regression_r": ("Correlation of realised and predicted change, running", ""),
+    "entropy/realised_dh": (
+        "Change of entropy since the iteration before, between fresh responses: what they sampled is in it",
+        "nats/token",
+    ),
+    "entropy/regression_slope": ("Slope of the change between fresh responses on the predicted one, running", ""),
+    "entropy/regression_r": ("Correlation of the change between fresh responses and the predicted one, running", ""),
     # the controller; with targets of their own, environments have coefficient/{env} and the like
     "entropy/controlled": (
         "The entropy the controller observes: of all responses or of the correct ones",
+        "nats/token",
+    ),
+    "entropy/start": (
+        "Exact entropy of the policy before the first update, which targets are fractions of",
         "nats/token",
     ),
     "entropy/target": ("Entropy the controller aims at", "nats/token"),
@@ -180,6 +197,9 @@ KEYS: dict[str, tuple[str, str]] = {
 
 # Names that metrics had before -> their present names, under which every reader of a run gets them.
 RENAMED = {
+    "entropy/predicted_dh_free": "entropy/tabular_dh_free",
+    "entropy/predicted_dh_positive": "entropy/tabular_dh_positive",
+    "entropy/predicted_dh_negative": "entropy/tabular_dh_negative",
     "entropy/knob": "entropy/coefficient",
     "entropy/knob_low": "entropy/coefficient_low",
     "entropy/knob_high": "entropy/coefficient_high",
@@ -219,6 +239,16 @@ def present_name(key: str) -> str:
         if stem != old and key.startswith(stem):
             return new.removesuffix("{env}") + key.removeprefix(stem)
     return key
+
+
+def present_row(row: Mapping[str, float]) -> dict[str, float]:
+    """Returns a row under the names metrics have now.
+
+    Rows of before have the change that is now `entropy/tabular_dh` as `entropy/predicted_dh`, which was theirs for both.
+    """
+    of_before = "entropy/predicted_dh_free" in row and "entropy/predicted_dh" in row
+    tabular = {"entropy/tabular_dh": row["entropy/predicted_dh"]} if of_before else {}
+    return tabular | {present_name(key): value for key, value in row.items()}
 
 
 @lru_cache(maxsize=4096)

@@ -143,6 +143,7 @@ MEANINGS = {
     "learner.updates": "Optimiser steps in one pass over the batch.",
     "learner.epochs": "Passes over the batch of an iteration.",
     "learner.micro_batch_tokens": "Tokens of one forward and backward pass.",
+    "learner.ledger_share": "Share of the responses on which the steps' effect on entropy is predicted and measured; 0: neither.",
     "learner.packing": "Put several trajectories into one row without padding.",
     "learner.gradient_checkpointing": "Recompute activations in the backward pass to save memory.",
     "learner.cpus": "CPUs that Ray reserves for one rank.",
@@ -170,7 +171,7 @@ MEANINGS = {
     "entropy.environments": "Targets of single environments, by the name their metrics go by.",
     "entropy.target.nats": "Target in nats per token.",
     "entropy.target.fraction": "Target as a share of the entropy at the start.",
-    "entropy.target.average_over": "Iterations whose mean entropy is the start; a single small batch is noisy.",
+    "entropy.target.start_responses": "Responses that the start is measured on, before the first update.",
     "entropy.target.over": "Responses whose entropy is held: all, or the correct ones.",
     "entropy.target.schedule": (
         "Points `[iteration, factor]`; straight lines between them, constant before the first and after the last."

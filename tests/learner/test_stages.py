@@ -82,7 +82,7 @@ def test_keep_goes_on_reset_starts_anew_and_reanchor_measures_the_start_again(co
     before = state(trained(controller))
     unused = Learner(settings(controller), PLACEMENT)
     assert before["controller"] != state(unused)["controller"], "a controller that did not move shows nothing"
-    assert before["target"]["count"] == 2
+    assert before["target"]["iteration"] == 2
 
     states = {}
     for mode in ("keep", "reset", "reanchor"):
@@ -90,8 +90,9 @@ def test_keep_goes_on_reset_starts_anew_and_reanchor_measures_the_start_again(co
         learner.begin_stage(stage(controller=mode))
         states[mode] = state(learner)
     assert states["keep"] == before
-    assert states["reset"] == state(unused)
-    assert states["reanchor"] == {"controller": before["controller"], "target": state(unused)["target"]}
+    assert repr(states["reset"]) == repr(state(unused))  # a start that is not measured yet is nan
+    assert states["reanchor"]["controller"] == before["controller"]
+    assert repr(states["reanchor"]["target"]) == repr(state(unused)["target"])
 
 
 def test_reanchored_targets_are_fractions_of_the_new_environments_entropy() -> None:

@@ -155,10 +155,10 @@ HOSTILE = "</pre><script>alert('x')</script><img src=x onerror=alert(1)>\x1b[2J\
 
 
 LEDGER = {  # a row of the wider ledger
-    "entropy/predicted_dh": -0.012,
-    "entropy/predicted_dh_free": -0.0122,
-    "entropy/predicted_dh_positive": -0.01,
-    "entropy/predicted_dh_negative": -0.002,
+    "entropy/tabular_dh": -0.012,
+    "entropy/tabular_dh_free": -0.0122,
+    "entropy/tabular_dh_positive": -0.01,
+    "entropy/tabular_dh_negative": -0.002,
     "entropy/forgone_dh_high": 0.001,
     "entropy/forgone_dh_low": -0.0002,
     "entropy/covariance": 0.03,

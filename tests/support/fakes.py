@@ -232,6 +232,10 @@ class FakeRun:
         self.trained.append(batches[0])
         return {"loss": 0.0}
 
+    async def measure_start(self, batches: Sequence[Any]) -> dict[str, float]:
+        self.events.append(("measure_start", len(batches[0].measured)))
+        return {"entropy/exact": 1.0}
+
     async def state_dict(self) -> dict[str, Any]:
         return {}
 

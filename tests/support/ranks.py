@@ -117,6 +117,13 @@ class FakeEngine:
         parts = torch.stack(self.all_gather(value))
         return parts.sum(0) if op == "sum" else parts.amax(0)
 
+    def own_part(self, parameter: nn.Parameter, whole: Tensor | None = None) -> Tensor:
+        flat = (parameter.detach() if whole is None else whole).flatten()
+        return flat.tensor_split(self.placement.world_size)[self.placement.rank]
+
+    def zeros_like(self, parameter: nn.Parameter) -> Tensor:
+        return torch.zeros_like(parameter)
+
     def all_gather(self, value: Tensor) -> list[Tensor]:
         return self.meeting.exchange(self.placement.rank, value)
 

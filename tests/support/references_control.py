@@ -97,14 +97,13 @@ def schedule(points: Sequence[tuple[int, float]], iteration: int) -> float:
 
 
 def targets(
-    entropies: Sequence[float], fraction: float, average_over: int, points: Sequence[tuple[int, float]]
+    entropies: Sequence[float], fraction: float, before: float, points: Sequence[tuple[int, float]]
 ) -> list[float]:
-    """Returns a fraction of the mean of the first measured entropies, times the schedule; iterations count from 1."""
+    """Returns a fraction of the start times the schedule; iterations count from 1. The start is `before`, or what is measured first."""
     out = []
     for i in range(len(entropies)):
-        start = [h for h in entropies[: i + 1] if math.isfinite(h)][:average_over]
-        mean = math.fsum(start) / len(start) if start else 0.0
-        out.append(max(schedule(points, i + 1) * fraction * mean, 1e-9))
+        start = next((h for h in (before, *entropies[: i + 1]) if math.isfinite(h)), 0.0)
+        out.append(max(schedule(points, i + 1) * fraction * start, 1e-9))
     return out
 
 

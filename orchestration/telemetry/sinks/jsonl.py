@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from orchestration.telemetry.keys import present_name
+from orchestration.telemetry.keys import present_row
 from orchestration.telemetry.sinks.base import Row, RunInfo, Sample
 
 METRICS_FILE = "metrics.jsonl"
@@ -112,7 +112,7 @@ def read_rows(run_dir: Path) -> list[Row]:
     merged: dict[float, Row] = {}
     for _, raw in _lines(path) if path.exists() else ():
         row = {key: math.nan if value is None else value for key, value in raw.items()}
-        row = {present_name(key): float(value) for key, value in row.items() if isinstance(value, int | float)}
+        row = present_row({key: float(value) for key, value in row.items() if isinstance(value, int | float)})
         merged.setdefault(row.get("iteration", float(len(merged))), {}).update(row)
     return [merged[iteration] for iteration in sorted(merged)]
 

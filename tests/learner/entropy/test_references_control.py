@@ -116,12 +116,13 @@ POINTS = st.lists(st.tuples(st.integers(1, 30), st.floats(0.1, 3)), max_size=4, 
 @given(
     st.lists(ENTROPY | st.just(math.nan), min_size=1, max_size=30),
     st.floats(0.1, 2),
-    st.integers(1, 6),
+    ENTROPY | st.just(math.nan),
     POINTS,
 )
-def test_targets(entropies: list[float], fraction: float, average: int, points: list[tuple[int, float]]) -> None:
-    target = Target(TargetSettings(fraction=fraction, average_over=average, schedule=tuple(points)))
-    expected = reference.targets(entropies, fraction, average, points)
+def test_targets(entropies: list[float], fraction: float, before: float, points: list[tuple[int, float]]) -> None:
+    target = Target(TargetSettings(fraction=fraction, schedule=tuple(points)))
+    target.set_start(before)
+    expected = reference.targets(entropies, fraction, before, points)
     assert [target.observe(h) for h in entropies] == pytest.approx(expected, rel=1e-9)
     absolute = Target(TargetSettings(nats=0.7, schedule=tuple(points)))
     flat = [0.7 * reference.schedule(points, i + 1) for i in range(len(entropies))]

@@ -77,7 +77,7 @@ def metrics_of(tallies: tuple[Tally, Tally, Tally], eta: float = 0.1) -> dict[st
     row = ledger.row(tallies[0], 2, ENVS)
     observed = {over: row.observed(ENVS, over) for over in ("all", "successful")}
     more = {f"{over}/{f.name}": getattr(o, f.name) for over, o in observed.items() for f in fields(Observed)}
-    return row.metrics | ledger.predict(tallies[1], row, eta) | update_metrics(tallies[2], 2, True) | more
+    return row.metrics | ledger.attribute(tallies[1], row, eta) | update_metrics(tallies[2], 2, True) | more
 
 
 @given(st.integers(1, 40), st.lists(st.integers(0, 40), max_size=5), st.integers(0, 50))
@@ -129,11 +129,11 @@ def test_the_row_is_what_its_names_say() -> None:
     assert kl is not None
     dh = w * (-(i * a + kl) * pull + 0.2 * s.entropy_grad_sq)
     free = w * -(i * s.advantages + kl) * pull
-    close("entropy/predicted_dh", eta / 2 * dh.sum())  # tokens of zero advantage are in it; two updates of unit weight
+    close("entropy/tabular_dh", eta / 2 * dh.sum())  # tokens of zero advantage are in it; two updates of unit weight
     assert (s.advantages == 0).any()
-    close("entropy/predicted_dh_free", eta / 2 * free.sum())
+    close("entropy/tabular_dh_free", eta / 2 * free.sum())
     for part, mask in (("positive", s.advantages > 0), ("negative", s.advantages < 0)):
-        close(f"entropy/predicted_dh_{part}", eta / 2 * dh[mask].sum())
+        close(f"entropy/tabular_dh_{part}", eta / 2 * dh[mask].sum())
         close(f"advantage/scale_{part}", (a[mask].abs().sum() / s.advantages[mask].abs().sum()).log())
     assert "entropy/realised_dh" not in actual
     close("all/entropy", s.entropy.mean())
@@ -217,11 +217,7 @@ def run(ledger: Ledger, pairs: list[tuple[float, float]]) -> list[float | None]:
         tally = Tally()
         tally_policy(tally, flat, None, ENVS)
         row = ledger.row(tally, 1, ENVS)
-        planned = Tally()
-        tally_shaping(planned, flat, Shaping())
-        for key in ("positive", "negative", "zero"):
-            planned.sums[f"dh_{key}"] = dh / 3
-        ledger.predict(planned, row, 1.0)
+        ledger.step((dh, 3.0 * dh - 0.1))
         realised.append(row.metrics.get("entropy/realised_dh"))
     return realised
 
@@ -231,10 +227,22 @@ def test_a_realised_change_belongs_to_the_prediction_of_the_iteration_before() -
     assert run(ledger, [(1.0, 0.1), (1.2, 0.2), (1.6, -0.3)]) == pytest.approx([None, 0.2, 0.4])
     # so far: predicted 0.1 -> realised 0.2, predicted 0.2 -> realised 0.4; the third is still open
     assert (ledger.state["n"], ledger.state["x"], ledger.state["y"]) == pytest.approx((2, 0.3, 0.6))
-    assert ledger.metrics() == {"entropy/cumulative": pytest.approx(3.8)}
+    of_steps = {"entropy/step_slope": pytest.approx(3.0), "entropy/step_r": pytest.approx(1.0)}  # complete at once
+    assert ledger.metrics() == {"entropy/cumulative": pytest.approx(3.8), **of_steps}
     run(ledger, [(1.0, 0.0)])
     assert ledger.metrics()["entropy/regression_slope"] == pytest.approx(2.0)
     assert ledger.metrics()["entropy/regression_r"] == pytest.approx(1.0)
+
+
+def test_a_step_that_was_not_measured_or_not_taken_is_in_no_regression() -> None:
+    for leave_out in (lambda ledger: ledger.step(None), Ledger.no_step):
+        ledger = Ledger()
+        run(ledger, [(1.0, 0.1)])
+        leave_out(ledger)
+        run(ledger, [(1.3, 0.2)])
+        assert (ledger.state["n"], ledger.state["step_n"]) == (0.0, 2.0)
+    assert Ledger().step(None) == {}
+    assert Ledger().step((0.1, 0.2)) == {"entropy/predicted_dh": 0.1, "entropy/step_dh": 0.2}
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ def alarmed(run: RunData) -> set[str]:
 
 @pytest.mark.parametrize("method", ["repo_r", "clip_cov"])
 @pytest.mark.parametrize("exact", [0.94, 0.92, 0.88, 0.5])
-@pytest.mark.parametrize("more", [{}, {"entropy/predicted_dh": 0.01, "entropy/predicted_dh_free": -0.01}])
+@pytest.mark.parametrize("more", [{}, {"entropy/tabular_dh": 0.01, "entropy/tabular_dh_free": -0.01}])
 def test_alarms_and_findings_use_the_same_thresholds(method: str, exact: float, more: dict[str, float]) -> None:
     """A saturated coefficient 8 % off its target used to be an alarm and not a warning of the report."""
     config = {"entropy": {"method": {"kind": method}, "controller": {"kind": "doubling"}}}

@@ -49,7 +49,7 @@ def predicted(r: float, slope: float = 1.0, mean: float = -0.01) -> dict[str, Co
     other = math.sqrt(1 - r * r)
     return {
         "entropy/exact": lambda i: 1.0 - i / N / 2,
-        "entropy/predicted_dh": lambda i: mean + 0.01 * math.cos(turn * i),
+        "entropy/tabular_dh": lambda i: mean + 0.01 * math.cos(turn * i),
         "entropy/realised_dh": lambda i: (
             slope * 0.01 * (r * math.cos(turn * (i - 1)) + other * math.sin(turn * (i - 1)))
         ),
@@ -114,19 +114,19 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
         "−0.6 nats per token in sum, is −0.48 (80 %) from tokens with positive advantages, "
         "−0.12 (20 %) from tokens with negative advantages.",
         {
-            "entropy/predicted_dh": -0.01,
-            "entropy/predicted_dh_positive": -0.008,
-            "entropy/predicted_dh_negative": -0.002,
+            "entropy/tabular_dh": -0.01,
+            "entropy/tabular_dh_positive": -0.008,
+            "entropy/tabular_dh_negative": -0.002,
         },
-        [{"entropy/predicted_dh": -0.01}],
+        [{"entropy/tabular_dh": -0.01}],
     ),
     (
         "split",
         "+0.3 from tokens with no advantage: they pulled against",
         {
-            "entropy/predicted_dh": -0.005,
-            "entropy/predicted_dh_positive": -0.008,
-            "entropy/predicted_dh_negative": -0.002,
+            "entropy/tabular_dh": -0.005,
+            "entropy/tabular_dh_positive": -0.008,
+            "entropy/tabular_dh_negative": -0.002,
         },
         [],
     ),
@@ -141,10 +141,10 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
     (
         "added",
         "by −0.6 nats per token in sum; ADAPO added +0.24, offsetting 40 %",
-        {"entropy/predicted_dh": -0.006, "entropy/predicted_dh_free": -0.01},
-        [{"entropy/predicted_dh": -0.006}],
+        {"entropy/tabular_dh": -0.006, "entropy/tabular_dh_free": -0.01},
+        [{"entropy/tabular_dh": -0.006}],
     ),
-    ("added", "next to nothing", {"entropy/predicted_dh": -0.0099, "entropy/predicted_dh_free": -0.01}, []),
+    ("added", "next to nothing", {"entropy/tabular_dh": -0.0099, "entropy/tabular_dh_free": -0.01}, []),
     (
         "forgone",
         "+0.3 from above and −0.06 from below, in nats per token and in sum: left alone, these tokens would have raised",
@@ -160,7 +160,7 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
             {**LOW, "entropy/affected": 0.05},
             LOW,
             # few tokens by design, and yet they move entropy
-            {**LOW, "entropy/affected": 0.002, "entropy/predicted_dh": 0.01, "entropy/predicted_dh_free": -0.01},
+            {**LOW, "entropy/affected": 0.002, "entropy/tabular_dh": 0.01, "entropy/tabular_dh_free": -0.01},
         ],
     ),
     ("affected", "0.02 % of tokens", {**SAFE, "entropy/affected": 0.0002}, [{**LOW, "entropy/affected": 0.002}]),
@@ -316,11 +316,11 @@ def test_the_size_of_the_prediction_is_read_only_where_its_slope_is_near_one() -
 
 
 def test_the_cause_is_named_by_share_and_only_when_the_sum_points_the_same_way() -> None:
-    shares = {"entropy/predicted_dh_positive": -0.002, "entropy/predicted_dh_negative": -0.008}
+    shares = {"entropy/tabular_dh_positive": -0.002, "entropy/tabular_dh_negative": -0.008}
     text = diagnosed(predicted(0.99) | shares)["cause"].text.replace("\N{NO-BREAK SPACE}", " ")
     assert text.startswith("Entropy fell because, to first order,")
     assert "of the predicted fall came from negative advantages" in text
-    against = {"entropy/predicted_dh_positive": 0.002, "entropy/predicted_dh_negative": -0.012}
+    against = {"entropy/tabular_dh_positive": 0.002, "entropy/tabular_dh_negative": -0.012}
     assert "negative advantages outweighed" in diagnosed(predicted(0.99) | against)["cause"].text
     assert "the predicted changes sum to +" in diagnosed(predicted(0.99, mean=0.02) | shares)["cause"].text
     assert "as predicted" in diagnosed(predicted(0.99))["cause"].text

@@ -130,7 +130,7 @@ def test_a_configuration_survives_yaml(method: dict[str, Any], controller: dict[
         assert "no coefficient to steer" in message(entropy={"method": method, "controller": controller})
         return
     schedule = [[1, 1.0], [50, 0.25]]
-    target = {"fraction": 0.7, "average_over": 2, "over": "successful", "schedule": schedule, "release_at": 80}
+    target = {"fraction": 0.7, "start_responses": 2, "over": "successful", "schedule": schedule, "release_at": 80}
     entropy = {"method": method, "controller": controller, "target": target}
     learner = {"lr": 1e-5, "betas": [0.9, 0.99], "updates": 2}
     if controller["kind"] == "isentropic" and method["kind"] not in ("bonus", "repo_r", "repo_d"):

@@ -90,6 +90,8 @@ def test_a_boundary_evaluates_then_reports_then_saves_then_goes_over(tmp_path: P
     fake = go(config_of(), tmp_path)
     assert brief(fake) == [
         "eval 1.0", "row 0.0",
+        "before stage 0 1.0", "measure_start 256",
+        "event entropy at the start: 1 nats per token, on 256 responses of version 0",
         "iteration 1 1.0", "train", "row 1.0",
         "iteration 2 1.0", "train", "eval 1.0", "row 2.0", "save",
         "begin_stage 1", "event stage 2 of 2 begins: two",
@@ -98,6 +100,45 @@ def test_a_boundary_evaluates_then_reports_then_saves_then_goes_over(tmp_path: P
     ]  # fmt: skip
     positions = [(r["stage/index"], r["stage/iteration"]) for r in fake.rows]
     assert positions == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("more", "measured"),
+    [
+        ({}, ["before stage 0"]),
+        ({"controller": "keep"}, ["before stage 0"]),
+        ({"controller": "reset"}, ["before stage 0", "before stage 1"]),
+        ({"controller": "reanchor"}, ["before stage 0", "before stage 1"]),
+    ],
+)
+def test_the_start_is_measured_before_the_first_update_that_counts_from_it(
+    tmp_path: Path, more: dict[str, Any], measured: list[str]
+) -> None:
+    data = stages_data()
+    data["stages"][1] |= more
+    fake = go(validate(data), tmp_path)
+    events = [event[0] for event in fake.events if event[0].startswith(("before", "measure", "train", "begin"))]
+    assert [e for e in events if e.startswith("before")] == measured
+    for stage in measured:
+        assert events[events.index(stage) + 1 : events.index(stage) + 3] == ["measure_start", "train"]
+    asked = {event[0]: event[1] for event in fake.events if event[0] in ("before stage 0", "iteration 1")}
+    n = len(asked["iteration 1"])
+    assert asked["before stage 0"][:n] == asked["iteration 1"]  # and training draws the same prompts again
+
+
+@pytest.mark.parametrize(
+    "entropy",
+    [
+        {"method": {"kind": "none"}},
+        {"target": {"nats": 0.5}},
+        {"target": {"fraction": 0.7, "start_responses": 4}},
+    ],
+)
+def test_a_start_that_nothing_counts_from_or_that_the_first_batch_shows_is_not_measured_by_itself(
+    tmp_path: Path, entropy: dict[str, Any]
+) -> None:
+    fake = go(validate(stages_data() | {"entropy": entropy}), tmp_path)
+    assert not [event for event in fake.events if event[0].startswith(("before", "measure"))]
 
 
 def test_every_evaluation_asks_the_same_of_every_environment_of_every_stage(tmp_path: Path) -> None:

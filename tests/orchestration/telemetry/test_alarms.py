@@ -76,7 +76,7 @@ def test_a_reward_that_is_gamed_is_said_once(values: dict[str, float], parts: li
         ({"affected": 0.002, "error": 0.03}, "adapo"),
         ({"saturated": 1.0, "affected": 0.002, "error": 0.08}, "adapo"),  # as far as a working controller may be off
         (
-            {"affected": 0.002, "predicted_dh": 0.01, "predicted_dh_free": -0.01},
+            {"affected": 0.002, "tabular_dh": 0.01, "tabular_dh_free": -0.01},
             "adapo",
         ),  # few, and yet they move entropy
         ({"affected": 0.002}, "kl_cov"),  # few tokens by design
