@@ -156,7 +156,7 @@ class RemoteLearner:
         return (await self._all([a.train.remote(b) for a, b in zip(self._actors, batches, strict=True)]))[0]
 
     async def measure_start(self, batches: Sequence[RankBatch]) -> StepMetrics:
-        """Gives the targets their start, the entropy of these responses before the first update; one batch per rank, without updates."""
+        """Gives the targets their start: the entropy of these responses. One batch per rank, without updates."""
         return (await self._all([a.measure_start.remote(b) for a, b in zip(self._actors, batches, strict=True)]))[0]
 
     async def begin_stage(self, stage: LearnerStage) -> None:

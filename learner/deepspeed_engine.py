@@ -220,7 +220,7 @@ class DeepSpeedEngine:
         return [part[: int(c)] for part, c in zip(parts, counts, strict=True)]
 
     def own_part(self, parameter: nn.Parameter, whole: Tensor | None = None) -> Tensor:
-        """Returns this rank's share of a parameter, or of a tensor of its full shape, flat. The shares of all ranks make the whole."""
+        """Returns this rank's share of a parameter, or of a tensor of its full shape, flat; those of all ranks make the whole."""
         rank, shard = self.placement.rank, getattr(parameter, "ds_tensor", None)
         if shard is None:
             flat = (parameter.detach() if whole is None else whole).flatten()

@@ -27,12 +27,12 @@ from learner.entropy.steering import Steering
 from learner.entropy.target import TargetSettings
 from learner.ledger.history import Ledger, ledger_row, update_metrics
 from learner.ledger.predicted import Fresh, tally_policy, tally_shaping, tally_update
+from learner.ledger.step_effect import StepEffect
 from learner.ledger.tally import Tally
 from learner.objective import reference_pull, token_loss, weigh, with_reference
 from learner.policy import Policy, load_policy
 from learner.schedule import learning_rate
 from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings, TrainerPrecision
-from learner.step_effect import StepEffect
 from learner.types import LossData, MicroBatch, RankBatch, Shaping, StepMetrics, TokenStats
 from learner.weights.channel import listen
 from learner.weights.protocol import Rendezvous, WeightManifest, make_manifest
@@ -303,9 +303,9 @@ class Learner:
         return self.engine(*self._inputs(micro), temperature)
 
     def _entropies(self, temperature: float) -> Callable[[MicroBatch], Tensor]:
-        """Returns the function that gives a micro-batch's entropies, differentiable, outside of the engine's bookkeeping of updates.
+        """Returns the function that gives a micro-batch's entropies, differentiable and outside of the engine's updates.
 
-        ZeRO-3 alone needs the engine, which gathers the weights.
+        Only ZeRO-3 needs the engine for that, which gathers the weights.
         """
         forward = self.engine if self.settings.learner.zero_stage == 3 else self.policy
         return lambda micro: forward(*self._inputs(micro), temperature)[1]

@@ -17,14 +17,19 @@ from learner.settings import KindSettings
 from learner.types import Observed
 
 
-class Range(KindSettings):
-    """Bounds the coefficient's magnitude and its changes; what is left out of the bounds comes from the method."""
+class Limits(KindSettings):
+    """Bounds the changes of the coefficient."""
+
+    dead_band: float = Field(default=0.0, ge=0, lt=1)  # relative error within which the coefficient stays where it is
+    max_change: float | None = Field(default=None, gt=0)  # of the coefficient in one iteration
+
+
+class Range(Limits):
+    """Bounds the coefficient's magnitude as well; what is left out of the bounds comes from the method."""
 
     start: float | None = None
     low: float | None = Field(default=None, ge=0)
     high: float | None = Field(default=None, gt=0)
-    dead_band: float = Field(default=0.0, ge=0, lt=1)  # relative error within which the coefficient stays where it is
-    max_change: float | None = Field(default=None, gt=0)  # of the coefficient in one iteration
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -272,22 +277,26 @@ class PI(_Base):
 class Isentropic(_Base):
     """Cancels the predicted change of entropy, and adds feedback for what the prediction misses.
 
-        coefficient = M(-free) / M(slope) + unit * (gain * e + integral * sum(e within +-REACH)),    e = (target - H) / target
+        coefficient = M(-free) / M(slope) + unit * (gain * max(e, -REACH) + integral * sum(e within +-REACH)),
+        e = (target - H) / target
 
     The predicted dH of a batch is free + coefficient * slope (learner/ledger/predicted.py), so the first term holds entropy
     where it is, to first order; M is a running mean over iterations. `unit` is the root mean square of the advantages for
     coefficients that are added to advantages, 1 for coefficients that multiply them: the gains need no tuning to the scale of
     rewards. Nor does a range need tuning: the bounds are +-`high`, in the same unit. Nothing winds up on the way to a
-    distant target: the sum counts no error as larger than REACH and stops growing while the coefficient is at its bound. Needs
-    a method whose effect is linear in the coefficient: repo_r, repo_d, bonus."""
+    distant target: the sum counts no error as larger than REACH and stops growing while the coefficient is at its bound. A target
+    far below the start is let come: policy gradients lower entropy by themselves, and pushing towards it with all force would
+    spend the first updates on unlearning. Nor may the coefficient move by more than `max_change`, in the same unit, in one
+    iteration: the first ones follow from a few responses. Needs a method whose effect is linear in the coefficient: repo_r,
+    repo_d, bonus."""
 
-    class Settings(KindSettings):
+    class Settings(Limits):
         kind: Literal["isentropic"]
         gain: float = Field(default=3.0, ge=0)
         integral: float = Field(default=0.15, ge=0)
         memory: float = Field(default=0.9, ge=0, lt=1)  # of the running means
         high: float = Field(default=5.0, gt=0)
-        dead_band: float = Field(default=0.0, ge=0, lt=1)
+        max_change: float | None = Field(default=0.5, gt=0)
 
     STATE = ("value", "free", "slope", "advantage", "weight", "sum")
     REACH = 0.1
@@ -312,6 +321,7 @@ class Isentropic(_Base):
         if self.coefficient_range.unit == "advantage" and self.weight:
             unit = max(math.sqrt(self.advantage / self.weight), 1e-6)
         self.coefficient_range = self.coefficient_range.model_copy(update={"high": self.settings.high * unit})
+        self.max_change = None if self.settings.max_change is None else self.settings.max_change * unit
         return unit
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -332,7 +342,7 @@ class Isentropic(_Base):
             return
         held = -self.free / self.slope if self.slope > 0 else 0.0
         step = min(max(error, -self.REACH), self.REACH)
-        wanted = held + unit * (s.gain * error + s.integral * (self.sum + step))
+        wanted = held + unit * (s.gain * max(error, -self.REACH) + s.integral * (self.sum + step))
         highest = self.coefficient_range.high
         if self.lowest < wanted < highest or wanted * error < 0:  # not pushed further into its bound
             self.sum += step

@@ -124,7 +124,7 @@ def ledger_row(tally: Tally, updates: int, envs: tuple[str, ...]) -> LedgerRow:
 
 
 class Regression:
-    """Fits y = slope * x + c over a run, from sums, so that it goes on after a resume. Its part of the ledger's state has a prefix."""
+    """Fits y = slope * x + c over a run, from sums, and goes on after a resume; its part of the ledger's state has a prefix."""
 
     SUMS = ("n", "x", "y", "xx", "yy", "xy")
 
@@ -150,7 +150,8 @@ class Ledger:
     """Joins iterations: predicted and realised changes of entropy, their running regressions, cumulative entropy.
 
     Two regressions on the predicted change: of what the step did to the same responses, which is complete at once, and of the
-    difference between the fresh responses on both sides of it, which is complete at the next iteration. State is in every checkpoint.
+    difference between the fresh responses on both sides of it, which is complete at the next iteration. State is in every
+    checkpoint.
     """
 
     FIELDS = ("entropy", "predicted", "cumulative", *Regression.SUMS, *(f"step_{name}" for name in Regression.SUMS))

@@ -9,7 +9,7 @@ unbiased from samples a ~ pi (tabular softmax, step eta on the logits; entropy n
 with A' the advantage after shaping, i the importance weight, r the pull of the KL to a reference (objective.reference_pull), w the
 token's weight in the loss (1 / tokens for aggregation "token") and eta the sum of the learning rates of the iteration's updates.
 This is of a policy whose logits are its parameters, under plain gradient steps: it divides the push among tokens, and between
-advantages and control, and its scale is not a network's. What an optimiser's step does to a network: learner/step_effect.py.
+advantages and control, and its scale is not a network's. What an optimiser's step does to a network: learner/ledger/step_effect.py.
 
 Entropy, and the gap to the engine, are over every fresh response. Advantages, covariance and predicted changes are of the
 responses that are trained on: what dynamic sampling drops is measured and has no weight."""

@@ -235,10 +235,11 @@ def rank_main(
         learner.close()
 
 
-def reference(model: str) -> tuple[dict[str, np.ndarray], list[float]]:
+def reference(model: str) -> tuple[dict[str, np.ndarray], list[dict[str, float]]]:
     """Computes the same two iterations with plain torch: full logits, one sequence at a time, explicit REPO-R, AdamW, clipping.
 
-    Shares only the data with the learner. Returns the weights and the exact entropy of each iteration.
+    Shares only the data with the learner. Returns the weights, and of each iteration the exact entropy and the effect of its steps
+    on the first response of the first and of the third group: gradient times displacement, and what it came to.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -262,7 +263,12 @@ def reference(model: str) -> tuple[dict[str, np.ndarray], list[float]]:
         chosen = ids[0, 1:][mask]
         return log_p.gather(-1, chosen[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
-    coefficient, entropies, start = 0.04, [], 0.0
+    def followed() -> Any:
+        """Mean entropy of an eighth of the responses."""
+        return torch.cat([tokens_of(flat[k])[1] for k in (0, 8)]).double().mean()
+
+    coefficient, start = 0.04, 0.0
+    rows: list[dict[str, float]] = []
     for i in range(ITERATIONS):
         groups = make_groups(i)
         flat = [t for g in groups for t in g.trajectories]
@@ -273,9 +279,10 @@ def reference(model: str) -> tuple[dict[str, np.ndarray], list[float]]:
         with torch.no_grad():
             before = [tokens_of(t) for t in flat]
         entropy = float(torch.cat([h for _, h in before]).double().mean())
-        entropies.append(entropy)
-        start = entropy if i == 0 else (start * i + entropy) / (i + 1)
+        start = entropy if i == 0 else start
         coefficient = min(coefficient * 2, 0.05) if entropy < 0.7 * start else coefficient / 2
+        at_first, origin = followed(), [p.detach().clone() for p in net.parameters()]
+        gradient = torch.autograd.grad(at_first, list(net.parameters()))
         half = len(flat) // UPDATES
         for k in range(UPDATES):
             members = range(k * half, (k + 1) * half)
@@ -293,4 +300,9 @@ def reference(model: str) -> tuple[dict[str, np.ndarray], list[float]]:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), GRAD_CLIP)
             optimizer.step()
-    return {n: p.detach().numpy() for n, p in net.named_parameters()}, entropies
+        with torch.no_grad():
+            moved = zip(gradient, net.parameters(), origin, strict=True)
+            predicted = sum(float((g.double() * (p - o).double()).sum()) for g, p, o in moved)
+            made = float(followed() - at_first)
+        rows.append({"entropy/exact": entropy, "entropy/predicted_dh": predicted, "entropy/step_dh": made})
+    return {n: p.detach().numpy() for n, p in net.named_parameters()}, rows

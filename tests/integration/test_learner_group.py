@@ -121,10 +121,20 @@ def gap(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
 
 
 def test_the_learner_does_what_plain_torch_does(results: Any) -> None:
-    expected, entropies = results[0, "reference"]
+    expected, rows = results[0, "reference"]
     weights, metrics = results[1, SAME[0]["name"]]
     assert gap(expected, weights) < 1e-5
-    assert [m["entropy/exact"] for m in metrics] == pytest.approx(entropies, abs=1e-5)
+    for row, wanted in zip(metrics, rows, strict=True):
+        assert {key: row[key] for key in wanted} == pytest.approx(wanted, abs=1e-5)
+        assert abs(row["entropy/predicted_dh"]) > 1e-3  # nothing that moves nothing shows anything
+
+
+@pytest.mark.parametrize("case", [c["name"] for c in HALF])
+def test_the_steps_effect_is_measured_in_half_precision_too(results: Any, case: str) -> None:
+    _, wanted = results[0, "reference"]
+    for row, other in zip(results[1, case][1], wanted, strict=True):
+        assert row["entropy/predicted_dh"] == pytest.approx(other["entropy/predicted_dh"], rel=0.2, abs=1e-3)
+        assert row["entropy/step_dh"] == pytest.approx(other["entropy/step_dh"], rel=0.2, abs=2e-3)
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -143,6 +153,8 @@ def test_ranks_zero_and_cuts_do_not_change_the_update(results: Any, world: int, 
             "clip/low",
             "grad_norm",
             "entropy/odd",
+            "entropy/predicted_dh",
+            "entropy/step_dh",
             "advantage/std",
         ):
             assert other[key] == pytest.approx(row[key], abs=1e-5), key

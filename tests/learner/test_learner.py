@@ -4,23 +4,20 @@ sample does not count. For every method, in float64."""
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support.builders import assert_close, make_trajectory
-from support.ranks import learner_settings, train
+from support.builders import assert_close
+from support.ranks import RESPONSES, learner_settings, responses_of, train
 
-from envs.types import Trajectory
 from learner.batching import build_batches
 from learner.entropy import build
 from learner.settings import BatchPlan, ImportanceSettings, KLSettings, ObjectiveSettings
 from learner.types import MicroBatch, RankBatch
 
-RESPONSES = 12
 CUTS = [(1, 14, False), (1, 25, True), (2, 10_000, False), (2, 20, True), (3, 16, False)]  # ranks, tokens, packing
 
 # Every method, and the parts of the objective that look beyond one token.
@@ -47,26 +44,6 @@ CASES: dict[str, tuple[ObjectiveSettings, dict[str, Any], str]] = {
         "constant",
     ),
 }
-
-
-def responses_of(iteration: int, observation: int = 3) -> list[Trajectory]:
-    """Builds responses, half of them of two turns.
-
-    observation: the seed of what the policy reads between its turns, and its length.
-    """
-    rng, made = random.Random(iteration), []
-    for i in range(RESPONSES):
-        n, more = rng.randint(1, 6), rng.randint(1, 4)
-        reference = make_trajectory([(3, n), (3, more)], reward=i % 2, index=i, env="ab"[i % 2], seed=iteration)
-        if i % 3 == 0:
-            last = reference.turns[1]
-            noise = tuple(random.Random(f"{observation}/{i}").choices(range(1, 50), k=observation))
-            turn = replace(last, context_ids=(*noise, last.context_ids[-1]))
-            reference = replace(reference, turns=(reference.turns[0], turn))
-        elif i % 3 == 1:
-            reference = replace(reference, turns=reference.turns[:1], texts=reference.texts[:1])
-        made.append(reference)
-    return made
 
 
 def batches_of(

@@ -40,7 +40,10 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("isentropic's sign", "held = -self.free / self.slope", "held = self.free / self.slope"),
         ("a slope below 0", "if self.slope > 0 else 0.0", "if self.slope != 0 else 0.0"),
         ("feedback's sign", "wanted = held + unit * (s.gain", "wanted = held - unit * (s.gain"),
-        ("feedback without the unit", "unit * (s.gain * error", "(s.gain * error"),
+        ("feedback without the unit", "unit * (s.gain * max(", "(s.gain * max("),
+        ("a push towards a distant target", "s.gain * max(error, -self.REACH)", "s.gain * error"),
+        ("no push upwards", "s.gain * max(error, -self.REACH)", "s.gain * min(error, self.REACH)"),
+        ("a jump in any unit", "else self.settings.max_change * unit", "else self.settings.max_change"),
         (
             "the memory inverted",
             "s.memory * getattr(self, name) + (1 - s.memory) * value",
@@ -69,13 +72,13 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
         "entropy/target",
         CONTROL,
-        ("the start goes on", "self.count < self.settings.average_over and", "self.count < 10**9 and"),
-        ("the sum of the start", "fraction * self.total / max(1, self.count)", "fraction * self.total"),
+        ("the start goes on", "if not math.isfinite(self.start):", "if True:"),
+        ("no start of an older checkpoint", 'state["total"] / state["count"] if', 'state["total"] if'),
         ("no schedule", "return factor * self.settings.nats", "return self.settings.nats"),
         ("no fraction", "max(factor * fraction *", "max(factor *"),
         ("lines the wrong way", "y0 + (y1 - y0) *", "y1 + (y0 - y1) *"),
         ("released a step late", "self.iteration >= at", "self.iteration > at"),
-        ("nan is a start", "and math.isfinite(entropy):", "and True:"),
+        ("nan is a start", "if math.isfinite(entropy):", "if True:"),
     ),
     *entries(
         "entropy/steering",

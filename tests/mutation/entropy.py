@@ -10,6 +10,7 @@ COVARIANCE = f"{_AT}test_references.py -k cov or order or share"
 CLIP = f"{_AT}entropy/test_methods.py -k clip_methods or no_control"
 PREDICTED = f"{_AT}test_tabular.py -k predicted or bonus or drops"
 FORGONE = f"{_AT}test_tabular.py -k forgone"
+STEP = f"{_AT}ledger/test_step_effect.py"
 LEDGER = f"{_AT}ledger/test_ledger.py -k row or regression or realised or touched or controller or tenth or peak"
 
 ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
@@ -90,15 +91,20 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
             'mean * tally.mean("learnt_surprisal", learnt)',
             '-mean * tally.mean("learnt_surprisal", learnt)',
         ),
-        ("predicted without the updates", "scale = eta / row.updates", "scale = eta"),
+        ("attributed without the updates", "scale = eta / row.updates", "scale = eta"),
         (
-            "predicted without the zeros",
-            'for k in ("positive", "negative", "zero")}\n        self.state',
-            'for k in ("positive", "negative")}\n        self.state',
+            "attributed without the zeros",
+            'for k in ("positive", "negative", "zero")}\n        out',
+            'for k in ("positive", "negative")}\n        out',
         ),
-        ("realised upside down", 'entropy - s["entropy"]\n', 's["entropy"] - entropy\n'),
-        ("the slope of x on y", '"entropy/regression_slope": cov / var_x', '"entropy/regression_slope": cov / var_y'),
-        ("no covariance of the regression", 's["xy"] - s["x"] * s["y"] / n', 's["xy"]'),
+        ("the slope of x on y", "return (cov / var_x,", "return (cov / var_y,"),
+        ("no covariance of the regression", "xy - x * y / n", "xy"),
+        ("a step that nobody measured is one of zero", "if math.isfinite(x) and math.isfinite(y):", "if True:"),
+        (
+            "the step's regression the wrong way",
+            '"step_").add(predicted, realised)',
+            '"step_").add(realised, predicted)',
+        ),
         (
             "the effective share upside down",
             'tally.sums["ratio"] ** 2 / (trained * tally.sums["ratio_square"])',
@@ -112,6 +118,14 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
             "advantage=p.advantage_square / weight",
         ),
         ("all for successful", 'if over == "successful" else (p.tokens', 'if over == "all" else (p.tokens'),
+    ),
+    *entries(
+        "ledger/step_effect",
+        STEP,
+        ("a gradient of the sum", "/ (GRADIENT_SCALE * count)", "/ GRADIENT_SCALE"),
+        ("the last micro-batch alone", "part if before is None else before + part", "part"),
+        ("no displacement", "_precise(self._engine.own_part(parameter)) - _precise(before)", "_precise(before)"),
+        ("realised upside down", ") - self._entropy\n", ") + self._entropy\n"),
     ),
     *entries(
         "ledger/tally",

@@ -233,7 +233,9 @@ class FakeRun:
         return {"loss": 0.0}
 
     async def measure_start(self, batches: Sequence[Any]) -> dict[str, float]:
-        self.events.append(("measure_start", len(batches[0].measured)))
+        assert batches[0].measured
+        assert not batches[0].updates
+        self.events.append(("measure_start",))
         return {"entropy/exact": 1.0}
 
     async def state_dict(self) -> dict[str, Any]:

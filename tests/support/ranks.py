@@ -6,17 +6,19 @@ float64. The real DeepSpeed engine is tested in integration/.
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from envs.types import Trajectory
 from learner import learner as module
 from learner.deepspeed_engine import RankPlace
 from learner.entropy.settings import EntropySettings
@@ -24,7 +26,7 @@ from learner.entropy.target import TargetSettings
 from learner.learner import Learner, RankSettings
 from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings
 from learner.types import RankBatch
-from support.builders import VOCAB
+from support.builders import VOCAB, make_trajectory
 
 
 class TablePolicy(nn.Module):
@@ -126,6 +128,29 @@ class FakeEngine:
 
     def all_gather(self, value: Tensor) -> list[Tensor]:
         return self.meeting.exchange(self.placement.rank, value)
+
+
+RESPONSES = 12
+
+
+def responses_of(iteration: int, observation: int = 3) -> list[Trajectory]:
+    """Builds responses, half of them of two turns.
+
+    observation: the seed of what the policy reads between its turns, and its length.
+    """
+    rng, made = random.Random(iteration), []
+    for i in range(RESPONSES):
+        n, more = rng.randint(1, 6), rng.randint(1, 4)
+        reference = make_trajectory([(3, n), (3, more)], reward=i % 2, index=i, env="ab"[i % 2], seed=iteration)
+        if i % 3 == 0:
+            last = reference.turns[1]
+            noise = tuple(random.Random(f"{observation}/{i}").choices(range(1, 50), k=observation))
+            turn = replace(last, context_ids=(*noise, last.context_ids[-1]))
+            reference = replace(reference, turns=(reference.turns[0], turn))
+        elif i % 3 == 1:
+            reference = replace(reference, turns=reference.turns[:1], texts=reference.texts[:1])
+        made.append(reference)
+    return made
 
 
 def learner_settings(objective: ObjectiveSettings, method: dict[str, Any], controller: dict[str, Any]) -> RankSettings:

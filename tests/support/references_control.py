@@ -65,13 +65,14 @@ def isentropic(
     integral: float,
     memory: float,
     high: float,
+    max_change: float | None,
     added: bool,
 ) -> list[float]:
-    """coefficient = EMA(-free) / EMA(slope) + unit * (kp * e + ki * sum(e)), within unit * high; the sum takes an error of at
-    most a tenth either way, and holds still where it would push the coefficient further into its bound. added: a coefficient
-    that is added to advantages, whose unit is their root mean square. The running means are weighted sums over all that was
-    seen."""
-    total, out = 0.0, []
+    """coefficient = EMA(-free) / EMA(slope) + unit * (kp * e + ki * sum(e)), within unit * high, at most unit * max_change from
+    the one before; the sum takes an error of at most a tenth either way, the proportional part of at most a tenth downwards, and
+    the sum holds still where it would push the coefficient further into its bound. added: a coefficient that is added to
+    advantages, whose unit is their root mean square. The running means are weighted sums over all that was seen."""
+    total, before, out = 0.0, 0.0, []
     for i, (entropy, *_) in enumerate(history):
         e = (target - entropy) / target
         weights = [memory ** (i - j) for j in range(i + 1)]
@@ -84,10 +85,13 @@ def isentropic(
         unit = max(math.sqrt(mean[2]), 1e-6) if added else 1.0
         held = -mean[0] / mean[1] if mean[1] > 0 else 0.0
         within = min(max(e, -0.1), 0.1)
-        wanted = held + unit * (gain * e + integral * (total + within))
+        wanted = held + unit * (gain * max(e, -0.1) + integral * (total + within))
         if not ((wanted >= unit * high and e >= 0) or (wanted <= -unit * high and e <= 0)):
             total += within
-        out.append(min(max(wanted, -unit * high), unit * high))
+        if max_change is not None:
+            wanted = before + min(max(wanted - before, -unit * max_change), unit * max_change)
+        before = min(max(wanted, -unit * high), unit * high)
+        out.append(before)
     return out
 
 
@@ -99,7 +103,7 @@ def schedule(points: Sequence[tuple[int, float]], iteration: int) -> float:
 def targets(
     entropies: Sequence[float], fraction: float, before: float, points: Sequence[tuple[int, float]]
 ) -> list[float]:
-    """Returns a fraction of the start times the schedule; iterations count from 1. The start is `before`, or what is measured first."""
+    """Returns a fraction of the start times the schedule, iterations from 1. The start is `before`, or what is measured first."""
     out = []
     for i in range(len(entropies)):
         start = next((h for h in (before, *entropies[: i + 1]) if math.isfinite(h)), 0.0)

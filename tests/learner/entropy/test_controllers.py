@@ -177,6 +177,19 @@ def test_feedback_is_in_the_coefficients_own_unit(unit: str, scale: float) -> No
         assert controller.value == pytest.approx(0.2 + scale * (0.3 * (1 - entropy) + 0.02 * total))
 
 
+@pytest.mark.parametrize(("unit", "scale"), [("factor", 1.0), ("advantage", 0.5)])
+def test_the_first_coefficients_are_bounded_however_far_the_target_is(unit: str, scale: float) -> None:
+    """A target of 0.7 of the start is 43 % away at first, and coming nearer by itself: pushing would spend the policy."""
+    above, below = isentropic(unit), isentropic(unit)
+    above.update(Observed(1.0, -0.02, 0.1, 0.5), 0.7)
+    assert above.value == pytest.approx(0.2 - scale * (3.0 * 0.1 + 0.15 * 0.1))
+    values = [0.0]
+    for _ in range(3):
+        below.update(Observed(0.1, -0.02, 0.1, 0.5), 1.0)
+        values.append(below.value)
+    assert [b - a for a, b in itertools.pairwise(values)] == pytest.approx([0.5 * scale] * 3)
+
+
 def test_the_integral_does_not_wind_up_at_a_bound() -> None:
     controller = isentropic("factor", high=0.3, integral=0.1)
     for _ in range(40):

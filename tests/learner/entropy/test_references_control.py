@@ -93,12 +93,17 @@ def test_pi_is_its_closed_form_while_it_is_free(
 
 
 @few
-@given(HISTORY, TARGET, st.booleans(), st.sampled_from([0.2, 5.0]), st.floats(0, 0.95))
+@given(HISTORY, TARGET, st.booleans(), st.sampled_from([0.2, 5.0]), st.floats(0, 0.95), st.sampled_from([None, 0.1]))
 def test_isentropic(
-    history: list[reference.Observation], target: float, added: bool, high: float, memory: float
+    history: list[reference.Observation],
+    target: float,
+    added: bool,
+    high: float,
+    memory: float,
+    max_change: float | None,
 ) -> None:
     coefficient = RANGE.model_copy(update={"unit": "advantage" if added else "factor"})
-    form = {"gain": 0.3, "integral": 0.05, "memory": memory, "high": high}
+    form: Any = {"gain": 0.3, "integral": 0.05, "memory": memory, "high": high, "max_change": max_change}
     actual = walk(controller("isentropic", coefficient, **form), history, target)
     expected = reference.isentropic(history, target, **form, added=added)
     assert [v for v, _ in actual] == pytest.approx(expected, rel=1e-8, abs=1e-10)

@@ -90,7 +90,7 @@ def test_a_boundary_evaluates_then_reports_then_saves_then_goes_over(tmp_path: P
     fake = go(config_of(), tmp_path)
     assert brief(fake) == [
         "eval 1.0", "row 0.0",
-        "before stage 0 1.0", "measure_start 256",
+        "before stage 0 1.0", "measure_start",
         "event entropy at the start: 1 nats per token, on 256 responses of version 0",
         "iteration 1 1.0", "train", "row 1.0",
         "iteration 2 1.0", "train", "eval 1.0", "row 2.0", "save",

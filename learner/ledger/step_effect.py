@@ -4,8 +4,8 @@
     realised    H(theta') - H(theta)    of the same tokens
 
 theta' - theta is the optimiser's own step: momentum, Adam's preconditioner, gradient clipping, weight decay, the rounding of
-half-precision weights and all updates of the iteration are in it. Both are of the same tokens, so that the responses sampled and the
-prompts drawn add no noise, and both leave out that the next responses visit other states: that, and the noise, is in
+half-precision weights and all updates of the iteration are in it. Both are of the same tokens, so that the prompts and responses
+drawn add no noise, and both leave out that the next responses visit other states: that, and the noise, is in
 `entropy/realised_dh`, between the fresh responses of two iterations.
 
 It costs a forward and a backward pass before the updates and a forward pass after them, of these responses alone, and in memory
@@ -15,11 +15,11 @@ one set of gradients while they are measured; then a rank keeps its share of gra
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from learner.deepspeed_engine import DeepSpeedEngine
 from learner.types import MicroBatch
 
 ForwardFn = Callable[[MicroBatch], Tensor]  # a micro-batch -> entropy of its action tokens, float32 [N]
@@ -27,10 +27,24 @@ ForwardFn = Callable[[MicroBatch], Tensor]  # a micro-batch -> entropy of its ac
 GRADIENT_SCALE = 1024.0
 
 
+class Shards(Protocol):
+    """Divides parameters among ranks and reduces over them: learner/deepspeed_engine.py."""
+
+    def all_reduce(self, value: Tensor, op: Literal["sum", "max"]) -> Tensor: ...
+
+    def own_part(self, parameter: nn.Parameter, whole: Tensor | None = None) -> Tensor:
+        """Returns this rank's share of the parameter, or of a tensor of its full shape, flat."""
+        ...
+
+    def zeros_like(self, parameter: nn.Parameter) -> Tensor:
+        """Returns zeros of the parameter's full shape."""
+        ...
+
+
 class StepEffect:
     """Follows one iteration's steps. `begin` and `end` are collectives: every rank calls them, with its own micro-batches."""
 
-    def __init__(self, engine: DeepSpeedEngine, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, engine: Shards, parameters: Sequence[nn.Parameter]) -> None:
         self._engine = engine
         self._parameters = [p for p in parameters if p.requires_grad]
         self._gradient: list[Tensor] = []  # of the mean entropy, this rank's share of each parameter
@@ -61,7 +75,7 @@ class StepEffect:
         return self._entropy
 
     def end(self, micros: Sequence[MicroBatch], forward: ForwardFn) -> tuple[float, float]:
-        """Returns what the steps since `begin` should have done and what they did to entropy, (predicted, realised), nats per token."""
+        """Returns (predicted, realised) change of entropy by the steps since `begin`, nats per token."""
         total = torch.zeros(3, dtype=torch.float64)
         for parameter, gradient, before in zip(self._parameters, self._gradient, self._before, strict=True):
             step = _precise(self._engine.own_part(parameter)) - _precise(before)
