@@ -189,7 +189,7 @@ class Doubling(_Base):
 
 
 class Proportional(_Base):
-    """Sets coefficient = gain * (target - H) / target, within +-high (signed) or [low, high]: REPO-D's proportional form."""
+    """Sets coefficient = gain * (target - H) / target, within +-high (signed) or [low, high]: on REPO, its proportional form."""
 
     class Settings(Range):
         kind: Literal["proportional"]
@@ -279,7 +279,7 @@ class Isentropic(_Base):
     coefficients that are added to advantages, 1 for coefficients that multiply them: the gains need no tuning to the scale of
     rewards. Nor does a range need tuning: the bounds are +-`high`, in the same unit. Nothing winds up on the way to a
     distant target: the sum counts no error as larger than REACH and stops growing while the coefficient is at its bound. Needs
-    a method whose effect is linear in the coefficient: repo_r, repo_d, bonus."""
+    a method whose effect is linear in the coefficient: repo, repo_r, bonus."""
 
     class Settings(KindSettings):
         kind: Literal["isentropic"]
@@ -295,7 +295,7 @@ class Isentropic(_Base):
     def __init__(self, settings: Settings, bounds: base.CoefficientRange) -> None:
         if not bounds.linear:
             raise ValueError(
-                "the isentropic controller needs a method whose effect is linear in its coefficient: repo_r, repo_d or bonus"
+                "the isentropic controller needs a method whose effect is linear in its coefficient: repo, repo_r or bonus"
             )
         super().__init__(bounds.model_copy(update={"start": 0.0, "low": 0.0, "high": settings.high}))
         self.settings = settings
