@@ -105,7 +105,9 @@ class Shaping:
     clip_high: Tensor | float | None = None  # replaces the upper clip range; inf: no bound
     weight: Tensor | None = None  # multiplies the token's loss weight
     bonus: Tensor | float | None = None  # coefficient of the differentiable exact entropy, added to the objective
-    kl: Tensor | None = None  # coefficient of the differentiable penalty towards the policy at the start of the iteration
+    kl: Tensor | None = (
+        None  # coefficient of the differentiable penalty towards the policy at the start of the iteration
+    )
     kl_form: Literal["kl", "abs"] = "kl"  # what that penalty is: objective.old_policy_penalty
     touched: Tensor | None = None  # bool: tokens the coefficient acts on; None: all of them
 

@@ -34,7 +34,7 @@ CASES: dict[str, tuple[ObjectiveSettings, dict[str, Any], str]] = {
     "gspo": (ObjectiveSettings(surrogate="gspo", clip_low=0.01, clip_high=0.01), {"kind": "repo_r"}, "sequence"),
     "cispo, masked": (
         ObjectiveSettings(surrogate="cispo", importance=ImportanceSettings(kind="masked", cap=3.0, floor=0.3)),
-        {"kind": "repo_d"},
+        {"kind": "repo"},
         "token",
     ),
     "reference": (ObjectiveSettings(kl=KLSettings(coefficient=0.02, estimator="k3")), {"kind": "bonus"}, "sequence"),
@@ -86,7 +86,7 @@ def batches_of(
 def run(case: str, **plan: Any) -> tuple[list[dict[str, float]], Any]:
     objective, method, aggregation = CASES[case]
     controller: dict[str, Any] = {"kind": "fixed"}
-    if method["kind"] in ("repo_r", "repo_d", "bonus"):
+    if method["kind"] in ("repo", "repo_r", "bonus"):
         controller = {"kind": "isentropic"}
     elif method["kind"] in ("adapo", "clip_cov"):
         controller = {"kind": "doubling"}
@@ -194,7 +194,7 @@ def filtered(kept: int, iteration: int = 0, measure: bool = True, **plan: Any) -
     )
 
 
-@pytest.mark.parametrize("case", ["none", "repo_d", "repo_r", "clip_cov, wide", "kl_cov, wide", "reference"])
+@pytest.mark.parametrize("case", ["none", "repo", "repo_d", "repo_r", "clip_cov, wide", "kl_cov, wide", "reference"])
 def test_measured_responses_are_in_the_entropy_and_in_no_update(case: str) -> None:
     objective, method, _ = CASES[case]
     settings = learner_settings(objective, method, {"kind": "fixed"})
@@ -212,7 +212,7 @@ def test_measured_responses_are_in_the_entropy_and_in_no_update(case: str) -> No
 
 
 def test_ranks_and_micro_batches_change_nothing_where_groups_were_dropped() -> None:
-    settings = learner_settings(ObjectiveSettings(), {"kind": "repo_d"}, {"kind": "isentropic"})
+    settings = learner_settings(ObjectiveSettings(), {"kind": "repo"}, {"kind": "isentropic"})
 
     def iterations(**plan: Any) -> Any:
         return train(settings, [filtered(kept, i, **plan) for i, kept in enumerate((1, 0, 7, 9))])
@@ -224,7 +224,7 @@ def test_ranks_and_micro_batches_change_nothing_where_groups_were_dropped() -> N
 
 
 def test_an_iteration_without_anything_to_train_on_is_measured_and_changes_no_weight() -> None:
-    settings = learner_settings(ObjectiveSettings(), {"kind": "repo_d"}, {"kind": "doubling"})
+    settings = learner_settings(ObjectiveSettings(), {"kind": "repo"}, {"kind": "doubling"})
     rows, table = train(settings, [filtered(RESPONSES), filtered(0, 1), filtered(0, 1), filtered(RESPONSES, 2)])
     _, expected = train(settings, [filtered(RESPONSES)])
     _, same = train(settings, [filtered(RESPONSES), filtered(0, 1)])

@@ -350,6 +350,9 @@ def test_methods_have_their_names() -> None:
     assert diagnosed(LOW | {"entropy/affected": 0.0}, config)["too_few_tokens"].text.startswith(
         "REPO-D acted on too few"
     )
+    # What was called repo_d before, as a run's config.yaml has it, is today's repo.
+    former = {"entropy": {"method": {"kind": "repo_d", "centred": True}, "controller": {"kind": "doubling"}}}
+    assert diagnosed(LOW | {"entropy/saturated": 1.0}, former)["saturated"].text.startswith("REPO is saturated")
     assert diagnosed(LOW | {"entropy/saturated": 1.0}, {"entropy": "?"})["saturated"].text.startswith(
         "The control is saturated"
     )
