@@ -84,7 +84,8 @@ class KLCov:
     surrogates: ClassVar[frozenset[str] | None] = None
 
     def __init__(self, settings: Settings) -> None:
-        self.share, self.form = settings.share, settings.form
+        self.share = settings.share
+        self.form: Literal["abs", "kl"] = settings.form
         self.clip = None if settings.clipped else math.inf  # None: the surrogate's own
 
     def shape(self, tokens: TokenStats, coefficient: float | Tensor) -> Shaping:

@@ -106,15 +106,15 @@ class RepoD:
 
         @model_validator(mode="before")
         @classmethod
-        def _not_the_former_one(cls, data: Any) -> Any:
+        def _not_the_former_one(cls, data: Any) -> object:
             if isinstance(data, dict) and "centred" in cast("dict[str, object]", data):
                 raise ValueError(
                     "repo_d has no key centred: A' = A - coefficient * L, which was called repo_d before, is kind repo, and "
                     "repo_d is now the paper's REPO-D"
                 )
-            return data
+            return cast("object", data)
 
-    # In units of 1 / nats: 1 / slope is 5 to 50 where H is 0.2 to 1 nat.
+    # In units of 1 / nats: 1 / slope is about 5 to 25 where H is 0.3 to 1 nat.
     coefficient_range = base.CoefficientRange(start=1.0, low=0.1, high=100.0, signed=True)
     scope: ClassVar[Literal["token", "batch"]] = "batch"
     surrogates: ClassVar[frozenset[str] | None] = None

@@ -30,10 +30,15 @@ CASES: dict[str, tuple[ObjectiveSettings, dict[str, Any], str]] = {
         for kind in build.METHODS
     },
     "clip_cov, wide": (ObjectiveSettings(), {"kind": "clip_cov", "low": -1.0, "high": 9.0}, "token"),
-    "kl_cov, wide": (ObjectiveSettings(), {"kind": "kl_cov", "share": 0.3}, "token"),
+    "kl_cov, wide": (ObjectiveSettings(), {"kind": "kl_cov", "share": 0.3, "form": "kl", "clipped": True}, "token"),
     "gspo": (ObjectiveSettings(surrogate="gspo", clip_low=0.01, clip_high=0.01), {"kind": "repo_r"}, "sequence"),
     "cispo, masked": (
-        ObjectiveSettings(surrogate="cispo", importance=ImportanceSettings(kind="masked", cap=3.0, floor=0.3)),
+        ObjectiveSettings(
+            surrogate="cispo",
+            clip_low=0.2,
+            clip_high=0.2,
+            importance=ImportanceSettings(kind="masked", cap=3.0, floor=0.3),
+        ),
         {"kind": "repo"},
         "token",
     ),
@@ -111,7 +116,8 @@ def test_ranks_micro_batches_and_packing_change_no_metric_and_no_weight(case: st
     first = reference[0][0]
     assert math.isfinite(first["grad_norm"])
     assert first["grad_norm"] > 0
-    assert first["clip/high"] + first["clip/low"] > 0  # a run in which nothing happens shows nothing
+    acted = first["kl/old"] if case == "kl_cov" else first["clip/high"] + first["clip/low"]  # kl_cov does not clip
+    assert acted > 0  # a run in which nothing happens shows nothing
 
 
 @pytest.mark.parametrize("case", sorted(CASES))

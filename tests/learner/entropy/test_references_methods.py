@@ -62,14 +62,14 @@ def with_gradient_weight(table: Table, rule: tuple[Any, float, float]) -> TokenS
 def test_repo_d_is_a_minus_zeta_times_the_entropy_lost_times_l(
     rule: tuple[str, float, float], table: Table, coefficient: float
 ) -> None:
-    """The change of entropy is that of a small step along the gradient of the objective, in a table; the policy has moved already."""
+    """The change of entropy is that of a small step along the objective's gradient, in a table whose policy has moved already."""
     stats = with_gradient_weight(table, rule)
-    columns = [x.numpy() for x in (table.logits, table.old, table.advantages)]
-    dh = references.free_change(*columns, table.weight.view_as(table.logits).numpy(), rule)
+    logits, old, advantages = (x.numpy() for x in (table.logits, table.old, table.advantages))
+    dh = references.free_change(logits, old, advantages, table.weight.view_as(table.logits).numpy(), rule)
     assert float(free_dh(stats)) == pytest.approx(dh, rel=1e-4, abs=1e-7)
-    log_p = references.log_softmax(columns[0])
+    log_p = references.log_softmax(logits)
     entropy = -(np.exp(log_p) * log_p).sum(-1, keepdims=True)
-    expected = columns[2] - coefficient * max(0.0, -dh) * (log_p + entropy)
+    expected = advantages - coefficient * max(0.0, -dh) * (log_p + entropy)
     shaping = make_method("repo_d").shape(stats, coefficient)
     assert shaping.advantages.view_as(table.logits).numpy() == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert replace(shaping, advantages=None) == Shaping()
