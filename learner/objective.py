@@ -29,7 +29,7 @@ from learner.types import LossData, LossTerms, Shaping
 
 @dataclass(frozen=True, slots=True)
 class ClipRange:
-    """Holds the ratio pi / pi_old in [1 - low, 1 + high]; 1 or inf for low, and inf for high, are no bound."""
+    """Holds the ratio pi / pi_old in [1 - low, 1 + high]; a low of 1 or inf and a high of inf bound nothing."""
 
     low: float
     high: Tensor | float

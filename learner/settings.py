@@ -175,7 +175,7 @@ class ObjectiveSettings(Settings):
     advantage: Literal["grpo", "rloo", "loop", "dr_grpo", "reinforce_pp", "reinforce_pp_baseline"] = "grpo"
     surrogate: Literal["policy_gradient", "ppo", "cispo", "gspo"] = "ppo"
     aggregation: Aggregation = "token"
-    # None: the surrogate's own, see OWN_CLIP. A clip_low of 1 is no lower bound.
+    # None: the surrogate's own, see OWN_CLIP. A clip_low of 1 bounds nothing.
     clip_low: float | None = Field(default=None, ge=0, le=1)
     clip_high: float | None = Field(default=None, ge=0)
     importance: ImportanceSettings = ImportanceSettings()
