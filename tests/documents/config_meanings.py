@@ -153,7 +153,7 @@ MEANINGS = {
     "objective.advantage": "Advantage estimator.",
     "objective.surrogate": "Policy-gradient surrogate.",
     "objective.aggregation": "How token losses are averaged.",
-    "objective.clip_low": "Clip range below 1; `null`: the surrogate's own, `ppo` 0.2, `gspo` 3e-4, `cispo` 1, which bounds nothing.",
+    "objective.clip_low": "Clip range below 1; `null`: the surrogate's own, `ppo` 0.2, `gspo` 3e-4, `cispo` 1, so no bound.",
     "objective.clip_high": "Clip range above 1; `null`: the surrogate's own, `ppo` 0.2, `gspo` 4e-4, `cispo` 4.",
     "objective.importance.kind": "How the weights are limited.",
     "objective.importance.cap": "Largest weight.",
