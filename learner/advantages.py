@@ -24,6 +24,7 @@ class Advantage:
     """Defines how rewards become advantages."""
 
     baseline: Callable[[Rewards], Rewards]  # within a group
+    compared: int = 2  # scored responses of a prompt that it takes; with fewer, none of them has an advantage
     whiten: bool = False  # then to mean 0 and standard deviation 1 over the tokens of the global batch
 
 
@@ -58,19 +59,20 @@ def returns_to_go(rewards: Rewards, discount: float) -> Rewards:
     return returns
 
 
-def turn_baselines(returns: Sequence[Rewards], baseline: Callable[[Rewards], Rewards]) -> list[Rewards]:
+def turn_baselines(returns: Sequence[Rewards], advantage: Advantage) -> list[Rewards]:
     """Turns the returns-to-go of a group's trajectories into advantages, each turn compared with the others' same turn.
 
     [turns] each.
     GRPO's process supervision (arXiv 2402.03300, sec. 4.1.3) gives a step the sum of the rewards from it on, less the group's
     mean; turn-level credit compares at the same turn (arXiv 2505.11821). A trajectory that ended has no turn k to compare with,
-    and a turn that none of the others has is left without an advantage, as the only response of a group is.
+    and under a group baseline a turn that none of the others has is left without an advantage, as the only response of a group
+    is.
     """
     advantages = [np.zeros(len(r)) for r in returns]
     for k in range(max(map(len, returns), default=0)):
         reached = [i for i, r in enumerate(returns) if len(r) > k]
-        if len(reached) > 1:
-            for i, value in zip(reached, baseline(np.array([returns[i][k] for i in reached])), strict=True):
+        if len(reached) >= advantage.compared:
+            for i, value in zip(reached, advantage.baseline(np.array([returns[i][k] for i in reached])), strict=True):
                 advantages[i][k] = value
     return advantages
 
@@ -95,7 +97,10 @@ ADVANTAGES: dict[str, Advantage] = {
     # Dr. GRPO (arXiv 2503.20783): no division by the group's std, which favours prompts that are nearly solved or nearly
     # hopeless; its other half is aggregation "constant".
     "dr_grpo": Advantage(centred),
-    "reinforce_pp": Advantage(plain, whiten=True),
+    # REINFORCE++ (arXiv 2501.03262): one response a prompt in the paper, and several do as well. The paper subtracts from the
+    # reward at token t the k1 KL of the tokens from t on, before normalisation; the estimator k1 of objective.kl, which is ours
+    # (objective.with_reference), subtracts that of the token alone, and after it.
+    "reinforce_pp": Advantage(plain, compared=1, whiten=True),
     # REINFORCE++ with the group's mean as baseline: for several responses a prompt (the same paper).
     "reinforce_pp_baseline": Advantage(centred, whiten=True),
 }

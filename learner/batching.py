@@ -28,8 +28,8 @@ def trajectory_advantages(groups: Sequence[Group], advantage: Advantage) -> NDAr
     """Returns one advantage a trajectory, groups in order. [sum of group sizes]
 
     A trajectory that could not be scored (ERROR, TIMEOUT) is left out of its group's baseline and has advantage 0: a
-    verifier that fails must not teach the policy. So has one that is the only one scored. A trajectory that a limit ended
-    (TURNS, TOKENS, SECONDS) counts with its reward of 0.
+    verifier that fails must not teach the policy. So has one that is the only one scored of its group, but under the batch's
+    baseline (`Advantage.compared`). A trajectory that a limit ended (TURNS, TOKENS, SECONDS) counts with its reward of 0.
     """
     advantages: list[NDArray[np.float64]] = []
     compared: list[NDArray[np.bool_]] = []
@@ -37,7 +37,7 @@ def trajectory_advantages(groups: Sequence[Group], advantage: Advantage) -> NDAr
         scored = np.array([t.verdict.status.scored for t in group.trajectories])
         rewards = np.array([t.verdict.reward for t in group.trajectories], np.float64)
         values = np.zeros(len(rewards))
-        if scored.sum() > 1:
+        if scored.sum() >= advantage.compared:
             values[scored] = advantage.baseline(rewards[scored])
         else:
             scored[:] = False
@@ -70,8 +70,9 @@ def turn_advantages(
             rewards[-1] += t.verdict.reward
             returns.append(returns_to_go(rewards, discount))
         scored = [r for r, t in zip(returns, group.trajectories, strict=True) if t.verdict.status.scored]
-        of_scored = iter(turn_baselines(scored, advantage.baseline))
-        others = np.array([sum(len(r) > k for r in scored) > 1 for k in range(max(map(len, returns), default=0))])
+        of_scored = iter(turn_baselines(scored, advantage))
+        enough = advantage.compared
+        others = np.array([sum(len(r) > k for r in scored) >= enough for k in range(max(map(len, returns), default=0))])
         for r, t in zip(returns, group.trajectories, strict=True):
             values.append(next(of_scored) if t.verdict.status.scored else np.zeros(len(r)))
             compared.append(others[: len(r)] & t.verdict.status.scored)

@@ -29,7 +29,7 @@ from learner.ledger.history import Ledger, ledger_row, update_metrics
 from learner.ledger.predicted import Fresh, tally_policy, tally_shaping, tally_update
 from learner.ledger.step_effect import StepEffect
 from learner.ledger.tally import Tally
-from learner.objective import reference_pull, token_loss, weigh, with_reference
+from learner.objective import gradient_weight, reference_pull, token_loss, weigh, with_reference
 from learner.policy import Policy, load_policy
 from learner.schedule import learning_rate
 from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings, TrainerPrecision
@@ -212,15 +212,7 @@ class Learner:
             logp, entropy, kappa, entropy_grad_sq = self._forward(micro, batch.temperature)
             stats = self._stats(micro, f, logp.detach(), entropy.detach(), kappa, entropy_grad_sq)
             shaping = self.steering.shape(stats, batch.envs) if wide is None else wide[i]
-            data = LossData(
-                old_logp=f.stats.logp,
-                advantages=f.stats.advantages,
-                weight=f.weight,
-                trajectory=self._tensor(micro.trajectory),
-                engine_logp=f.engine_logp,
-                reference_logp=f.reference_logp,
-            )
-            terms = token_loss(logp, entropy, data, shaping, self.settings.objective)
+            terms = token_loss(logp, entropy, self._loss_data(micro, f), shaping, self.settings.objective)
             self.engine.backward(terms.loss)
             tally_update(tally, terms.loss, terms.tokens, stats, shaping, lr * f.weight)
         scale = self.engine.loss_scale
@@ -263,8 +255,10 @@ class Learner:
         advantages = with_reference(advantages, logp, reference, self.settings.objective)
         uniform = token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.action_index)
         objective, importance = self.settings.objective, None
+        weight, trajectory = self._tensor(micro.weight), self._tensor(micro.trajectory)
         if objective.importance.kind != "none":
-            importance, _ = weigh(objective.importance, logp - engine_logp, self._tensor(micro.trajectory))
+            importance, _ = weigh(objective.importance, logp - engine_logp, trajectory)
+        data = LossData(logp, advantages, weight, trajectory)
         return Fresh(
             stats=TokenStats(
                 logp=logp,
@@ -275,8 +269,9 @@ class Learner:
                 advantages=advantages,
                 uniform=self._tensor(uniform),
                 env=self._tensor(micro.env).long(),
+                gradient_weight=gradient_weight(logp, data, importance, objective),
             ),
-            weight=self._tensor(micro.weight),
+            weight=weight,
             engine_logp=engine_logp,
             correct=self._tensor(micro.correct),
             first=self._tensor(micro.action_index) == 0,
@@ -290,9 +285,26 @@ class Learner:
         self, micro: MicroBatch, fresh: Fresh, logp: Tensor, entropy: Tensor, kappa: Tensor, entropy_grad_sq: Tensor
     ) -> TokenStats:
         """Returns the current policy's token statistics; what is fixed at the start of the iteration comes from `fresh`."""
-        uniform = self._tensor(token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.action_index))
         return replace(
-            fresh.stats, logp=logp, entropy=entropy, kappa=kappa, entropy_grad_sq=entropy_grad_sq, uniform=uniform
+            fresh.stats,
+            logp=logp,
+            entropy=entropy,
+            kappa=kappa,
+            entropy_grad_sq=entropy_grad_sq,
+            uniform=self._tensor(token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.action_index)),
+            gradient_weight=gradient_weight(
+                logp, self._loss_data(micro, fresh), fresh.importance, self.settings.objective
+            ),
+        )
+
+    def _loss_data(self, micro: MicroBatch, fresh: Fresh) -> LossData:
+        return LossData(
+            old_logp=fresh.stats.logp,
+            advantages=fresh.stats.advantages,
+            weight=fresh.weight,
+            trajectory=self._tensor(micro.trajectory),
+            engine_logp=fresh.engine_logp,
+            reference_logp=fresh.reference_logp,
         )
 
     def _inputs(self, micro: MicroBatch) -> tuple[Tensor, ...]:

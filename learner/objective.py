@@ -9,7 +9,7 @@ micro-batches of all ranks of one update (learner/batching.py, by `aggregation`)
 
 Nothing here divides. The engine that averages gradients over ranks is given loss * ranks (learner/deepspeed_engine.py).
 
-    loss_t = importance_t * shaping.weight_t * surrogate_t - bonus_t * H_t + kl_t * k3(old) + coefficient * KL_t(reference)
+    loss_t = importance_t * shaping.weight_t * surrogate_t - bonus_t * H_t + kl_t * D_t(old) + coefficient * KL_t(reference)
 
 The correction for engine log-probs multiplies the surrogate alone: it is the surrogate whose samples came from the engine.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from learner.types import LossData, LossTerms, Shaping
 
 @dataclass(frozen=True, slots=True)
 class ClipRange:
-    """Holds the ratio pi / pi_old in [1 - low, 1 + high]."""
+    """Holds the ratio pi / pi_old in [1 - low, 1 + high]; a low of 1 or inf and a high of inf bound nothing."""
 
     low: float
     high: Tensor | float
@@ -80,7 +80,7 @@ def ppo(logp: Tensor, log_ratio: Tensor, advantages: Tensor, clip: ClipRange) ->
 def cispo(logp: Tensor, log_ratio: Tensor, advantages: Tensor, clip: ClipRange) -> Tensor:
     """Returns -stop_grad(clip(r)) A log pi: a clipped token keeps its gradient, with a limited weight. [N]
 
-    MiniMax-M1, arXiv 2506.13585, eq. 4.
+    MiniMax-M1, arXiv 2506.13585, eqs. 4-5; its authors set no lower bound (learner/settings.py:OWN_CLIP).
     """
     return -clip.apply(log_ratio.exp()).detach() * advantages * logp
 
@@ -141,6 +141,18 @@ def k3(difference: Tensor) -> Tensor:
     return difference.exp() - difference - 1.0
 
 
+def old_policy_penalty(log_ratio: Tensor, form: Literal["kl", "abs"]) -> Tensor:
+    """Returns the penalty towards the policy that sampled, log_ratio = log pi - log pi_old with gradient. [N]
+
+        kl   k3(log_ratio) = r - 1 - log r: on samples of old its mean is KL(old || pi), and so is the mean of its gradient r - 1
+        abs  |log r|: gradient 1 above and -1 below, however far; no estimate of a KL, and not smooth where nothing has moved
+
+    KL-Cov's paper states the first (arXiv 2505.22617, eqs. 13-14), its authors' code trains with the second
+    (learner/entropy/covariance.py). The same estimator with `other` and `pi` exchanged, k3(-log_ratio), is that of samples of pi.
+    """
+    return log_ratio.abs() if form == "abs" else k3(log_ratio)
+
+
 def with_reference(
     advantages: Tensor, old_logp: Tensor, reference: Tensor | None, objective: ObjectiveSettings
 ) -> Tensor:
@@ -148,6 +160,51 @@ def with_reference(
     if reference is None or objective.kl.estimator != "k1" or objective.kl.coefficient == 0.0:
         return advantages
     return advantages - objective.kl.coefficient * (old_logp - reference)
+
+
+# --- clipping -------------------------------------------------------------------------------------------------------------
+
+
+def clip_range(objective: ObjectiveSettings, shaping: Shaping) -> ClipRange:
+    """Returns the objective's clip range with what an entropy method puts in its place."""
+    low, high = objective.clip
+    return ClipRange(
+        low if shaping.clip_low is None else shaping.clip_low, high if shaping.clip_high is None else shaping.clip_high
+    )
+
+
+def surrogate_log_ratio(logp: Tensor, old_logp: Tensor, trajectory: Tensor, objective: ObjectiveSettings) -> Tensor:
+    """Returns the log ratio that the surrogate is a function of: a token's own, or its trajectory's. [N]"""
+    if objective.surrogate in SEQUENCE_RATIO:
+        return sequence_log_ratio(logp, old_logp, trajectory)
+    return logp - old_logp
+
+
+def clipping(
+    ratio: Tensor, advantages: Tensor, clip: ClipRange, objective: ObjectiveSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (clipped from above [N] bool, from below [N] bool, what is left of the ratio as a factor of the gradient [N]).
+
+    CISPO limits a token's weight whatever the sign of its advantage. PPO's minimum takes the clip on one side only, and leaves
+    nothing. A policy gradient does not look at the range, and its gradient is that of a ratio of 1 (`gradient_weight`).
+    """
+    any_sign = torch.full_like(advantages, objective.surrogate == "cispo", dtype=torch.bool)
+    clips = objective.surrogate in CLIPPED
+    high = (ratio > 1.0 + clip.high) & ((advantages > 0) | any_sign) & clips
+    low = (ratio < 1.0 - clip.low) & ((advantages < 0) | any_sign) & clips
+    bound = torch.where(any_sign, clip.apply(ratio), torch.zeros_like(ratio))
+    return high, low, torch.where(high | low, bound, ratio)
+
+
+def gradient_weight(logp: Tensor, data: LossData, importance: Tensor | None, objective: ObjectiveSettings) -> Tensor:
+    """Returns g with d(loss of the surrogate) / d(log pi) = -g * A, before any shaping. [N], detached
+
+    g = loss weight * correction for engine log-probs * what clipping leaves of the ratio. importance: None for 1.
+    """
+    ratio = surrogate_log_ratio(logp, data.old_logp, data.trajectory, objective).detach().exp()
+    *_, kept = clipping(ratio, data.advantages, clip_range(objective, Shaping()), objective)
+    kept = kept if objective.surrogate in CLIPPED else torch.ones_like(kept)
+    return data.weight * kept if importance is None else data.weight * importance * kept
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------------
@@ -160,12 +217,9 @@ def token_loss(
 
     `shaping.advantages`, if given, replaces data.advantages altogether.
     """
-    clip = ClipRange(objective.clip_low, objective.clip_high if shaping.clip_high is None else shaping.clip_high)
+    clip = clip_range(objective, shaping)
     shaped = data.advantages if shaping.advantages is None else shaping.advantages
-    if objective.surrogate in SEQUENCE_RATIO:
-        log_ratio = sequence_log_ratio(logp, data.old_logp, data.trajectory)
-    else:
-        log_ratio = logp - data.old_logp
+    log_ratio = surrogate_log_ratio(logp, data.old_logp, data.trajectory, objective)
     per_token = SURROGATES[objective.surrogate](logp, log_ratio, shaped, clip)
     if data.engine_logp is None:
         importance, limited = torch.ones_like(data.old_logp), torch.zeros_like(data.old_logp, dtype=torch.bool)
@@ -178,18 +232,13 @@ def token_loss(
     if shaping.bonus is not None:
         per_token = per_token - shaping.bonus * entropy
     if shaping.kl is not None:
-        per_token = per_token + shaping.kl * k3(data.old_logp - logp)
+        per_token = per_token + shaping.kl * old_policy_penalty(logp - data.old_logp, shaping.kl_form)
     if objective.kl.coefficient and data.reference_logp is not None:
         penalty = reference_penalty(logp, data.reference_logp, objective.kl.estimator)
         per_token = per_token + objective.kl.coefficient * penalty
     with torch.no_grad():
         ratio = log_ratio.exp()
-        # CISPO limits a token's weight whatever the sign of its advantage; PPO's minimum takes the clip on one side only.
-        any_sign = torch.full_like(shaped, objective.surrogate == "cispo", dtype=torch.bool)
-        clips = objective.surrogate in CLIPPED
-        high = (ratio > 1.0 + clip.high) & ((shaped > 0) | any_sign) & clips
-        low = (ratio < 1.0 - clip.low) & ((shaped < 0) | any_sign) & clips
-        kept = torch.where(any_sign, clip.apply(ratio), torch.zeros_like(ratio))
+        high, low, kept = clipping(ratio, shaped, clip, objective)
         diagnostics = {
             "ratio": ratio,
             "clipped_high": high,

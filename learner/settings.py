@@ -7,6 +7,7 @@ learner/learner.py:RankSettings.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -154,8 +155,20 @@ class CreditSettings(KindSettings):
     discount: float = Field(default=1.0, gt=0, le=1)
 
 
-# Advantages whose baseline is the batch's: they learn from groups of equal rewards too.
+# Advantages whose baseline is the batch's: they learn from groups of equal rewards too, and from one response a prompt.
 BATCH_BASELINES = frozenset({"reinforce_pp"})
+
+# The clip range (low, high) that each surrogate was published with: the ratio is held in [1 - low, 1 + high].
+#   ppo    0.2 either way (arXiv 1707.06347, table 1)
+#   gspo   3e-4 and 4e-4 of the sequence's ratio, which moves far less than a token's (arXiv 2507.18071, section 5.1)
+#   cispo  no lower bound: a ratio is never below 1 - 1. MiniMax-M1 (arXiv 2506.13585, section 3.1) sets none and does not publish
+#          its upper one; a ratio of at most 5 is what ScaleRL uses (arXiv 2510.13786) and TRL recommends for loss_type cispo
+OWN_CLIP: dict[str, tuple[float, float]] = {
+    "policy_gradient": (1.0, math.inf),  # has no ratio to clip
+    "ppo": (0.2, 0.2),
+    "gspo": (3e-4, 4e-4),
+    "cispo": (1.0, 4.0),
+}
 
 
 class ObjectiveSettings(Settings):
@@ -164,8 +177,15 @@ class ObjectiveSettings(Settings):
     advantage: Literal["grpo", "rloo", "loop", "dr_grpo", "reinforce_pp", "reinforce_pp_baseline"] = "grpo"
     surrogate: Literal["policy_gradient", "ppo", "cispo", "gspo"] = "ppo"
     aggregation: Aggregation = "token"
-    clip_low: float = Field(default=0.2, ge=0, lt=1)
-    clip_high: float = Field(default=0.2, ge=0)
+    # None: the surrogate's own, see OWN_CLIP. A clip_low of 1 bounds nothing.
+    clip_low: float | None = Field(default=None, ge=0, le=1)
+    clip_high: float | None = Field(default=None, ge=0)
     importance: ImportanceSettings = ImportanceSettings()
     kl: KLSettings = KLSettings()
     credit: CreditSettings = CreditSettings()
+
+    @property
+    def clip(self) -> tuple[float, float]:
+        """Returns the clip range (low, high) in use: what was given, else the surrogate's own."""
+        low, high = OWN_CLIP[self.surrogate]
+        return low if self.clip_low is None else self.clip_low, high if self.clip_high is None else self.clip_high

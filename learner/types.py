@@ -84,6 +84,9 @@ class TokenStats:
     # A draw from [0, 1) that belongs to the token: from the run's seed, the update and the token's position.
     uniform: Tensor
     env: Tensor  # int64, index into RankBatch.envs
+    # What the uncontrolled loss multiplies a token's A by on its way to log pi (objective.gradient_weight): its weight in the
+    # loss, the correction for engine log-probs and the surrogate's ratio. 0 where the clip has taken the gradient away.
+    gradient_weight: Tensor
 
     @property
     def centred(self) -> Tensor:
@@ -100,10 +103,14 @@ class Shaping:
     """Lists what an entropy method changes in the loss; None leaves the objective's own value. All [N]."""
 
     advantages: Tensor | None = None  # replaces A
-    clip_high: Tensor | float | None = None  # replaces the upper clip range
+    clip_low: float | None = None  # replaces the lower clip range; inf: no bound
+    clip_high: Tensor | float | None = None  # replaces the upper clip range; inf: no bound
     weight: Tensor | None = None  # multiplies the token's loss weight
     bonus: Tensor | float | None = None  # coefficient of the differentiable exact entropy, added to the objective
-    kl: Tensor | None = None  # coefficient of the differentiable KL to the policy at the start of the iteration
+    kl: Tensor | None = (
+        None  # coefficient of the differentiable penalty towards the policy at the start of the iteration
+    )
+    kl_form: Literal["kl", "abs"] = "kl"  # what that penalty is: objective.old_policy_penalty
     touched: Tensor | None = None  # bool: tokens the coefficient acts on; None: all of them
 
     def take(self, index: slice) -> Shaping:
@@ -111,7 +118,7 @@ class Shaping:
         part = {
             f.name: v[index]
             for f in fields(self)
-            if (v := getattr(self, f.name)) is not None and not isinstance(v, float)
+            if (v := getattr(self, f.name)) is not None and not isinstance(v, float | str)
         }
         return replace(self, **part)
 

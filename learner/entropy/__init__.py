@@ -3,7 +3,7 @@
 base.py         the interface of a method, and the range of its coefficient
 none.py         no control: the baseline
 bonus.py        the exact-entropy bonus in the loss
-repo.py         REPO-R and REPO-D: the advantage is changed
+repo.py         REPO, REPO-R and REPO-D: the advantage is changed
 clip.py         clip-higher and ADAPO: the upper clip range is changed
 covariance.py   Clip-Cov and KL-Cov: the few tokens whose advantage goes with their log-prob
 steering.py     a controller with its target is a loop; Steering joins a method and its loops

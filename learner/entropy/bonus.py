@@ -1,6 +1,6 @@
 """Adds an entropy bonus, loss_t - coefficient * H_t, with the exact, differentiable entropy of the full distribution.
 
-To first order it adds coefficient * sum_b pi_b^2 L_b^2 to dH, on average what REPO-D adds with the same coefficient, without
+To first order it adds coefficient * sum_b pi_b^2 L_b^2 to dH, on average what REPO adds with the same coefficient, without
 its sampling noise and without the ratio and the clip of the surrogate. Sources: the classic regulariser (A3C, arXiv
 1602.01783); with controller `additive` and `gated: true` it is Skywork-OR1's adaptive bonus (arXiv 2505.22312). Use it as the
 baseline that has to be tuned before another method is said to beat it: 0.1 held its own at 0.1M parameters, 0.001-0.02 is usual

@@ -12,13 +12,14 @@ from learner.entropy.clip import Adapo, ClipHigher
 from learner.entropy.controllers import PI, Additive, Doubling, Fixed, Isentropic, Proportional
 from learner.entropy.covariance import ClipCov, KLCov
 from learner.entropy.none import NoControl
-from learner.entropy.repo import RepoD, RepoR
+from learner.entropy.repo import Repo, RepoD, RepoR
 from learner.entropy.target import Target, TargetSettings
 from learner.settings import KindSettings
 
 METHODS: dict[str, Any] = {
     "none": NoControl,
     "bonus": Bonus,
+    "repo": Repo,
     "repo_r": RepoR,
     "repo_d": RepoD,
     "clip_higher": ClipHigher,

@@ -194,7 +194,7 @@ class Doubling(_Base):
 
 
 class Proportional(_Base):
-    """Sets coefficient = gain * (target - H) / target, within +-high (signed) or [low, high]: REPO-D's proportional form."""
+    """Sets coefficient = gain * (target - H) / target, within +-high (signed) or [low, high]: on REPO, its proportional form."""
 
     class Settings(Range):
         kind: Literal["proportional"]
@@ -287,8 +287,8 @@ class Isentropic(_Base):
     distant target: the sum counts no error as larger than REACH and stops growing while the coefficient is at its bound. A target
     far below the start is let come: policy gradients lower entropy by themselves, and pushing towards it with all force would
     spend the first updates on unlearning. Nor may the coefficient move by more than `max_change`, in the same unit, in one
-    iteration: the first ones follow from a few responses. Needs a method whose effect is linear in the coefficient: repo_r,
-    repo_d, bonus."""
+    iteration: the first ones follow from a few responses. Needs a method whose effect is linear in the coefficient: repo,
+    repo_r, bonus."""
 
     class Settings(Limits):
         kind: Literal["isentropic"]
@@ -304,7 +304,7 @@ class Isentropic(_Base):
     def __init__(self, settings: Settings, bounds: base.CoefficientRange) -> None:
         if not bounds.linear:
             raise ValueError(
-                "the isentropic controller needs a method whose effect is linear in its coefficient: repo_r, repo_d or bonus"
+                "the isentropic controller needs a method whose effect is linear in its coefficient: repo, repo_r or bonus"
             )
         super().__init__(bounds.model_copy(update={"start": 0.0, "low": 0.0, "high": settings.high}))
         self.settings = settings

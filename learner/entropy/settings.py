@@ -11,11 +11,11 @@ from learner.entropy.target import TargetSettings
 from learner.settings import KindSettings, Settings
 
 # What holds entropy where a recipe names no method. Chosen by measurement: see "The entropy grid" in tests/benchmarks/RESULTS.md.
-HELD: dict[str, Any] = {"method": {"kind": "repo_d"}, "controller": {"kind": "isentropic"}, "target": {"fraction": 0.7}}
+HELD: dict[str, Any] = {"method": {"kind": "repo"}, "controller": {"kind": "isentropic"}, "target": {"fraction": 0.7}}
 
 
 class EntropySettings(Settings):
-    """Holds the parts of entropy control. Without a method they are REPO-D, isentropic, 0.7 of the start; `method: {kind: none}`
+    """Holds the parts of entropy control. Without a method they are REPO, isentropic, 0.7 of the start; `method: {kind: none}`
     controls nothing.
 
     A target that is given replaces the default as a whole: without nats and fraction it is 1.0 of the start. A method that is

@@ -122,7 +122,7 @@ def tally_shaping(tally: Tally, fresh: Fresh, shaping: Shaping) -> None:
     dh = fresh.weight * planned_dh(fresh, shaping)
     shaped = s.advantages if shaping.advantages is None else shaping.advantages
     for name, mask in (("positive", s.advantages > 0), ("negative", s.advantages < 0), ("zero", s.advantages == 0)):
-        tally.add(f"dh_{name}", dh.where(mask, 0.0))  # zero: REPO-D and the bonus move these as well
+        tally.add(f"dh_{name}", dh.where(mask, 0.0))  # zero: REPO and the bonus move these as well
         tally.add(f"size_{name}", s.advantages.abs().where(mask, 0.0))
         tally.add(f"shaped_{name}", shaped.abs().where(mask, 0.0))
 

@@ -48,6 +48,8 @@ Check = Callable[[RunData], Finding | None]
 def method_name(run: RunData) -> str:
     """Returns the usual name of the run's method of entropy control."""
     kind = run.setting("entropy.method.kind")
+    if kind == "repo_d" and run.setting("entropy.method.centred") is not None:
+        kind = "repo"  # the name before: the present repo_d has no such key
     return NAMES.get(kind, kind) if isinstance(kind, str) else "the control"
 
 

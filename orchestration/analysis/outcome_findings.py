@@ -3,6 +3,7 @@
 import math
 from statistics import fmean
 
+from learner.settings import BATCH_BASELINES
 from orchestration.analysis.findings import (
     Check,
     Finding,
@@ -96,6 +97,8 @@ def distinct(run: RunData) -> Finding | None:
 
 def no_signal(run: RunData) -> Finding | None:
     prompts, key = run.setting("batch.prompts"), "groups/no_signal"
+    if run.setting("objective.advantage") in BATCH_BASELINES:
+        return None  # they learn from groups of equal rewards too
     if not isinstance(prompts, int) or prompts < 1 or run.setting("objective.credit.kind") == "turn":
         return None  # the metric looks at verdicts alone, and turn-level advantages may differ where they are equal
     # Refill generates more groups than a batch has.

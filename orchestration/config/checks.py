@@ -43,9 +43,10 @@ def batch_divides(config: RunSections) -> None:
             f"{config.learner.ranks}: change batch.prompts ({config.batch.prompts}), batch.responses ({config.batch.responses}), "
             f"learner.updates ({config.learner.updates}) or learner.ranks"
         )
-    if config.batch.responses < 2:
+    if config.batch.responses < 2 and config.objective.advantage not in BATCH_BASELINES:
         raise ValueError(
-            f"a group baseline compares responses of one prompt: batch.responses is {config.batch.responses}, give 2 or more"
+            f"the group baseline of objective.advantage {config.objective.advantage} compares responses of one prompt: "
+            f"batch.responses is {config.batch.responses}, give 2 or more, or use {', '.join(sorted(BATCH_BASELINES))}"
         )
 
 

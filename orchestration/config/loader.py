@@ -59,13 +59,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def with_present_names(data: dict[str, Any]) -> dict[str, Any]:
-    """Renames, in place, the keys that `RENAMED` lists; returns `data`."""
+    """Renames, in place, the keys that `RENAMED` lists and the method repo_d of before, now repo; returns `data`."""
     for old, new in RENAMED.items():
         section, _, key = old.partition(".")
         at = data.get(section)
         name = new.rpartition(".")[2]
         if isinstance(at, dict) and key in at and name not in at:
             at[name] = at.pop(key)
+    entropy = data.get("entropy")
+    method = entropy.get("method") if isinstance(entropy, dict) else None
+    # What was repo_d had a key `centred`, which every run's config.yaml holds, and the present repo_d has not.
+    if isinstance(method, dict) and method.get("kind") == "repo_d" and "centred" in method:
+        method["kind"] = "repo"
     return data
 
 

@@ -115,8 +115,11 @@ class RunConfig(RunSections):
         return self.iterations * self.learner.updates * self.learner.epochs
 
     def to_yaml(self) -> str:
-        """Writes what load_config reads back as an equal config."""
-        return write_yaml(self.model_dump(mode="json"))
+        """Writes what load_config reads back as an equal config. Beside a clip range that was left out stands the one in use."""
+        text, objective = write_yaml(self.model_dump(mode="json")), self.objective
+        for key, value in zip(("clip_low", "clip_high"), objective.clip, strict=True):
+            text = text.replace(f"\n  {key}: null\n", f"\n  {key}: null  # {value:g}, as of {objective.surrogate}\n")
+        return text
 
 
 def recipe_names() -> list[str]:

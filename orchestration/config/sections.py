@@ -96,7 +96,7 @@ class DynamicSection(KindSettings):
     """Chooses what is done with groups whose scored responses all have one reward: dynamic sampling (DAPO, arXiv 2503.14476,
     sec. 3.2).
 
-    none    they are in the update: with advantage 0, but counted in what the loss is divided by and in REPO-D, a bonus or a KL
+    none    they are in the update: with advantage 0, but counted in what the loss is divided by and in REPO, a bonus or a KL
     filter  they are not; the update's size and statistics are those of the others. Fewer groups are fewer updates, not smaller
             ones, but where less than one update's worth is left
     refill  nor are they, and others are generated until batch.prompts groups are informative or max_rounds is reached

@@ -312,7 +312,7 @@ def run(say: Say) -> None:
         began = time.monotonic()
         code, output, rows = train(
             folder, precision, 120, f"precision={precision}", "run.iterations=4", "evaluation.prompts=20", "evaluation.samples=4",
-            "evaluation.ks=[1,4]", "checkpoint.every=2", "entropy.method={kind: repo_d}", "entropy.controller={kind: isentropic}",
+            "evaluation.ks=[1,4]", "checkpoint.every=2", "entropy.method={kind: repo}", "entropy.controller={kind: isentropic}",
         )  # fmt: skip
         if code or len(rows) < 4:
             say(f"{precision}: isentrope train", f"exit {code}: {' '.join(output.split())[-700:]}", False)

@@ -55,7 +55,7 @@ RICH: list[dict[str, Any]] = [
 ]
 METHODS = [
     {"name": m, "stage": 1, "tokens": 200, "packing": False, "method": {"kind": m}}
-    for m in ("none", "bonus", "repo_d", "clip_higher", "adapo", "clip_cov", "kl_cov")
+    for m in ("none", "bonus", "repo", "repo_d", "clip_higher", "adapo", "clip_cov", "kl_cov")
 ]
 USUAL = {"tokens": 200, "packing": False}
 HALF: list[dict[str, Any]] = [
@@ -203,7 +203,7 @@ def test_every_method_trains_and_differs_from_none(results: Any, method: str) ->
     weights, metrics = results[1, method]
     assert all(np.isfinite(w).all() for w in weights.values())
     assert metrics[0]["entropy/exact"] == pytest.approx(results[1, "none"][1][0]["entropy/exact"], abs=1e-6)
-    if method in ("bonus", "repo_d"):
+    if method in ("bonus", "repo"):
         assert gap(weights, results[1, "none"][0]) > 1e-6
 
 

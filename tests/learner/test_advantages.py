@@ -185,16 +185,20 @@ def test_with_one_turn_each_it_is_the_trajectory_s_advantage(rewards: list[list[
     assert np.concatenate(actual) == pytest.approx(trajectory_advantages(groups, ADVANTAGES[name]), rel=1e-9, abs=1e-12)
 
 
-@given(st.lists(st.lists(EARNED, min_size=1, max_size=5), min_size=1, max_size=3))
-def test_whitening_by_turn_is_over_the_tokens_of_turns_that_are_compared(rewards: list[list[list[float]]]) -> None:
+@pytest.mark.parametrize(("name", "least"), [("reinforce_pp", 1), ("reinforce_pp_baseline", 2)])
+@given(rewards=st.lists(st.lists(EARNED, min_size=1, max_size=5), min_size=1, max_size=3))
+def test_whitening_by_turn_is_over_the_tokens_of_turns_that_are_compared(
+    name: str, least: int, rewards: list[list[list[float]]]
+) -> None:
+    """Under the batch's baseline a turn is compared with those of other prompts, though none of its own group has it."""
     groups = [episodes(group, lost=0) for group in rewards]
-    actual = iter(turn_advantages(groups, ADVANTAGES["reinforce_pp"], 1.0))
+    actual = iter(turn_advantages(groups, ADVANTAGES[name], 1.0))
     tokens: list[float] = []
     for group in groups:
         lengths = [len(t.turns) for t in group.trajectories[1:]]  # of the scored
         for i, (t, own) in enumerate(zip(group.trajectories, actual, strict=False)):
             for k, turn in enumerate(t.turns):
-                if i > 0 and sum(n > k for n in lengths) > 1:
+                if i > 0 and sum(n > k for n in lengths) >= least:
                     tokens += [own[k]] * len(turn.response_ids)
                 else:
                     assert own[k] == 0.0

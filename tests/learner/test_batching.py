@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.builders import make_trajectory, trajectories
 
 from envs.types import Group, Status, Trajectory
-from learner.advantages import Advantage, leave_one_out
+from learner.advantages import ADVANTAGES, Advantage, leave_one_out
 from learner.batching import build_batches, informative, trajectory_advantages
 from learner.settings import BatchPlan
 from learner.types import Aggregation, RankBatch
@@ -183,6 +183,10 @@ def test_responses_without_a_verdict_teach_nothing() -> None:
     assert actual[:3].any()
     alone = Group(members[0].prompt, (members[0], *lost))
     assert trajectory_advantages([alone], Advantage(leave_one_out)).tolist() == [0.0, 0.0, 0.0]
+    # Under the batch's baseline it is compared with the responses to other prompts.
+    failed = Group(members[0].prompt, (make_trajectory(seed=5), make_trajectory(seed=6)))
+    actual = trajectory_advantages([alone, failed], ADVANTAGES["reinforce_pp"]).tolist()
+    assert actual == pytest.approx([2**0.5, 0.0, 0.0, -(0.5**0.5), -(0.5**0.5)])
 
 
 # --- dynamic sampling -----------------------------------------------------------------------------------------------------

@@ -27,11 +27,16 @@ CASES: dict[str, tuple[ObjectiveSettings, dict[str, Any], str]] = {
         for kind in build.METHODS
     },
     "clip_cov, wide": (ObjectiveSettings(), {"kind": "clip_cov", "low": -1.0, "high": 9.0}, "token"),
-    "kl_cov, wide": (ObjectiveSettings(), {"kind": "kl_cov", "share": 0.3}, "token"),
+    "kl_cov, wide": (ObjectiveSettings(), {"kind": "kl_cov", "share": 0.3, "form": "kl", "clipped": True}, "token"),
     "gspo": (ObjectiveSettings(surrogate="gspo", clip_low=0.01, clip_high=0.01), {"kind": "repo_r"}, "sequence"),
     "cispo, masked": (
-        ObjectiveSettings(surrogate="cispo", importance=ImportanceSettings(kind="masked", cap=3.0, floor=0.3)),
-        {"kind": "repo_d"},
+        ObjectiveSettings(
+            surrogate="cispo",
+            clip_low=0.2,
+            clip_high=0.2,
+            importance=ImportanceSettings(kind="masked", cap=3.0, floor=0.3),
+        ),
+        {"kind": "repo"},
         "token",
     ),
     "reference": (ObjectiveSettings(kl=KLSettings(coefficient=0.02, estimator="k3")), {"kind": "bonus"}, "sequence"),
@@ -63,7 +68,7 @@ def batches_of(
 def run(case: str, **plan: Any) -> tuple[list[dict[str, float]], Any]:
     objective, method, aggregation = CASES[case]
     controller: dict[str, Any] = {"kind": "fixed"}
-    if method["kind"] in ("repo_r", "repo_d", "bonus"):
+    if method["kind"] in ("repo", "repo_r", "bonus"):
         controller = {"kind": "isentropic"}
     elif method["kind"] in ("adapo", "clip_cov"):
         controller = {"kind": "doubling"}
@@ -88,7 +93,8 @@ def test_ranks_micro_batches_and_packing_change_no_metric_and_no_weight(case: st
     first = reference[0][0]
     assert math.isfinite(first["grad_norm"])
     assert first["grad_norm"] > 0
-    assert first["clip/high"] + first["clip/low"] > 0  # a run in which nothing happens shows nothing
+    acted = first["kl/old"] if case == "kl_cov" else first["clip/high"] + first["clip/low"]  # kl_cov does not clip
+    assert acted > 0  # a run in which nothing happens shows nothing
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
@@ -171,7 +177,7 @@ def filtered(kept: int, iteration: int = 0, measure: bool = True, **plan: Any) -
     )
 
 
-@pytest.mark.parametrize("case", ["none", "repo_d", "repo_r", "clip_cov, wide", "kl_cov, wide", "reference"])
+@pytest.mark.parametrize("case", ["none", "repo", "repo_d", "repo_r", "clip_cov, wide", "kl_cov, wide", "reference"])
 def test_measured_responses_are_in_the_entropy_and_in_no_update(case: str) -> None:
     objective, method, _ = CASES[case]
     settings = learner_settings(objective, method, {"kind": "fixed"})
@@ -197,7 +203,7 @@ def test_measured_responses_are_in_the_entropy_and_in_no_update(case: str) -> No
 
 
 def test_ranks_and_micro_batches_change_nothing_where_groups_were_dropped() -> None:
-    settings = learner_settings(ObjectiveSettings(), {"kind": "repo_d"}, {"kind": "isentropic"})
+    settings = learner_settings(ObjectiveSettings(), {"kind": "repo"}, {"kind": "isentropic"})
 
     def iterations(**plan: Any) -> Any:
         return train(settings, [filtered(kept, i, **plan) for i, kept in enumerate((1, 0, 7, 9))])
@@ -209,7 +215,7 @@ def test_ranks_and_micro_batches_change_nothing_where_groups_were_dropped() -> N
 
 
 def test_an_iteration_without_anything_to_train_on_is_measured_and_changes_no_weight() -> None:
-    settings = learner_settings(ObjectiveSettings(), {"kind": "repo_d"}, {"kind": "doubling"})
+    settings = learner_settings(ObjectiveSettings(), {"kind": "repo"}, {"kind": "doubling"})
     rows, table = train(settings, [filtered(RESPONSES), filtered(0, 1), filtered(0, 1), filtered(RESPONSES, 2)])
     _, expected = train(settings, [filtered(RESPONSES)])
     _, same = train(settings, [filtered(RESPONSES), filtered(0, 1)])

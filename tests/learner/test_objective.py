@@ -45,8 +45,8 @@ def reference(case: dict[str, Any]) -> float:
     else:
         per_token = -a
     per_token = per_token * c.get("token_weight", 1.0) - c.get("bonus", 0.0) * c["entropy"]
-    back = np.exp(c["old_logp"] - c["logp"])  # pi_old / pi
-    per_token = per_token + c.get("kl", 0.0) * (back - 1 - np.log(back))
+    moved = np.exp(c["logp"] - c["old_logp"])  # pi / pi_old, on samples of pi_old
+    per_token = per_token + c.get("kl", 0.0) * (moved - 1 - np.log(moved))
     return float((c["weight"] * per_token).sum())
 
 
@@ -161,6 +161,22 @@ def test_the_penalty_is_never_negative_and_pulls_towards_the_old_policy() -> Non
     terms.loss.backward()
     assert logp.grad is not None
     assert (logp.grad.sign() == (stats.logp - stats.old_logp).sign()).all()
+
+
+def test_a_clip_of_one_below_and_infinity_above_is_none() -> None:
+    """So that CISPO has no lower bound, and KL-Cov none at all."""
+    ratio = torch.tensor([0.0, 1e-30, 0.5, 1.0, 7.0, 1e30]).double()
+    for low in (1.0, math.inf):
+        assert torch.equal(ClipRange(low, math.inf).apply(ratio), ratio)
+    terms, _ = run(3, Shaping(clip_low=math.inf, clip_high=math.inf))
+    assert not (terms.tokens["clipped_high"] | terms.tokens["clipped_low"] | (terms.tokens["withheld"] != 0)).any()
+    lower, _ = run(3, Shaping(clip_low=0.5))  # replaces the lower one only
+    stats = make_stats(20, 3)
+    expected = [
+        ppo_reference(float(x), float(old), float(a), 0.5, 0.15)
+        for x, old, a in zip(stats.logp, stats.old_logp, stats.advantages, strict=True)
+    ]
+    assert lower.loss.item() == pytest.approx(sum(expected) / 20, rel=1e-12)
 
 
 def test_a_ratio_that_underflows_leaves_finite_diagnostics() -> None:

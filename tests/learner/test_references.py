@@ -11,16 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import references
-from support.builders import make_stats, make_trajectory, trajectories
+from support.builders import make_trajectory, trajectories
 from support.references import Response, Rules
-from support.tables import make_method
 
 from envs.types import Group, Trajectory
 from learner.advantages import ADVANTAGES
 from learner.batching import build_batches, trajectory_advantages
-from learner.objective import CLIPPED, token_loss, with_reference
+from learner.objective import CLIPPED, gradient_weight, token_loss, with_reference
 from learner.settings import BatchPlan, ObjectiveSettings
-from learner.types import LossData, Shaping, TokenStats
+from learner.types import LossData, Shaping
 
 few = settings(max_examples=40)
 
@@ -29,12 +28,23 @@ few = settings(max_examples=40)
 
 RESPONSES = st.tuples(st.integers(-4, 4).map(lambda x: x / 2), st.integers(1, 9))
 GROUPS = st.lists(st.lists(RESPONSES, min_size=2, max_size=5), min_size=1, max_size=4)
+SINGLES = st.lists(st.lists(RESPONSES, min_size=1, max_size=1), min_size=1, max_size=8)
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
 @few
 @given(groups=GROUPS)
 def test_every_advantage_is_that_of_its_paper(name: str, groups: list[list[tuple[float, int]]]) -> None:
+    assert_advantages(name, groups)
+
+
+@few
+@given(groups=SINGLES)
+def test_reinforce_pp_takes_one_response_a_prompt_as_its_paper_does(groups: list[list[tuple[float, int]]]) -> None:
+    assert_advantages("reinforce_pp", groups)
+
+
+def assert_advantages(name: str, groups: list[list[tuple[float, int]]]) -> None:
     made = []
     for g, responses in enumerate(groups):
         members = [make_trajectory([(1, n)], reward=r, index=g, seed=i) for i, (r, n) in enumerate(responses)]
@@ -61,14 +71,21 @@ def make_responses(trajectories: list[Trajectory], seed: int, spread: float) -> 
 
 
 def computed(
-    trajectories: list[Trajectory], logps: list[np.ndarray], responses: list[Response], rules: Rules, plan: BatchPlan
+    trajectories: list[Trajectory],
+    logps: list[np.ndarray],
+    responses: list[Response],
+    rules: Rules,
+    plan: BatchPlan,
+    own_clip: bool = False,
 ) -> tuple[float, list[np.ndarray]]:
-    """Returns the loss of the update over all micro-batches of all ranks, and its gradient in every log-prob."""
+    """Returns the loss of the update over all micro-batches of all ranks, and its gradient in every log-prob.
+
+    own_clip: leave the clip range out of the settings.
+    """
     objective = ObjectiveSettings.model_validate(
         {
             "surrogate": rules.surrogate,
-            "clip_low": rules.low,
-            "clip_high": rules.high,
+            **({} if own_clip else {"clip_low": rules.low, "clip_high": rules.high}),
             "importance": {"kind": rules.importance, "cap": rules.cap, "floor": rules.floor, "level": rules.level},
             "kl": {"coefficient": rules.kl, "estimator": rules.estimator},
         }
@@ -183,6 +200,60 @@ def test_gspo_is_the_clipped_objective_of_whole_responses(seed: int) -> None:
         assert actual == pytest.approx(np.full(len(logp), expected), rel=1e-6, abs=1e-12)
 
 
+@pytest.mark.parametrize("surrogate", sorted(CLIPPED))
+def test_a_clip_range_that_is_left_out_is_the_surrogates_published_one(surrogate: str) -> None:
+    """Ratios on either side of every bound that any of the three has, and advantages of both signs."""
+    low, high = references.PUBLISHED_CLIP[surrogate]
+    rules = Rules(surrogate, low, high, "sequence")
+    plan = BatchPlan(updates=1, epochs=1, ranks=1, micro_batch_tokens=100, packing=False)
+    for ratio in (1e-3, 0.5, 0.79, 0.81, 1 - 3.5e-4, 1 - 2.5e-4, 1 + 3.5e-4, 1 + 4.5e-4, 1.19, 1.21, 4.9, 5.1):
+        responses = [make_trajectory([(1, 3)], index=0), make_trajectory([(1, 2)], index=1)]
+        logps, made = make_responses(responses, 0, 0.0)
+        made = [replace(r, advantage=a) for r, a in zip(made, (1.5, -0.5), strict=True)]
+        logps = [x + np.log(ratio) for x in logps]
+        value, grads = computed(responses, logps, made, rules, plan, own_clip=True)
+        assert value == pytest.approx(references.loss(logps, logps, made, rules), rel=1e-6), ratio
+        for actual, expected in zip(grads, references.gradients(logps, made, rules), strict=True):
+            assert actual == pytest.approx(expected, rel=1e-5, abs=1e-7), ratio
+
+
+def test_a_clip_range_that_is_given_wins_one_side_at_a_time() -> None:
+    assert ObjectiveSettings().clip == (0.2, 0.2)
+    assert ObjectiveSettings(surrogate="gspo", clip_high=0.1).clip == (3e-4, 0.1)
+    assert ObjectiveSettings(surrogate="cispo", clip_low=0.0).clip == (0.0, 4.0)
+
+
+@few
+@given(
+    st.sampled_from(["policy_gradient", *sorted(CLIPPED)]),
+    st.integers(0, 9999),
+    st.booleans(),
+    trajectories(min_size=2, max_size=4),
+)
+def test_the_gradient_weight_is_what_multiplies_the_advantage_in_the_gradient(
+    surrogate: Any, seed: int, corrected: bool, responses: list[Trajectory]
+) -> None:
+    """Minus the derivative of the loss over A, token by token, with the clip, the weights and the correction in it."""
+    corrected = (
+        corrected and surrogate != "gspo"
+    )  # weights a token within a response's one ratio: only GSPO-token has that
+    rules = Rules(surrogate, 0.1, 0.3, "sequence", importance="truncated" if corrected else "none", cap=1.2)
+    logps, made = make_responses(responses, seed, 0.25)
+    if near_a_bound(logps, made, rules):
+        return
+    expected = np.concatenate(references.gradients(logps, made, rules))
+    objective = ObjectiveSettings(surrogate=surrogate, clip_low=0.1, clip_high=0.3)
+    lengths = [len(x) for x in logps]
+    old, engine = (torch.tensor(np.concatenate([getattr(r, n) for r in made])) for n in ("old", "engine"))
+    advantages = torch.tensor(np.repeat([r.advantage for r in made], lengths))
+    weight = torch.tensor(np.repeat([1 / (len(made) * n) for n in lengths], lengths))
+    trajectory = torch.arange(len(made)).repeat_interleave(torch.tensor(lengths))
+    importance = (old - engine).exp().clamp(max=1.2) if corrected else None
+    data = LossData(old, advantages, weight, trajectory)
+    g = gradient_weight(torch.tensor(np.concatenate(logps)), data, importance, objective)
+    assert (-g * advantages).tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-7)
+
+
 def test_a_token_clipped_by_cispo_keeps_its_gradient_with_a_limited_weight() -> None:
     for ratio, kept in ((5.0, 1.3), (0.1, 0.9), (1.1, 1.1)):
         x = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
@@ -193,83 +264,3 @@ def test_a_token_clipped_by_cispo_keeps_its_gradient_with_a_limited_weight() -> 
         ).loss.backward()
         assert x.grad is not None
         assert x.grad.item() == pytest.approx(-2.0 * kept)
-
-
-# --- REPO, Clip-Cov, KL-Cov ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["repo_r", "repo_r, raw", "repo_r, positive", "repo_d", "repo_d, raw"])
-@few
-@given(seed=st.integers(0, 999), coefficient=st.floats(-3, 3))
-def test_every_form_of_repo_is_a_minus_beta_l(name: str, seed: int, coefficient: float) -> None:
-    stats, kind = make_stats(15, seed), name[:6]
-    form = {"centred": "raw" not in name, "part": "positive" if "positive" in name else "both"}
-    columns = (x.tolist() for x in (stats.advantages, stats.logp, stats.entropy))
-    expected = [references.repo(kind, a, x, h, coefficient, **form) for a, x, h in zip(*columns, strict=True)]
-    shaping = make_method(name).shape(stats, coefficient)
-    assert shaping.advantages.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    touched = [kind == "repo_d" or (a > 0 if "positive" in name else a != 0) for a in stats.advantages.tolist()]
-    assert shaping.touched is None if kind == "repo_d" else shaping.touched.tolist() == touched
-
-
-BATCHES = st.tuples(st.integers(0, 999), st.integers(1, 60))
-
-
-def with_ties(seed: int, n: int) -> TokenStats:
-    """Returns statistics with a third of the tokens certain, so that equal advantages give covariances equal to the last bit."""
-    stats = make_stats(n, seed)
-    certain = torch.arange(n) % 3 == 0
-    return replace(stats, logp=stats.logp.masked_fill(certain, 0.0), advantages=stats.advantages.sign())
-
-
-@few
-@given(BATCHES, st.floats(0, 1), st.floats(-1, 1, allow_subnormal=False), st.floats(0, 2, allow_subnormal=False))
-def test_clip_cov_drops_the_share_it_was_told_of_those_it_may(
-    batch: tuple[int, int], coefficient: float, low: float, width: float
-) -> None:
-    stats = make_stats(batch[1], batch[0])
-    high = max(low + width, 1e-3)
-    c = references.covariances(stats.advantages.tolist(), stats.logp.tolist())
-    expected = references.clip_cov(c, stats.uniform.tolist(), coefficient, low, high)
-    shaping = make_method("clip_cov", low=low, high=high).shape(stats, coefficient)
-    assert set(shaping.touched.nonzero().flatten().tolist()) == expected
-    assert shaping.weight.tolist() == [float(i not in expected) for i in range(len(c))]
-    assert (shaping.advantages, shaping.kl, shaping.bonus) == (None, None, None)
-
-
-@few
-@given(BATCHES, st.floats(1e-3, 1), st.floats(0.01, 5))
-def test_kl_cov_penalises_the_share_with_the_highest_covariance(
-    batch: tuple[int, int], share: float, coefficient: float
-) -> None:
-    stats = with_ties(*batch)
-    c = references.covariances(stats.advantages.tolist(), stats.logp.tolist())
-    # Sums in another order differ in their last bits: what ties must tie there too.
-    c = [round(x, 12) for x in c]
-    expected = references.kl_cov(c, stats.uniform.tolist(), share)
-    shaping = make_method("kl_cov", share=share).shape(stats, coefficient)
-    assert set(shaping.touched.nonzero().flatten().tolist()) == expected
-    assert shaping.kl.tolist() == pytest.approx([coefficient * (i in expected) for i in range(len(c))])
-    assert (shaping.advantages, shaping.weight, shaping.bonus) == (None, None, None)
-
-
-@pytest.mark.parametrize("name", ["clip_cov, wide", "kl_cov", "kl_cov, wide"])
-@few
-@given(batch=BATCHES, coefficient=st.floats(0.01, 0.9), rng=st.randoms(use_true_random=False))
-def test_what_is_chosen_does_not_depend_on_the_order_of_the_tokens(
-    name: str, batch: tuple[int, int], coefficient: float, rng: Any
-) -> None:
-    stats = with_ties(*batch)
-    order = torch.tensor(rng.sample(range(batch[1]), batch[1]))
-    full, moved = (make_method(name).shape(s, coefficient).touched for s in (stats, stats.take(order)))
-    assert moved.tolist() == full[order].tolist()
-
-
-def test_a_small_share_of_a_small_batch_is_one_token_and_ties_fall_to_the_lowest_draw() -> None:
-    zero = torch.zeros(5).double()
-    uniform = torch.tensor([0.5, 0.4, 0.1, 0.2, 0.3]).double()
-    a = torch.tensor([1.0, 1.0, 2.0, 1.0, 1.0]).double()
-    logp = torch.tensor([0.0, 0.0, -3.0, 0.0, 0.0]).double()
-    stats = TokenStats(logp, zero, zero, zero, zero, a, uniform, zero.long())
-    assert make_method("kl_cov").shape(stats, 1.0).touched.tolist() == [False, False, False, True, False]
-    assert make_method("clip_cov, wide").shape(stats, 1e-4).touched.tolist() == [False, False, False, True, False]

@@ -135,7 +135,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         "advantages",
         f"{_AT}test_advantages.py -k earned or same_turn",
         ("turns without the discount", "rewards[k] + discount * after", "rewards[k] + after"),
-        ("a turn alone is none", "if len(reached) > 1:", "if len(reached) > 2:"),
+        ("a turn alone is none", "if len(reached) >= advantage.compared:", "if len(reached) > 2:"),
     ),
     *entries(
         "batching",
@@ -171,10 +171,14 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ),
         (
             "a micro-batch is weighted by itself",
-            "weight=self._tensor(micro.weight),",
-            "weight=self._tensor(micro.weight / (micro.weight.sum() or 1)),",
+            "weight, trajectory = self._tensor(micro.weight),",
+            "weight, trajectory = self._tensor(micro.weight / (micro.weight.sum() or 1)),",
         ),
-        ("the old policy is the current one", "old_logp=f.stats.logp,", "old_logp=logp.detach(),"),
+        (
+            "the old policy is the current one",
+            "token_loss(logp, entropy, self._loss_data(micro, f),",
+            "token_loss(logp, entropy, replace(self._loss_data(micro, f), old_logp=logp.detach()),",
+        ),
         (
             "k1 left out",
             "advantages = with_reference(advantages, logp,",

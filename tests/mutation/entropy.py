@@ -5,8 +5,8 @@ from __future__ import annotations
 from mutation.entries import Mutation, entries
 
 _AT = "tests/learner/"
-REPO = f"{_AT}test_references.py -k repo"
-COVARIANCE = f"{_AT}test_references.py -k cov or order or share"
+REPO = f"{_AT}entropy/test_references_methods.py -k repo"
+COVARIANCE = f"{_AT}entropy/test_references_methods.py -k cov or order or share"
 CLIP = f"{_AT}entropy/test_methods.py -k clip_methods or no_control"
 PREDICTED = f"{_AT}test_tabular.py -k predicted or bonus or drops"
 FORGONE = f"{_AT}test_tabular.py -k forgone"
@@ -135,7 +135,19 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
         "entropy/repo",
         REPO,
-        ("repo-d's sign", "tokens.advantages - coefficient * surprise", "tokens.advantages + coefficient * surprise"),
+        ("repo's sign", "tokens.advantages - coefficient * surprise", "tokens.advantages + coefficient * surprise"),
+        ("repo-d's sign", "tokens.advantages - coefficient * lost", "tokens.advantages + coefficient * lost"),
+        ("repo-d against a gain too", "(-free_dh(tokens)).clamp(min=0.0)", "-free_dh(tokens)"),
+        ("repo-d is repo", "coefficient * lost * tokens.centred", "coefficient * tokens.centred"),
+        (
+            "repo-d by its own size",
+            "coefficient * lost * tokens.centred",
+            "coefficient * lost * tokens.advantages.abs()",
+        ),
+        ("repo-d of log pi", "coefficient * lost * tokens.centred", "coefficient * lost * tokens.logp"),
+        ("repo-d of equal weights", "-(tokens.gradient_weight * tokens.advantages", "-(tokens.advantages"),
+        ("repo-d without kappa", "tokens.centred - tokens.kappa)", "tokens.centred)"),
+        ("repo-d without pi", "(tokens.logp.exp() * tokens.centred - tokens", "(tokens.centred - tokens"),
         ("repo-r's sign", "1.0 - coefficient * sign * surprise", "1.0 + coefficient * sign * surprise"),
         ("repo-r without the sign of A", "1.0 - coefficient * sign * surprise", "1.0 - coefficient * surprise"),
         ("no clamp", "a * factor.clamp(min=0.0)", "a * factor"),
@@ -167,6 +179,8 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         ("log pi not centred", "(x - x.mean()) if", "x if"),
         ("a or in the range", "(c >= self.low) & (c <= self.high)", "(c >= self.low) | (c <= self.high)"),
         ("no upper bound", "(c >= self.low) & (c <= self.high)", "(c >= self.low)"),
+        ("clipped tokens may be drawn", " & (tokens.gradient_weight != 0)", ""),
+        ("clipped tokens alone", "tokens.gradient_weight != 0", "tokens.gradient_weight == 0"),
         ("no lower bound", "(c >= self.low) & (c <= self.high)", "(c <= self.high)"),
         ("clip-cov rounds down", "math.ceil(float(coefficient) * len(c))", "math.floor(float(coefficient) * len(c))"),
         ("more than there are", ", int(eligible.sum()))", ", len(c))"),
@@ -181,6 +195,16 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         ("kl-cov takes the lowest", "c[drawn].argsort(descending=True,", "c[drawn].argsort(descending=False,"),
         ("ties by order", "drawn = tokens.uniform.argsort()", "drawn = (0 * tokens.uniform).argsort(stable=True)"),
         ("kl-cov rounds down", "math.ceil(self.share * len(c))", "math.floor(self.share * len(c))"),
-        ("the coefficient left out", "kl=float(coefficient) * top", "kl=1.0 * top"),
+        ("the coefficient left out", "penalty = float(coefficient) * top", "penalty = 1.0 * top"),
+        ("kl-cov keeps ppo's clip", "None if settings.clipped else math.inf", "None if True else math.inf"),
+        ("kl-cov drops every clip", "None if settings.clipped else math.inf", "math.inf"),
+        ("kl-cov's upper clip alone", "Shaping(clip_low=self.clip, clip_high", "Shaping(clip_high"),
+        ("kl-cov's form is the default's", "kl=penalty, kl_form=self.form,", "kl=penalty,"),
+        (
+            "kl-cov's default is the paper's formula",
+            'form: Literal["abs", "kl"] = "abs"',
+            'form: Literal["abs", "kl"] = "kl"',
+        ),
+        ("kl-cov's share in percent", "Field(default=2e-3, gt=0, le=1)", "Field(default=0.2, gt=0, le=1)"),
     ),
 )

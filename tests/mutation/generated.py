@@ -30,7 +30,8 @@ _T = "tests/learner/"
 CONTROLLERS = f"{_T}entropy/test_references_control.py {_T}entropy/test_controllers.py {_T}entropy/test_steering.py"
 # The tests that have to notice a change of the module.
 TESTS = {
-    "learner/objective.py": f"{_T}test_objective.py {_T}test_references.py {_T}test_tabular.py",
+    "learner/objective.py": f"{_T}test_objective.py {_T}test_references.py {_T}test_tabular.py "
+    f"{_T}entropy/test_references_methods.py",
     "learner/advantages.py": f"{_T}test_advantages.py {_T}test_references.py -k advantage or grpo or reinforce or whitening or "
     "earned or turn",
     "learner/ledger/tally.py": f"{_T}ledger/test_ledger.py",
@@ -38,8 +39,8 @@ TESTS = {
     "learner/ledger/history.py": f"{_T}ledger/test_ledger.py {_T}entropy/test_controllers.py {_T}entropy/test_steering.py",
     "learner/logprobs.py": f"{_T}test_logprobs.py",
     "learner/schedule.py": f"{_T}test_schedule.py",
-    "learner/entropy/repo.py": f"{_T}test_references.py -k repo",
-    "learner/entropy/covariance.py": f"{_T}test_references.py -k cov or order or share",
+    "learner/entropy/repo.py": f"{_T}entropy/test_references_methods.py -k repo",
+    "learner/entropy/covariance.py": f"{_T}entropy/test_references_methods.py -k cov or order or share",
     "learner/entropy/clip.py": f"{_T}entropy/test_methods.py -k clip_methods or no_control",
     "learner/entropy/bonus.py": f"{_T}entropy/test_methods.py -k bonus or oriented",
     "learner/entropy/controllers.py": CONTROLLERS,

@@ -11,7 +11,11 @@ SURROGATE = f"{_AT}test_references.py -k surrogate or gspo or cispo"
 IMPORTANCE = f"{_AT}test_references.py -k correction"
 PENALTY = f"{_AT}test_references.py {_AT}test_tabular.py -k reference or estimator or k2"
 PULL = "tests/learner/test_tabular.py -k predicted_change_counts"
-LOSS = f"{_AT}test_objective.py -k golden or diagnostics or decided or replaces or penalty"
+METHODS = f"{_AT}entropy/test_references_methods.py"
+CLIPS = f"{_AT}test_references.py -k clip_range"
+OLD_POLICY = f"{METHODS} -k kl_cov"
+GRADIENT = f"{_AT}test_references.py -k gradient_weight"
+LOSS = f"{_AT}test_objective.py -k golden or diagnostics or decided or replaces or penalty or infinity"
 FORGONE = f"{_AT}test_objective.py {_AT}test_tabular.py -k forgone or diagnostics"
 WEIGHTS = f"{_AT}test_batching.py {_AT}test_references.py -k weights or ppo"
 BATCHES = f"{_AT}test_batching.py -k trained or observations"
@@ -31,7 +35,14 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
             "np.average((advantages - mean) ** 2)",
         ),
         ("whitened without the root", "(advantages - mean) / np.sqrt(", "(advantages - mean) / ("),
-        ("reinforce++ not whitened", "Advantage(plain, whiten=True)", "Advantage(plain)"),
+        ("reinforce++ not whitened", "Advantage(plain, compared=1, whiten=True)", "Advantage(plain, compared=1)"),
+        ("reinforce++ in groups alone", "Advantage(plain, compared=1,", "Advantage(plain, compared=2,"),
+        (
+            "a group of one is compared",
+            "compared: int = 2",
+            "compared: int = 1",
+        ),
+        ("turns of other groups alone", "if len(reached) >= advantage.compared:", "if len(reached) > 1:"),
         ("reinforce++ baseline not whitened", "Advantage(centred, whiten=True)", "Advantage(centred)"),
         ("reinforce++ without its baseline", "Advantage(centred, whiten=True)", "Advantage(plain, whiten=True)"),
         ("dr grpo divides", '"dr_grpo": Advantage(centred)', '"dr_grpo": Advantage(grpo)'),
@@ -45,7 +56,8 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
             "t.verdict.status.scored for t",
             "t.verdict.status != 'timeout' for t",
         ),
-        ("a lone response is scored", "if scored.sum() > 1:", "if scored.sum() > 0:"),
+        ("a lone response is scored", "if scored.sum() >= advantage.compared:", "if scored.sum() > 0:"),
+        ("a lone response is left out", "if scored.sum() >= advantage.compared:", "if scored.sum() > 1:"),
     ),
     *entries(
         "batching",
@@ -103,6 +115,42 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         ("the bonus's sign", "per_token - shaping.bonus * entropy", "per_token + shaping.bonus * entropy"),
         ("not weighted", "(data.weight * per_token).sum()", "per_token.sum()"),
         ("a mean of the micro-batch", "(data.weight * per_token).sum()", "(data.weight * per_token).mean()"),
+    ),
+    *entries(
+        "settings",
+        CLIPS,
+        ("gspo's upper clip below", '"gspo": (3e-4, 4e-4)', '"gspo": (4e-4, 3e-4)'),
+        ("gspo at ppo's clip", '"gspo": (3e-4, 4e-4)', '"gspo": (0.2, 0.2)'),
+        ("cispo with a lower bound", '"cispo": (1.0, 4.0)', '"cispo": (0.8, 4.0)'),
+        ("cispo's weight to 6", '"cispo": (1.0, 4.0)', '"cispo": (1.0, 5.0)'),
+        ("ppo's clip", '"ppo": (0.2, 0.2)', '"ppo": (0.2, 0.28)'),
+        ("a clip range that was given loses", "return low if self.clip_low is None else self.clip_low,", "return low,"),
+        ("an upper one too", "high if self.clip_high is None else self.clip_high", "high"),
+    ),
+    *entries(
+        "objective",
+        OLD_POLICY,
+        ("k3 of samples of pi", "else k3(log_ratio)", "else k3(-log_ratio)"),
+        ("the two forms exchanged", 'log_ratio.abs() if form == "abs"', 'log_ratio.abs() if form == "kl"'),
+        ("a log ratio with its sign", "return log_ratio.abs() if form", "return log_ratio if form"),
+    ),
+    *entries(
+        "objective",
+        GRADIENT,
+        ("of the shaped clip", "clip_range(objective, Shaping())", "clip_range(objective, Shaping(clip_high=9.0))"),
+        (
+            "a policy gradient with its ratio",
+            "kept if objective.surrogate in CLIPPED else torch.ones_like(kept)",
+            "kept",
+        ),
+        (
+            "without the loss weight",
+            "return data.weight * kept if importance is None",
+            "return kept if importance is None",
+        ),
+        ("without the correction", "data.weight * importance * kept", "data.weight * kept"),
+        ("the ratio unclipped", "torch.where(high | low, bound, ratio)", "torch.where(high | low, ratio, ratio)"),
+        ("a token's own ratio for gspo", "if objective.surrogate in SEQUENCE_RATIO:", "if False:"),
     ),
     *entries(
         "objective",
@@ -166,12 +214,17 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         ),
         (
             "the shaped clip is ignored",
-            "objective.clip_high if shaping.clip_high is None else shaping.clip_high",
-            "objective.clip_high",
+            "high if shaping.clip_high is None else shaping.clip_high",
+            "high",
         ),
         ("the token weight is ignored", "per_token = per_token * shaping.weight\n", "per_token = per_token * 1.0\n"),
-        ("clipped high of any sign", "((shaped > 0) | any_sign) & clips", "((shaped > -9) | any_sign) & clips"),
-        ("clipped low of any sign", "((shaped < 0) | any_sign) & clips", "((shaped < 9) | any_sign) & clips"),
+        (
+            "the shaped lower clip is ignored",
+            "low if shaping.clip_low is None else shaping.clip_low",
+            "low",
+        ),
+        ("clipped high of any sign", "((advantages > 0) | any_sign) & clips", "((advantages > -9) | any_sign) & clips"),
+        ("clipped low of any sign", "((advantages < 0) | any_sign) & clips", "((advantages < 9) | any_sign) & clips"),
         ("the kl upside down", '"kl": k3(log_ratio)', '"kl": k3(-log_ratio)'),
     ),
     *entries(
@@ -185,6 +238,6 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         ),
         ("all of cispo is withheld", "importance * (ratio - kept)", "importance * ratio"),
         ("without the importance", "importance * (ratio - kept)", "(ratio - kept)"),
-        ("of every token", "torch.where(high | low, importance", "torch.where(high == high, importance"),
+        ("what is left is all", "torch.where(high | low, bound, ratio)", "torch.where(high | low, ratio, ratio)"),
     ),
 )

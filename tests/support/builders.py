@@ -78,7 +78,10 @@ def trajectories(draw: st.DrawFn, min_size: int = 1, max_size: int = 12) -> list
 
 
 def make_stats(n: int, seed: int = 0, dtype: torch.dtype = torch.float64, envs: int = 1) -> TokenStats:
-    """Returns consistent statistics of n tokens, each sampled from a random distribution of its own."""
+    """Returns consistent statistics of n tokens, each sampled from a random distribution of its own.
+
+    They have equal weights, and PPO's clip at 0.2 has taken away the gradient of some.
+    """
     generator = torch.Generator().manual_seed(seed)
     log_p = (2 * torch.randn(n, 7, generator=generator, dtype=torch.float64)).log_softmax(-1)
     p = log_p.exp()
@@ -89,6 +92,8 @@ def make_stats(n: int, seed: int = 0, dtype: torch.dtype = torch.float64, envs: 
     old = logp + 0.2 * torch.randn(n, generator=generator, dtype=torch.float64)
     advantages = torch.randn(n, generator=generator, dtype=torch.float64).round(decimals=1)
     uniform = torch.rand(n, generator=generator, dtype=torch.float64)
+    ratio = (logp - old).exp()
+    clipped = ((ratio > 1.2) & (advantages > 0)) | ((ratio < 0.8) & (advantages < 0))
     return TokenStats(
         logp=logp.to(dtype),
         entropy=entropy.to(dtype),
@@ -98,6 +103,7 @@ def make_stats(n: int, seed: int = 0, dtype: torch.dtype = torch.float64, envs: 
         advantages=advantages.to(dtype),
         uniform=uniform.to(dtype),
         env=torch.arange(n) % envs,
+        gradient_weight=(ratio / max(1, n)).masked_fill(clipped, 0.0).to(dtype),
     )
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+
+# (low, high) of the published clip ranges: PPO, arXiv 1707.06347, table 1; GSPO, arXiv 2507.18071, section 5.1; CISPO without a
+# lower bound, arXiv 2506.13585, section 3.1, and a weight of at most 5, arXiv 2510.13786.
+PUBLISHED_CLIP = {"ppo": (0.2, 0.2), "gspo": (3e-4, 4e-4), "cispo": (float("inf"), 4.0)}
 
 
 # --- advantages: groups of rewards, and the responses' lengths ----------------------------------------------------------------
@@ -167,36 +170,3 @@ def gradients(logps: Sequence[Array], responses: Sequence[Response], rules: Rule
             row[t] = (ends[0] - ends[1]) / (2 * eps)
         rows.append(row)
     return rows
-
-
-# --- methods that shape advantages or take statistics over the batch ----------------------------------------------------------
-
-
-def repo(kind: str, a: float, logp: float, entropy: float, coefficient: float, **form: Any) -> float:
-    """arXiv 2603.11682: A' = A - beta L; REPO-D beta = coefficient, REPO-R beta = coefficient |A| without a change of sign; the
-    positive part beta = coefficient max(A, 0)."""
-    surprise = logp + entropy if form.get("centred", True) else logp
-    if kind == "repo_d":
-        return a - coefficient * surprise
-    beta = coefficient * (max(a, 0.0) if form.get("part") == "positive" else abs(a))
-    shaped = a - beta * surprise
-    return max(shaped, 0.0) if a > 0 else min(shaped, 0.0)
-
-
-def covariances(a: Sequence[float], logp: Sequence[float]) -> list[float]:
-    """Returns the covariances of arXiv 2505.22617, eq. 10, over all tokens of the batch."""
-    mean_a, mean_x = math.fsum(a) / len(a), math.fsum(logp) / len(logp)
-    return [(x - mean_a) * (y - mean_x) for x, y in zip(a, logp, strict=True)]
-
-
-def clip_cov(c: Sequence[float], uniform: Sequence[float], share: float, low: float, high: float) -> set[int]:
-    """Eq. 11: share * N tokens, at random, of those with covariance in [low, high]; here rounded up, and the draw is in
-    the order of the tokens' own numbers."""
-    able = sorted((u, i) for i, u in enumerate(uniform) if low <= c[i] <= high)
-    return {i for _, i in able[: math.ceil(share * len(c))]}
-
-
-def kl_cov(c: Sequence[float], uniform: Sequence[float], share: float) -> set[int]:
-    """Selects the share of the tokens with the highest covariance, rounded up; equal ones by their own numbers. Eq. 12."""
-    ranked = sorted(range(len(c)), key=lambda i: (-c[i], uniform[i]))
-    return set(ranked[: math.ceil(share * len(c))])

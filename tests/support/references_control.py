@@ -32,7 +32,7 @@ def doubling(
 
 
 def proportional(history: Sequence[Observation], target: float, gain: float, lowest: float, high: float) -> list[float]:
-    """Returns REPO-D's second form: zeta * (target - H), relative to the target."""
+    """Returns REPO's proportional form: zeta * (target - H), relative to the target."""
     return [float(np.clip(gain * (target - h) / target, lowest, high)) for h, *_ in history]
 
 

@@ -22,9 +22,10 @@ METHODS: dict[str, dict[str, Any]] = {
     **{kind: {"kind": kind} for kind in build.METHODS},
     "repo_r, raw": {"kind": "repo_r", "centred": False},
     "repo_r, positive": {"kind": "repo_r", "part": "positive"},
-    "repo_d, raw": {"kind": "repo_d", "centred": False},
+    "repo, raw": {"kind": "repo", "centred": False},
     "clip_cov, wide": {"kind": "clip_cov", "low": -1.0, "high": 9.0},
     "kl_cov, wide": {"kind": "kl_cov", "share": 0.4},
+    "kl_cov, kl": {"kind": "kl_cov", "share": 0.4, "form": "kl", "clipped": True},
 }
 SURROGATES = ("policy_gradient", "ppo", "cispo", "gspo")
 
@@ -66,7 +67,8 @@ class Table:
         p, entropy = log_p.exp(), entropies(self.logits)
         pull = p * (log_p + entropy[:, None])
         rows = (x[:, None].expand_as(p) for x in (entropy, (p * pull).sum(-1), pull.square().sum(-1)))
-        columns = (log_p, *rows, self.old, self.advantages, self.uniform, torch.zeros_like(p).long())
+        step = self.share[:, None] * p  # of a surrogate without a clip: how often it comes up times its ratio
+        columns = (log_p, *rows, self.old, self.advantages, self.uniform, torch.zeros_like(p).long(), step)
         return TokenStats(*(x.flatten() for x in columns))
 
     def data(self, **more: Tensor) -> LossData:

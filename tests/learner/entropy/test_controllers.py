@@ -215,7 +215,7 @@ def test_scaling_rewards_scales_an_additive_coefficient_and_leaves_a_factor_alon
 
 def test_isentropic_needs_a_method_that_is_linear_in_its_coefficient() -> None:
     with pytest.raises(
-        ValueError, match="needs a method whose effect is linear in its coefficient: repo_r, repo_d or bonus"
+        ValueError, match="needs a method whose effect is linear in its coefficient: repo, repo_r or bonus"
     ):
         make("isentropic", RANGE.model_copy(update={"linear": False}))
 

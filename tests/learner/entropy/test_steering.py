@@ -77,7 +77,7 @@ def test_an_entropy_that_was_not_measured_does_not_define_the_start() -> None:
 
 
 def steering(kind: str, **target: Any) -> Steering:
-    method = build.parse(build.METHODS, {"kind": "repo_d"}, "method")
+    method = build.parse(build.METHODS, {"kind": "repo"}, "method")
     controller = build.parse(build.CONTROLLERS, SETTINGS[kind], "controller")
     return build.build(method, controller, TargetSettings(**{"fraction": 0.7, **target}))
 
@@ -159,7 +159,7 @@ def test_from_the_release_on_nothing_is_touched_and_nothing_moves() -> None:
 
 
 def test_an_environment_with_a_target_of_its_own_has_a_coefficient_of_its_own() -> None:
-    method = build.parse(build.METHODS, {"kind": "repo_d"}, "method")
+    method = build.parse(build.METHODS, {"kind": "repo"}, "method")
     controller = build.parse(build.CONTROLLERS, SETTINGS["doubling"], "controller")
     made = build.build(method, controller, TargetSettings(nats=1.0), {"b": TargetSettings(nats=0.2)})
     part = row(0.5).parts["toy"]

@@ -344,12 +344,22 @@ def test_groups_without_signal_are_not_reported_under_turn_level_advantages(kind
     assert topics & {"no_signal", "some_signal"} == (set() if kind == "turn" else {"no_signal", "some_signal"})
 
 
+@pytest.mark.parametrize("advantage", ["grpo", "reinforce_pp"])
+def test_groups_without_signal_are_not_reported_under_the_batchs_baseline(advantage: str) -> None:
+    """REINFORCE++ learns from groups of equal rewards too: with one response a prompt all of them are."""
+    topics = set(diagnosed({"groups/no_signal": 12.0}, {**CONFIG, "objective": {"advantage": advantage}}))
+    assert ("no_signal" in topics) == (advantage == "grpo")
+
+
 def test_methods_have_their_names() -> None:
     config = {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "doubling"}}}
     assert diagnosed(LOW | {"entropy/saturated": 1.0}, config)["saturated"].text.startswith("REPO-D is saturated")
     assert diagnosed(LOW | {"entropy/affected": 0.0}, config)["too_few_tokens"].text.startswith(
         "REPO-D acted on too few"
     )
+    # What was called repo_d before, as a run's config.yaml has it, is today's repo.
+    former = {"entropy": {"method": {"kind": "repo_d", "centred": True}, "controller": {"kind": "doubling"}}}
+    assert diagnosed(LOW | {"entropy/saturated": 1.0}, former)["saturated"].text.startswith("REPO is saturated")
     assert diagnosed(LOW | {"entropy/saturated": 1.0}, {"entropy": "?"})["saturated"].text.startswith(
         "The control is saturated"
     )

@@ -29,7 +29,7 @@ def test_a_stage_is_the_run_with_its_environments_and_overrides() -> None:
     }  # fmt: skip
     config = validate(stages_data(overrides=overrides) | {"objective": {"clip_low": 0.1}})
     first, second = config.at_stage(0), config.at_stage(1)
-    assert (first.learner.lr, first.objective.clip_high, first.entropy.target.nats) == (0.001, 0.2, None)
+    assert (first.learner.lr, first.objective.clip, first.entropy.target.nats) == (0.001, (0.1, 0.2), None)
     assert (second.learner.lr, second.objective.clip_high, second.objective.clip_low) == (1e-4, 0.3, 0.1)
     assert (second.entropy.target.nats, second.sampling.temperature, second.sampling.max_tokens) == (0.5, 0.9, 16)
     assert [e.name for e in first.environments] == ["countdown"]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.builders import config_data
+from support.builders import config_data, stages_data
 from support.configs import message, written
 
 from learner.entropy import build
@@ -101,12 +101,13 @@ def test_an_override_that_cannot_be_is_one_sentence(tmp_path: Path, words: list[
 METHODS: list[dict[str, Any]] = [
     {"kind": "none"},
     {"kind": "bonus"},
-    {"kind": "repo_r", "centred": False},
+    {"kind": "repo", "centred": False},
+    {"kind": "repo_r", "part": "positive"},
     {"kind": "repo_d"},
     {"kind": "clip_higher"},
     {"kind": "adapo"},
     {"kind": "clip_cov", "low": 0.5},
-    {"kind": "kl_cov", "share": 0.004},
+    {"kind": "kl_cov", "share": 0.004, "form": "kl", "clipped": True},
 ]
 CONTROLLERS: list[dict[str, Any]] = [
     {"kind": "fixed", "value": 0.025},
@@ -133,7 +134,7 @@ def test_a_configuration_survives_yaml(method: dict[str, Any], controller: dict[
     target = {"fraction": 0.7, "start_responses": 2, "over": "successful", "schedule": schedule, "release_at": 80}
     entropy = {"method": method, "controller": controller, "target": target}
     learner = {"lr": 1e-5, "betas": [0.9, 0.99], "updates": 2}
-    if controller["kind"] == "isentropic" and method["kind"] not in ("bonus", "repo_r", "repo_d"):
+    if controller["kind"] == "isentropic" and method["kind"] not in ("bonus", "repo", "repo_r"):
         assert "linear in its coefficient" in message(entropy=entropy, learner=learner)
         return
     config = validate(config_data(entropy=entropy, learner=learner))
@@ -158,3 +159,37 @@ def test_validation_does_not_change_what_it_is_given() -> None:
     before = copy.deepcopy(data)
     validate(data)
     assert data == before
+
+
+# --- clip ranges, and methods that were called otherwise ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "low", "high"), [("ppo", "0.2", "0.2"), ("gspo", "0.0003", "0.0004"), ("cispo", "1", "4")]
+)
+def test_a_clip_range_that_is_left_out_is_written_beside_its_key(surrogate: str, low: str, high: str) -> None:
+    objective: dict[str, Any] = {"surrogate": surrogate, "aggregation": "sequence"}
+    config = validate(config_data(objective=objective))
+    text = config.to_yaml()
+    assert f"  clip_low: null  # {low}, as of {surrogate}\n  clip_high: null  # {high}, as of {surrogate}\n" in text
+    assert validate(yaml.safe_load(text)) == config
+    given_high = validate(config_data(objective={**objective, "clip_high": 0.3}))
+    assert given_high.objective.clip == (config.objective.clip[0], 0.3)
+    assert "  clip_high: 0.3\n" in given_high.to_yaml()
+
+
+def test_a_clip_range_that_was_left_out_follows_the_surrogate_of_a_stage() -> None:
+    data = stages_data(overrides={"objective.surrogate": "gspo", "objective.aggregation": "sequence"})
+    config = validate(data)
+    assert [config.at_stage(i).objective.clip for i in (0, 1)] == [(0.2, 0.2), (3e-4, 4e-4)]
+
+
+def test_reinforce_pp_trains_on_one_response_a_prompt() -> None:
+    assert validate(config_data(batch={"responses": 1}, objective={"advantage": "reinforce_pp"})).batch.responses == 1
+
+
+def test_what_was_called_repo_d_before_is_read_as_repo(tmp_path: Path) -> None:
+    """A run's config.yaml has every key, and of the two only the former one has `centred`; the name alone is the paper's REPO-D."""
+    for written_as, kind in (({"kind": "repo_d", "centred": True}, "repo"), ({"kind": "repo_d"}, "repo_d")):
+        data = config_data(entropy={"method": written_as, "controller": {"kind": "doubling"}})
+        assert load_config(written(tmp_path, data)).entropy.kind == kind

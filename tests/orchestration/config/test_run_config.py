@@ -44,10 +44,10 @@ def test_the_nearest_recipe_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (None, ("repo_d", "isentropic", 0.7)),
-        ({"target": {"fraction": 0.9}}, ("repo_d", "isentropic", 0.9)),
-        ({"target": {"nats": 0.3}}, ("repo_d", "isentropic", None)),
-        ({"controller": {"kind": "fixed"}}, ("repo_d", "fixed", 0.7)),
+        (None, ("repo", "isentropic", 0.7)),
+        ({"target": {"fraction": 0.9}}, ("repo", "isentropic", 0.9)),
+        ({"target": {"nats": 0.3}}, ("repo", "isentropic", None)),
+        ({"controller": {"kind": "fixed"}}, ("repo", "fixed", 0.7)),
         ({"method": {"kind": "none"}}, ("none", "fixed", None)),
         ({"method": {"kind": "repo_r"}, "target": {"fraction": 0.5}}, ("repo_r", "fixed", 0.5)),
     ],
@@ -73,7 +73,7 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> N
 
 def test_the_smallest_configuration_is_valid_and_fills_in_the_rest() -> None:
     config = validate(config_data())
-    assert (config.entropy.kind, config.objective.advantage, config.verifiers.count) == ("repo_d", "grpo", 1)
+    assert (config.entropy.kind, config.objective.advantage, config.verifiers.count) == ("repo", "grpo", 1)
     assert config.folder == Path("runs/demo")
     assert validate(config_data(learner={"updates": 4, "epochs": 2})).total_steps == 3 * 4 * 2
 
@@ -147,7 +147,14 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
         ),
         ({"learner": {"updates": 16, "ranks": 2}}, ["an update of 1 trajectories", "learner.ranks = 2"]),
         ({"learner": {"ranks": 3}}, ["16 trajectories", "divided evenly over learner.ranks = 3", "batch.prompts (4)"]),
-        ({"batch": {"responses": 1}}, ["batch.responses is 1, give 2 or more"]),
+        ({"batch": {"responses": 1}}, ["advantage grpo", "batch.responses is 1, give 2 or more, or use reinforce_pp"]),
+        ({"batch": {"responses": 1}, "objective": {"advantage": "reinforce_pp_baseline"}}, ["give 2 or more"]),
+        ({"objective": {"clip_low": 1.1}}, ["objective.clip_low", "less than or equal to 1"]),
+        ({"entropy": {"method": {"kind": "repo_d", "centred": True}}}, ["kind repo", "the paper's REPO-D"]),
+        (
+            {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "isentropic"}}},
+            ["linear in its coefficient: repo, repo_r or bonus"],
+        ),
         ({"sampling": {"max_tokens": 64}}, ["sampling.max_tokens (64)", "generators.max_model_len (64)"]),
         (
             {"objective": {"advantage": "loop", "surrogate": "policy_gradient"}},
@@ -180,7 +187,7 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
         ),
         ({"entropy": {"target": {"nats": 1.0, "fraction": 0.5}}}, ["nats (1) and fraction (0.5) both set the target"]),
         (
-            {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "doubling", "start": 1.0}}},
+            {"entropy": {"method": {"kind": "repo"}, "controller": {"kind": "doubling", "start": 1.0}}},
             ["the coefficient starts at 1, outside its bounds [0.0001, 0.05]"],
         ),
         (
