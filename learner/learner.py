@@ -1,8 +1,8 @@
 """Runs one rank of the learner group: a plain class, driven by one call at a time.
 
 An iteration: measure the policy on the fresh batch (log-probs, exact entropy, ledger), let the entropy controller observe, take
-the batch's optimiser steps with the loss that its coefficient shapes. train, begin_stage, sequence_logprobs, publish, save and load
-are collectives: they are called on all ranks at once.
+the batch's optimiser steps with the loss that its coefficient shapes. train, begin_stage, sequence_logprobs, check_model, publish,
+save and load are collectives: they are called on all ranks at once.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from learner.entropy.target import TargetSettings
 from learner.ledger.history import Ledger, update_metrics
 from learner.ledger.predicted import Fresh, tally_policy, tally_shaping, tally_update
 from learner.ledger.tally import Tally
+from learner.model_check import ModelCheck, check_model
 from learner.objective import reference_pull, token_loss, weigh, with_reference
 from learner.policy import Policy, load_policy
 from learner.schedule import learning_rate
@@ -314,6 +315,13 @@ class Learner:
                 )
             out.append(logp.tolist())
         return out
+
+    def check_model(self, sequences: Sequence[Sequence[int]]) -> ModelCheck:
+        """Compares what is trained with the model's own forward, and a batch of the sequences with each alone."""
+        packing = self.settings.learner.packing
+        return check_model(
+            self.policy, self.engine, lambda m: self._forward(m, 1.0)[0], self.engine.device, sequences, packing
+        )
 
     # --- weights --------------------------------------------------------------------------------------------------------
 
