@@ -70,6 +70,8 @@ def check_model(
     training takes them. No gradient; the model stays in the mode it trains in, which has no dropout (learner/policy.py).
     """
     tokens = cut(sequences)
+    if not tokens:
+        return ModelCheck([], [], None, [], [])
     with torch.no_grad():
         alone = [_listed(forward(_micro_batch([ids], packing))) for ids in tokens]
         padded = _by_sequence(forward, _micro_batch(tokens, False), len(tokens))
@@ -133,11 +135,14 @@ def _float32_head(policy: Policy) -> Generator[None]:
     head = policy.head
 
     def forward(hidden: Tensor) -> Tensor:
-        bias: Tensor | None = getattr(head, "bias", None)
-        return nn.functional.linear(hidden.float(), head.weight.float(), None if bias is None else bias.float())
+        return nn.functional.linear(hidden.float(), head.weight.float(), _float(head.bias))
 
     with _forward_of(head, forward):
         yield
+
+
+def _float(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float()
 
 
 @contextmanager
