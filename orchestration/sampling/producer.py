@@ -33,7 +33,7 @@ class SynchronousProducer:
             temperature=stage.sampling.temperature,
             stamp=f"iteration {iteration}",
         )
-        return sample(self._config.batch, self._curriculum.next, collect)
+        return sample(self._config.batch, self._curriculum.next, collect, self._config.dynamic_by)
 
     def abandon(self) -> None:
         """Gives the prompts of an interrupted batch back to the curriculum: a resumed run draws them again."""

@@ -148,6 +148,10 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
         ({"learner": {"updates": 16, "ranks": 2}}, ["an update of 1 trajectories", "learner.ranks = 2"]),
         ({"learner": {"ranks": 3}}, ["16 trajectories", "divided evenly over learner.ranks = 3", "batch.prompts (4)"]),
         ({"batch": {"responses": 1}}, ["batch.responses is 1, give 2 or more"]),
+        (
+            {"sampling": {"top_p": 0.95}},
+            ["sampling.top_p is 0.95", "a part of the vocabulary", "lower sampling.temperature"],
+        ),
         ({"sampling": {"max_tokens": 64}}, ["sampling.max_tokens (64)", "generators.max_model_len (64)"]),
         (
             {"objective": {"advantage": "loop", "surrogate": "policy_gradient"}},
