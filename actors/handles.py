@@ -167,6 +167,10 @@ class RemoteLearner:
         """Compares what is trained with the model's own forward (learner/model_check.py); every rank takes part."""
         return (await self._all([a.check_model.remote(sequences) for a in self._actors]))[0]
 
+    async def scale_weights(self, factor: float) -> None:
+        """Multiplies the weights on every rank, until the inverse factor is given."""
+        await self._all([a.scale_weights.remote(factor) for a in self._actors])
+
     async def save(self, hf: Path, engine: Path) -> None:
         await self._all([a.save.remote(hf, engine) for a in self._actors])
 

@@ -187,6 +187,10 @@ class LearnerActor(BaseActor):
         return self._learner.check_model(sequences)
 
     @ray.method
+    def scale_weights(self, factor: float) -> None:
+        self._learner.engine.scale_weights(factor)
+
+    @ray.method
     def save(self, hf: Path, engine: Path) -> None:
         self._learner.save(hf, engine)
 

@@ -318,10 +318,8 @@ class Learner:
 
     def check_model(self, sequences: Sequence[Sequence[int]]) -> ModelCheck:
         """Compares what is trained with the model's own forward, and a batch of the sequences with each alone."""
-        packing = self.settings.learner.packing
-        return check_model(
-            self.policy, self.engine, lambda m: self._forward(m, 1.0)[0], self.engine.device, sequences, packing
-        )
+        forward, plan = lambda micro: self._forward(micro, 1.0)[0], self.settings.learner
+        return check_model(self.policy, self.engine, forward, self.engine.device, sequences, plan.packing)
 
     # --- weights --------------------------------------------------------------------------------------------------------
 

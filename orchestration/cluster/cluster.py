@@ -24,7 +24,7 @@ from orchestration.cluster import actor_settings, placement
 from orchestration.cluster.actor_settings import Start, cpu_env
 from orchestration.cluster.actor_slots import ActorSlots, Position
 from orchestration.cluster.logprob_check import compare_logprobs
-from orchestration.cluster.start_check import StartRules, check_start
+from orchestration.cluster.start_check import StartCheck, StartRules
 from orchestration.cluster.weight_sync import WeightBroadcast, WeightGroup
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import ConfigError, PlacementError
@@ -240,20 +240,13 @@ class Cluster:
         config = self.config
         rules = StartRules(
             model=config.model.path,
-            exact_trainer=config.trainer_precision == "fp32",
+            trainer=config.trainer_precision,
             exact=config.exact,
             precision=config.precision.mode,
             max_gap=config.weights.max_logprob_gap,
         )
-        remarks = await check_start(
-            self.learner,
-            lambda: self.generators.members,
-            lambda: self.sync(version),
-            sequences,
-            rules,
-            untouched=self._untouched,
-        )
-        for remark in remarks:
+        check = StartCheck(self.learner, lambda: self.generators.members, lambda: self.sync(version), sequences, rules)
+        for remark in await check.run(self._untouched):
             self._report(remark)
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:

@@ -3,7 +3,8 @@
 The order is that of what rests on what: the trainer has to compute what the model does, alone and in batches; then the weights
 are transferred; then every engine has to compute what the trainer does. Each disagreement has a sentence of its own, since each
 has another cause and another remedy. An engine is measured before the transfer too: one that agreed before it and not after it
-was given other weights, one that never agreed computes another model.
+does not become what it is sent, one that never agreed computes another model. The transfer is made twice, first of other weights:
+a copy that an engine keeps of those it was loaded with would agree with a transfer of the same.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from learner.model_check import ModelCheck
+from learner.settings import Mode, TrainerPrecision
 from learner.weights.protocol import WeightSyncError
 from orchestration.cluster.logprob_check import MAX_GAP_EXACT, Gap, Limit, NamedScorer, Scorer, engine_limit, gap_of
 from orchestration.errors import ModelRefused
@@ -29,6 +31,11 @@ BORDER = (
 # varying order.
 MAX_MEAN_CHANGE = 0.02
 ROUNDING = 0.5  # nats of the mean token, that no rounding in bf16 or fp16 explains
+NOT_WHAT_IT_IS_SENT = (
+    "vLLM's engine does not become what it is sent (tied or fused weights, or a copy that stays as it was), so this model cannot "
+    "be trained with this vLLM"
+)
+Scores = dict[str, list[list[float]]]  # by the engine's name
 
 
 class CheckedTrainer(Scorer, Protocol):
@@ -36,58 +43,86 @@ class CheckedTrainer(Scorer, Protocol):
 
     async def check_model(self, sequences: Sequence[Sequence[int]]) -> ModelCheck: ...
 
+    async def scale_weights(self, factor: float) -> None:
+        """Multiplies the weights, until the inverse factor is given."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class StartRules:
     """Holds what the comparison depends on.
 
-    model          as the recipe names it
-    exact_trainer  the trainer computes in fp32
-    exact          the engines do so too
-    precision      as the recipe names it
-    max_gap        weights.max_logprob_gap
+    model      as the recipe names it
+    trainer    the precision that the trainer computes in
+    exact      trainer and engines compute in fp32
+    precision  the mode, as the recipe names it
+    max_gap    weights.max_logprob_gap
     """
 
     model: str
-    exact_trainer: bool
+    trainer: TrainerPrecision
     exact: bool
-    precision: str
+    precision: Mode
     max_gap: float | None
 
 
-async def check_start(
-    trainer: CheckedTrainer,
-    engines: Callable[[], Sequence[NamedScorer]],
-    transfer: Callable[[], Awaitable[object]],
-    sequences: Sequence[Sequence[int]],
-    rules: StartRules,
-    *,
-    untouched: bool,
-) -> list[str]:
-    """Transfers the learner's weights to every engine and compares; returns sentences that deserve an event and refuse nothing.
+@dataclass(frozen=True, slots=True)
+class StartCheck:
+    """Compares a trainer with engines.
 
-    Raises ModelRefused. engines: those in service now, since a transfer may replace some. untouched: they hold what they loaded
-    themselves, so that a transfer changes nothing; otherwise they are not measured before it.
+    engines    those in service now, since a transfer may replace some
+    transfer   sends the trainer's present weights to every engine
+    sequences  the tokens to compare on
     """
-    _refuse_trainer(await trainer.check_model(sequences), rules)
-    measured = engines() if untouched else []
-    expected, *scores = await asyncio.gather(
-        trainer.sequence_logprobs(sequences), *(engine.sequence_logprobs(sequences) for engine in measured)
-    )
-    loaded = {engine.name: score for engine, score in zip(measured, scores, strict=True)}
-    try:
-        await transfer()
-    except WeightSyncError as error:
-        if not error.phase.startswith("load of"):
-            raise  # the channel broke, which says nothing of the model
-        raise ModelRefused(
-            f"weight names: {error.member} cannot load the weights that the trainer sends of {rules.model}: {error.detail}; its "
-            "names or shapes for this model are not those of transformers, so this model cannot be trained with this vLLM"
-        ) from error
-    present = engines()
-    scores = await asyncio.gather(*(engine.sequence_logprobs(sequences) for engine in present))
-    sent = {engine.name: score for engine, score in zip(present, scores, strict=True)}
-    return _refuse_engines(expected, loaded, sent, rules)
+
+    trainer: CheckedTrainer
+    engines: Callable[[], Sequence[NamedScorer]]
+    transfer: Callable[[], Awaitable[object]]
+    sequences: Sequence[Sequence[int]]
+    rules: StartRules
+
+    async def run(self, untouched: bool) -> list[str]:
+        """Leaves every engine with the trainer's weights. Returns sentences that deserve an event and refuse nothing.
+
+        Raises ModelRefused. untouched: engines hold what they loaded themselves, so that a transfer changes nothing; otherwise
+        what transfers do was seen when they did, and they are not measured before this one.
+        """
+        _refuse_trainer(await self.trainer.check_model(self.sequences), self.rules)
+        expected = await self.trainer.sequence_logprobs(self.sequences)
+        loaded: Scores = {}
+        if untouched:
+            loaded = await self._scores()
+            if self.rules.trainer != "fp16":
+                _refuse_stale(expected, loaded, *await self._with_other_weights(), self.rules)
+        await self._transfer()
+        return _refuse_engines(expected, loaded, await self._scores(), self.rules)
+
+    async def _with_other_weights(self) -> tuple[list[list[float]], Scores]:
+        """Returns the log-probs of the trainer and of every engine with halved weights: an engine that kept a copy of its old
+        ones somewhere agrees after a transfer of the same, and not after one of others."""
+        await self.trainer.scale_weights(0.5)
+        try:
+            await self._transfer()
+            return await self.trainer.sequence_logprobs(self.sequences), await self._scores()
+        finally:
+            await self.trainer.scale_weights(2.0)
+
+    async def _scores(self) -> Scores:
+        present = self.engines()
+        scores = await asyncio.gather(*(engine.sequence_logprobs(self.sequences) for engine in present))
+        return {engine.name: score for engine, score in zip(present, scores, strict=True)}
+
+    async def _transfer(self) -> None:
+        try:
+            await self.transfer()
+        except WeightSyncError as error:
+            if not error.phase.startswith("load of"):
+                raise  # the channel broke, which says nothing of the model
+            raise ModelRefused(
+                f"weight names: {error.member} cannot load the weights that the trainer sends of {self.rules.model}: "
+                f"{error.detail}; vLLM's names or shapes for this model are not those of transformers, so this model cannot be "
+                "trained with this vLLM"
+            ) from error
 
 
 def _refuse_trainer(check: ModelCheck, rules: StartRules) -> None:
@@ -99,7 +134,7 @@ def _refuse_trainer(check: ModelCheck, rules: StartRules) -> None:
             f"{HEAD.compared(head)}: the model scales, caps or otherwise changes its logits in a way that Isentrope does not "
             "compute, so this model cannot be trained"
         )
-    limit = Limit(MAX_GAP_EXACT, True) if rules.exact_trainer else Limit(MAX_MEAN_GAP_BATCH, False)
+    limit = Limit(MAX_GAP_EXACT, True) if rules.trainer == "fp32" else Limit(MAX_MEAN_GAP_BATCH, False)
     start = [logp[:BORDER] for logp in check.alone]
     if check.packed is not None:
         packed = gap_of("packed", start, [logp[:BORDER] for logp in check.packed])
@@ -118,26 +153,38 @@ def _refuse_trainer(check: ModelCheck, rules: StartRules) -> None:
         )
 
 
-def _refuse_engines(
-    expected: list[list[float]],
-    loaded: dict[str, list[list[float]]],
-    sent: dict[str, list[list[float]]],
-    rules: StartRules,
-) -> list[str]:
-    """Raises ModelRefused where an engine is not the trainer. loaded, sent: log-probs by name before and after the transfer."""
+def _refuse_stale(
+    expected: list[list[float]], loaded: Scores, other: list[list[float]], sent: Scores, rules: StartRules
+) -> None:
+    """Raises ModelRefused where an engine that agreed with the trainer does not do so with other weights. other, sent: log-probs
+    of the trainer and of the engines with these. One that never agreed is not this comparison's matter."""
+    limit = engine_limit(rules.exact, rules.max_gap, prompts=True)
+    before = {name: gap_of(name, expected, score) for name, score in loaded.items()}
+    gaps = [gap_of(name, other, score) for name, score in sent.items()]
+    worst = limit.worst([gap for gap in gaps if gap.name not in before or not limit.exceeded(before[gap.name])])
+    if worst is not None:
+        agreed = (
+            f" were {before[worst.name]} from the trainer's with the weights it loaded itself, and" if before else ""
+        )
+        raise ModelRefused(
+            f"weight transfer: log-probs of {worst.name} for {rules.model}{agreed} are {worst} from them after a transfer of other "
+            f"weights (all of them halved): {NOT_WHAT_IT_IS_SENT}"
+        )
+
+
+def _refuse_engines(expected: list[list[float]], loaded: Scores, sent: Scores, rules: StartRules) -> list[str]:
+    """Raises ModelRefused where an engine is not the trainer. loaded, sent: log-probs before and after the transfer."""
     limit = engine_limit(rules.exact, rules.max_gap, prompts=True)
     before = {name: gap_of(name, expected, score) for name, score in loaded.items()}
     after = {name: gap_of(name, expected, score) for name, score in sent.items()}
     change = Limit(limit.nats if rules.exact else min(limit.nats, MAX_MEAN_CHANGE), rules.exact)
     changed = [gap_of(name, loaded[name], score) for name, score in sent.items() if name in loaded]
-    if (moved := change.worst([c for c in changed if not limit.of(after[c.name]) <= limit.of(before[c.name])])) and (
-        not limit.exceeded(before[moved.name])
-    ):
-        name = moved.name
+    further = [c for c in changed if not limit.of(after[c.name]) <= limit.of(before[c.name])]
+    moved = change.worst([c for c in further if not limit.exceeded(before[c.name])])
+    if moved is not None:
         raise ModelRefused(
-            f"weight transfer: before a transfer of the same weights of {rules.model} the log-probs of {name} were "
-            f"{before[name]} from the trainer's, after it they are {after[name]}: vLLM's engine does not become what it is sent "
-            "(tied or fused weights, or a copy that stays stale), so this model cannot be trained with this vLLM"
+            f"weight transfer: log-probs of {moved.name} for {rules.model} were {before[moved.name]} from the trainer's before a "
+            f"transfer of the same weights, and are {after[moved.name]} from them after it: {NOT_WHAT_IT_IS_SENT}"
         )
     worst = limit.worst(list(after.values()))
     if worst is not None:

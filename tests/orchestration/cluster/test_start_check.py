@@ -14,12 +14,12 @@ import pytest
 
 from learner.model_check import ModelCheck
 from learner.weights.protocol import WeightSyncError
-from orchestration.cluster.start_check import StartRules, check_start
+from orchestration.cluster.start_check import StartCheck, StartRules
 from orchestration.errors import ModelRefused, NumericsError
 
 RIGHT = [[-1.0] * 20, [-2.0] * 20]
-EXACT = StartRules("models/m", exact_trainer=True, exact=True, precision="fp32", max_gap=None)
-HALF = StartRules("models/m", exact_trainer=False, exact=False, precision="bf16", max_gap=None)
+EXACT = StartRules("models/m", trainer="fp32", exact=True, precision="fp32", max_gap=None)
+HALF = StartRules("models/m", trainer="bf16", exact=False, precision="bf16", max_gap=None)
 CHECK = ModelCheck(alone=RIGHT, padded=RIGHT, packed=RIGHT, head=RIGHT, plain=RIGHT)
 
 
@@ -27,26 +27,38 @@ def shifted(by: float) -> list[list[float]]:
     return [[x + by for x in row] for row in RIGHT]
 
 
+def scaled(rows: list[list[float]], by: float) -> list[list[float]]:
+    return [[x * by for x in row] for row in rows]
+
+
 class Trainer:
     def __init__(self, check: ModelCheck = CHECK) -> None:
-        self.check, self.scored = check, 0
+        self.check, self.scale = check, 1.0
+        self.scales: list[float] = []  # of the weights, at every transfer
 
     async def check_model(self, sequences: Sequence[Sequence[int]]) -> ModelCheck:
         return self.check
 
     async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        self.scored += 1
-        return RIGHT
+        return scaled(RIGHT, self.scale)
+
+    async def scale_weights(self, factor: float) -> None:
+        self.scale *= factor
 
 
 class Engine:
     """Is `before` nats from the trainer until its transfer, and `after` from then on."""
 
-    def __init__(self, name: str, before: float, after: float) -> None:
-        self.name, self.off, self.after = name, before, after
+    def __init__(self, name: str, before: float, after: float, stale: bool = False) -> None:
+        self.name, self.off, self.after, self.stale, self.scale = name, before, after, stale, 1.0
+
+    def receive(self, scale: float) -> None:
+        """Takes weights of this scale over; not where stale."""
+        self.scale = self.scale if self.stale else scale
+        self.off = self.after
 
     async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return shifted(self.off)
+        return [[x * self.scale + self.off for x in row] for row in RIGHT]
 
 
 def check(
@@ -58,18 +70,22 @@ def check(
     replaced: Sequence[Engine] = (),
 ) -> list[str]:
     """Runs a check. replaced: takes the place of the engines in the transfer."""
-    present = list(engines)
+    present, learner = list(engines), trainer or Trainer()
 
     async def transfer() -> None:
+        learner.scales.append(learner.scale)
         if broken is not None:
             raise broken
-        for engine in present:
-            engine.off = engine.after
-        if replaced:
+        if replaced and learner.scale == 1:
             present[:] = replaced
+        for engine in present:
+            engine.receive(learner.scale)
 
-    work = check_start(trainer or Trainer(), lambda: present, transfer, [[1] * 21] * 2, rules, untouched=untouched)
-    return asyncio.run(work)
+    start = StartCheck(learner, lambda: present, transfer, [[1] * 21] * 2, rules)
+    try:
+        return asyncio.run(start.run(untouched))
+    finally:
+        assert learner.scale == 1  # whatever happened, it trains the weights that it was given
 
 
 def refusal(*engines: Engine, trainer: Trainer | None = None, rules: StartRules = EXACT, untouched: bool = True) -> str:
@@ -85,7 +101,7 @@ def refusal(*engines: Engine, trainer: Trainer | None = None, rules: StartRules 
 def test_what_agrees_passes(rules: StartRules) -> None:
     trainer = Trainer()
     assert check(Engine("g0", 1e-5, 1e-5), Engine("g1", 0.0, 2e-5), trainer=trainer, rules=rules) == []
-    assert trainer.scored == 1  # its weights are the same before and after
+    assert trainer.scales == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("rules", [EXACT, HALF])
@@ -125,7 +141,7 @@ def test_padding_counts_where_rows_are_not_packed() -> None:
 def test_an_engine_that_agreed_before_the_transfer_and_not_after_it_is_the_transfers_fault(rules: StartRules) -> None:
     text = refusal(Engine("generator 0", 0.0, 0.0), Engine("generator 1", 1e-6, 1.14), rules=rules)
     assert text.startswith("weight transfer: ")
-    assert "generator 1 were 1e-06 nats in the mean token" in text and "after it they are 1.14 nats" in text
+    assert "generator 1 for models/m were 1e-06 nats in the mean token" in text and "are 1.14 nats" in text
     assert "generator 0" not in text and "precision" not in text
 
 
@@ -135,6 +151,21 @@ def test_in_bf16_a_transfer_that_moves_an_engine_by_less_than_rounding_is_told_a
     assert text.startswith("weight transfer: ")
     assert check(Engine("generator 0", 0.06, 0.07), rules=HALF) == []
     assert check(Engine("generator 0", 0.11, 0.06), rules=HALF) == []  # it came nearer
+
+
+@pytest.mark.parametrize("rules", [EXACT, HALF])
+def test_a_copy_that_stays_as_it_was_is_found_though_the_same_weights_agree(rules: StartRules) -> None:
+    text = refusal(Engine("generator 0", 0.0, 0.0), Engine("generator 1", 0.0, 0.0, stale=True), rules=rules)
+    assert text.startswith("weight transfer: log-probs of generator 1 ")
+    assert "are 0.75 nats in the mean token" in text and "all of them halved" in text and "precision" not in text
+
+
+def test_other_weights_are_sent_where_halving_loses_no_bit_and_to_engines_that_were_just_started() -> None:
+    stale = Engine("generator 0", 0.0, 0.0, stale=True)
+    trainer = Trainer()
+    assert check(stale, trainer=trainer, rules=replace(HALF, trainer="fp16")) == []
+    assert check(stale, trainer=trainer, untouched=False) == []
+    assert trainer.scales == [1.0, 1.0]
 
 
 def test_an_engine_that_never_agreed_computes_another_model() -> None:
@@ -182,7 +213,9 @@ def test_a_replacement_that_came_in_the_transfer_is_compared_too() -> None:
 
 def test_names_that_the_engine_does_not_know_are_a_refusal_and_a_broken_channel_is_not() -> None:
     unknown = WeightSyncError("generator 0", "load of version 0", "the manifest has nothing for experts.w13_weight")
-    with pytest.raises(ModelRefused, match=r"^weight names: generator 0 .* models/m: .*experts\.w13_weight; its names"):
+    with pytest.raises(
+        ModelRefused, match=r"^weight names: generator 0 .* models/m: .*experts\.w13_weight; vLLM's names"
+    ):
         check(Engine("g0", 0.0, 0.0), broken=unknown)
     lost = WeightSyncError("generator 0", "start of version 0", "no answer within 5 s")
     with pytest.raises(WeightSyncError) as raised:
