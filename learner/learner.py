@@ -318,8 +318,12 @@ class Learner:
 
     def check_model(self, sequences: Sequence[Sequence[int]]) -> ModelCheck:
         """Compares what is trained with the model's own forward, and a batch of the sequences with each alone."""
-        forward, plan = lambda micro: self._forward(micro, 1.0)[0], self.settings.learner
-        return check_model(self.policy, self.engine, forward, self.engine.device, sequences, plan.packing)
+
+        def forward(micro: MicroBatch) -> Tensor:
+            return self._forward(micro, 1.0)[0]
+
+        packing = self.settings.learner.packing
+        return check_model(self.policy, self.engine, forward, self.engine.device, sequences, packing)
 
     # --- weights --------------------------------------------------------------------------------------------------------
 
