@@ -169,9 +169,10 @@ def test_other_weights_are_sent_where_halving_loses_no_bit_and_to_engines_that_w
 
 
 def test_an_engine_that_never_agreed_computes_another_model() -> None:
-    text = refusal(Engine("generator 0", 1.0, 1.0))
-    assert text.startswith("implementation: ")
-    assert "model.attention=eager" in text and "precision" not in text
+    for off in (0.01, 1.0):
+        text = refusal(Engine("generator 0", off, off))
+        assert text.startswith("implementation: ")
+        assert text.endswith("try model.attention=eager") and "precision" not in text
     text = refusal(Engine("generator 0", 1.0, 1.0), rules=HALF)
     assert "rounding in bf16 does not explain as much" in text and "precision=fp32" not in text
 
