@@ -1,9 +1,11 @@
-"""Runs the trainer's part of the start's check on ranks of a real learner group: DeepSpeed, gloo, a tiny random model."""
+"""Runs the start's check with real parts: on ranks of a learner group (DeepSpeed, gloo), and against a vLLM engine."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +49,73 @@ def rank_main(rank: int, world: int, port: int, model: str, cases: list[dict[str
             measured = {"check": asdict(check), "logprobs": logprobs, "halved": halved, "same": same}
             (Path(out) / f"{case['name']}.json").write_text(json.dumps(measured))
         learner.close() if case is cases[-1] else None
+
+
+def refusals(folder: str, family: str = "qwen3", tied: bool = True) -> dict[str, str]:
+    """Checks one real engine as it is and in several broken ways; returns how each ended: "" where it passed."""
+    import torch
+    from integration import weight_sync_bench
+
+    from learner.model_check import check_model
+    from learner.policy import Policy
+    from learner.weights.protocol import make_manifest
+    from orchestration.cluster.start_check import StartCheck, StartRules
+    from orchestration.errors import ModelRefused
+
+    sequences = [list(ids) for ids in weight_sync_bench.prompts(4, 40)]
+    rules = StartRules(family, trainer="fp32", exact=True, precision="fp32", max_gap=None)
+    ended: dict[str, str] = {}
+    with weight_sync_bench.bench(folder, family, tied) as bench:
+        policy = Policy(bench.model)  # type: ignore[arg-type]
+
+        class Trainer:
+            def forward(self, micro: Any) -> Any:
+                arrays = (micro.tokens, micro.positions, micro.predict, micro.targets)
+                return policy(*map(torch.tensor, arrays), 1.0)[0]
+
+            async def check_model(self, ids: Any) -> Any:
+                return check_model(policy, policy, self.forward, torch.device("cpu"), ids, True)
+
+            async def sequence_logprobs(self, ids: Any) -> list[list[float]]:
+                return [bench.logprobs(x).gather(1, torch.tensor(x[1:])[:, None])[:, 0].tolist() for x in ids]
+
+            async def scale_weights(self, factor: float) -> None:
+                with torch.no_grad():
+                    for parameter in bench.model.parameters():
+                        parameter.mul_(factor)
+
+        class Engine:
+            name = "generator 0"
+
+            async def sequence_logprobs(self, ids: Any) -> list[list[float]]:
+                return bench.engine.sequence_logprobs(ids)
+
+        def run(name: str, change: Callable[[list[Any]], list[Any]] = lambda tensors: tensors) -> None:
+            """change: what reaches the engine instead of the tensors that the trainer sends."""
+
+            async def transfer() -> None:
+                bench.version += 1
+                sent = change(weight_sync_bench.sendable(bench.model))
+                manifest = make_manifest(sent, bench.version, 2**14)
+                received = weight_sync_bench.in_thread(lambda: bench.engine.receive_weights(manifest, 60.0))
+                bench.publisher.publish(manifest, sent)
+                received.result(60.0)
+
+            check = StartCheck(Trainer(), lambda: [Engine()], transfer, sequences, rules)
+            try:
+                ended[name] = "; ".join(asyncio.run(check.run(untouched=True)))
+            except ModelRefused as error:
+                ended[name] = str(error)
+
+        kept = {n: t.clone() for n, t in weight_sync_bench.sendable(bench.model)}
+        run("right")
+        stuck = next(n for n in kept if n.endswith("down_proj.weight"))
+        run("a copy is kept", lambda sent: [(n, kept[n] if n == stuck else t) for n, t in sent])
+        run("nothing arrives", lambda sent: [(n, kept[n]) for n, _ in sent])
+        bench.perturb()  # the engine has the weights of before
+        run("loaded other weights")
+        with torch.no_grad():
+            policy.model.base_model.layers[0].mlp.down_proj.weight.mul_(1.5)  # type: ignore[union-attr, operator, index]
+        run("another model", lambda sent: [(n, t / 1.5 if n == stuck else t) for n, t in sent])
+        run("a name is missing", lambda sent: [(n, t) for n, t in sent if n != stuck])
+    return ended

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,19 @@ def test_every_stage_and_precision_is_measured_and_left_bit_for_bit_as_it_was(
     assert gap(one["logprobs"], plain(measured["model"], 1.0)) < tolerance
     assert gap(one["halved"], plain(measured["model"], 0.5)) < tolerance
     assert gap(one["halved"], one["logprobs"]) > 0.5
+
+
+def test_each_fault_of_a_real_engine_has_its_own_sentence(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as child:
+        ended = child.submit(start_check_cases.refusals, str(tmp_path)).result(300)
+    assert ended["right"] == ""
+    for name in ("a copy is kept", "nothing arrives"):
+        assert ended[name].startswith("weight transfer: log-probs of generator 0 for qwen3 were "), ended[name]
+        assert "all of them halved" in ended[name]
+    assert ended["loaded other weights"].endswith("and agrees since the first transfer")
+    assert ended["another model"].startswith("implementation: "), ended["another model"]
+    assert ended["a name is missing"].startswith("weight names: generator 0 cannot load "), ended["a name is missing"]
+    assert "down_proj" in ended["a name is missing"]
 
 
 # --- whole runs -----------------------------------------------------------------------------------------------------------
