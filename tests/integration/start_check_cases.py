@@ -111,8 +111,9 @@ def refusals(folder: str, family: str = "qwen3", tied: bool = True) -> dict[str,
         run("right")
         stuck = next(n for n in kept if n.endswith("down_proj.weight"))
         run("a copy is kept", lambda sent: [(n, kept[n] if n == stuck else t) for n, t in sent])
+        run("right again")  # a refusal leaves the engine as the transfer that it was found in did
         run("nothing arrives", lambda sent: [(n, kept[n]) for n, _ in sent])
-        bench.perturb()  # the engine has the weights of before
+        bench.perturb()  # the engine has the weights of before, the halved ones did not reach it
         run("loaded other weights")
         with torch.no_grad():
             policy.model.base_model.layers[0].mlp.down_proj.weight.mul_(1.5)  # type: ignore[union-attr, operator, index]
