@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from actors.generator import GeneratorStats
     from learner.deepspeed_engine import RankPlace
     from learner.learner import LearnerStage, RankSettings
+    from learner.model_check import ModelCheck
     from learner.types import RankBatch, StepMetrics
 
 T = TypeVar("T")
@@ -165,6 +166,14 @@ class RemoteLearner:
     async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Returns log-probs at temperature 1 of tokens 1.. of each sequence; every rank takes part."""
         return (await self._all([a.sequence_logprobs.remote(sequences) for a in self._actors]))[0]
+
+    async def check_model(self, sequences: Sequence[Sequence[int]]) -> ModelCheck:
+        """Compares what is trained with the model's own forward (learner/model_check.py); every rank takes part."""
+        return (await self._all([a.check_model.remote(sequences) for a in self._actors]))[0]
+
+    async def scale_weights(self, factor: float) -> None:
+        """Multiplies the weights on every rank, until the inverse factor is given."""
+        await self._all([a.scale_weights.remote(factor) for a in self._actors])
 
     async def save(self, hf: Path, engine: Path) -> None:
         await self._all([a.save.remote(hf, engine) for a in self._actors])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from actors.generator import GeneratorStats
     from learner.deepspeed_engine import RankPlace
     from learner.learner import Learner, LearnerStage, RankSettings
+    from learner.model_check import ModelCheck
     from learner.types import RankBatch, StepMetrics
 
 
@@ -184,6 +185,14 @@ class LearnerActor(BaseActor):
     @ray.method
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self._learner.sequence_logprobs(sequences)
+
+    @ray.method
+    def check_model(self, sequences: Sequence[Sequence[int]]) -> ModelCheck:
+        return self._learner.check_model(sequences)
+
+    @ray.method
+    def scale_weights(self, factor: float) -> None:
+        self._learner.engine.scale_weights(factor)
 
     @ray.method
     def save(self, hf: Path, engine: Path) -> None:

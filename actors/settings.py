@@ -41,7 +41,7 @@ class SamplingSettings(Settings):
     """Limits and shapes what the policy samples: section `sampling`."""
 
     temperature: float = Field(default=1.0, gt=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)  # a run that trains takes 1 alone: orchestration/config/checks.py
     max_tokens: int = Field(ge=1)  # of one response
     max_turns: int = Field(default=8, ge=1)
     max_total_tokens: int | None = Field(default=None, ge=1)  # of all responses of a trajectory; None: no such limit

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from envs.types import Group, Trajectory
 from learner.advantages import Advantage, returns_to_go, turn_baselines, whitened
 from learner.settings import BatchPlan
-from learner.types import Aggregation, MicroBatch, RankBatch
+from learner.types import Aggregation, MicroBatch, RankBatch, SignalOf
 
 # One a trajectory, or for each an array with one a turn.
 Advantages = NDArray[np.float64] | Sequence[NDArray[np.float64]]
@@ -86,9 +86,16 @@ def turn_advantages(
     return np.split(flat, np.cumsum([len(v) for v in values])[:-1])
 
 
-def informative(group: Group) -> bool:
-    """Returns whether a group baseline leaves the group an advantage: not where all scored rewards are equal, or one is."""
-    return len({t.verdict.reward for t in group.trajectories if t.verdict.status.scored}) > 1
+def informative(group: Group, by: SignalOf = "reward") -> bool:
+    """Returns whether a group baseline leaves the group an advantage, and one that `by` lets count.
+
+    It leaves none where all scored rewards are equal, or one is. With by "verdict" the environment's own rewards have to differ
+    too, those before the terms that shape them (`Verdict.terms`); with "correct", whether responses are right.
+    """
+    verdicts = [t.verdict for t in group.trajectories if t.verdict.status.scored]
+    own = {v.terms.get("verdict", v.reward) for v in verdicts}
+    differ = {"reward": True, "verdict": len(own) > 1, "correct": len({v.correct for v in verdicts}) > 1}
+    return len({v.reward for v in verdicts}) > 1 and differ[by]
 
 
 def no_signal(groups: Sequence[Group]) -> int:

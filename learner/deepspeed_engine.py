@@ -256,6 +256,24 @@ class DeepSpeedEngine:
             for name, p in weights
         ]
 
+    def scale_weights(self, factor: float) -> None:
+        """Multiplies the parameters that forward passes use and transfers send; the optimiser's masters stay.
+
+        A power of two and then its inverse give the same bits back, but in fp16, whose small numbers have fewer bits.
+        """
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                part = getattr(
+                    parameter, "ds_tensor", None
+                )  # ZeRO-3: this rank's part; small parameters stay whole beside it
+                if part is not None:
+                    part.mul_(factor)
+                shares = part is not None and (
+                    part.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+                )
+                if not shares and parameter.numel():
+                    parameter.mul_(factor)
+
     def save(self, folder: Path) -> None:
         """Saves optimiser, masters and loss scale, each rank its part. Collective."""
         if not self.engine.save_checkpoint(str(folder), tag="state", save_latest=False):

@@ -1,8 +1,8 @@
 """Runs one rank of the learner group: a plain class, driven by one call at a time.
 
 An iteration: measure the policy on the fresh batch (log-probs, exact entropy, ledger), let the entropy controller observe, take
-the batch's optimiser steps with the loss that its coefficient shapes. train, begin_stage, sequence_logprobs, publish, save and load
-are collectives: they are called on all ranks at once.
+the batch's optimiser steps with the loss that its coefficient shapes. train, begin_stage, sequence_logprobs, check_model, publish,
+save and load are collectives: they are called on all ranks at once.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from learner.ledger.history import Ledger, ledger_row, update_metrics
 from learner.ledger.predicted import Fresh, tally_policy, tally_shaping, tally_update
 from learner.ledger.step_effect import StepEffect
 from learner.ledger.tally import Tally
+from learner.model_check import ModelCheck, check_model
 from learner.objective import gradient_weight, reference_pull, token_loss, weigh, with_reference
 from learner.policy import Policy, load_policy
 from learner.schedule import learning_rate
@@ -350,6 +351,15 @@ class Learner:
                 )
             out.append(logp.tolist())
         return out
+
+    def check_model(self, sequences: Sequence[Sequence[int]]) -> ModelCheck:
+        """Compares what is trained with the model's own forward, and a batch of the sequences with each alone."""
+
+        def forward(micro: MicroBatch) -> Tensor:
+            return self._forward(micro, 1.0)[0]
+
+        packing = self.settings.learner.packing
+        return check_model(self.policy, self.engine, forward, self.engine.device, sequences, packing)
 
     # --- weights --------------------------------------------------------------------------------------------------------
 

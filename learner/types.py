@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Aggregation = Literal["token", "sequence", "constant"]  # see learner/objective.py
+SignalOf = Literal["reward", "verdict", "correct"]  # see learner/batching.py:informative
 
 
 @dataclass(frozen=True, slots=True)

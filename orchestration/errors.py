@@ -1,8 +1,9 @@
 """Defines the errors that end a command with one sentence, and the exit code of each.
 
 0 ok, 1 the run broke (a member died or none was left, a weight transfer or a checkpoint failed, runs of a lab failed; a traceback
-ends with 1 too), 2 configuration, 3 resources not available, 4 a loss that is not finite or engine and trainer disagree, 130 and
-143 stopped by a signal after a checkpoint. A message is one sentence: what is wrong, with the values, and what to do.
+ends with 1 too), 2 configuration, 3 resources not available, 4 a loss that is not finite, or engine, trainer and plain transformers
+disagree, 130 and 143 stopped by a signal after a checkpoint. A message is one sentence: what is wrong, with the values, and what
+to do.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ class NumericsError(IsentropeError):
     """Reports a loss that is not finite, or an engine whose log-probs differ from the trainer's."""
 
     exit_code = 4
+
+
+class ModelRefused(NumericsError):
+    """Reports, before the first update, a model that trainer, engine and plain transformers do not compute alike. The sentence
+    begins with the part that disagrees."""
 
 
 class Stopped(IsentropeError):

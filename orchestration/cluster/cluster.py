@@ -2,7 +2,7 @@
 
 `connect` joins Ray (or starts a cluster of its own) and checks that the run fits. `Cluster.begin` places every actor, joins the
 learner group and the weight group; for a second run on the same actors it only renews what belongs to a run. When weights move
-is in weight_sync.py, the comparison of engine and trainer in logprob_check.py.
+is in weight_sync.py, the comparison of engine and trainer in logprob_check.py, that before anything is trained in start_check.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from orchestration.cluster import actor_settings, placement
 from orchestration.cluster.actor_settings import Start, cpu_env
 from orchestration.cluster.actor_slots import ActorSlots, Position
 from orchestration.cluster.logprob_check import compare_logprobs
+from orchestration.cluster.start_check import StartCheck, StartRules
 from orchestration.cluster.weight_sync import WeightBroadcast, WeightGroup
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import ConfigError, PlacementError
@@ -71,6 +72,7 @@ class Cluster:
         self.reward_models: VerifierPool[RemoteRewardModel]
         self.judges: GeneratorPool[RemoteGenerator]
         self.version = 0  # of the generators' weights
+        self._untouched = False  # whether every generator has the weights that it loaded itself
 
     @property
     def cuda(self) -> bool:
@@ -151,6 +153,7 @@ class Cluster:
         for g in generators:
             await g.mark_current(start.version, limit)
         await self._weights.join()
+        self._untouched = True
 
     async def _admit(self, member: RemoteGenerator | RemoteVerifier | RemoteRewardModel) -> None:
         """Returns when it answers. Raises ConfigError where an environment cannot be built in a verifier's process: every verdict
@@ -226,13 +229,29 @@ class Cluster:
     async def sync(self, version: int) -> WeightManifest:
         """Sends the learner's weights to every generator as `version`; members that died are replaced first."""
         await self._replace_scorers()
+        self._untouched = False
         manifest = await self._weights.sync(version)
         self.version = version
         return manifest
 
+    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> None:
+        """Transfers what the learner holds as `version` to every generator, and compares trainer, engines and plain transformers
+        on these tokens. Raises ModelRefused, which names the part that disagrees."""
+        config = self.config
+        rules = StartRules(
+            model=config.model.path,
+            trainer=config.trainer_precision,
+            exact=config.exact,
+            precision=config.precision.mode,
+            max_gap=config.weights.max_logprob_gap,
+        )
+        check = StartCheck(self.learner, lambda: self.generators.members, lambda: self.sync(version), sequences, rules)
+        for remark in await check.run(self._untouched):
+            self._report(remark)
+
     async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
-        """Compares engine and trainer on these tokens. NumericsError beyond weights.max_logprob_gap, which bounds the largest
-        gap in fp32 and the mean in bf16 and fp16."""
+        """Compares engine and trainer on these tokens. NumericsError, which names the generator, beyond weights.max_logprob_gap: it
+        bounds the largest gap in fp32, and each generator's own mean in bf16 and fp16."""
         return await compare_logprobs(
             self.learner,
             self.generators.members,

@@ -64,6 +64,16 @@ def sampling_fits(config: RunSections) -> None:
         )
 
 
+def sampled_as_trained(config: RunSections) -> None:
+    """Refuses a truncated distribution of responses: the trainer's log-probs, entropy and ratios are of the whole one."""
+    if config.sampling.top_p < 1:
+        raise ValueError(
+            f"sampling.top_p is {config.sampling.top_p:g}: responses would come from a part of the vocabulary, while log-probs, "
+            "entropy and ratios are of all of it: every ratio of trainer to engine would carry the mass cut off, and control would "
+            "shift all advantages; leave sampling.top_p out, and lower sampling.temperature for likelier responses"
+        )
+
+
 def objective_fits(config: RunSections) -> None:
     """Refuses parts of the objective that do not go together, or with the batch."""
     o, dynamic = config.objective, config.batch.dynamic.kind
@@ -204,6 +214,7 @@ CHECKS = (
     something_to_train,
     batch_divides,
     sampling_fits,
+    sampled_as_trained,
     objective_fits,
     entropy_method_acts,
     gpus_fit,

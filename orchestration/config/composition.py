@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from actors.settings import GeneratorSettings, JudgeGeneratorSettings, SamplingSettings, VerifierSettings
 from learner.entropy.settings import EntropySettings
 from learner.settings import BODY, LearnerSettings, ModelSettings, ObjectiveSettings, PrecisionSettings, Settings
+from learner.types import SignalOf
 from orchestration.config.reward_sections import RewardsSection
 from orchestration.config.sections import (
     BatchSection,
@@ -51,6 +52,14 @@ class RunSections(Settings):
         if not isinstance(value, dict | PrecisionSettings):
             raise ValueError(f"{value!r} is neither a mode, one of {', '.join(BODY)}, nor a section {{mode: ...}}")
         return value
+
+    @property
+    def dynamic_by(self) -> SignalOf:
+        """Returns what the responses of a group have to differ in for dynamic sampling to keep it."""
+        if self.batch.dynamic.by is not None:
+            return self.batch.dynamic.by
+        shaped = any(term.weight for term in self.rewards.terms.values())
+        return "verdict" if shaped and self.rewards.verdict else "reward"
 
     @property
     def judge_generator(self) -> JudgeGeneratorSettings | None:

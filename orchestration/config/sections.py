@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from envs.suggest import nearest
 from learner.entropy.base import AtBoundary
 from learner.settings import EnvironmentSettings, KindSettings, Settings
+from learner.types import SignalOf
 
 # What a stage may set anew, whole or in part: what can change between two iterations on actors that go on.
 STAGE_KEYS = ("objective", "learner.lr", "entropy.target", "sampling")
@@ -93,13 +94,16 @@ class StageSection(Settings):
 
 
 class DynamicSection(KindSettings):
-    """Chooses what is done with groups whose scored responses all have one reward: dynamic sampling (DAPO, arXiv 2503.14476,
-    sec. 3.2).
+    """Chooses what is done with groups whose scored responses do not differ: dynamic sampling (DAPO, arXiv 2503.14476, sec. 3.2).
 
     none    they are in the update: with advantage 0, but counted in what the loss is divided by and in REPO, a bonus or a KL
     filter  they are not; the update's size and statistics are those of the others. Fewer groups are fewer updates, not smaller
             ones, but where less than one update's worth is left
     refill  nor are they, and others are generated until batch.prompts groups are informative or max_rounds is reached
+
+    What they have to differ in is `by`: their rewards, and with `verdict` also what the environment alone gave them, with `correct`
+    also whether they are right (DAPO's accuracy). Terms that shape the reward, such as a length, differ between responses that
+    are all right or all wrong, so that by rewards no group would ever be dropped. A verdict keeps partial credit.
 
     What filtering does to entropy: groups that are all right are mostly those the policy is sure of. Entropy measured without
     them would lie above the policy's own and move with the share that was dropped, and a controller would react to a change
@@ -109,6 +113,7 @@ class DynamicSection(KindSettings):
     environments' weights are of prompts generated."""
 
     kind: Literal["none", "filter", "refill"] = "none"
+    by: SignalOf | None = None  # None: verdict where the reward has terms beside a verdict, else reward
     # Of refill, the first included; a round asks for as many groups as are missing.
     max_rounds: int = Field(default=4, ge=1)
 
@@ -141,10 +146,11 @@ class WeightsSection(Settings):
 
     bucket_mb: int = Field(default=64, ge=1)
     timeout_s: float = Field(default=120, gt=0)
-    # Nats, engine against trainer on the probe. fp32: of any token, 1e-3 unless set. bf16 and fp16: of the mean over tokens,
-    # 0.05 unless set, since rounding alone moves single tokens by more than any limit that would find other weights.
+    # Nats, each engine against the trainer. fp32: of any token, 1e-3 unless set. bf16 and fp16: of the engine's mean over tokens,
+    # unless set 0.2 of prompts at the start and 0.1 on the probe after an update, since rounding alone moves single tokens by more
+    # than any limit that would find other weights.
     max_logprob_gap: float | None = Field(default=None, gt=0)
-    probe_responses: int = Field(default=4, ge=1)
+    probe_responses: int = Field(default=4, ge=1)  # after an update; the start takes as many prompts, 16 at least
 
 
 class EvaluationSection(Settings):

@@ -32,6 +32,8 @@ from orchestration.telemetry.sinks.base import Sink
 
 T = TypeVar("T")
 
+START_PROMPTS = 16  # over all environments: in bf16 the mean over one prompt says little
+
 
 @dataclass
 class Run:
@@ -50,7 +52,7 @@ class Run:
         """Trains until the last stage ends or the run's iterations are used up. Raises Stopped after a checkpoint."""
         config, state, curriculum = self.config, self.state, self.state.curriculum
         stage = config.at_stage(curriculum.index)
-        await self._probe_held_out()
+        await self._check_start()
         await self._evaluate_owed()
         if state.iteration == 0:
             await self._measure_start(stage)
@@ -136,11 +138,13 @@ class Run:
         trajectories = [t for g in sampled.groups for t in g.trajectories]
         return await self.cluster.probe([t.token_ids for t in trajectories[: self.config.weights.probe_responses]])
 
-    async def _probe_held_out(self) -> None:
-        """Compares engine and trainer before the first update, on a prompt of every environment."""
+    async def _check_start(self) -> None:
+        """Compares trainer, engines and plain transformers before the first update, on prompts of every environment."""
         curriculum = self.state.curriculum
-        prompts = curriculum.held_out("eval", 1) or curriculum.held_out("train", 1)
-        await self.cluster.probe([self.rollouts.render(p) for p in prompts])
+        each = -(-max(START_PROMPTS, self.config.weights.probe_responses) // len(curriculum.environments))
+        prompts = curriculum.held_out("eval", each) or curriculum.held_out("train", each)
+        sequences = [self.rollouts.render(p)[: self.config.generators.max_model_len] for p in prompts]
+        await self.cluster.check_start(self.state.policy_version, sequences)
 
     # --- stages of the curriculum ---------------------------------------------------------------------------------------
 

@@ -41,8 +41,13 @@ class TrainingCluster(Protocol):
         """Sends the learner's weights to every generator as `version`."""
         ...
 
+    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> None:
+        """Sends the learner's weights as `version`, and compares trainer, engines and plain transformers on the same tokens.
+        Raises ModelRefused where they disagree."""
+        ...
+
     async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
-        """Compares engine and trainer on the log-probs of the same tokens. Raises NumericsError where they differ too much."""
+        """Compares engines and trainer on the log-probs of the same tokens. Raises NumericsError where one differs too much."""
         ...
 
     async def begin_stage(self, index: int) -> None: ...

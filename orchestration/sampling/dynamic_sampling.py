@@ -1,9 +1,11 @@
 """Decides which of an iteration's groups are trained on, and whether more are generated. Pure, but for what it awaits.
 
 DAPO, arXiv 2503.14476, sec. 3.2: a group whose responses all have the same reward has no advantage, and a batch with many of
-them has a small and noisy gradient. `filter` leaves them out of the update; `refill` also generates others in their place, in
-rounds, each of as many prompts as informative groups are missing: no informative group is discarded, and the number of rounds is
-bounded. Which prompts come follows from the curriculum's position and from what was sampled before, hence from the run's seed.
+them has a small and noisy gradient. Where terms shape the reward, groups that are all right or all wrong differ by these alone:
+`by` says what counts as a difference (learner/batching.py:informative). `filter` leaves groups without one out of the update;
+`refill` also generates others in their place, in rounds, each of as many prompts as informative groups are missing: no informative
+group is discarded, and the number of rounds is bounded. Which prompts come follows from the curriculum's position and from what
+was sampled before, hence from the run's seed.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from dataclasses import dataclass
 
 from envs.types import Group, Prompt, Trajectory
 from learner.batching import informative
+from learner.types import SignalOf
 from orchestration.config.sections import BatchSection
 
 DrawFn = Callable[[int], list[Prompt]]
 CollectFn = Callable[
     [list[Prompt]], Awaitable[tuple[list[Group], dict[str, float]]]
 ]  # groups in order, seconds by kind
+DIFFERENT: dict[SignalOf, str] = {"reward": "reward", "verdict": "verdict", "correct": "correctness"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +32,14 @@ class Sampled:
 
     kept     one for each group: whether it is trained on
     seconds  by kind of work: "generate", "verify"
+    by       what the responses of a group had to differ in
     """
 
     groups: list[Group]
     kept: list[bool]
     rounds: int
     seconds: dict[str, float]
+    by: SignalOf = "reward"
 
     @property
     def trained(self) -> list[Group]:
@@ -62,7 +68,7 @@ class Sampled:
         """Describes, in a sentence, an iteration that trains on nothing."""
         m = self.metrics()
         return (
-            f"none of {len(self.groups)} groups in {self.rounds} rounds has responses of different reward ("
+            f"none of {len(self.groups)} groups in {self.rounds} rounds has responses of different {DIFFERENT[self.by]} ("
             f"{m['dynamic/all_right']:g} all right, {m['dynamic/all_wrong']:g} all wrong, {m['dynamic/other']:g} other): entropy "
             "was measured, the weights stay as they are"
         )
@@ -76,7 +82,7 @@ def dropped_because(group: Group) -> str:
     return "all right" if correct == {True} else "all wrong"
 
 
-async def sample(batch: BatchSection, draw: DrawFn, collect: CollectFn) -> Sampled:
+async def sample(batch: BatchSection, draw: DrawFn, collect: CollectFn, by: SignalOf = "reward") -> Sampled:
     """Generates an iteration's groups: batch.prompts, or with refill until so many are informative or the rounds are used up."""
     dynamic = batch.dynamic
     groups: list[Group] = []
@@ -86,7 +92,7 @@ async def sample(batch: BatchSection, draw: DrawFn, collect: CollectFn) -> Sampl
     while rounds == 0 or (dynamic.kind == "refill" and rounds < dynamic.max_rounds and sum(kept) < batch.prompts):
         collected, took = await collect(draw(batch.prompts - sum(kept)))
         groups += collected
-        kept += [dynamic.kind == "none" or informative(group) for group in collected]
+        kept += [dynamic.kind == "none" or informative(group, by) for group in collected]
         seconds.update(took)
         rounds += 1
-    return Sampled(groups, kept, rounds, dict(seconds))
+    return Sampled(groups, kept, rounds, dict(seconds), by)

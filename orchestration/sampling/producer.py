@@ -35,7 +35,7 @@ class SynchronousProducer:
             temperature=stage.sampling.temperature,
             stamp=f"iteration {iteration}",
         )
-        return sample(self._config.batch, self._curriculum.next, collect)
+        return sample(self._config.batch, self._curriculum.next, collect, self._config.dynamic_by)
 
     async def before_training(self, stage: RunConfig, responses: int) -> list[Group]:
         """Samples groups of at least `responses` responses that are not trained on; consumes no prompt of the curriculum.

@@ -62,7 +62,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "dynamic/all_right": ("Groups that were dropped because every response was correct", "groups"),
     "dynamic/all_wrong": ("Groups that were dropped because no response was correct", "groups"),
     "dynamic/other": (
-        "Groups that were dropped for another reason: fewer than two responses scored, or equal rewards",
+        "Groups that were dropped for another reason: fewer than two responses scored, or nothing that differs",
         "groups",
     ),
     "dynamic/skipped": ("1 when no group was left and the weights stayed as they were", "0/1"),

@@ -45,7 +45,11 @@ MEANINGS = {
     # batch and sampling
     "batch.prompts": "Prompts of an iteration.",
     "batch.responses": "Responses to each prompt, which form its group.",
-    "batch.dynamic.kind": "What is done with groups whose scored responses all have one reward.",
+    "batch.dynamic.kind": "What is done with groups whose scored responses do not differ.",
+    "batch.dynamic.by": (
+        "What they have to differ in, beside their rewards: `reward` nothing else, `verdict` the environment's own reward, "
+        "`correct` correctness. `null`: `verdict` where terms with a weight shape the reward of a verdict, else `reward`."
+    ),
     "batch.dynamic.max_rounds": (
         "Of `refill`: rounds of generation, the first included; a round asks for as many groups as are missing."
     ),
@@ -54,7 +58,10 @@ MEANINGS = {
     "batch.adaptive.floor": "Added to a prompt's weight p(1 - p), which is 1/4 at most.",
     "batch.adaptive.decay": "Factor, each iteration, of what is known about a prompt.",
     "sampling.temperature": "Sampling temperature.",
-    "sampling.top_p": "Nucleus sampling: the probability mass that is sampled from.",
+    "sampling.top_p": (
+        "Nucleus sampling: the probability mass that is sampled from. A run takes 1 alone: the trainer's log-probs and entropy are "
+        "of the whole distribution."
+    ),
     "sampling.max_tokens": "Longest response, in tokens.",
     "sampling.max_turns": "Most turns of a conversation.",
     "sampling.max_total_tokens": "Most tokens of all responses of a trajectory; `null`: no such limit.",
@@ -205,10 +212,13 @@ MEANINGS = {
     "weights.bucket_mb": "Size of one broadcast.",
     "weights.timeout_s": "Seconds a weight transfer may take.",
     "weights.max_logprob_gap": (
-        "Largest gap of log-probs between engine and trainer, in nats, before the run stops. `null`: 1e-3 for any token in fp32; "
-        "0.05 for the mean over tokens in bf16 and fp16, where rounding alone moves single tokens further."
+        "Largest gap of log-probs between any generator and the trainer, in nats, before the run stops. `null`: 1e-3 for any token "
+        "in fp32; for a generator's mean token in bf16 and fp16, where rounding alone moves single tokens further, 0.2 of the "
+        "prompts at the start and 0.1 after an update."
     ),
-    "weights.probe_responses": "Responses whose log-probs are compared after every transfer.",
+    "weights.probe_responses": (
+        "Responses whose log-probs are compared after every update; the start takes as many prompts, 16 at least."
+    ),
     "evaluation.every": "Iterations between evaluations; 0: only at the start and the end.",
     "evaluation.start": "Evaluate before the first iteration. Arms of a laboratory share their start, so one of them may do.",
     "evaluation.prompts": "Prompts of each environment; 0: no evaluation at all.",

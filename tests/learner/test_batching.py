@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import make_trajectory, trajectories
 
-from envs.types import Group, Status, Trajectory
+from envs.types import Group, Status, Trajectory, Verdict
 from learner.advantages import ADVANTAGES, Advantage, leave_one_out
 from learner.batching import build_batches, informative, trajectory_advantages
 from learner.settings import BatchPlan
@@ -245,6 +246,48 @@ def test_a_group_is_informative_where_a_group_baseline_leaves_it_an_advantage(
     made = [make_trajectory(reward=r, status=s, seed=i) for i, (r, s) in enumerate(members)]
     group = Group(made[0].prompt, tuple(made))
     assert informative(group) == bool(trajectory_advantages([group], Advantage(leave_one_out)).any())
+
+
+def shaped(*members: tuple[float, bool, float], status: Status = Status.OK) -> Group:
+    """Returns a group of (the environment's reward, whether it is right, reward with terms)."""
+    made = [make_trajectory(seed=i) for i in range(len(members))]
+    return Group(
+        made[0].prompt,
+        tuple(
+            replace(t, verdict=Verdict(reward, right, status=status, terms={"verdict": own, "length": reward - own}))
+            for t, (own, right, reward) in zip(made, members, strict=True)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("members", "by_reward", "by_verdict", "by_correct"),
+    [
+        (((1.0, True, 0.9), (1.0, True, 0.8)), True, False, False),  # all right, of different length
+        (((0.0, False, -0.2), (0.0, False, -0.3)), True, False, False),  # all wrong
+        (((0.2, False, 0.1), (0.7, False, 0.6)), True, True, False),  # partial credit, none right
+        (((1.0, True, 0.9), (0.0, False, -0.1)), True, True, True),
+        (((1.0, True, 0.5), (0.5, False, 0.5)), False, False, False),  # terms make up the difference: no advantage
+    ],
+)
+def test_what_terms_alone_tell_apart_is_no_difference_by_verdict(
+    members: tuple[tuple[float, bool, float], ...], by_reward: bool, by_verdict: bool, by_correct: bool
+) -> None:
+    group = shaped(*members)
+    assert (informative(group), informative(group, "verdict"), informative(group, "correct")) == (
+        by_reward,
+        by_verdict,
+        by_correct,
+    )
+    lost = shaped((9.0, not members[0][1], 9.0), status=Status.ERROR)  # what is not scored is no difference either
+    assert informative(Group(group.prompt, group.trajectories + lost.trajectories), "verdict") == by_verdict
+    assert informative(Group(group.prompt, group.trajectories + lost.trajectories), "correct") == by_correct
+
+
+def test_partial_credit_teaches_where_nothing_shapes_the_reward() -> None:
+    made = [make_trajectory(reward=r, seed=i) for i, r in enumerate((0.2, 0.7))]
+    group = Group(made[0].prompt, tuple(replace(t, verdict=replace(t.verdict, correct=False)) for t in made))
+    assert informative(group) and informative(group, "verdict") and not informative(group, "correct")
 
 
 # --- turn-level advantages ---------------------------------------------------------------------------------------------------

@@ -129,7 +129,19 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         "batching",
         f"{_AT}test_batching.py -k usual_size or informative",
         ("as many updates of what is left", "max(1, count * updates // full_batch)", "updates"),
-        ("an error makes a group informative", "if t.verdict.status.scored}) > 1", "}) > 1"),
+        (
+            "an error makes a group informative",
+            "[t.verdict for t in group.trajectories if t.verdict.status.scored]",
+            "[t.verdict for t in group.trajectories]",
+        ),
+    ),
+    *entries(
+        "batching",
+        f"{_AT}test_batching.py -k terms_alone or partial_credit",
+        ("terms make a difference by verdict", '"verdict": len(own) > 1', '"verdict": True'),
+        ("by correctness is by verdict", "len({v.correct for v in verdicts}) > 1", "len(own) > 1"),
+        ("a verdict without a difference in reward", "len({v.reward for v in verdicts}) > 1 and ", ""),
+        ("partial credit without terms", 'v.terms.get("verdict", v.reward)', 'v.terms.get("verdict", 0.0)'),
     ),
     *entries(
         "advantages",

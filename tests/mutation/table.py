@@ -8,6 +8,13 @@ from mutation.entropy import ENTROPY_MUTATIONS
 from mutation.generated import GENERATED
 from mutation.loss import LOSS_MUTATIONS
 from mutation.reward import REWARD_MUTATIONS
+from mutation.start import START_MUTATIONS
 
-CURATED: tuple[Mutation, ...] = (*LOSS_MUTATIONS, *ENTROPY_MUTATIONS, *CONTROL_MUTATIONS, *REWARD_MUTATIONS)
+CURATED: tuple[Mutation, ...] = (
+    *LOSS_MUTATIONS,
+    *ENTROPY_MUTATIONS,
+    *CONTROL_MUTATIONS,
+    *REWARD_MUTATIONS,
+    *START_MUTATIONS,
+)
 MUTATIONS: tuple[Mutation | Span, ...] = (*CURATED, *GENERATED)

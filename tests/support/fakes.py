@@ -218,8 +218,17 @@ class FakeRun:
         self.reward: Callable[[Prompt, int], float] = lambda prompt, i: float(i % 2)
         self.turns = 1  # of every response
         self.trained: list[Any] = []  # rank 0's batch of every iteration
+        self.checked: list[tuple[int, int]] = []  # version and number of sequences of every check of the start
+        self.before_check: list[tuple[Any, ...]] = []
+        self.refuse: Exception | None = None  # what the check of the start raises
 
     # --- the cluster and its learner
+
+    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> None:
+        self.checked.append((version, len(sequences)))
+        self.before_check = list(self.events)
+        if self.refuse is not None:
+            raise self.refuse
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
         return {}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from orchestration.cluster.logprob_check import compare_logprobs
+from orchestration.cluster.logprob_check import compare_logprobs, engine_limit
 from orchestration.errors import NumericsError
 
 
@@ -37,7 +37,8 @@ def test_gaps_are_over_all_tokens_of_all_engines() -> None:
 
 def test_in_fp32_the_largest_gap_counts_and_is_the_named_engines() -> None:
     with pytest.raises(
-        NumericsError, match=r"version 8 log-probs of g1 .* by 0\.06 nats in one token, more than .* 0\.001"
+        NumericsError,
+        match=r"version 8 log-probs of g1 .* by 0\.06 nats in one token, more than 0\.001 .*; 1 of 2 generators",
     ):
         compare(CLOSE, FAR)
     assert compare(CLOSE) == {"sync/logprob_gap_max": 0.0, "sync/logprob_gap_mean": 0.0}
@@ -47,16 +48,40 @@ def test_in_fp32_the_largest_gap_counts_and_is_the_named_engines() -> None:
 def test_below_fp32_the_mean_counts() -> None:
     compare(FAR, exact=False)
     with pytest.raises(
-        NumericsError, match=r"by 0\.02 nats in the mean token, more than weights.max_logprob_gap = 0\.01"
+        NumericsError, match=r"by 0\.02 nats in the mean of 3 tokens, more than 0\.01 \(weights.max_log"
     ):
         compare(FAR, exact=False, max_gap=0.01)
 
 
-def test_nan_is_beyond_every_limit() -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_member_among_many_is_refused_and_named(exact: bool) -> None:
+    """One of 16 generators is .7 nats off on every token: .0484 in the mean over all of them."""
+    engines = [Scorer(f"generator {i}", *shifted(0.7 if i == 5 else 0.0005)) for i in range(16)]
+    with pytest.raises(NumericsError, match=r"log-probs of generator 5 .* by 0\.7 nats .*; 1 of 16 generators"):
+        compare(*engines, exact=exact)
+    near = [Scorer(f"generator {i}", *shifted(0.0484 if i == 5 else 0.0)) for i in range(16)]
+    assert compare(*near, exact=False)["sync/logprob_gap_mean"] == pytest.approx(0.0484 / 16)
+
+
+def shifted(by: float) -> list[list[float]]:
+    return [[x + by for x in row] for row in TRAINER.scores]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("at", [0, 1])
+def test_nan_is_beyond_every_limit(exact: bool, at: int) -> None:
+    scores = [-1.0, -2.0]
+    scores[at] = math.nan
     with pytest.raises(NumericsError, match="nan"):
-        compare(Scorer("g0", [math.nan, -2.0], [-3.0]), exact=False, max_gap=1e9)
+        compare(Scorer("g0", scores, [-3.0]), exact=exact, max_gap=1e9)
 
 
 def test_nothing_to_compare_is_no_gap() -> None:
     metrics = asyncio.run(compare_logprobs(Scorer("t"), [Scorer("g0")], [], version=0, exact=True, max_gap=None))
     assert metrics == {"sync/logprob_gap_max": 0.0, "sync/logprob_gap_mean": 0.0}
+
+
+def test_at_the_start_prompts_have_a_limit_of_their_own_below_fp32() -> None:
+    assert engine_limit(True, None, prompts=True) == engine_limit(True, None)
+    assert engine_limit(False, None, prompts=True).nats > engine_limit(False, None).nats
+    assert engine_limit(False, 0.3, prompts=True).nats == engine_limit(False, 0.3).nats == 0.3

@@ -155,6 +155,10 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
             {"entropy": {"method": {"kind": "repo_d"}, "controller": {"kind": "isentropic"}}},
             ["linear in its coefficient: repo, repo_r or bonus"],
         ),
+        (
+            {"sampling": {"top_p": 0.95}},
+            ["sampling.top_p is 0.95", "a part of the vocabulary", "lower sampling.temperature"],
+        ),
         ({"sampling": {"max_tokens": 64}}, ["sampling.max_tokens (64)", "generators.max_model_len (64)"]),
         (
             {"objective": {"advantage": "loop", "surrogate": "policy_gradient"}},

@@ -17,7 +17,7 @@ from envs import catalog
 from envs.types import Prompt
 from learner.checkpoint import Checkpoints, read_state
 from orchestration.config.run_config import RunConfig, validate
-from orchestration.errors import Stopped
+from orchestration.errors import ModelRefused, Stopped
 from orchestration.run.loop import Run
 from orchestration.run.state import RunState
 from orchestration.run.stop import StopSignal
@@ -139,6 +139,30 @@ def test_a_start_that_nothing_counts_from_or_that_the_first_batch_shows_is_not_m
 ) -> None:
     fake = go(validate(stages_data() | {"entropy": entropy}), tmp_path)
     assert not [event for event in fake.events if event[0].startswith(("before", "measure"))]
+
+
+def test_before_anything_else_a_fresh_and_a_resumed_run_check_what_they_begin_with(tmp_path: Path) -> None:
+    """With the version that the learner holds, on 16 prompts or more, before an evaluation or an update."""
+    config = config_of()
+    first = go(config, tmp_path, "iteration 3")
+    assert first.checked == [(0, 16)]
+    assert first.before_check == []
+    latest = Checkpoints(tmp_path, 9).latest()
+    assert latest is not None
+    second = go(config, tmp_path, state=read_state(latest))
+    assert second.checked == [(2, 16)]
+    assert second.before_check == []
+    many = validate({**config.model_dump(), "weights": {"probe_responses": 21}})
+    assert go(many, tmp_path / "many").checked == [(0, 22)]  # as many of each of two environments
+
+
+def test_a_refusal_at_the_start_writes_nothing(tmp_path: Path) -> None:
+    fake = FakeRun()
+    fake.refuse = ModelRefused("packing borders: ...")
+    with pytest.raises(ModelRefused):
+        asyncio.run(run_of(config_of(), fake, tmp_path, StopSignal()).train())
+    assert fake.events == [] and fake.rows == []
+    assert Checkpoints(tmp_path, 9).latest() is None
 
 
 def test_every_evaluation_asks_the_same_of_every_environment_of_every_stage(tmp_path: Path) -> None:

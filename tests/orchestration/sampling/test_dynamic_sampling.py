@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import config_data, make_group, make_prompt, make_trajectory
+from support.fakes import FakeRun
 
-from envs.types import Group, Prompt, Status
+from envs import catalog
+from envs.types import Group, Prompt, Status, Verdict
 from learner.batching import informative
 from orchestration.config.run_config import validate
 from orchestration.config.sections import BatchSection
 from orchestration.errors import ConfigError
+from orchestration.sampling.curriculum import Curriculum, stages_of
 from orchestration.sampling.dynamic_sampling import Sampled, dropped_because, sample
+from orchestration.sampling.producer import SynchronousProducer
 
 REWARDS = st.sampled_from([(1.0, 1.0), (0.0, 0.0), (0.0, 1.0), (0.5, 1.0)])
 
@@ -87,3 +94,51 @@ def test_a_baseline_over_the_batch_learns_from_what_would_be_dropped() -> None:
     with pytest.raises(ConfigError, match=r"drops groups of equal verdicts, and objective\.credit turn learns from"):
         validate(data)
     validate(config_data(objective={"advantage": "reinforce_pp_baseline"}, batch={"dynamic": {"kind": "refill"}}))
+
+
+LENGTH = {"length": {"weight": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "dynamic", "by"),
+    [
+        ({}, {}, "reward"),
+        (LENGTH, {}, "verdict"),
+        (LENGTH, {"by": "reward"}, "reward"),
+        (LENGTH, {"by": "correct"}, "correct"),
+        ({"length": {"weight": 0.0}}, {}, "reward"),  # measured alone
+        (LENGTH | {"verdict": 0.0}, {}, "reward"),  # the environment has no say in the reward
+        ({"verdict": 2.0}, {}, "reward"),
+    ],
+)
+def test_where_terms_shape_the_reward_the_verdict_says_what_differs(
+    rewards: dict[str, Any], dynamic: dict[str, Any], by: str
+) -> None:
+    data = config_data(batch={"dynamic": {"kind": "filter", **dynamic}}, rewards=rewards)
+    assert validate(data).dynamic_by == by
+
+
+def test_groups_that_are_all_right_are_dropped_whatever_their_lengths_earn() -> None:
+    """Through configuration and producer; the second prompt's responses are all right and each of another length."""
+    config = validate(config_data(batch={"prompts": 2, "dynamic": {"kind": "filter"}}, rewards=LENGTH))
+
+    class Shaped(FakeRun):
+        async def collect(self, prompts: Sequence[Prompt], *args: Any, **more: Any) -> Any:
+            groups, seconds = await super().collect(prompts, *args, **more)
+            return [self.shape(g, all_right=k == 1) for k, g in enumerate(groups)], seconds
+
+        def shape(self, group: Group, all_right: bool) -> Group:
+            made = []
+            for i, t in enumerate(group.trajectories):
+                own = 1.0 if all_right else t.verdict.reward
+                terms = {"verdict": own, "length": -0.1 * i}
+                made.append(replace(t, verdict=Verdict(own - 0.05 * i, own > 0, terms=terms)))
+            return Group(group.prompt, tuple(made))
+
+    environments = [catalog.load(e.name, e.params, seed=0) for e in config.all_environments]
+    fake: Any = Shaped()
+    producer = SynchronousProducer(config, Curriculum(environments, stages_of(config), 0), fake)
+    sampled = asyncio.run(producer.next_batch(1, config))
+    assert sampled.kept == [True, False]
+    assert sampled.metrics()["dynamic/all_right"] == 1
+    assert "responses of different verdict (1 all right" in sampled.nothing_left()

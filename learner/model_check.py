@@ -1,0 +1,158 @@
+"""Compares what is trained with what transformers computes, on a few tokens: the head, padded rows, packed rows.
+
+Three computations of the same log-probs have to agree before a gradient of any of them means something: those of a trajectory
+alone in its row, those of the same trajectory in a batch, and log_softmax of what `model(input_ids).logits` returns. Measured, not
+looked up: no table of model families is ever complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from envs.types import Prompt, Trajectory, Turn, Verdict
+from learner.batching import build_batches
+from learner.policy import Policy
+from learner.settings import BatchPlan
+from learner.types import MicroBatch
+
+LENGTH = 64  # tokens of a sequence, at most
+SEQUENCES = 8  # that are compared, at most
+SHORTER = 4  # tokens by which each is shorter than the one before: padded rows are to have padding
+CHUNK = 16  # positions whose float32 logits exist at once, beside those of the model's own forward
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCheck:
+    """Holds log-probs at temperature 1 of tokens 1.. of the same sequences, computed in several ways.
+
+    alone    as trained, one sequence in a micro-batch
+    padded   as trained, all sequences in a micro-batch of rows padded on the right
+    packed   as trained, one behind the other in a row; None where learner.packing is off
+    head     one sequence a forward, the head's product in float32 whatever the precision
+    plain    log_softmax of `model(input_ids).logits`, the head's product in float32 as well
+
+    head and plain share hidden states and the head's weights: they differ by what follows the product, and by rounding in
+    float32. All others differ by the rounding of the run's precision.
+    """
+
+    alone: list[list[float]]
+    padded: list[list[float]]
+    packed: list[list[float]] | None
+    head: list[list[float]]
+    plain: list[list[float]]
+
+
+def cut(sequences: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Returns up to SEQUENCES of the sequences, cut to different lengths of at most LENGTH; two at least, those with one token
+    left out."""
+    usable = [tuple(ids) for ids in sequences if len(ids) > 1][:SEQUENCES]
+    return [ids[: LENGTH - SHORTER * i] for i, ids in enumerate(usable if len(usable) > 1 else usable * 2)]
+
+
+def check_model(
+    policy: Policy,
+    engine: Callable[..., Any],
+    forward: Callable[[MicroBatch], Tensor],
+    device: torch.device,
+    sequences: Sequence[Sequence[int]],
+    packing: bool,
+) -> ModelCheck:
+    """Computes a ModelCheck. A collective under ZeRO-3: every rank is given the same.
+
+    engine: runs the policy's forward with whatever hooks hang on it. forward: returns the log-probs [N] of a micro-batch, as
+    training takes them. No gradient; the model stays in the mode it trains in, which has no dropout (learner/policy.py).
+    """
+    tokens = cut(sequences)
+    if not tokens:
+        return ModelCheck([], [], None, [], [])
+    with torch.no_grad():
+        alone = [_listed(forward(_micro_batch([ids], packing))) for ids in tokens]
+        padded = _by_sequence(forward, _micro_batch(tokens, False), len(tokens))
+        packed = _by_sequence(forward, _micro_batch(tokens, True), len(tokens)) if packing else None
+        with _float32_head(policy):
+            plain = [_listed(_plain(policy, engine, torch.tensor([ids], device=device))) for ids in tokens]
+        fp32_head, policy.fp32_head = policy.fp32_head, True
+        try:
+            head = [_listed(forward(_micro_batch([ids], packing))) for ids in tokens]
+        finally:
+            policy.fp32_head = fp32_head
+    return ModelCheck(alone, padded, packed, head, plain)
+
+
+def _micro_batch(sequences: Sequence[tuple[int, ...]], packing: bool) -> MicroBatch:
+    """Lays sequences out as the learner's batches are, so that what is compared is what is trained."""
+    made = [
+        Trajectory(
+            Prompt("check", "train", i, ()),
+            (Turn(ids[:1], ids[1:], (0.0,) * (len(ids) - 1), "length", 0, 0),),
+            ("",),
+            Verdict(0.0),
+        )
+        for i, ids in enumerate(sequences)
+    ]
+    room = sum(map(len, sequences)) if packing else len(sequences) * max(map(len, sequences))
+    plan = BatchPlan(packing=packing, micro_batch_tokens=room)
+    (batch,) = build_batches(made, np.zeros(len(made)), plan=plan, aggregation="token", temperature=1.0)
+    ((micro,),) = batch.updates
+    return micro
+
+
+def _listed(logp: Tensor) -> list[float]:
+    return [float(x) for x in logp.cpu()]
+
+
+def _by_sequence(forward: Callable[[MicroBatch], Tensor], micro: MicroBatch, count: int) -> list[list[float]]:
+    logp: list[list[float]] = [[] for _ in range(count)]
+    for i, value in zip(micro.trajectory, _listed(forward(micro)), strict=True):
+        logp[int(i)].append(value)
+    return logp
+
+
+def _plain(policy: Policy, engine: Callable[..., Any], tokens: Tensor) -> Tensor:
+    """Returns log-probs [T - 1] of tokens [1, T] by the model's own forward, which is run as the policy's: the hooks that gather
+    weights under ZeRO-3 are started by the call of the outermost module."""
+    model: Any = policy.model
+
+    def forward(tokens: Tensor) -> Tensor:
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits[0, :-1]
+        rows = [slice(start, start + CHUNK) for start in range(0, len(logits), CHUNK)]
+        return torch.cat([logits[r].float().log_softmax(-1).gather(-1, tokens[0, 1:][r, None])[:, 0] for r in rows])
+
+    with _forward_of(policy, forward):
+        return engine(tokens)
+
+
+@contextmanager
+def _float32_head(policy: Policy) -> Generator[None]:
+    """Lets the head's plain forward take its product in float32: what the model does to the logits after it is float32 too."""
+    head = policy.head
+
+    def forward(hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden.float(), head.weight.float(), _float(head.bias))
+
+    with _forward_of(head, forward):
+        yield
+
+
+def _float(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float()
+
+
+@contextmanager
+def _forward_of(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Generator[None]:
+    """Gives a module another forward for a while. Its hooks go on working: they belong to the call, not to the forward."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
