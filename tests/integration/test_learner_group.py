@@ -55,8 +55,9 @@ RICH: list[dict[str, Any]] = [
 ]
 METHODS = [
     {"name": m, "stage": 1, "tokens": 200, "packing": False, "method": {"kind": m}}
-    for m in ("none", "bonus", "repo", "repo_d", "clip_higher", "adapo", "clip_cov", "kl_cov")
+    for m in ("none", "bonus", "repo", "clip_higher", "adapo", "clip_cov", "kl_cov")
 ]
+METHODS.append({**METHODS[0], "name": "repo_d", "method": {"kind": "repo_d"}, "coefficient": 20.0})
 USUAL = {"tokens": 200, "packing": False}
 HALF: list[dict[str, Any]] = [
     {"name": f"{p}-zero{s}", "stage": s, "precision": p, **USUAL}
