@@ -226,7 +226,7 @@ class DeepSpeedEngine:
             flat = (parameter.detach() if whole is None else whole).flatten()
             return flat.tensor_split(self.placement.world_size)[rank]
         size = shard.numel()  # ZeRO-3: as DeepSpeed divides it, the last share padded
-        length = max(0, min(size, parameter.ds_numel - rank * size))
+        length = max(0, min(size, math.prod(getattr(parameter, "ds_shape", ())) - rank * size))
         return shard.detach().flatten()[:length] if whole is None else whole.flatten()[rank * size :][:length]
 
     def zeros_like(self, parameter: nn.Parameter) -> Tensor:

@@ -15,7 +15,7 @@ one set of gradients while they are measured; then a rank keeps its share of gra
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +59,9 @@ class StepEffect:
             entropy = forward(micro)
             total[0] += float(entropy.detach().sum(dtype=torch.float64))
             total[1] += len(entropy)
+            # With allow_unused a parameter that entropy does not depend on has None, which torch's annotation leaves out.
             parts = torch.autograd.grad(GRADIENT_SCALE * entropy.sum(), self._parameters, allow_unused=True)
-            for i, part in enumerate(parts):
+            for i, part in enumerate(cast("Sequence[Tensor | None]", parts)):
                 before = gradient[i]
                 if part is not None:
                     gradient[i] = part if before is None else before + part

@@ -50,7 +50,7 @@ def test_the_prediction_is_of_the_optimisers_own_steps(optimiser: str) -> None:
 
     pairs = []
     for _ in range(40):
-        states = [torch.randn(5, 6), torch.randn(11, 6)]
+        states: Any = [torch.randn(5, 6), torch.randn(11, 6)]
         with torch.no_grad():
             mean = float(torch.cat([entropies(s) for s in states]).mean())
         assert effect.begin(states, entropies) == pytest.approx(mean)
