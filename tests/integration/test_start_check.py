@@ -79,7 +79,8 @@ def test_every_stage_and_precision_is_measured_and_left_bit_for_bit_as_it_was(
 def test_each_fault_of_a_real_engine_has_its_own_sentence(tmp_path: Path) -> None:
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as child:
         ended = child.submit(start_check_cases.refusals, str(tmp_path)).result(300)
-    assert ended["right"] == ended["right again"] == ""
+    assert ended["right"] == ""
+    assert ended["right again"].endswith("and agrees since the first transfer")
     for name in ("a copy is kept", "nothing arrives"):
         assert ended[name].startswith("weight transfer: log-probs of generator 0 for qwen3 were "), ended[name]
         assert "all of them halved" in ended[name]
@@ -99,7 +100,7 @@ def isentrope(*arguments: str, cwd: Path) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=180,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         check=False,
     )
