@@ -28,8 +28,9 @@ from learner.weights.protocol import Rendezvous, WeightManifest
 if TYPE_CHECKING:
     from actors.generator import GeneratorStats
     from learner.deepspeed_engine import RankPlace
-    from learner.learner import Learner, LearnerStage, RankSettings
+    from learner.learner import Learner
     from learner.model_check import ModelCheck
+    from learner.rank_settings import LearnerStage, RankSettings
     from learner.types import RankBatch, StepMetrics
 
 

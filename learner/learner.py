@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +20,18 @@ from torch import Tensor
 
 from learner.deepspeed_engine import DeepSpeedEngine, RankPlace
 from learner.draws import token_uniform
-from learner.entropy.base import AtBoundary
 from learner.entropy.build import build
 from learner.entropy.settings import EntropySettings
 from learner.entropy.steering import Steering
-from learner.entropy.target import TargetSettings
 from learner.ledger.history import Ledger, ledger_row, update_metrics
 from learner.ledger.predicted import Fresh, tally_policy, tally_shaping, tally_update
 from learner.ledger.step_effect import StepEffect
 from learner.ledger.tally import Tally
-from learner.model_check import ModelCheck, check_model
+from learner.model_check import ModelCheck, check_model, sequence_logprobs
 from learner.objective import gradient_weight, reference_pull, token_loss, weigh, with_reference
 from learner.policy import Policy, load_policy
+from learner.rank_settings import LearnerStage, RankSettings
 from learner.schedule import learning_rate
-from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings, TrainerPrecision
 from learner.types import LossData, MicroBatch, RankBatch, Shaping, StepMetrics, TokenStats
 from learner.weights.channel import listen
 from learner.weights.protocol import Rendezvous, WeightManifest, make_manifest
@@ -42,35 +40,6 @@ from learner.weights.publisher import Publisher
 
 class NonFiniteError(RuntimeError):
     """Reports a loss or gradient that is not a number. The update that made it was not published."""
-
-
-@dataclass(frozen=True, slots=True)
-class RankSettings:
-    """Holds what one learner rank is started with: a run's sections, and what follows from several of them."""
-
-    model: ModelSettings  # its path: the weights to start from, the configured model's or a checkpoint's
-    learner: LearnerSettings
-    objective: ObjectiveSettings
-    entropy: EntropySettings
-    precision: TrainerPrecision
-    loss_scale_power: int
-    fp32_head: bool  # the LM head's product in float32
-    reference: str  # the model that a KL penalty, if there is one, is taken to
-    hold_reference: bool  # even without a KL penalty now: a later stage has one
-    total_steps: int
-    seed: int
-    bucket_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerStage:
-    """Lists a stage's new settings, and what it keeps of controller and optimiser."""
-
-    objective: ObjectiveSettings
-    lr: float
-    target: TargetSettings
-    controller: AtBoundary = "keep"
-    optimiser: Literal["keep", "reset"] = "keep"
 
 
 class Learner:
@@ -337,20 +306,7 @@ class Learner:
 
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Returns log-probs at temperature 1 of tokens 1.. of each sequence, one sequence a forward: the engine's counterpart."""
-        out: list[list[float]] = []
-        for ids in sequences:
-            tokens = torch.tensor([ids], device=self.engine.device)
-            n = len(ids) - 1
-            with torch.no_grad():
-                logp, *_ = self.engine(
-                    tokens,
-                    torch.arange(n + 1, device=self.engine.device)[None],
-                    torch.arange(n, device=self.engine.device),
-                    tokens[0, 1:],
-                    1.0,
-                )
-            out.append(logp.tolist())
-        return out
+        return sequence_logprobs(self.engine, self.engine.device, sequences)
 
     def check_model(self, sequences: Sequence[Sequence[int]]) -> ModelCheck:
         """Compares what is trained with the model's own forward, and a batch of the sequences with each alone."""

@@ -56,6 +56,19 @@ def cut(sequences: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     return [ids[: LENGTH - SHORTER * i] for i, ids in enumerate(usable if len(usable) > 1 else usable * 2)]
 
 
+def sequence_logprobs(
+    engine: Callable[..., Any], device: torch.device, sequences: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """Returns log-probs at temperature 1 of tokens 1.. of each sequence, one sequence a forward. engine: runs the policy's."""
+    out: list[list[float]] = []
+    for ids in sequences:
+        tokens, at = torch.tensor([ids], device=device), torch.arange(len(ids), device=device)
+        with torch.no_grad():
+            logp, *_ = engine(tokens, at[None], at[:-1], tokens[0, 1:], 1.0)
+        out.append(_listed(logp))
+    return out
+
+
 def check_model(
     policy: Policy,
     engine: Callable[..., Any],

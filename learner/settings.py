@@ -2,7 +2,7 @@
 
 The sections of a RunConfig are these classes, and the code that trains reads the same objects: nothing is declared twice and
 nothing is copied. The section `entropy` is in learner/entropy/settings.py. Values that follow from several sections are in
-learner/learner.py:RankSettings.
+learner/rank_settings.py.
 """
 
 from __future__ import annotations

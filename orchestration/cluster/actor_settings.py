@@ -9,7 +9,7 @@ from typing import Any
 from actors.settings import JudgeGeneratorSettings, RewardModelSettings, VLLMSettings
 from actors.verifier import EnvSpec
 from envs import catalog
-from learner.learner import LearnerStage, RankSettings
+from learner.rank_settings import LearnerStage, RankSettings
 from orchestration.config.loader import local
 from orchestration.config.reward_sections import RewardModelTerm
 from orchestration.config.run_config import RunConfig

@@ -2,7 +2,7 @@
 
 For each mode an engine in that mode, in a process of its own, samples responses at temperature 1; the trainer's forward pass
 in that mode scores the same tokens twice, padded and packed, and the float32 trainer once. All ratios should be 1: see
-learner/phantom.py.
+learner/ledger/phantom.py.
 """
 
 from __future__ import annotations

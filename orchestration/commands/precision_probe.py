@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from learner.phantom import Phantom
+    from learner.ledger.phantom import Phantom
     from learner.policy import Policy
 
 GPU_MEMORY_SHARE = 0.9  # of a GPU that nobody else is on
@@ -210,7 +210,7 @@ def trainer_rows(
 
 def _compare(row: Row, name: str, logp: Any, reference: Any, options: Options) -> Phantom | None:
     """Returns the statistics of the ratios of two arrays of log-probs; None, with a note, where there are none."""
-    from learner.phantom import phantom_clipping
+    from learner.ledger.phantom import phantom_clipping
 
     try:
         return phantom_clipping(logp, reference, clip_low=options.clip_low, clip_high=options.clip_high)

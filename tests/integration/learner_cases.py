@@ -90,7 +90,7 @@ def settings(model: str, case: dict[str, Any]) -> Any:
     """
     from learner.entropy.settings import EntropySettings
     from learner.entropy.target import TargetSettings
-    from learner.learner import RankSettings
+    from learner.rank_settings import RankSettings
     from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings
 
     method = case.get("method") or {"kind": "repo_r"}
@@ -179,7 +179,8 @@ def rank_main(
     import torch
 
     from learner.deepspeed_engine import RankPlace
-    from learner.learner import Learner, LearnerStage, NonFiniteError
+    from learner.learner import Learner, NonFiniteError
+    from learner.rank_settings import LearnerStage
 
     placement = RankPlace(rank, world, "127.0.0.1", port, cuda, 120.0)
     learner: Learner | None = None

@@ -16,7 +16,8 @@ from support.ranks import Meeting, learner_settings, simulated
 from learner.batching import build_batches
 from learner.deepspeed_engine import RankPlace
 from learner.entropy.target import TargetSettings
-from learner.learner import Learner, LearnerStage, RankSettings
+from learner.learner import Learner
+from learner.rank_settings import LearnerStage, RankSettings
 from learner.settings import BatchPlan, KLSettings, ObjectiveSettings
 from learner.types import RankBatch
 

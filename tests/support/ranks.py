@@ -23,7 +23,8 @@ from learner import learner as module
 from learner.deepspeed_engine import RankPlace
 from learner.entropy.settings import EntropySettings
 from learner.entropy.target import TargetSettings
-from learner.learner import Learner, RankSettings
+from learner.learner import Learner
+from learner.rank_settings import RankSettings
 from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings
 from learner.types import RankBatch
 from support.builders import VOCAB, make_trajectory

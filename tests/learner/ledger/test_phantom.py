@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.phantom import QUANTILES, phantom_clipping
+from learner.ledger.phantom import QUANTILES, phantom_clipping
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.3}
 pairs = st.lists(st.tuples(st.floats(-12, 0), st.floats(-2, 2)), min_size=1, max_size=60)
