@@ -365,8 +365,8 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = int(state["steps"])
         self.steering.load_state_dict(state["steering"])
-        # A checkpoint of before has no sums of the steps.
-        self.ledger.state = {k: float(state["ledger"].get(k, 0.0)) for k in Ledger.FIELDS}
+        # A checkpoint of before knows nothing of the steps.
+        self.ledger.state = self.ledger.state | {k: float(v) for k, v in state["ledger"].items()}
 
     def release(self) -> Publisher | None:
         """Frees model and optimiser for another learner of this process.

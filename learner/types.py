@@ -158,6 +158,8 @@ class Observed:
     # What one unit of the coefficient adds to that; nan where the method is not linear in its coefficient.
     slope: float = math.nan
     advantage: float = math.nan  # root mean square of the advantages
+    # What the steps of the iteration before did to entropy, nats per token, on the same responses; nan where it was not measured.
+    step: float = math.nan
     # Whether updates follow that the coefficient can act on: dynamic sampling may have dropped every group.
     trained: bool = True
 

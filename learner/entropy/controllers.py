@@ -277,8 +277,8 @@ class PI(_Base):
 class Isentropic(_Base):
     """Cancels the predicted change of entropy, and adds feedback for what the prediction misses.
 
-        coefficient = M(-free) / M(slope) + unit * (gain * max(e, -REACH) + integral * sum(e within +-REACH)),
-        e = (target - H) / target
+        coefficient = M(-free) / M(slope) + unit * (gain * max(e - lookahead * d, -REACH) + integral * sum(e within +-REACH)),
+        e = (target - H) / target,    d = what the last iteration's steps did to H / target
 
     The predicted dH of a batch is free + coefficient * slope (learner/ledger/predicted.py), so the first term holds entropy
     where it is, to first order; M is a running mean over iterations. `unit` is the root mean square of the advantages for
@@ -286,14 +286,17 @@ class Isentropic(_Base):
     rewards. Nor does a range need tuning: the bounds are +-`high`, in the same unit. Nothing winds up on the way to a
     distant target: the sum counts no error as larger than REACH and stops growing while the coefficient is at its bound. A target
     far below the start is let come: policy gradients lower entropy by themselves, and pushing towards it with all force would
-    spend the first updates on unlearning. Nor may the coefficient move by more than `max_change`, in the same unit, in one
-    iteration: the first ones follow from a few responses. Needs a method whose effect is linear in the coefficient: repo,
-    repo_r, bonus."""
+    spend the first updates on unlearning. `lookahead` is for how many iterations the steps' present effect is taken to go on, by
+    the optimiser's momentum above all: a policy that falls fast is caught above its target. The effect is that on the same
+    responses (learner/ledger/step_effect.py), free of the noise between two batches. Nor may the coefficient move by more than
+    `max_change`, in the same unit, in one iteration: the first ones follow from a few responses. Needs a method whose effect is
+    linear in the coefficient: repo, repo_r, bonus."""
 
     class Settings(Limits):
         kind: Literal["isentropic"]
         gain: float = Field(default=3.0, ge=0)
         integral: float = Field(default=0.15, ge=0)
+        lookahead: float = Field(default=3.0, ge=0)
         memory: float = Field(default=0.9, ge=0, lt=1)  # of the running means
         high: float = Field(default=5.0, gt=0)
         max_change: float | None = Field(default=0.5, gt=0)
@@ -342,7 +345,9 @@ class Isentropic(_Base):
             return
         held = -self.free / self.slope if self.slope > 0 else 0.0
         step = min(max(error, -self.REACH), self.REACH)
-        wanted = held + unit * (s.gain * max(error, -self.REACH) + s.integral * (self.sum + step))
+        drift = observed.step / target if math.isfinite(observed.step) else 0.0
+        ahead = error - s.lookahead * drift
+        wanted = held + unit * (s.gain * max(ahead, -self.REACH) + s.integral * (self.sum + step))
         highest = self.coefficient_range.high
         if self.lowest < wanted < highest or wanted * error < 0:  # not pushed further into its bound
             self.sum += step

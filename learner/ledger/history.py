@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from learner.ledger.tally import Tally
 from learner.types import Observed, StepMetrics
@@ -37,6 +37,7 @@ class LedgerRow:
     parts: Mapping[str, Part]  # by environment
     updates: int  # updates in one pass over the batch; the loss weights of each sum to 1
     metrics: StepMetrics
+    step: float = math.nan  # what the iteration before did to entropy: see Observed.step
 
     def observed(self, envs: Sequence[str], over: str) -> Observed:
         """Returns what a controller of these environments sees; over: "all" or "successful" responses."""
@@ -52,6 +53,7 @@ class LedgerRow:
             free=p.free / max(1, self.updates),
             slope=p.slope / max(1, self.updates),
             advantage=math.sqrt(p.advantage_square / weight),
+            step=self.step if set(envs) == set(self.parts) else math.nan,  # of all responses, not of some environments
             trained=p.weight > 0,
         )
 
@@ -154,21 +156,30 @@ class Ledger:
     checkpoint.
     """
 
-    FIELDS = ("entropy", "predicted", "cumulative", *Regression.SUMS, *(f"step_{name}" for name in Regression.SUMS))
+    FIELDS = (
+        "entropy",
+        "predicted",
+        "step",
+        "cumulative",
+        *Regression.SUMS,
+        *(f"step_{name}" for name in Regression.SUMS),
+    )
 
     def __init__(self) -> None:
-        self.state: dict[str, float] = dict.fromkeys(self.FIELDS, 0.0) | {"entropy": math.nan, "predicted": math.nan}
+        unknown = dict.fromkeys(("entropy", "predicted", "step"), math.nan)
+        self.state: dict[str, float] = dict.fromkeys(self.FIELDS, 0.0) | unknown
 
     def interrupt(self) -> None:
         """Forgets the entropy so far: other environments follow, and the difference to theirs is not what an update did."""
-        self.state["entropy"] = self.state["predicted"] = math.nan
+        self.state["entropy"] = self.state["predicted"] = self.state["step"] = math.nan
 
     def row(self, tally: Tally, updates: int, envs: tuple[str, ...]) -> LedgerRow:
         """Returns the iteration as the controllers see it.
 
         tally: of `tally_policy`, reduced over ranks; updates: updates of one pass over the batch.
         """
-        row, s = ledger_row(tally, updates, envs), self.state
+        s = self.state
+        row = replace(ledger_row(tally, updates, envs), step=s["step"])
         entropy = row.metrics["entropy/exact"]
         if not math.isnan(s["entropy"]):
             change = entropy - s["entropy"]
@@ -200,16 +211,16 @@ class Ledger:
     def step(self, effect: tuple[float, float] | None) -> StepMetrics:
         """Notes what the optimiser's steps should have done and did (StepEffect.end); None: it was not measured."""
         if effect is None:
-            self.state["predicted"] = math.nan
+            self.state["predicted"] = self.state["step"] = math.nan
             return {}
         predicted, realised = effect
-        self.state["predicted"] = predicted
+        self.state["predicted"], self.state["step"] = predicted, realised
         Regression(self.state, "step_").add(predicted, realised)
         return {"entropy/predicted_dh": predicted, "entropy/step_dh": realised}
 
     def no_step(self) -> StepMetrics:
         """Notes that no update follows: the next change of entropy comes from sampling alone, and no regression counts it."""
-        self.state["predicted"] = math.nan
+        self.state["predicted"] = self.state["step"] = math.nan
         return {"tokens/trained": 0.0}
 
     def metrics(self) -> StepMetrics:

@@ -41,8 +41,10 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("a slope below 0", "if self.slope > 0 else 0.0", "if self.slope != 0 else 0.0"),
         ("feedback's sign", "wanted = held + unit * (s.gain", "wanted = held - unit * (s.gain"),
         ("feedback without the unit", "unit * (s.gain * max(", "(s.gain * max("),
-        ("a push towards a distant target", "s.gain * max(error, -self.REACH)", "s.gain * error"),
-        ("no push upwards", "s.gain * max(error, -self.REACH)", "s.gain * min(error, self.REACH)"),
+        ("a push towards a distant target", "s.gain * max(ahead, -self.REACH)", "s.gain * ahead"),
+        ("no push upwards", "s.gain * max(ahead, -self.REACH)", "s.gain * min(ahead, self.REACH)"),
+        ("looking back", "error - s.lookahead * drift", "error + s.lookahead * drift"),
+        ("a drift in nats", "drift = observed.step / target if", "drift = observed.step if"),
         ("a jump in any unit", "else self.settings.max_change * unit", "else self.settings.max_change"),
         (
             "the memory inverted",

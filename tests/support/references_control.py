@@ -58,23 +58,26 @@ def pi(history: Sequence[Observation], target: float, start: float, gain: float,
 
 
 def isentropic(
-    history: Sequence[Observation],
+    history: Sequence[tuple[float, float, float, float, float]],
     target: float,
     *,
     gain: float,
     integral: float,
+    lookahead: float,
     memory: float,
     high: float,
     max_change: float | None,
     added: bool,
 ) -> list[float]:
     """coefficient = EMA(-free) / EMA(slope) + unit * (kp * e + ki * sum(e)), within unit * high, at most unit * max_change from
-    the one before; the sum takes an error of at most a tenth either way, the proportional part of at most a tenth downwards, and
-    the sum holds still where it would push the coefficient further into its bound. added: a coefficient that is added to
+    the one before. The proportional part takes the error that is left when the effect of the last steps, the fifth number, has
+    gone on for `lookahead` iterations, and at most a tenth of it downwards. The sum takes an error of at most a tenth either way,
+    and holds still where it would push the coefficient further into its bound. added: a coefficient that is added to
     advantages, whose unit is their root mean square. The running means are weighted sums over all that was seen."""
     total, before, out = 0.0, 0.0, []
-    for i, (entropy, *_) in enumerate(history):
+    for i, (entropy, *_, effect) in enumerate(history):
         e = (target - entropy) / target
+        later = (target - entropy - lookahead * (0.0 if math.isnan(effect) else effect)) / target
         weights = [memory ** (i - j) for j in range(i + 1)]
         columns = (
             [x[1] for x in history[: i + 1]],
@@ -85,7 +88,7 @@ def isentropic(
         unit = max(math.sqrt(mean[2]), 1e-6) if added else 1.0
         held = -mean[0] / mean[1] if mean[1] > 0 else 0.0
         within = min(max(e, -0.1), 0.1)
-        wanted = held + unit * (gain * max(e, -0.1) + integral * (total + within))
+        wanted = held + unit * (gain * max(later, -0.1) + integral * (total + within))
         if not ((wanted >= unit * high and e >= 0) or (wanted <= -unit * high and e <= 0)):
             total += within
         if max_change is not None:

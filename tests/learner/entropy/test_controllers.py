@@ -190,6 +190,17 @@ def test_the_first_coefficients_are_bounded_however_far_the_target_is(unit: str,
     assert [b - a for a, b in itertools.pairwise(values)] == pytest.approx([0.5 * scale] * 3)
 
 
+def test_a_policy_that_falls_fast_is_caught_above_its_target() -> None:
+    """What the last steps did is taken to go on for three iterations; a batch that nobody measured says nothing."""
+    falling, unmeasured, rising = (isentropic("factor", max_change=None, integral=0.0) for _ in range(3))
+    falling.update(Observed(1.2, -0.02, 0.1, 0.5, step=-0.15), 1.0)
+    assert falling.value == pytest.approx(0.2 + 3.0 * (-0.2 + 3 * 0.15))
+    unmeasured.update(Observed(1.2, -0.02, 0.1, 0.5), 1.0)
+    assert unmeasured.value == pytest.approx(0.2 - 3.0 * 0.1)
+    rising.update(Observed(0.8, -0.02, 0.1, 0.5, step=0.05), 1.0)
+    assert rising.value == pytest.approx(0.2 + 3.0 * (0.2 - 3 * 0.05))
+
+
 def test_the_integral_does_not_wind_up_at_a_bound() -> None:
     controller = isentropic("factor", high=0.3, integral=0.1)
     for _ in range(40):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ few = settings(max_examples=60)
 
 ENTROPY = st.floats(0.02, 4)
 OBSERVATION = st.tuples(ENTROPY, st.floats(-0.5, 0.2), st.floats(0.01, 2), st.floats(0.05, 3))
+EFFECT = st.floats(-0.3, 0.3) | st.just(math.nan)  # of the steps before; or it was not measured
 HISTORY = st.lists(OBSERVATION, min_size=1, max_size=25)
 TARGET = st.floats(0.1, 3)
 
@@ -34,7 +36,7 @@ def controller(kind: str, coefficient: base.CoefficientRange = RANGE, **more: An
     return build.CONTROLLERS[kind](build.parse(build.CONTROLLERS, {"kind": kind, **more}, "controller"), coefficient)
 
 
-def walk(made: Any, history: list[reference.Observation], target: float) -> list[tuple[float, float]]:
+def walk(made: Any, history: Sequence[tuple[float, ...]], target: float) -> list[tuple[float, float]]:
     """Returns (value, effective) after each observation."""
     out = []
     for observation in history:
@@ -93,9 +95,16 @@ def test_pi_is_its_closed_form_while_it_is_free(
 
 
 @few
-@given(HISTORY, TARGET, st.booleans(), st.sampled_from([0.2, 5.0]), st.floats(0, 0.95), st.sampled_from([None, 0.1]))
+@given(
+    st.lists(st.tuples(ENTROPY, st.floats(-0.5, 0.2), st.floats(0.01, 2), st.floats(0.05, 3), EFFECT), max_size=25),
+    TARGET,
+    st.booleans(),
+    st.sampled_from([0.2, 5.0]),
+    st.floats(0, 0.95),
+    st.sampled_from([None, 0.1]),
+)
 def test_isentropic(
-    history: list[reference.Observation],
+    history: list[tuple[float, float, float, float, float]],
     target: float,
     added: bool,
     high: float,
@@ -103,7 +112,14 @@ def test_isentropic(
     max_change: float | None,
 ) -> None:
     coefficient = RANGE.model_copy(update={"unit": "advantage" if added else "factor"})
-    form: Any = {"gain": 0.3, "integral": 0.05, "memory": memory, "high": high, "max_change": max_change}
+    form: Any = {
+        "gain": 0.3,
+        "integral": 0.05,
+        "lookahead": 2.0,
+        "memory": memory,
+        "high": high,
+        "max_change": max_change,
+    }
     actual = walk(controller("isentropic", coefficient, **form), history, target)
     expected = reference.isentropic(history, target, **form, added=added)
     assert [v for v, _ in actual] == pytest.approx(expected, rel=1e-8, abs=1e-10)

@@ -187,6 +187,18 @@ def test_a_controller_of_some_environments_sees_their_tokens_alone() -> None:
     assert math.isnan(row.observed([], "all").entropy)
 
 
+def test_a_controller_of_all_environments_sees_what_the_last_steps_did_and_one_of_some_does_not() -> None:
+    fresh, tally, ledger = fresh_of(60, 3), Tally(), Ledger()
+    tally_policy(tally, fresh, None, ENVS)
+    assert math.isnan(ledger.row(tally, 1, ENVS).observed(ENVS, "all").step)
+    ledger.step((0.1, 0.25))
+    row = ledger.row(tally, 1, ENVS)
+    assert row.observed(ENVS, "all").step == row.observed(ENVS, "successful").step == 0.25
+    assert math.isnan(row.observed(["b"], "all").step)
+    ledger.interrupt()
+    assert math.isnan(ledger.row(tally, 1, ENVS).observed(ENVS, "all").step)
+
+
 def test_no_correct_response_is_not_an_entropy_of_zero() -> None:
     fresh, tally = fresh_of(20, 1), Tally()
     tally_policy(tally, replace(fresh, correct=torch.zeros(20, dtype=torch.bool)), None, ENVS)
@@ -241,6 +253,7 @@ def test_a_step_that_was_not_measured_or_not_taken_is_in_no_regression() -> None
         leave_out(ledger)
         run(ledger, [(1.3, 0.2)])
         assert (ledger.state["n"], ledger.state["step_n"]) == (0.0, 2.0)
+        assert math.isfinite(ledger.state["step"]), "the last step was measured"
     assert Ledger().step(None) == {}
     assert Ledger().step((0.1, 0.2)) == {"entropy/predicted_dh": 0.1, "entropy/step_dh": 0.2}
 
