@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from learner.logit_scale import logit_scale
 from learner.logprobs import DEFAULT_CHUNK, token_logprobs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,7 +57,7 @@ class Policy(nn.Module):
             raise ValueError(
                 f"{type(model).__name__} has no linear output head: only causal language models can be trained"
             )
-        self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self.logits = logit_scale(model.config)
         self._plain_forward = head.forward
         head.forward = self._head_forward  # type: ignore[method-assign]
 
@@ -76,7 +77,8 @@ class Policy(nn.Module):
             targets,
             bias=head.bias,
             temperature=temperature,
-            softcap=self.softcap,
+            softcap=self.logits.softcap,
+            scale=self.logits.factor,
             chunk=self.chunk,
             fp32_head=self.fp32_head,
         )
