@@ -15,7 +15,8 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
@@ -80,6 +81,7 @@ def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]],
     """
     expected = {name for name, _ in model.named_parameters()}
     tied_head = _tied_head(model)
+    kernels = _forget_expert_kernels(model) if torch.device(worker.device).type == "cpu" else {}
     # A plain load_weights is not enough: engines repack weights at load time (CPU linears even drop the originals), so
     # each layer is put back into checkpoint layout, filled, processed again and copied to where it was.
     initialize_layerwise_reload(model)
@@ -93,6 +95,9 @@ def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]],
     finally:  # also after a failure, so that a later complete transfer finds the layers in their usual state
         with torch.device(worker.device):
             finalize_layerwise_reload(model, worker.model_config)
+        for method, kernel in kernels.items():
+            if method.moe_kernel is None:  # nothing was loaded into this layer
+                method.moe_kernel = kernel
     if tied_head is not None:
         # Trap: nothing is loaded into a tied head, so the reload skips it; but on CPU it has a packed copy of the OLD
         # embedding. Without this line it stays silently stale.
@@ -101,10 +106,27 @@ def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]],
 
 
 def _tied_head(model: nn.Module) -> Any | None:
-    """Returns the LM head module if its weight is the embedding's own, else None."""
-    modules = dict(cast("Iterator[tuple[str, nn.Module]]", model.named_modules()))
-    embeddings = {id(m.weight) for name, m in modules.items() if name.endswith("embed_tokens") and hasattr(m, "weight")}
-    for module in modules.values():
+    """Returns the LM head module if its weight is an embedding's own, else None.
+
+    Embeddings are found by class: their names are the family's own (embed_tokens, wte, word_embeddings).
+    """
+    modules = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding) and hasattr(m, "weight")]
+    embeddings = {id(m.weight) for m in modules if not isinstance(m, ParallelLMHead)}
+    for module in modules:
         if isinstance(module, ParallelLMHead) and id(module.weight) in embeddings:
             return module
     return None
+
+
+def _forget_expert_kernels(model: nn.Module) -> dict[Any, Any]:
+    """Makes the layers of experts build their kernels anew when they are reloaded; returns the present ones, by quant method.
+
+    Trap: at first load vLLM packs the experts' weights into the layout of the CPU's grouped product. At a reload it leaves that out
+    (its other kernels need no packing, and graphs may hold their addresses), and then copies plain weights over packed ones of the
+    same size: the checksums agree and the model is 1 to 2 nats off. Without a kernel it does what it did at first load.
+    """
+    methods = [getattr(m, "quant_method", None) for m in model.modules()]
+    kernels = {m: m.moe_kernel for m in methods if isinstance(m, UnquantizedFusedMoEMethod) and m.moe_kernel is not None}
+    for method in kernels:
+        method.moe_kernel = None
+    return kernels

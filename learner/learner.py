@@ -331,11 +331,13 @@ class Learner:
         )
 
     def manifest(self, version: int) -> WeightManifest:
-        return make_manifest(self.engine.full_specs(self.policy.weights()), version, self.settings.bucket_bytes)
+        specs = self.engine.full_specs(self.policy.weights(), self.policy.on_disk)
+        return make_manifest(specs, version, self.settings.bucket_bytes)
 
     def publish(self, manifest: WeightManifest) -> int | None:
         """Broadcasts the weights; rank 0 returns their checksum. WeightSyncError where a generator does not take part."""
-        tensors = self.engine.full_weights(self.policy.weights())  # a collective under ZeRO-3: every rank's part in it
+        # A collective under ZeRO-3: every rank's part in it.
+        tensors = self.engine.full_weights(self.policy.weights(), self.policy.on_disk)
         if self.publisher is not None:
             return self.publisher.publish(manifest, tensors)
         return None

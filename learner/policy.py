@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from learner.logit_scale import logit_scale
 from learner.logprobs import DEFAULT_CHUNK, token_logprobs
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,7 +34,11 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool, fp32_h
     """
     config = AutoConfig.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=torch.float32, attn_implementation=attention, low_cpu_mem_usage=True
+        path,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=exact_attention(config, attention),
+        low_cpu_mem_usage=True,
     )
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -39,6 +47,25 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool, fp32_h
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True
     return Policy(model, fp32_head=fp32_head)
+
+
+def exact_attention(config: PreTrainedConfig, wanted: str) -> str:
+    """Returns the attention implementation to use: `wanted`, or "eager" where torch's sdpa would not compute this model.
+
+    sdpa ignores a soft cap on attention scores (Gemma 2: 5e-3 nats), and transformers has none for some families (GPT-J, gpt-oss).
+    """
+    if wanted != "sdpa":
+        return wanted
+    known = cast(Any, AutoModelForCausalLM)._model_mapping
+    family = known[type(config)] if type(config) in known else None
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        reason = "sdpa ignores its soft cap on attention scores"
+    elif family is not None and not getattr(family, "_supports_sdpa", True):
+        reason = "transformers has no sdpa for it"
+    else:
+        return wanted
+    log.warning("%s is trained with model.attention=eager: %s", config.model_type, reason)
+    return "eager"
 
 
 class Policy(nn.Module):
@@ -101,5 +128,14 @@ class Policy(nn.Module):
         return self
 
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yields (Hugging Face name, parameter); a tied head appears once, under its embedding's name."""
+        """Yields (name, parameter) as transformers holds them; a tied head appears once, under its embedding's name."""
         return self.model.named_parameters()
+
+    def on_disk(self, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+        """Returns the tensors that the parameter `name` is in a checkpoint on disk, which are those that engines load.
+
+        Mostly it is one tensor under its own name. transformers holds the experts of a mixture in one parameter, a checkpoint has
+        them one by one: those are views of `tensor`, which may be on the meta device, where only names and shapes are wanted.
+        Inverts what from_pretrained did, one parameter at a time, so that the model is never there twice.
+        """
+        return list(revert_weight_conversion(self.model, {name: tensor}).items())
