@@ -19,11 +19,15 @@ from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import Un
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from actors import vllm_qwen3_5
 from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
 from learner.weights.subscriber import Subscriber
 
 # It warns at every update of what was rightly not sent (a tied head, rotary tables); load_in_place checks for itself.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+
+
+vllm_qwen3_5.register()  # vLLM imports this file in every worker, before it looks the model up
 
 
 class WeightReceiver:
@@ -126,7 +130,9 @@ def _forget_expert_kernels(model: nn.Module) -> dict[Any, Any]:
     same size: the checksums agree and the model is 1 to 2 nats off. Without a kernel it does what it did at first load.
     """
     methods = [getattr(m, "quant_method", None) for m in model.modules()]
-    kernels = {m: m.moe_kernel for m in methods if isinstance(m, UnquantizedFusedMoEMethod) and m.moe_kernel is not None}
+    kernels = {
+        m: m.moe_kernel for m in methods if isinstance(m, UnquantizedFusedMoEMethod) and m.moe_kernel is not None
+    }
     for method in kernels:
         method.moe_kernel = None
     return kernels

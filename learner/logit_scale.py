@@ -14,7 +14,11 @@ from typing import Any
 # model_type (or how it begins) -> the key, and whether logits are multiplied or divided by its value.
 MULTIPLIED = {"cohere": "logit_scale", "hyperclovax": "logits_scaling", "falcon_h1": "lm_head_multiplier"}
 DIVIDED = {"granite": "logits_scaling", "minicpm3": "logits_scaling"}
-CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma and NanoChat, RecurrentGemma, xLSTM
+CAPS = (
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+)  # Gemma and NanoChat, RecurrentGemma, xLSTM
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Measures whether a model keeps packed trajectories apart.
 
-Several trajectories in one row are told apart by positions that restart. Attention of most families honours that; layers whose state
-runs along the row (convolution, linear attention, state space) do not see positions, and some families take positions from elsewhere
-(OPT from the attention mask, BLOOM and Falcon's ALiBi from the place in the row). A list of names would be out of date with
+Several trajectories in one row are told apart by positions that restart. Attention of most families honours that; layers whose
+state runs along the row (convolution, linear attention, state space) do not see positions, and some families take positions from
+elsewhere (OPT from the attention mask, BLOOM and Falcon's ALiBi from the place in the row). A list of names would be out of date with
 the next family, so the model itself is asked: a sequence behind another one against the same sequence alone.
 """
 
@@ -37,7 +37,9 @@ def packing_gap(forward: Callable[..., Any], vocabulary: int, device: torch.devi
     return float((packed - apart).abs().max())
 
 
-def require_exact_packing(forward: Callable[..., Any], family: str, vocabulary: int, device: torch.device, half: bool) -> None:
+def require_exact_packing(
+    forward: Callable[..., Any], family: str, vocabulary: int, device: torch.device, half: bool
+) -> None:
     """Raises PackingLeak, with the family and the gap, where packing is not exact. Arguments as for `packing_gap`."""
     gap, limit = packing_gap(forward, vocabulary, device), HALF_LIMIT if half else LIMIT
     if not gap <= limit:  # nan as well

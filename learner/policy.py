@@ -56,8 +56,7 @@ def exact_attention(config: PreTrainedConfig, wanted: str) -> str:
     """
     if wanted != "sdpa":
         return wanted
-    known = cast(Any, AutoModelForCausalLM)._model_mapping
-    family = known[type(config)] if type(config) in known else None
+    family = cast(Any, AutoModelForCausalLM)._model_mapping.get(type(config), None)
     if getattr(config, "attn_logit_softcapping", None) is not None:
         reason = "sdpa ignores its soft cap on attention scores"
     elif family is not None and not getattr(family, "_supports_sdpa", True):
