@@ -63,13 +63,19 @@ def build_core(settings: VLLMSettings) -> tuple[Any, int]:
         **options,
     )
     try:
-        if cpu and g.prefix_caching and arguments.create_model_config().is_hybrid:
+        described = arguments.create_model_config()
+        layers = getattr(described.hf_text_config, "layer_types", None) or ()
+        if cpu and "linear_attention" in layers and described.dtype != torch.bfloat16:
+            raise EngineDead("vLLM's linear attention on a CPU is bf16 only: set precision=bf16, or use a GPU")
+        if cpu and g.prefix_caching and described.is_hybrid:
             # vLLM keeps the state of such layers in chunks of the prompt, and chunks are off here.
             log.warning(
                 "%s is served without prefix caching: its recurrent layers need chunked prefill for it", settings.model
             )
             arguments.enable_prefix_caching = False
         engine = LLMEngine.from_engine_args(arguments)
+    except EngineDead:
+        raise
     except Exception as error:
         raise EngineDead(f"vLLM cannot serve {settings.model}: {_reason(error)}") from error
     return engine.engine_core, engine.model_config.get_vocab_size()

@@ -1,7 +1,7 @@
 """Gives vLLM its text-only Qwen3.5 on machines without torchvision, which this project's locks leave out.
 
 vLLM defines the text model in one file with the model that sees, and the processors of that one import torchvision at the top.
-None of it is called to serve text: while the file is imported, and only where torchvision is missing, empty modules stand in for it.
+None of it is called to serve text: while the file is imported, and only where torchvision is missing, empty modules stand in.
 `register` names this file's classes to vLLM, whose processes each look a model up by the name of its architecture.
 """
 

@@ -5,6 +5,7 @@ settings.py          what can be set about training: sections of a recipe (no to
 advantages.py        pure: group baselines and turn-level advantages
 batching.py          pure: trajectories -> micro-batches; updates, packing, balanced split over ranks
 logprobs.py          pure: (hidden, head) -> log-prob and exact entropy, chunked
+logit_scale.py       pure: what a family's own forward does to its logits, from its configuration
 objective.py         pure: the loss and its scaling contract
 draws.py             pure: a random number that belongs to a token
 phantom.py           pure: what clipping would cut of a ratio that should be 1

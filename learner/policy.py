@@ -32,7 +32,7 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool, fp32_h
     attention: an `attn_implementation` of transformers ("sdpa", "eager", "flash_attention_2").
     fp32_head: whatever it is cast to later, the head's product is taken in float32.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = cast(PreTrainedConfig, AutoConfig.from_pretrained(path))
     model = AutoModelForCausalLM.from_pretrained(
         path,
         config=config,
@@ -137,4 +137,5 @@ class Policy(nn.Module):
         them one by one: those are views of `tensor`, which may be on the meta device, where only names and shapes are wanted.
         Inverts what from_pretrained did, one parameter at a time, so that the model is never there twice.
         """
-        return list(revert_weight_conversion(self.model, {name: tensor}).items())
+        parts: dict[str, Tensor] = revert_weight_conversion(self.model, {name: tensor})
+        return list(parts.items())
