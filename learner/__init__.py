@@ -12,6 +12,7 @@ phantom.py           pure: what clipping would cut of a ratio that should be 1
 schedule.py          pure: the learning rate of a step
 ledger/              pure: entropy, exact and sampled, predicted and realised, over the global batch
 entropy/             one entropy-control method a file, the controllers, and the dict of both
+router_balance.py    pure: the load-balancing loss of a mixture's routers
 policy.py            a Hugging Face causal LM as a module that returns token statistics
 deepspeed_engine.py  ZeRO 0-3, gather, state: the only file that imports deepspeed
 learner.py           one rank: train, score, publish, save

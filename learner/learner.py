@@ -91,6 +91,8 @@ class Learner:
             checkpointing=settings.learner.gradient_checkpointing,
             fp32_head=settings.fp32_head,
         )
+        if settings.learner.router_aux_coefficient:
+            self.policy.balance_experts(settings.learner.router_aux_coefficient)
         self.engine.attach(self.policy)
         self.reference: Policy | None = None
         if settings.objective.kl.coefficient or settings.hold_reference:
@@ -205,7 +207,8 @@ class Learner:
                 reference_logp=f.reference_logp,
             )
             terms = token_loss(logp, entropy, data, shaping, self.settings.objective)
-            self.engine.backward(terms.loss)
+            routers = self.policy.router_loss(f.weight) if self.settings.learner.router_aux_coefficient else 0.0
+            self.engine.backward(terms.loss + routers)
             tally_update(tally, terms.loss, terms.tokens, stats, shaping, lr * f.weight)
         scale = self.engine.loss_scale
         norm = self.engine.step(lr)

@@ -17,6 +17,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from learner.logit_scale import logit_scale
 from learner.logprobs import DEFAULT_CHUNK, token_logprobs
+from learner.router_balance import balance_loss, has_routers
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ class Policy(nn.Module):
                 f"{type(model).__name__} has no linear output head: only causal language models can be trained"
             )
         self.logits = logit_scale(model.config)
+        self._balance = 0.0
+        self._router_loss: Tensor | None = None  # of the last forward with a gradient
         self._plain_forward = head.forward
         head.forward = self._head_forward  # type: ignore[method-assign]
 
@@ -116,9 +119,29 @@ class Policy(nn.Module):
 
         No attention mask is passed: rows are padded on the right, and positions that restart mark packed trajectories.
         """
-        decoder = self.model.base_model
-        hidden = decoder(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-        return self.head(hidden.flatten(0, 1)[predict], targets, temperature)
+        decoder: Any = self.model.base_model
+        routed = self._balance > 0 and torch.is_grad_enabled() and len(predict) > 0
+        asked = {"output_router_logits": True} if routed else {}
+        out = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **asked)
+        top_k = self.model.config.num_experts_per_tok if routed else 0
+        self._router_loss = balance_loss(out.router_logits, predict, top_k) if routed else None
+        return self.head(out.last_hidden_state.flatten(0, 1)[predict], targets, temperature)
+
+    def balance_experts(self, coefficient: float) -> None:
+        """Prepares `router_loss`, 0 without this call. ValueError for a model without routers."""
+        if coefficient and not has_routers(self.model):
+            raise ValueError(
+                "learner.router_aux_coefficient is for mixtures of experts whose routers transformers gives out, and "
+                f"{self.model.config.model_type} is none: set it to 0"
+            )
+        self._balance = coefficient
+
+    def router_loss(self, weight: Tensor) -> Tensor | float:
+        """Returns the last forward's part in the update's load-balancing loss: see learner/router_balance.py.
+
+        weight: the loss weights [N] of its tokens.
+        """
+        return 0.0 if self._router_loss is None else self._balance * weight.sum() * self._router_loss
 
     def cast(self, dtype: torch.dtype) -> Policy:
         """Casts the parameters alone, as DeepSpeed does: Module.to would round the rotary frequencies as well."""
