@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -65,6 +65,10 @@ def build_core(settings: VLLMSettings) -> tuple[Any, int]:
     try:
         described = arguments.create_model_config()
         layers = getattr(described.hf_text_config, "layer_types", None) or ()
+        if described.hf_text_config.model_type == "cohere2":
+            # vLLM's layers of Cohere 2 see one token more than sliding_window says; transformers', which train, do not.
+            window = described.hf_text_config.sliding_window - 1
+            arguments.hf_overrides = {**cast("dict[str, Any]", arguments.hf_overrides), "sliding_window": window}
         if cpu and "linear_attention" in layers and described.dtype != torch.bfloat16:
             raise EngineDead("vLLM's linear attention on a CPU is bf16 only: set precision=bf16, or use a GPU")
         if cpu and g.prefix_caching and described.is_hybrid:

@@ -17,7 +17,11 @@ import torch
 from torch import nn
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    get_layerwise_info,
+    initialize_layerwise_reload,
+)
 
 from actors import vllm_qwen3_5
 from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
@@ -96,17 +100,38 @@ def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]],
             loaded: set[str] = cast(Any, model).load_weights(
                 (name, tensor.to(worker.device, copy=True)) for name, tensor in tensors
             )
+        stale = _written_past(model, loaded)
     finally:  # also after a failure, so that a later complete transfer finds the layers in their usual state
         with torch.device(worker.device):
             finalize_layerwise_reload(model, worker.model_config)
         for method, kernel in kernels.items():
             if method.moe_kernel is None:  # nothing was loaded into this layer
                 method.moe_kernel = kernel
+    if stale:
+        raise ValueError(
+            f"vLLM's {type(model).__name__} writes {', '.join(sorted(stale)[:3])} and {len(stale)} parameters in all past its own "
+            "reload, so that they would stay what they were: this family cannot be trained with this vLLM"
+        )
     if tied_head is not None:
         # Trap: nothing is loaded into a tied head, so the reload skips it; but on CPU it has a packed copy of the OLD
         # embedding. Without this line it stays silently stale.
         tied_head.quant_method.process_weights_after_loading(tied_head)
     return expected - loaded - {"lm_head.weight"} if tied_head is not None else expected - loaded
+
+
+def _written_past(model: nn.Module, loaded: set[str]) -> set[str]:
+    """Returns parameters that a model says it has loaded while their layer was given nothing.
+
+    Trap: during a reload parameters have no storage, and only what goes through their weight loaders is kept. A model that copies
+    into its parameters itself (gpt-oss: experts and attention sinks) writes into nothing, without an error.
+    """
+    stale: set[str] = set()
+    for prefix, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        if info.can_load() and not info.load_numel:
+            names = {f"{prefix}.{name}".lstrip(".") for name, _ in layer.named_parameters(recurse=False)}
+            stale |= names & loaded
+    return stale
 
 
 def _tied_head(model: nn.Module) -> Any | None:
