@@ -81,11 +81,11 @@ def build_core(settings: VLLMSettings) -> tuple[Any, int]:
     except EngineDead:
         raise
     except Exception as error:
-        raise EngineDead(f"vLLM cannot serve {settings.model}: {_reason(error)}") from error
+        raise EngineDead(f"vLLM cannot serve {settings.model}: {build_reason(error)}") from error
     return engine.engine_core, engine.model_config.get_vocab_size()
 
 
-def _reason(error: BaseException) -> str:
+def build_reason(error: BaseException) -> str:
     """Returns one sentence for an engine that was not built: what vLLM says, or what lies under it.
 
     pydantic puts the sentence between a count of errors and an address of its own; and where vLLM looks at an architecture in

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models.families import BY_NAME
+from support import ranks
+from support.builders import make_trajectory
+from support.ranks import TablePolicy, learner_settings, train
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from learner.batching import build_batches
 from learner.policy import Policy
+from learner.settings import BatchPlan, ObjectiveSettings
 
 MIXTURES = ("qwen3-moe", "mixtral", "olmoe", "qwen2-moe", "gpt-oss", "granite-moe")
 
@@ -80,3 +87,34 @@ def test_it_is_off_unless_asked_for_and_measuring_passes_do_not_pay_for_it() -> 
 def test_a_model_without_routers_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="llama is none: set it to 0"):
         make("llama").balance_experts(0.01)
+
+
+class RoutedTable(TablePolicy):
+    """Has a routers' loss whose gradient is 1 for every entry of the table."""
+
+    coefficient = 0.0
+
+    def balance_experts(self, coefficient: float) -> None:
+        self.coefficient = coefficient
+
+    def router_loss(self, weight: torch.Tensor) -> torch.Tensor:
+        return self.coefficient * weight.sum() * self.table.sum()
+
+
+@pytest.mark.parametrize("plan", [{}, {"ranks": 2, "micro_batch_tokens": 30}], ids=str)
+def test_the_learner_adds_it_once_an_update_however_the_batch_is_divided(
+    plan: dict[str, Any], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(ranks, "TablePolicy", RoutedTable)
+    plain = learner_settings(ObjectiveSettings(), {"kind": "none"}, {"kind": "fixed"})
+    balanced = replace(plain, learner=plain.learner.model_copy(update={"router_aux_coefficient": 0.25}))
+    batches = build_batches(
+        [make_trajectory([(3, 4 + i)], index=i, seed=i) for i in range(6)],
+        np.zeros(6),
+        plan=BatchPlan(**plan),
+        aggregation="token",
+        temperature=1.0,
+    )
+    _, before = train(plain, [batches])
+    _, after = train(balanced, [batches])
+    assert torch.allclose(before - after, torch.full_like(before, plain.learner.lr * 0.25), rtol=1e-6)

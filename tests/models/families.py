@@ -221,14 +221,29 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "lfm2",
         "lfm2",
-        {**COMMON, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False, "conv_dim": 64, "block_dim": 64, "block_ff_dim": 96, "block_multiple_of": 32, "block_ffn_dim_multiplier": 1.0},
+        {
+            **COMMON,
+            "layer_types": ["conv", "full_attention"],
+            "block_auto_adjust_ff_dim": False,
+            "conv_dim": 64,
+            "block_dim": 64,
+            "block_ff_dim": 96,
+            "block_multiple_of": 32,
+            "block_ffn_dim_multiplier": 1.0,
+        },
         packs=False,
     ),
     Family(
-        "qwen3-next", "qwen3_next", {**HEADS, **LINEAR, **EXPERTS, "shared_expert_intermediate_size": 64}, packs=False, refused=BF16_ONLY
+        "qwen3-next",
+        "qwen3_next",
+        {**HEADS, **LINEAR, **EXPERTS, "shared_expert_intermediate_size": 64},
+        packs=False,
+        refused=BF16_ONLY,
     ),
     Family("qwen3.5", "qwen3_5_text", {**HEADS, **LINEAR}, packs=False, refused=BF16_ONLY),
-    Family("qwen3.5-bf16", "qwen3_5_text", {**HEADS, **LINEAR}, packs=False, dtype="bfloat16", tolerance=0.3, note=IN_BF16),
+    Family(
+        "qwen3.5-bf16", "qwen3_5_text", {**HEADS, **LINEAR}, packs=False, dtype="bfloat16", tolerance=0.3, note=IN_BF16
+    ),
     Family(
         "falcon-h1",
         "falcon_h1",

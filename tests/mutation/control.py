@@ -124,6 +124,24 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("the softcap's gradient", "dz * (1.0 - (z *", "dz * (1.0 + (z *"),
     ),
     *entries(
+        "router_balance",
+        f"{_AT}test_router_balance.py",
+        ("all positions count", "layer.shape[-1])[rows]", "layer.shape[-1])"),
+    ),
+    *entries(
+        "policy",
+        f"{_AT}test_router_balance.py",
+        ("the routers' loss without its coefficient", "self._balance * weight.sum() *", "weight.sum() *"),
+        ("the routers' loss without the micro-batch's share", "self._balance * weight.sum() *", "self._balance *"),
+        ("measuring passes ask for routers", " and torch.is_grad_enabled()", ""),
+        ("any model passes for a mixture", "if coefficient and not has_routers(self.model):", "if False:"),
+    ),
+    *entries(
+        "learner",
+        f"{_AT}test_router_balance.py -k divided",
+        ("no routers' loss", "terms.loss + routers", "terms.loss"),
+    ),
+    *entries(
         "logit_scale",
         f"{_AT}test_logit_scale.py",
         ("a family that divides multiplies", "(DIVIDED, -1)", "(DIVIDED, 1)"),
