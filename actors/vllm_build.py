@@ -12,6 +12,8 @@ import torch
 from actors.inference import EngineDead
 
 if TYPE_CHECKING:
+    from vllm.engine.arg_utils import EngineArgs
+
     from actors.settings import VLLMSettings
 
 log = logging.getLogger(__name__)
@@ -63,26 +65,29 @@ def build_core(settings: VLLMSettings) -> tuple[Any, int]:
         **options,
     )
     try:
-        described = arguments.create_model_config()
-        layers = getattr(described.hf_text_config, "layer_types", None) or ()
-        if described.hf_text_config.model_type == "cohere2":
-            # vLLM's layers of Cohere 2 see one token more than sliding_window says; transformers', which train, do not.
-            window = described.hf_text_config.sliding_window - 1
-            arguments.hf_overrides = {**cast("dict[str, Any]", arguments.hf_overrides), "sliding_window": window}
-        if cpu and "linear_attention" in layers and described.dtype != torch.bfloat16:
-            raise EngineDead("vLLM's linear attention on a CPU is bf16 only: set precision=bf16, or use a GPU")
-        if cpu and g.prefix_caching and described.is_hybrid:
-            # vLLM keeps the state of such layers in chunks of the prompt, and chunks are off here.
-            log.warning(
-                "%s is served without prefix caching: its recurrent layers need chunked prefill for it", settings.model
-            )
-            arguments.enable_prefix_caching = False
+        _suit(arguments, cpu)
         engine = LLMEngine.from_engine_args(arguments)
     except EngineDead:
         raise
     except Exception as error:
         raise EngineDead(f"vLLM cannot serve {settings.model}: {build_reason(error)}") from error
     return engine.engine_core, engine.model_config.get_vocab_size()
+
+
+def _suit(arguments: EngineArgs, cpu: bool) -> None:
+    """Changes the arguments to what the model's family needs; EngineDead where this machine cannot serve it."""
+    described = arguments.create_model_config()
+    config = described.hf_text_config
+    if config.model_type == "cohere2":
+        # vLLM's layers of Cohere 2 see one token more than sliding_window says; transformers', which train, do not.
+        overrides = cast("dict[str, Any]", arguments.hf_overrides)
+        arguments.hf_overrides = {**overrides, "sliding_window": config.sliding_window - 1}
+    if cpu and "linear_attention" in (config.to_dict().get("layer_types") or ()) and described.dtype != torch.bfloat16:
+        raise EngineDead("vLLM's linear attention on a CPU is bf16 only: set precision=bf16, or use a GPU")
+    if cpu and arguments.enable_prefix_caching and described.is_hybrid:
+        # vLLM keeps the state of such layers in chunks of the prompt, and chunks are off here.
+        log.warning("%s is served without prefix caching: its layers need chunked prefill for it", arguments.model)
+        arguments.enable_prefix_caching = False
 
 
 def build_reason(error: BaseException) -> str:

@@ -123,7 +123,7 @@ def _written_past(model: nn.Module, loaded: set[str]) -> set[str]:
     into its parameters itself (gpt-oss: experts and attention sinks) writes into nothing, without an error.
     """
     stale: set[str] = set()
-    for prefix, layer in model.named_modules():
+    for prefix, layer in cast("Iterator[tuple[str, nn.Module]]", model.named_modules()):
         info = get_layerwise_info(layer)
         if info.can_load() and not info.load_numel:
             names = {f"{prefix}.{name}".lstrip(".") for name, _ in layer.named_parameters(recurse=False)}

@@ -5,14 +5,13 @@ settings.py          what can be set about training: sections of a recipe (no to
 advantages.py        pure: group baselines and turn-level advantages
 batching.py          pure: trajectories -> micro-batches; updates, packing, balanced split over ranks
 logprobs.py          pure: (hidden, head) -> log-prob and exact entropy, chunked
-logit_scale.py       pure: what a family's own forward does to its logits, from its configuration
 objective.py         pure: the loss and its scaling contract
 draws.py             pure: a random number that belongs to a token
 phantom.py           pure: what clipping would cut of a ratio that should be 1
 schedule.py          pure: the learning rate of a step
 ledger/              pure: entropy, exact and sampled, predicted and realised, over the global batch
 entropy/             one entropy-control method a file, the controllers, and the dict of both
-router_balance.py    pure: the load-balancing loss of a mixture's routers
+families/            what one model family does and another does not: logits, routers
 policy.py            a Hugging Face causal LM as a module that returns token statistics
 deepspeed_engine.py  ZeRO 0-3, gather, state: the only file that imports deepspeed
 learner.py           one rank: train, score, publish, save

@@ -127,7 +127,7 @@ def token_logprobs(
     """Takes hidden [N, D], weight [V, D], targets [N] to (logp, entropy, kappa, entropy_grad_sq), each float32 [N], in nats.
 
     Differentiable in hidden, weight and bias through logp and entropy. N may be 0. scale: what the logits, bias included, are
-    multiplied by before the soft cap (learner/logit_scale.py). fp32_head: the head's product in float32,
+    multiplied by before the soft cap (learner/families/logit_scale.py). fp32_head: the head's product in float32,
     whatever the types of hidden and weight; it costs a float32 copy of the weight while the chunks run.
     """
     return _TokenLogProbs.apply(  # type: ignore[return-value]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from learner.logit_scale import logit_scale
+from learner.families.logit_scale import logit_scale
+from learner.families.router_balance import balance_loss, has_routers
 from learner.logprobs import DEFAULT_CHUNK, token_logprobs
-from learner.router_balance import balance_loss, has_routers
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Policy(nn.Module):
         self._balance = coefficient
 
     def router_loss(self, weight: Tensor) -> Tensor | float:
-        """Returns the last forward's part in the update's load-balancing loss: see learner/router_balance.py.
+        """Returns the last forward's part in the update's load-balancing loss: see learner/families/router_balance.py.
 
         weight: the loss weights [N] of its tokens.
         """

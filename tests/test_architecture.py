@@ -31,6 +31,7 @@ LIGHT = (
     "envs",
     "learner/settings.py",
     "learner/entropy",
+    "learner/families",
     "actors/settings.py",
     "orchestration/config",
     "orchestration/telemetry",

@@ -124,13 +124,13 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("the softcap's gradient", "dz * (1.0 - (z *", "dz * (1.0 + (z *"),
     ),
     *entries(
-        "router_balance",
-        f"{_AT}test_router_balance.py",
+        "families/router_balance",
+        f"{_AT}families/test_router_balance.py",
         ("all positions count", "layer.shape[-1])[rows]", "layer.shape[-1])"),
     ),
     *entries(
         "policy",
-        f"{_AT}test_router_balance.py",
+        f"{_AT}families/test_router_balance.py",
         ("the routers' loss without its coefficient", "self._balance * weight.sum() *", "weight.sum() *"),
         ("the routers' loss without the micro-batch's share", "self._balance * weight.sum() *", "self._balance *"),
         ("measuring passes ask for routers", " and torch.is_grad_enabled()", ""),
@@ -138,12 +138,12 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
     ),
     *entries(
         "learner",
-        f"{_AT}test_router_balance.py -k divided",
+        f"{_AT}families/test_router_balance.py -k divided",
         ("no routers' loss", "terms.loss + routers", "terms.loss"),
     ),
     *entries(
-        "logit_scale",
-        f"{_AT}test_logit_scale.py",
+        "families/logit_scale",
+        f"{_AT}families/test_logit_scale.py",
         ("a family that divides multiplies", "(DIVIDED, -1)", "(DIVIDED, 1)"),
         ("a family that multiplies divides", "(MULTIPLIED, 1)", "(MULTIPLIED, -1)"),
         ("no soft cap", "if cap is not None), None)", "if cap is None), None)"),

@@ -11,7 +11,7 @@ from models.families import COMMON, HEADS
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from learner.logit_scale import LogitScale, logit_scale
+from learner.families.logit_scale import LogitScale, logit_scale
 from learner.policy import Policy
 
 SCALED: dict[str, dict[str, Any]] = {

@@ -20,10 +20,11 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 def has_routers(model: Any) -> bool:
     """Returns whether a transformers model can be asked for the logits of its routers."""
-    return hasattr(model.config, "output_router_logits") and hasattr(model.config, "num_experts_per_tok")
+    return {"output_router_logits", "num_experts_per_tok"} <= model.config.to_dict().keys()
 
 
 def balance_loss(logits: Sequence[Tensor], rows: Tensor, top_k: int) -> Tensor:
     """Returns the loss, a float32 scalar. logits: of each layer's router, [B * T, E] or [B, T, E]; rows [N]: which tokens count."""
     chosen = tuple(layer.reshape(-1, layer.shape[-1])[rows] for layer in logits)
-    return cast(Tensor, load_balancing_loss_func(chosen, chosen[0].shape[-1], top_k))
+    loss = cast(Any, load_balancing_loss_func)  # annotated for one layer
+    return cast(Tensor, loss(chosen, chosen[0].shape[-1], top_k))
