@@ -31,7 +31,6 @@ LIGHT = (
     "envs",
     "learner/settings.py",
     "learner/entropy",
-    "learner/families",
     "actors/settings.py",
     "orchestration/config",
     "orchestration/telemetry",

@@ -58,6 +58,9 @@ def verdict(family: Family, row: dict[str, Any]) -> str:
             return f"the engine should have refused it ({family.refused}), it said: {row.get('refused')}"
     elif "refused" in row:
         return row["refused"]
+    elif family.disagrees:
+        if not row["before"] > LEAK:
+            return f"before {row['before']:.1e}: it could be trained"
     else:
         limits += ["before", "unchanged", "after", "padded_after", "plain_after"]
         if family.packs:
@@ -107,6 +110,8 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
         notes = [family.note] if family.note else []
         if row.get("attention") not in (None, "sdpa"):
             notes.append(f"attention {row['attention']}, chosen for you")
+        if family.disagrees:
+            notes.append("not trained: a run compares engine and trainer at its start, and stops")
         if "refused" in row:
             notes.append(f"not served: {row['refused']}")
         if wrong := verdict(family, row):
