@@ -84,7 +84,7 @@ def _suit(arguments: EngineArgs, cpu: bool) -> None:
         arguments.hf_overrides = {**overrides, "sliding_window": config.sliding_window - 1}
     if cpu and "linear_attention" in (config.to_dict().get("layer_types") or ()) and described.dtype != torch.bfloat16:
         raise EngineDead("vLLM's linear attention on a CPU is bf16 only: set precision=bf16, or use a GPU")
-    if cpu and arguments.enable_prefix_caching and described.is_hybrid:
+    if cpu and arguments.enable_prefix_caching and described.has_inner_state:
         # vLLM keeps the state of such layers in chunks of the prompt, and chunks are off here.
         log.warning("%s is served without prefix caching: its layers need chunked prefill for it", arguments.model)
         arguments.enable_prefix_caching = False
@@ -97,7 +97,7 @@ def build_reason(error: BaseException) -> str:
     a process of its own, what that process raised is in a log only, so the model is imported once more here.
     """
     text = str(error)
-    if found := re.search(r"Value error, (.+?)(?: \[type=|$)", text, re.DOTALL):
+    if found := re.search(r"(?:Value error|Assertion failed), (.+?)(?: \[type=|$)", text, re.DOTALL):
         text = found.group(1)
     if found := re.search(r"Model architectures \[(.+?)\] failed to be inspected", text):
         from vllm.model_executor.models.registry import ModelRegistry

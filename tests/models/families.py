@@ -145,7 +145,14 @@ FAMILIES: tuple[Family, ...] = (
     Family("seed-oss", "seed_oss", HEADS),
     Family("glm4", "glm4", HEADS),
     Family("exaone4", "exaone4", {**HEADS, "sliding_window": 8}),
-    Family("bloom", "bloom", {"vocab_size": VOCAB, "hidden_size": 64, "n_layer": 2, "n_head": 2}, packs=False),
+    Family(
+        "bloom",
+        "bloom",
+        {"vocab_size": VOCAB, "hidden_size": 64, "n_layer": 2, "n_head": 2},
+        packs=False,
+        tolerance=1e-3,
+        note="transformers approximates GELU by tanh, vLLM computes it exactly: within the start's limit of 1e-3",
+    ),
     Family(
         "mpt", "mpt", {"vocab_size": VOCAB, "d_model": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 256}, packs=False
     ),
