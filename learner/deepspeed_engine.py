@@ -226,7 +226,7 @@ class DeepSpeedEngine:
         return [part[: int(c)] for part, c in zip(parts, counts, strict=True)]
 
     def full_weights(
-        self, weights: Iterator[tuple[str, nn.Parameter]], split: Split = _whole
+        self, weights: Iterator[tuple[str, Tensor]], split: Split = _whole
     ) -> Iterator[tuple[str, Tensor]]:
         """Yields (name, full tensor) in order. A collective on ALL ranks under ZeRO-3, done when the call returns.
 
@@ -245,7 +245,7 @@ class DeepSpeedEngine:
                     staged.extend(split(name, parameter.detach().to("cpu", copy=True)))
         return iter(staged)
 
-    def full_specs(self, weights: Iterator[tuple[str, nn.Parameter]], split: Split = _whole) -> list[TensorSpec]:
+    def full_specs(self, weights: Iterator[tuple[str, Tensor]], split: Split = _whole) -> list[TensorSpec]:
         """Returns names, full shapes and dtypes of what `full_weights` yields, without a gather."""
         shapes = ((n, torch.empty(getattr(p, "ds_shape", p.shape), dtype=p.dtype, device="meta")) for n, p in weights)
         return [spec_of(*part) for name, shape in shapes for part in split(name, shape)]

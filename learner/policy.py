@@ -149,9 +149,15 @@ class Policy(nn.Module):
             parameter.data = parameter.data.to(dtype)
         return self
 
-    def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yields (name, parameter) as transformers holds them; a tied head appears once, under its embedding's name."""
-        return self.model.named_parameters()
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields (name, tensor) of what a checkpoint has, as transformers holds it: parameters, then buffers that are saved.
+
+        A tied head appears once, under its embedding's name. A saved buffer is not trained by gradients (DeepSeek's and GLM's bias
+        of each expert), but engine and checkpoint have it too.
+        """
+        yield from self.model.named_parameters()
+        saved = self.model.state_dict().keys()
+        yield from ((name, buffer) for name, buffer in self.model.named_buffers() if name in saved)
 
     def on_disk(self, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
         """Returns the tensors that the parameter `name` is in a checkpoint on disk, which are those that engines load.

@@ -17,7 +17,18 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from learner.deepspeed_engine import DeepSpeedEngine
 from learner.policy import exact_attention, load_policy
 
-ON_DISK = ("llama-tied", "gpt2", "qwen3-moe", "mixtral", "granite-moe", "gpt-oss", "qwen3-next", "ernie4.5-moe")
+ON_DISK = (
+    "llama-tied",
+    "gpt2",
+    "qwen3-moe",
+    "mixtral",
+    "granite-moe",
+    "gpt-oss",
+    "qwen3-next",
+    "ernie4.5-moe",
+    "deepseek-v3",
+    "glm4-moe",
+)
 
 
 @pytest.mark.parametrize("name", ON_DISK)

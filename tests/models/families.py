@@ -86,7 +86,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("olmo2", "olmo2", COMMON),
     Family("olmo3", "olmo3", {**COMMON, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
     Family("smollm3", "smollm3", {**COMMON, "no_rope_layers": [1, 0]}),
-    Family("gpt-neox", "gpt_neox", COMMON),
+    Family("gpt-neox", "gpt_neox", {**COMMON, "num_key_value_heads": 2}),
     Family("gpt2", "gpt2", {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 256}),
     Family(
         "opt",
@@ -154,7 +154,11 @@ FAMILIES: tuple[Family, ...] = (
         note="transformers approximates GELU by tanh, vLLM computes it exactly: within the start's limit of 1e-3",
     ),
     Family(
-        "mpt", "mpt", {"vocab_size": VOCAB, "d_model": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 256}, packs=False
+        "mpt",
+        "mpt",
+        {"vocab_size": VOCAB, "d_model": 64, "n_layers": 2, "n_heads": 2, "max_seq_len": 256},
+        packs=False,
+        refused="MptForCausalLM was supported in vLLM until v0.28.0",
     ),
     Family(
         "minicpm3",
@@ -185,6 +189,8 @@ FAMILIES: tuple[Family, ...] = (
             "qk_nope_head_dim": 32,
             "qk_rope_head_dim": 32,
             "v_head_dim": 32,
+            "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid",
             "first_k_dense_replace": 1,
         },
     ),
@@ -273,6 +279,8 @@ FAMILIES: tuple[Family, ...] = (
         "mamba",
         {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 16},
         packs=False,
+        refused="selective_scan_fwd",
+        note="vLLM's CPU build has no kernel for it",
     ),
     Family(
         "mamba2",

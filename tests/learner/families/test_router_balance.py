@@ -44,7 +44,7 @@ def test_it_is_transformers_own_loss(name: str) -> None:
     policy, model = make(name), None
     model = policy.model
     tokens = torch.randint(2, 100, (2, 9))
-    coefficient, weights = 0.5, torch.full((18,), 1 / 18)
+    coefficient, share, weights = 0.5, 0.5, torch.full((18,), 1 / 36)  # half of the update
     own = model(input_ids=tokens, use_cache=False, output_router_logits=True).aux_loss
     own.backward()
     expected = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
@@ -54,12 +54,12 @@ def test_it_is_transformers_own_loss(name: str) -> None:
     loss = policy.router_loss(weights)
     assert isinstance(loss, torch.Tensor)
     loss.backward()
-    assert float(loss) == pytest.approx(coefficient * float(own), rel=1e-5)
+    assert float(loss) == pytest.approx(coefficient * share * float(own), rel=1e-5)
     assert any(float(g.abs().max()) > 1e-6 for g in expected.values())  # the routers do feel it
     for n, p in policy.named_parameters():
         if n in expected:
             assert p.grad is not None
-            assert torch.allclose(p.grad, coefficient * expected[n], rtol=1e-4, atol=1e-7), n
+            assert torch.allclose(p.grad, coefficient * share * expected[n], rtol=1e-4, atol=1e-7), n
 
 
 def test_padding_and_positions_that_predict_nothing_sampled_do_not_count() -> None:
