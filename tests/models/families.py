@@ -218,6 +218,7 @@ FAMILIES: tuple[Family, ...] = (
         "ernie4.5-moe",
         "ernie4_5_moe",
         {**COMMON, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64, "moe_layer_start_index": 0},
+        disagrees=True,
     ),
     Family(
         "gpt-oss",
