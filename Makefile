@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE ?= 1
 # torch, transformers and vLLM anew, 10 to 20 s of a core every time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test test-fast mutation check graph format lock clean
+.PHONY: install demo test test-fast models mutation check graph format lock clean
 
 install: $(READY)
 
@@ -46,6 +46,10 @@ test: check
 # For development: the unit tests on all cores, without those that are marked slow.
 test-fast: $(READY)
 	$(VENV)/bin/python -m pytest --ignore tests/integration -m "not slow" -n auto
+
+# Measures every model family, trainer against engine over 20 updates, and writes docs/models.md; about 20 minutes of a core.
+models: $(READY)
+	PYTHONPATH=.:tests $(VENV)/bin/python tests/models/table.py
 
 # Draws the imports between the packages into CONTRIBUTING.md anew; a test says when that is due.
 graph: $(READY)

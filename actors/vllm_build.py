@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from actors.inference import EngineDead
+
 if TYPE_CHECKING:
+    from vllm.engine.arg_utils import EngineArgs
+
     from actors.settings import VLLMSettings
+
+log = logging.getLogger(__name__)
 
 CPU_BATCHED_TOKENS = 16384
 _set_num_threads = torch.set_num_threads  # vLLM replaces torch's by one that does nothing; a later engine needs it too
@@ -21,6 +29,9 @@ def build_core(settings: VLLMSettings) -> tuple[Any, int]:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    from actors import vllm_qwen3_5
+
+    vllm_qwen3_5.register()
     g = settings.generator
     options: dict[str, Any] = {}
     if cpu:
@@ -32,30 +43,75 @@ def build_core(settings: VLLMSettings) -> tuple[Any, int]:
         options["kv_cache_memory_bytes"] = g.kv_cache_bytes
     if not cpu:  # vLLM wants this share to be free at its start even where the cache has a given size
         options["gpu_memory_utilization"] = g.memory_share
-    engine = LLMEngine.from_engine_args(
-        EngineArgs(
-            model=settings.model,
-            dtype=settings.dtype,
-            hf_overrides={"head_dtype": "float32"} if settings.fp32_head else {},
-            max_model_len=g.max_model_len,
-            max_num_seqs=g.max_num_seqs,
-            tensor_parallel_size=g.tensor_parallel,
-            # Several workers are processes on this node: inside a Ray actor vLLM would otherwise look for bundles of its own.
-            distributed_executor_backend="mp" if g.tensor_parallel > 1 else None,
-            enforce_eager=g.enforce_eager,
-            enable_prefix_caching=g.prefix_caching,
-            seed=settings.seed,
-            skip_tokenizer_init=True,
-            generation_config="vllm",  # no sampling defaults and no end tokens from the model folder
-            logprobs_mode="processed_logprobs",
-            async_scheduling=False,  # no step may be in flight when weights change
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            worker_extension_cls="actors.vllm_worker.WeightReceiver",
-            **options,
-        )
+    arguments = EngineArgs(
+        model=settings.model,
+        dtype=settings.dtype,
+        hf_overrides={"head_dtype": "float32"} if settings.fp32_head else {},
+        max_model_len=g.max_model_len,
+        max_num_seqs=g.max_num_seqs,
+        tensor_parallel_size=g.tensor_parallel,
+        # Several workers are processes on this node: inside a Ray actor vLLM would otherwise look for bundles of its own.
+        distributed_executor_backend="mp" if g.tensor_parallel > 1 else None,
+        enforce_eager=g.enforce_eager,
+        enable_prefix_caching=g.prefix_caching,
+        seed=settings.seed,
+        skip_tokenizer_init=True,
+        generation_config="vllm",  # no sampling defaults and no end tokens from the model folder
+        logprobs_mode="processed_logprobs",
+        async_scheduling=False,  # no step may be in flight when weights change
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        worker_extension_cls="actors.vllm_worker.WeightReceiver",
+        **options,
     )
+    try:
+        _suit(arguments, cpu)
+        engine = LLMEngine.from_engine_args(arguments)
+    except EngineDead:
+        raise
+    except Exception as error:
+        raise EngineDead(f"vLLM cannot serve {settings.model}: {build_reason(error)}") from error
     return engine.engine_core, engine.model_config.get_vocab_size()
+
+
+def _suit(arguments: EngineArgs, cpu: bool) -> None:
+    """Changes the arguments to what the model's family needs; EngineDead where this machine cannot serve it."""
+    described = arguments.create_model_config()
+    config = described.hf_text_config
+    if config.model_type == "cohere2":
+        # vLLM's layers of Cohere 2 see one token more than sliding_window says; transformers', which train, do not.
+        overrides = cast("dict[str, Any]", arguments.hf_overrides)
+        arguments.hf_overrides = {**overrides, "sliding_window": config.sliding_window - 1}
+    if cpu and "linear_attention" in (config.to_dict().get("layer_types") or ()) and described.dtype != torch.bfloat16:
+        raise EngineDead("vLLM's linear attention on a CPU is bf16 only: set precision=bf16, or use a GPU")
+    if cpu and arguments.enable_prefix_caching and described.has_inner_state:
+        # vLLM keeps the state of such layers in chunks of the prompt, and chunks are off here.
+        log.warning("%s is served without prefix caching: its layers need chunked prefill for it", arguments.model)
+        arguments.enable_prefix_caching = False
+
+
+def build_reason(error: BaseException) -> str:
+    """Returns one sentence for an engine that was not built: what vLLM says, or what lies under it.
+
+    pydantic puts the sentence between a count of errors and an address of its own; and where vLLM looks at an architecture in
+    a process of its own, what that process raised is in a log only, so the model is imported once more here.
+    """
+    text = str(error)
+    if found := re.search(r"(?:Value error|Assertion failed), (.+?)(?: \[type=|$)", text, re.DOTALL):
+        text = found.group(1)
+    if found := re.search(r"Model architectures \[(.+?)\] failed to be inspected", text):
+        from vllm.model_executor.models.registry import ModelRegistry
+
+        for name in re.findall(r"'(\w+)'", found.group(1)):
+            try:
+                ModelRegistry.models[name].load_model_cls()
+            except Exception as cause:  # noqa: BLE001 - whatever importing the model raises is the reason
+                return f"its model file for {name} cannot be imported ({type(cause).__name__}: {_one_line(str(cause))})"
+    return f"{type(error).__name__}: {_one_line(text)}" if text.strip() else type(error).__name__
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:500]
 
 
 def prepare_environment(cpu: bool) -> None:

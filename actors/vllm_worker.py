@@ -15,14 +15,20 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from actors import vllm_qwen3_5
 from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
 from learner.weights.subscriber import Subscriber
 
 # It warns at every update of what was rightly not sent (a tied head, rotary tables); load_in_place checks for itself.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+
+
+vllm_qwen3_5.register()  # vLLM imports this file in every worker, before it looks the model up
 
 
 class WeightReceiver:
@@ -80,6 +86,7 @@ def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]],
     """
     expected = {name for name, _ in model.named_parameters()}
     tied_head = _tied_head(model)
+    kernels = _forget_expert_kernels(model) if torch.device(worker.device).type == "cpu" else {}
     # A plain load_weights is not enough: engines repack weights at load time (CPU linears even drop the originals), so
     # each layer is put back into checkpoint layout, filled, processed again and copied to where it was.
     initialize_layerwise_reload(model)
@@ -90,9 +97,18 @@ def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]],
             loaded: set[str] = cast(Any, model).load_weights(
                 (name, tensor.to(worker.device, copy=True)) for name, tensor in tensors
             )
+        stale = _written_past(model, loaded)
     finally:  # also after a failure, so that a later complete transfer finds the layers in their usual state
         with torch.device(worker.device):
             finalize_layerwise_reload(model, worker.model_config)
+        for method, kernel in kernels.items():
+            if method.moe_kernel is None:  # nothing was loaded into this layer
+                method.moe_kernel = kernel
+    if stale:
+        raise ValueError(
+            f"vLLM's {type(model).__name__} writes {', '.join(sorted(stale)[:3])} and {len(stale)} parameters in all past its own "
+            "reload, so that they would stay what they were: this family cannot be trained with this vLLM"
+        )
     if tied_head is not None:
         # Trap: nothing is loaded into a tied head, so the reload skips it; but on CPU it has a packed copy of the OLD
         # embedding. Without this line it stays silently stale.
@@ -100,11 +116,45 @@ def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]],
     return expected - loaded - {"lm_head.weight"} if tied_head is not None else expected - loaded
 
 
+def _written_past(model: nn.Module, loaded: set[str]) -> set[str]:
+    """Returns parameters that a model says it has loaded while their layer was given nothing.
+
+    Trap: during a reload parameters have no storage, and only what goes through their weight loaders is kept. A model that copies
+    into its parameters itself (gpt-oss: experts and attention sinks) writes into nothing, without an error.
+    """
+    stale: set[str] = set()
+    for prefix, layer in cast("Iterator[tuple[str, nn.Module]]", model.named_modules()):
+        info = get_layerwise_info(layer)
+        if info.can_load() and not info.load_numel:
+            names = {f"{prefix}.{name}".lstrip(".") for name, _ in layer.named_parameters(recurse=False)}
+            stale |= names & loaded
+    return stale
+
+
 def _tied_head(model: nn.Module) -> Any | None:
-    """Returns the LM head module if its weight is the embedding's own, else None."""
-    modules = dict(cast("Iterator[tuple[str, nn.Module]]", model.named_modules()))
-    embeddings = {id(m.weight) for name, m in modules.items() if name.endswith("embed_tokens") and hasattr(m, "weight")}
-    for module in modules.values():
+    """Returns the LM head module if its weight is an embedding's own, else None.
+
+    Embeddings are found by class: their names are the family's own (embed_tokens, wte, word_embeddings).
+    """
+    modules = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding) and hasattr(m, "weight")]
+    embeddings = {id(m.weight) for m in modules if not isinstance(m, ParallelLMHead)}
+    for module in modules:
         if isinstance(module, ParallelLMHead) and id(module.weight) in embeddings:
             return module
     return None
+
+
+def _forget_expert_kernels(model: nn.Module) -> dict[Any, Any]:
+    """Makes the layers of experts build their kernels anew when they are reloaded; returns the present ones, by quant method.
+
+    Trap: at first load vLLM packs the experts' weights into the layout of the CPU's grouped product. At a reload it leaves that out
+    (its other kernels need no packing, and graphs may hold their addresses), and then copies plain weights over packed ones of the
+    same size: the checksums agree and the model is 1 to 2 nats off. Without a kernel it does what it did at first load.
+    """
+    methods = [getattr(m, "quant_method", None) for m in model.modules()]
+    kernels = {
+        m: m.moe_kernel for m in methods if isinstance(m, UnquantizedFusedMoEMethod) and m.moe_kernel is not None
+    }
+    for method in kernels:
+        method.moe_kernel = None
+    return kernels

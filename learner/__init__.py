@@ -10,6 +10,7 @@ draws.py             pure: a random number that belongs to a token
 schedule.py          pure: the learning rate of a step
 ledger/              pure: entropy, exact and sampled, predicted and realised, over the global batch
 entropy/             one entropy-control method a file, the controllers, and the dict of both
+families/            what one model family does and another does not: logits, routers
 policy.py            a Hugging Face causal LM as a module that returns token statistics
 model_check.py       compares what is trained with what transformers computes, on a few tokens
 deepspeed_engine.py  ZeRO 0-3, gather, state: the only file that imports deepspeed

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from learner.settings import EngineSettings, TrainerPrecision
-from learner.weights.protocol import TensorSpec
+from learner.weights.protocol import TensorSpec, spec_of
+
+Split = Callable[[str, Tensor], Iterable[tuple[str, Tensor]]]
+
+
+def _whole(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    return [(name, tensor)]
 
 
 class UnsupportedPrecision(ValueError):
@@ -233,28 +239,30 @@ class DeepSpeedEngine:
         """Returns zeros of the parameter's full shape."""
         return torch.zeros(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device=self.device)
 
-    def full_weights(self, weights: Iterator[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+    def full_weights(
+        self, weights: Iterator[tuple[str, Tensor]], split: Split = _whole
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yields (name, full tensor) in order. A collective on ALL ranks under ZeRO-3, done when the call returns.
+
+        split: what becomes of a parameter once it is whole: several tensors, for one that others know in parts.
 
         Under ZeRO-3 all of them are gathered and copied here, not as they are asked for: a gather that waited for a transfer
         to the generators in between would interleave two process groups, which deadlocks, and a transfer that fails at its
         start would leave the other ranks alone in their gathers. The copy costs one set of weights in rank 0's host memory.
         """
         if self.settings.zero_stage < 3:
-            return ((name, parameter.detach()) for name, parameter in weights)
+            return (part for name, parameter in weights for part in split(name, parameter.detach()))
         staged: list[tuple[str, Tensor]] = []
         for name, parameter in weights:
             with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=None):
                 if self.placement.rank == 0:
-                    staged.append((name, parameter.detach().to("cpu", copy=True)))
+                    staged.extend(split(name, parameter.detach().to("cpu", copy=True)))
         return iter(staged)
 
-    def full_specs(self, weights: Iterator[tuple[str, nn.Parameter]]) -> list[TensorSpec]:
-        """Returns names, full shapes and dtypes, without a gather."""
-        return [
-            TensorSpec(name, tuple(getattr(p, "ds_shape", p.shape)), str(p.dtype).removeprefix("torch."))
-            for name, p in weights
-        ]
+    def full_specs(self, weights: Iterator[tuple[str, Tensor]], split: Split = _whole) -> list[TensorSpec]:
+        """Returns names, full shapes and dtypes of what `full_weights` yields, without a gather."""
+        shapes = ((n, torch.empty(getattr(p, "ds_shape", p.shape), dtype=p.dtype, device="meta")) for n, p in weights)
+        return [spec_of(*part) for name, shape in shapes for part in split(name, shape)]
 
     def scale_weights(self, factor: float) -> None:
         """Multiplies the parameters that forward passes use and transfers send; the optimiser's masters stay.

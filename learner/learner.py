@@ -62,6 +62,8 @@ class Learner:
             checkpointing=settings.learner.gradient_checkpointing,
             fp32_head=settings.fp32_head,
         )
+        if settings.learner.router_aux_coefficient:
+            self.policy.balance_experts(settings.learner.router_aux_coefficient)
         self.engine.attach(self.policy)
         self.reference: Policy | None = None
         if settings.objective.kl.coefficient or settings.hold_reference:
@@ -183,7 +185,8 @@ class Learner:
             stats = self._stats(micro, f, logp.detach(), entropy.detach(), kappa, entropy_grad_sq)
             shaping = self.steering.shape(stats, batch.envs) if wide is None else wide[i]
             terms = token_loss(logp, entropy, self._loss_data(micro, f), shaping, self.settings.objective)
-            self.engine.backward(terms.loss)
+            routers = self.policy.router_loss(f.weight) if self.settings.learner.router_aux_coefficient else 0.0
+            self.engine.backward(terms.loss + routers)
             tally_update(tally, terms.loss, terms.tokens, stats, shaping, lr * f.weight)
         scale = self.engine.loss_scale
         norm = self.engine.step(lr)
@@ -333,11 +336,13 @@ class Learner:
         )
 
     def manifest(self, version: int) -> WeightManifest:
-        return make_manifest(self.engine.full_specs(self.policy.weights()), version, self.settings.bucket_bytes)
+        specs = self.engine.full_specs(self.policy.weights(), self.policy.on_disk)
+        return make_manifest(specs, version, self.settings.bucket_bytes)
 
     def publish(self, manifest: WeightManifest) -> int | None:
         """Broadcasts the weights; rank 0 returns their checksum. WeightSyncError where a generator does not take part."""
-        tensors = self.engine.full_weights(self.policy.weights())  # a collective under ZeRO-3: every rank's part in it
+        # A collective under ZeRO-3: every rank's part in it.
+        tensors = self.engine.full_weights(self.policy.weights(), self.policy.on_disk)
         if self.publisher is not None:
             return self.publisher.publish(manifest, tensors)
         return None

@@ -1,6 +1,6 @@
 """Computes log-prob, exact entropy and the ledger's statistics at the action tokens from hidden states and head.
 
-For logits z = cap(h W^T) / temperature of one position, with p = softmax(z), H = -sum p log p and L = log p + H:
+For logits z = cap(scale h W^T) / temperature of one position, with p = softmax(z), H = -sum p log p and L = log p + H:
 
     logp = log p_a            d logp / dz = onehot(a) - p
     H                         d H / dz    = -p * L
@@ -22,9 +22,13 @@ from torch import Tensor
 DEFAULT_CHUNK = 1024  # rows of logits alive at once
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, softcap: float | None) -> Tensor:
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, softcap: float | None, scale: float
+) -> Tensor:
     """[n, D], [V, D] -> float32 [n, V]"""
     z = torch.nn.functional.linear(hidden, weight, bias).float()
+    if scale != 1.0:
+        z = z * scale
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
     return z / temperature
@@ -47,13 +51,14 @@ class _TokenLogProbs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         softcap: float | None,
+        scale: float,
         chunk: int,
         fp32_head: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         w, b = _head(weight, bias, fp32_head)
         for start in range(0, len(hidden), chunk):
-            z = _logits(hidden[start : start + chunk].to(w.dtype), w, b, temperature, softcap)
+            z = _logits(hidden[start : start + chunk].to(w.dtype), w, b, temperature, softcap, scale)
             log_p = z.log_softmax(-1)
             p = log_p.exp()
             entropy = -(p * log_p).sum(-1)
@@ -69,7 +74,8 @@ class _TokenLogProbs(torch.autograd.Function):
         # forward and gathered again, into the same object, before backward.
         ctx.weight, ctx.bias = weight, bias
         ctx.save_for_backward(hidden, targets)
-        ctx.temperature, ctx.softcap, ctx.chunk, ctx.fp32_head = temperature, softcap, chunk, fp32_head
+        ctx.temperature, ctx.softcap, ctx.scale = temperature, softcap, scale
+        ctx.chunk, ctx.fp32_head = chunk, fp32_head
         ctx.mark_non_differentiable(kappa, entropy_grad_sq)
         return logp, entropy, kappa, entropy_grad_sq
 
@@ -85,7 +91,7 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(hidden), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             h = hidden[rows].to(w.dtype)
-            z = _logits(h, w, b, ctx.temperature, ctx.softcap)
+            z = _logits(h, w, b, ctx.temperature, ctx.softcap, ctx.scale)
             log_p = z.log_softmax(-1)
             p = log_p.exp()
             entropy = -(p * log_p).sum(-1, keepdim=True)
@@ -93,7 +99,7 @@ class _TokenLogProbs(torch.autograd.Function):
             dz.scatter_add_(-1, targets[rows, None], grad_logp[rows, None])
             if ctx.softcap is not None:  # d cap*tanh(x/cap) = 1 - tanh^2
                 dz = dz * (1.0 - (z * ctx.temperature / ctx.softcap) ** 2)
-            dz = (dz / ctx.temperature).to(w.dtype)
+            dz = (dz * (ctx.scale / ctx.temperature)).to(w.dtype)
             grad_hidden[rows] = dz @ w
             grad_weight += (dz.T @ h).float()
             if grad_bias is not None:
@@ -102,7 +108,7 @@ class _TokenLogProbs(torch.autograd.Function):
             grad_hidden,
             grad_weight.to(weight.dtype),
             None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
-            *(None,) * 5,
+            *(None,) * 6,
         )
 
 
@@ -114,14 +120,16 @@ def token_logprobs(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
+    scale: float = 1.0,
     chunk: int = DEFAULT_CHUNK,
     fp32_head: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Takes hidden [N, D], weight [V, D], targets [N] to (logp, entropy, kappa, entropy_grad_sq), each float32 [N], in nats.
 
-    Differentiable in hidden, weight and bias through logp and entropy. N may be 0. fp32_head: the head's product in float32,
+    Differentiable in hidden, weight and bias through logp and entropy. N may be 0. scale: what the logits, bias included, are
+    multiplied by before the soft cap (learner/families/logit_scale.py). fp32_head: the head's product in float32,
     whatever the types of hidden and weight; it costs a float32 copy of the weight while the chunks run.
     """
     return _TokenLogProbs.apply(  # type: ignore[return-value]
-        hidden, weight, bias, targets, temperature, softcap, chunk, fp32_head
+        hidden, weight, bias, targets, temperature, softcap, scale, chunk, fp32_head
     )

@@ -5,15 +5,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
+from learner.families.logit_scale import logit_scale
+from learner.families.router_balance import balance_loss, has_routers
 from learner.logprobs import DEFAULT_CHUNK, token_logprobs
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,9 +33,13 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool, fp32_h
     attention: an `attn_implementation` of transformers ("sdpa", "eager", "flash_attention_2").
     fp32_head: whatever it is cast to later, the head's product is taken in float32.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = cast(PreTrainedConfig, AutoConfig.from_pretrained(path))
     model = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=torch.float32, attn_implementation=attention, low_cpu_mem_usage=True
+        path,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=exact_attention(config, attention),
+        low_cpu_mem_usage=True,
     )
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -38,6 +48,24 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool, fp32_h
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True
     return Policy(model, fp32_head=fp32_head)
+
+
+def exact_attention(config: PreTrainedConfig, wanted: str) -> str:
+    """Returns the attention implementation to use: `wanted`, or "eager" where torch's sdpa would not compute this model.
+
+    sdpa ignores a soft cap on attention scores (Gemma 2: 5e-3 nats), and transformers has none for some families (GPT-J, gpt-oss).
+    """
+    if wanted != "sdpa":
+        return wanted
+    family = cast(Any, AutoModelForCausalLM)._model_mapping.get(type(config), None)
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        reason = "sdpa ignores its soft cap on attention scores"
+    elif family is not None and not getattr(family, "_supports_sdpa", True):
+        reason = "transformers has no sdpa for it"
+    else:
+        return wanted
+    log.warning("%s is trained with model.attention=eager: %s", config.model_type, reason)
+    return "eager"
 
 
 class Policy(nn.Module):
@@ -56,7 +84,9 @@ class Policy(nn.Module):
             raise ValueError(
                 f"{type(model).__name__} has no linear output head: only causal language models can be trained"
             )
-        self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self.logits = logit_scale(model.config)
+        self._balance = 0.0
+        self._router_loss: Tensor | None = None  # of the last forward with a gradient
         self._plain_forward = head.forward
         head.forward = self._head_forward  # type: ignore[method-assign]
 
@@ -76,7 +106,8 @@ class Policy(nn.Module):
             targets,
             bias=head.bias,
             temperature=temperature,
-            softcap=self.softcap,
+            softcap=self.logits.softcap,
+            scale=self.logits.factor,
             chunk=self.chunk,
             fp32_head=self.fp32_head,
         )
@@ -88,9 +119,29 @@ class Policy(nn.Module):
 
         No attention mask is passed: rows are padded on the right, and positions that restart mark packed trajectories.
         """
-        decoder = self.model.base_model
-        hidden = decoder(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-        return self.head(hidden.flatten(0, 1)[predict], targets, temperature)
+        decoder: Any = self.model.base_model
+        routed = self._balance > 0 and torch.is_grad_enabled() and len(predict) > 0
+        asked = {"output_router_logits": True} if routed else {}
+        out = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **asked)
+        top_k = self.model.config.num_experts_per_tok if routed else 0
+        self._router_loss = balance_loss(out.router_logits, predict, top_k) if routed else None
+        return self.head(out.last_hidden_state.flatten(0, 1)[predict], targets, temperature)
+
+    def balance_experts(self, coefficient: float) -> None:
+        """Prepares `router_loss`, 0 without this call. ValueError for a model without routers."""
+        if coefficient and not has_routers(self.model):
+            raise ValueError(
+                "learner.router_aux_coefficient is for mixtures of experts whose routers transformers gives out, and "
+                f"{self.model.config.model_type} is none: set it to 0"
+            )
+        self._balance = coefficient
+
+    def router_loss(self, weight: Tensor) -> Tensor | float:
+        """Returns the last forward's part in the update's load-balancing loss: see learner/families/router_balance.py.
+
+        weight: the loss weights [N] of its tokens.
+        """
+        return 0.0 if self._router_loss is None else self._balance * weight.sum() * self._router_loss
 
     def cast(self, dtype: torch.dtype) -> Policy:
         """Casts the parameters alone, as DeepSpeed does: Module.to would round the rotary frequencies as well."""
@@ -98,6 +149,22 @@ class Policy(nn.Module):
             parameter.data = parameter.data.to(dtype)
         return self
 
-    def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yields (Hugging Face name, parameter); a tied head appears once, under its embedding's name."""
-        return self.model.named_parameters()
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields (name, tensor) of what a checkpoint has, as transformers holds it: parameters, then buffers that are saved.
+
+        A tied head appears once, under its embedding's name. A saved buffer is not trained by gradients (DeepSeek's and GLM's bias
+        of each expert), but engine and checkpoint have it too.
+        """
+        yield from self.model.named_parameters()
+        saved = self.model.state_dict().keys()
+        yield from ((name, buffer) for name, buffer in self.model.named_buffers() if name in saved)
+
+    def on_disk(self, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+        """Returns the tensors that the parameter `name` is in a checkpoint on disk, which are those that engines load.
+
+        Mostly it is one tensor under its own name. transformers holds the experts of a mixture in one parameter, a checkpoint has
+        them one by one: those are views of `tensor`, which may be on the meta device, where only names and shapes are wanted.
+        Inverts what from_pretrained did, one parameter at a time, so that the model is never there twice.
+        """
+        parts: dict[str, Tensor] = revert_weight_conversion(self.model, {name: tensor})
+        return list(parts.items())

@@ -105,6 +105,9 @@ class LearnerSettings(BatchPlan, EngineSettings, ScheduleSettings):
     """Composes the section `learner`: plan, engine and schedule, and the processes they run in."""
 
     gradient_checkpointing: bool = False
+    # Mixtures of experts: times the load-balancing loss of their routers. Off unless asked for, whatever the model's configuration
+    # has: routers that pretraining balanced are mostly left alone in RL.
+    router_aux_coefficient: float = Field(default=0.0, ge=0)
     cpus: float = Field(default=1, gt=0)
     gpus: float = Field(default=0, ge=0)
     threads: int = Field(default=0, ge=0)  # torch threads of a rank on CPU; 0: torch's own choice

@@ -152,6 +152,10 @@ MEANINGS = {
     "learner.micro_batch_tokens": "Tokens of one forward and backward pass.",
     "learner.ledger_share": "Share of the responses on which the steps' effect on entropy is predicted and measured; 0: neither.",
     "learner.packing": "Put several trajectories into one row without padding.",
+    "learner.router_aux_coefficient": (
+        "Mixtures of experts: times the load-balancing loss of the routers (transformers' own), over the positions that predict a "
+        "sampled token. Off unless asked for, whatever the model's configuration has."
+    ),
     "learner.gradient_checkpointing": "Recompute activations in the backward pass to save memory.",
     "learner.cpus": "CPUs that Ray reserves for one rank.",
     "learner.gpus": "GPUs of one rank: 1, 0, or a share of a GPU.",

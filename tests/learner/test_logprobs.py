@@ -16,12 +16,19 @@ from learner.logprobs import token_logprobs
 
 
 def reference(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Computes the definitions on all logits at once."""
     z = hidden @ weight.T
     if bias is not None:
         z = z + bias
+    z = scale * z
     if softcap is not None:
         z = softcap * (z / softcap).tanh()
     p = (z / temperature).softmax(-1)
@@ -54,11 +61,20 @@ def leaves(values: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | Non
     with_bias=st.booleans(),
     temperature=st.floats(0.3, 3.0),
     softcap=st.none() | st.floats(1.0, 30.0),
+    scale=st.sampled_from([1.0, 0.25, 3.0]),
     chunk=st.integers(1, 15),
     seed=st.integers(0, 10_000),
 )
 def test_values_and_gradients_are_those_of_the_full_logits(
-    n: int, width: int, vocab: int, with_bias: bool, temperature: float, softcap: float | None, chunk: int, seed: int
+    n: int,
+    width: int,
+    vocab: int,
+    with_bias: bool,
+    temperature: float,
+    softcap: float | None,
+    scale: float,
+    chunk: int,
+    seed: int,
 ) -> None:
     values, targets, cotangents = inputs(n, width, vocab, with_bias, seed)
     exact, computed = leaves(values, torch.float64), leaves(values, torch.float32)
@@ -66,9 +82,16 @@ def test_values_and_gradients_are_those_of_the_full_logits(
     assert exact[1] is not None
     assert computed[0] is not None
     assert computed[1] is not None
-    expected = reference(exact[0], exact[1], targets, exact[2], temperature, softcap)
+    expected = reference(exact[0], exact[1], targets, exact[2], temperature, softcap, scale)
     actual = token_logprobs(
-        computed[0], computed[1], targets, bias=computed[2], temperature=temperature, softcap=softcap, chunk=chunk
+        computed[0],
+        computed[1],
+        targets,
+        bias=computed[2],
+        temperature=temperature,
+        softcap=softcap,
+        scale=scale,
+        chunk=chunk,
     )
     for name, e, f in zip(("logp", "entropy", "kappa", "entropy_grad_sq"), expected, actual, strict=True):
         assert f.dtype == torch.float32
@@ -78,8 +101,8 @@ def test_values_and_gradients_are_those_of_the_full_logits(
     for name, e, f in zip(("hidden", "weight", "bias"), exact, computed, strict=True):
         if e is not None and f is not None:
             assert e.grad is not None
-            scale = max(1.0, float(e.grad.abs().max())) if e.grad.numel() else 1.0
-            assert_close(f.grad, e.grad, 1e-4, 1e-5 * scale, f"gradient of {name}")
+            largest = max(1.0, float(e.grad.abs().max())) if e.grad.numel() else 1.0
+            assert_close(f.grad, e.grad, 1e-4, 1e-5 * largest, f"gradient of {name}")
 
 
 def test_an_empty_micro_batch_still_has_a_gradient_path_and_it_is_zero() -> None:

@@ -31,7 +31,8 @@ LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "learner/ledger": (r"learner/ledger/", ("learner: types, settings",)),
     "learner/entropy": (r"learner/entropy/", ("learner/ledger",)),
     "learner/weights": (r"learner/weights/", ()),
-    "learner": (r"learner/\w+\.py", ("learner/entropy", "learner/weights")),
+    "learner/families": (r"learner/families/", ()),
+    "learner": (r"learner/\w+\.py", ("learner/entropy", "learner/weights", "learner/families")),
     "learner/warmstart": (r"learner/warmstart/", ("learner",)),
     "actors: settings, requests, verifier": (
         r"actors/(settings|inference|verifier|verifier_worker)\.py",
