@@ -101,7 +101,9 @@ def refusals(folder: str, family: str = "qwen3", tied: bool = True) -> dict[str,
                 bench.publisher.publish(manifest, sent)
                 received.result(60.0)
 
-            check = StartCheck(Trainer(), lambda: [Engine()], transfer, sequences, rules)
+            trainer: Any = Trainer()
+            engines: Any = lambda: [Engine()]  # noqa: E731
+            check = StartCheck(trainer, engines, transfer, sequences, rules)
             try:
                 ended[name] = "; ".join(asyncio.run(check.run(untouched=True)))
             except ModelRefused as error:

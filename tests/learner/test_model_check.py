@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from learner.families.logit_scale import LogitScale
 from learner.model_check import LENGTH, SEQUENCES, ModelCheck, check_model, cut
 from learner.policy import Policy
 from learner.types import MicroBatch
@@ -73,7 +74,7 @@ def test_rows_are_not_packed_where_training_does_not_pack() -> None:
 
 
 def cap_what_is_not_capped(policy: Policy) -> None:
-    policy.softcap = 2.0
+    policy.logits = LogitScale(softcap=2.0)
 
 
 def scale_the_models_own_logits(policy: Policy) -> None:

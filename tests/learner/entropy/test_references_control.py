@@ -40,7 +40,8 @@ def walk(made: Any, history: Sequence[tuple[float, ...]], target: float) -> list
     """Returns (value, effective) after each observation."""
     out = []
     for observation in history:
-        made.update(Observed(*observation), target)
+        entropy, free, slope, advantage, *effect = observation
+        made.update(Observed(entropy, free, slope, advantage, *effect[:1]), target)
         out.append((made.value, made.effective))
     return out
 
