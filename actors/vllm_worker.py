@@ -90,6 +90,8 @@ def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]],
     # A plain load_weights is not enough: engines repack weights at load time (CPU linears even drop the originals), so
     # each layer is put back into checkpoint layout, filled, processed again and copied to where it was.
     initialize_layerwise_reload(model)
+    # Now the model is as before its first load: what is gone was made from other parameters then (MLA's absorbed products).
+    expected &= {name for name, _ in model.named_parameters()}
     try:
         with torch.device(worker.device):
             # Copied: vLLM holds a layer's tensors until the layer is complete, which may be some buckets later, while

@@ -193,6 +193,7 @@ FAMILIES: tuple[Family, ...] = (
             "scoring_func": "sigmoid",
             "first_k_dense_replace": 1,
         },
+        disagrees=True,
     ),
     Family("qwen2-moe", "qwen2_moe", {**COMMON, **EXPERTS, "shared_expert_intermediate_size": 64}),
     Family("qwen3-moe", "qwen3_moe", {**HEADS, **EXPERTS}),
