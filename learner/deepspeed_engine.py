@@ -159,6 +159,24 @@ class DeepSpeedEngine:
     def __call__(self, *inputs: Any) -> Any:
         return self.engine(*inputs)
 
+    def outside_updates(self, *inputs: Any) -> Any:
+        """Runs the model's forward for a gradient that torch.autograd.grad takes and no update has.
+
+        DeepSpeed hangs the bookkeeping of an update's backward pass on every tensor that the model's forward returns; here that is
+        a function, in which it looks for none. The hooks that gather weights under ZeRO-3 are the modules' own and run as ever.
+        """
+        forward = self.model.forward
+
+        def unseen(*inputs: Any) -> Any:
+            outputs = forward(*inputs)
+            return lambda: outputs
+
+        self.model.forward = unseen
+        try:
+            return self.model(*inputs)()
+        finally:
+            del self.model.forward
+
     def boundary(self, last: bool) -> None:
         """Tells DeepSpeed, before the forward of a micro-batch, whether it is the update's last."""
         self.engine.set_gradient_accumulation_boundary(last)

@@ -288,12 +288,8 @@ class Learner:
         return self.engine(*self._inputs(micro), temperature)
 
     def _entropies(self, temperature: float) -> Callable[[MicroBatch], Tensor]:
-        """Returns the function that gives a micro-batch's entropies, differentiable and outside of the engine's updates.
-
-        Only ZeRO-3 needs the engine for that, which gathers the weights.
-        """
-        forward = self.engine if self.settings.learner.zero_stage == 3 else self.policy
-        return lambda micro: forward(*self._inputs(micro), temperature)[1]
+        """Returns the function that gives a micro-batch's entropies, with a gradient that no update has."""
+        return lambda micro: self.engine.outside_updates(*self._inputs(micro), temperature)[1]
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         # A copy: arrays out of Ray's object store are read-only.

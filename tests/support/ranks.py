@@ -96,6 +96,9 @@ class FakeEngine:
     def __call__(self, *inputs: Any) -> Any:
         return self.model(*inputs)
 
+    def outside_updates(self, *inputs: Any) -> Any:
+        return self.model(*inputs)
+
     def boundary(self, last: bool) -> None:
         self.last = last
 
