@@ -107,7 +107,9 @@ class Learner:
         # The micro-batches of one pass, told apart by identity: epochs repeat them.
         first_pass = {id(m): m for part in (*batch.updates, batch.measured) for m in part}
         updates_per_pass = len({tuple(id(m) for m in update) for update in batch.updates})
+        self.policy.count_experts()
         fresh = {key: self._measure(micro, batch) for key, micro in first_pass.items()}
+        self.policy.share_experts(lambda counts: self.engine.all_reduce(counts, "sum"))
         measured = Tally()
         for f in fresh.values():
             tally_policy(measured, f, self.steering.probe(f.stats, batch.envs), batch.envs)

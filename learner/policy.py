@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.core_model_loading import revert_weight_conversion
 
 from learner.families.logit_scale import logit_scale
-from learner.families.router_balance import balance_loss, has_routers
+from learner.families.router_balance import balance_losses, expert_counts, has_routers
 from learner.logprobs import DEFAULT_CHUNK, token_logprobs
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,9 @@ class Policy(nn.Module):
             )
         self.logits = logit_scale(model.config)
         self._balance = 0.0
-        self._router_loss: Tensor | None = None  # of the last forward with a gradient
+        self._expert_counts: Tensor | None = None  # of the forward passes without a gradient since `count_experts`
+        self._expert_share: Tensor | None = None
+        self._router_losses: Tensor | None = None  # of the last forward with a gradient
         self._plain_forward = head.forward
         head.forward = self._head_forward  # type: ignore[method-assign]
 
@@ -120,11 +122,10 @@ class Policy(nn.Module):
         No attention mask is passed: rows are padded on the right, and positions that restart mark packed trajectories.
         """
         decoder: Any = self.model.base_model
-        routed = self._balance > 0 and torch.is_grad_enabled() and len(predict) > 0
-        asked = {"output_router_logits": True} if routed else {}
-        out = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **asked)
-        top_k = self.model.config.num_experts_per_tok if routed else 0
-        self._router_loss = balance_loss(out.router_logits, predict, top_k) if routed else None
+        routed = {"output_router_logits": True} if self._balance > 0 else {}
+        out = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **routed)
+        if routed:
+            self._follow_routers(out.router_logits, predict)
         return self.head(out.last_hidden_state.flatten(0, 1)[predict], targets, temperature)
 
     def balance_experts(self, coefficient: float) -> None:
@@ -136,12 +137,30 @@ class Policy(nn.Module):
             )
         self._balance = coefficient
 
+    def _follow_routers(self, logits: tuple[Tensor, ...], predict: Tensor) -> None:
+        """Counts the experts that a measuring pass chooses; keeps the losses of a training pass."""
+        if not torch.is_grad_enabled():
+            counts = expert_counts(logits, predict, self.model.config.num_experts_per_tok)
+            self._expert_counts = counts if self._expert_counts is None else self._expert_counts + counts
+        elif self._expert_share is not None:
+            self._router_losses = balance_losses(logits, predict, self._expert_share)
+
+    def count_experts(self) -> None:
+        """Counts anew which experts the forward passes that follow choose, those without a gradient."""
+        self._expert_counts = None
+
+    def share_experts(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Ends the count, over all ranks: `router_loss` is taken with these shares. total: sums a tensor over ranks."""
+        if self._expert_counts is not None:
+            *counts, pairs = total(self._expert_counts).unbind()
+            self._expert_share = torch.stack(counts) / pairs
+
     def router_loss(self, weight: Tensor) -> Tensor | float:
         """Returns the last forward's part in the update's load-balancing loss: see learner/families/router_balance.py.
 
         weight: the loss weights [N] of its tokens.
         """
-        return 0.0 if self._router_loss is None else self._balance * weight.sum() * self._router_loss
+        return 0.0 if self._router_losses is None else self._balance * (weight * self._router_losses).sum()
 
     def cast(self, dtype: torch.dtype) -> Policy:
         """Casts the parameters alone, as DeepSpeed does: Module.to would round the rotary frequencies as well."""

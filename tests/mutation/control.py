@@ -132,13 +132,20 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         "families/router_balance",
         f"{_AT}families/test_router_balance.py",
         ("all positions count", "layer.shape[-1])[rows]", "layer.shape[-1])"),
+        ("the loss without the number of experts", "len(share) * (_prob", "(_prob"),
+        ("one expert a token", "p.topk(top_k)", "p.topk(1)"),
     ),
     *entries(
         "policy",
         f"{_AT}families/test_router_balance.py",
-        ("the routers' loss without its coefficient", "self._balance * weight.sum() *", "weight.sum() *"),
-        ("the routers' loss without the micro-batch's share", "self._balance * weight.sum() *", "self._balance *"),
-        ("measuring passes ask for routers", " and torch.is_grad_enabled()", ""),
+        ("the routers' loss without its coefficient", "self._balance * (weight *", "(weight *"),
+        (
+            "the routers' loss without the tokens' weights",
+            "(weight * self._router_losses).sum()",
+            "self._router_losses.sum()",
+        ),
+        ("the share of one rank", "total(self._expert_counts).unbind()", "self._expert_counts.unbind()"),
+        ("counts of the last micro-batch", "else self._expert_counts + counts", "else counts"),
         ("any model passes for a mixture", "if coefficient and not has_routers(self.model):", "if False:"),
     ),
     *entries(

@@ -51,6 +51,10 @@ class TablePolicy(nn.Module):
         logp = log_p.gather(-1, targets[:, None])[:, 0]
         return logp, entropy, (p.detach() * pull).sum(-1), pull.square().sum(-1)
 
+    def count_experts(self) -> None: ...
+
+    def share_experts(self, total: Any) -> None: ...
+
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.named_parameters()
 

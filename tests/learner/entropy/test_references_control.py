@@ -41,7 +41,7 @@ def walk(made: Any, history: Sequence[tuple[float, ...]], target: float) -> list
     out = []
     for observation in history:
         entropy, free, slope, advantage, *effect = observation
-        made.update(Observed(entropy, free, slope, advantage, *effect[:1]), target)
+        made.update(Observed(entropy, free, slope, advantage, effect[0] if effect else math.nan), target)
         out.append((made.value, made.effective))
     return out
 

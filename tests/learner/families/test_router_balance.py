@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -39,17 +40,25 @@ def forward(policy: Policy, tokens: torch.Tensor, predict: torch.Tensor) -> Any:
     return policy(tokens, positions, predict, torch.zeros_like(predict), 1.0)
 
 
+def measure(policy: Policy, tokens: torch.Tensor, predict: torch.Tensor) -> None:
+    """Counts the experts that these positions choose, as the learner does before an update."""
+    policy.count_experts()
+    with torch.no_grad():
+        forward(policy, tokens, predict)
+    policy.share_experts(lambda counts: counts)
+
+
 @pytest.mark.parametrize("name", MIXTURES)
 def test_it_is_transformers_own_loss(name: str) -> None:
-    policy, model = make(name), None
-    model = policy.model
+    policy = make(name)
     tokens = torch.randint(2, 100, (2, 9))
     coefficient, share, weights = 0.5, 0.5, torch.full((18,), 1 / 36)  # half of the update
-    own = model(input_ids=tokens, use_cache=False, output_router_logits=True).aux_loss
+    own = policy.model(input_ids=tokens, use_cache=False, output_router_logits=True).aux_loss
     own.backward()
     expected = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()
     policy.balance_experts(coefficient)
+    measure(policy, tokens, torch.arange(18))
     forward(policy, tokens, torch.arange(18))
     loss = policy.router_loss(weights)
     assert isinstance(loss, torch.Tensor)
@@ -62,25 +71,80 @@ def test_it_is_transformers_own_loss(name: str) -> None:
             assert torch.allclose(p.grad, coefficient * share * expected[n], rtol=1e-4, atol=1e-7), n
 
 
+@pytest.mark.parametrize("parts", [[18], [7, 11], [0, 1, 17]])
+def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole(parts: list[int]) -> None:
+    policy, tokens = make("qwen3-moe"), torch.randint(2, 100, (1, 18))
+    policy.balance_experts(1.0)
+    weights = torch.rand(18)
+    edges = [sum(parts[:i]) for i in range(len(parts) + 1)]
+    spans = [torch.arange(a, b) for a, b in itertools.pairwise(edges)]
+
+    def gradient(pieces: list[torch.Tensor]) -> tuple[float, torch.Tensor]:
+        policy.zero_grad()
+        policy.count_experts()
+        with torch.no_grad():
+            for piece in pieces:
+                forward(policy, tokens, piece)
+        policy.share_experts(lambda counts: counts)
+        total = 0.0
+        for piece in pieces:
+            forward(policy, tokens, piece)
+            loss = policy.router_loss(weights[piece])
+            assert isinstance(loss, torch.Tensor)
+            loss.backward()
+            total += float(loss)
+        return total, torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+    (whole, expected), (divided, actual) = gradient([torch.arange(18)]), gradient(spans)
+    assert divided == pytest.approx(whole, rel=1e-5)
+    assert torch.allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_share_is_of_all_ranks() -> None:
+    policy, tokens = make("qwen3-moe"), torch.randint(2, 100, (1, 9))
+    policy.balance_experts(1.0)
+    seen: list[torch.Tensor] = []
+
+    def total(counts: torch.Tensor) -> torch.Tensor:
+        seen.append(counts)
+        return counts + torch.tensor(
+            [9.0, 0.0, 0.0, 0.0, 9.0]
+        )  # another rank, whose tokens all choose the first expert
+
+    policy.count_experts()
+    with torch.no_grad():
+        forward(policy, tokens, torch.arange(8))
+    layers, top_k = policy.model.config.num_hidden_layers, policy.model.config.num_experts_per_tok
+    policy.share_experts(total)
+    assert float(seen[0][-1]) == 8 * layers
+    assert float(seen[0][:-1].sum()) == 8 * layers * top_k
+    forward(policy, tokens, torch.arange(8))
+    shared = policy.router_loss(torch.ones(8) / 8)
+    measure(policy, tokens, torch.arange(8))
+    forward(policy, tokens, torch.arange(8))
+    assert float(shared) != pytest.approx(float(policy.router_loss(torch.ones(8) / 8)), rel=1e-3)
+
+
 def test_padding_and_positions_that_predict_nothing_sampled_do_not_count() -> None:
     policy = make("qwen3-moe")
     policy.balance_experts(1.0)
     tokens, weights = torch.randint(2, 100, (1, 9)), torch.ones(4)
-    forward(policy, tokens, torch.arange(2, 6))
-    alone = policy.router_loss(weights)
-    forward(policy, torch.cat([tokens, torch.zeros(1, 7, dtype=torch.long)], 1), torch.arange(2, 6))
-    assert float(policy.router_loss(weights)) == pytest.approx(float(alone), rel=1e-5)
-    forward(policy, tokens, torch.arange(0, 8))
-    assert float(policy.router_loss(weights)) != pytest.approx(float(alone), rel=1e-3)
+
+    def loss(tokens: torch.Tensor, predict: torch.Tensor, weights: torch.Tensor) -> float:
+        measure(policy, tokens, predict)
+        forward(policy, tokens, predict)
+        return float(policy.router_loss(weights))
+
+    alone = loss(tokens, torch.arange(2, 6), weights)
+    padded = torch.cat([tokens, torch.zeros(1, 7, dtype=torch.long)], 1)
+    assert loss(padded, torch.arange(2, 6), weights) == pytest.approx(alone, rel=1e-5)
+    assert loss(tokens, torch.arange(0, 8), torch.ones(8) / 2) != pytest.approx(alone, rel=1e-3)
 
 
-def test_it_is_off_unless_asked_for_and_measuring_passes_do_not_pay_for_it() -> None:
+def test_it_is_off_unless_asked_for() -> None:
     policy, tokens = make("qwen3-moe"), torch.randint(2, 100, (1, 9))
+    measure(policy, tokens, torch.arange(8))
     forward(policy, tokens, torch.arange(8))
-    assert policy.router_loss(torch.ones(8)) == 0.0
-    policy.balance_experts(1.0)
-    with torch.no_grad():
-        forward(policy, tokens, torch.arange(8))
     assert policy.router_loss(torch.ones(8)) == 0.0
 
 
