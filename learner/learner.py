@@ -107,9 +107,7 @@ class Learner:
         # The micro-batches of one pass, told apart by identity: epochs repeat them.
         first_pass = {id(m): m for part in (*batch.updates, batch.measured) for m in part}
         updates_per_pass = len({tuple(id(m) for m in update) for update in batch.updates})
-        self.policy.count_experts()
-        fresh = {key: self._measure(micro, batch) for key, micro in first_pass.items()}
-        self.policy.share_experts(lambda counts: self.engine.all_reduce(counts, "sum"))
+        fresh = self._measure_all(first_pass, batch)
         measured = Tally()
         for f in fresh.values():
             tally_policy(measured, f, self.steering.probe(f.stats, batch.envs), batch.envs)
@@ -218,6 +216,13 @@ class Learner:
             shapings.append(shaping.take(slice(start, start + len(stats.logp))))
             start += len(stats.logp)
         return shapings
+
+    def _measure_all(self, micros: Mapping[int, MicroBatch], batch: RankBatch) -> dict[int, Fresh]:
+        """Measures the micro-batches, and on all of them which experts a mixture's routers choose."""
+        self.policy.count_experts()
+        fresh = {key: self._measure(micro, batch) for key, micro in micros.items()}
+        self.policy.share_experts(lambda counts: self.engine.all_reduce(counts, "sum"))
+        return fresh
 
     def _measure(self, micro: MicroBatch, batch: RankBatch) -> Fresh:
         """Measures the policy at the start of the iteration, without gradient."""

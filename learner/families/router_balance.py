@@ -23,7 +23,7 @@ def has_routers(model: Any) -> bool:
 
 
 def _probabilities(logits: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """Returns what the routers give every expert, float32 [layers, N, E]. logits: of each layer, [B * T, E] or [B, T, E]; rows [N]"""
+    """Returns what the routers give every expert, [layers, N, E]. logits: of each layer, [B * T, E] or [B, T, E]; rows [N]"""
     return torch.stack([layer.reshape(-1, layer.shape[-1])[rows] for layer in logits]).float().softmax(-1)
 
 

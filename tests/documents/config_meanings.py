@@ -210,6 +210,7 @@ MEANINGS = {
     "entropy.controller.pi.integral": "Integral gain on the coefficient's logarithm.",
     "entropy.controller.isentropic.gain": "Proportional gain.",
     "entropy.controller.isentropic.integral": "Integral gain.",
+    "entropy.controller.isentropic.lookahead": "Iterations that the effect of the last steps is taken to go on for.",
     "entropy.controller.isentropic.memory": "Decay of the running means that the prediction is made from.",
     "entropy.controller.isentropic.high": "Largest magnitude of the coefficient, in the coefficient's own unit.",
     # weights, evaluation, checkpoint, cluster
