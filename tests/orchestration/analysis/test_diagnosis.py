@@ -310,6 +310,36 @@ def test_a_correlation_that_many_steps_prove_may_still_explain_nothing() -> None
     assert trust_in_prediction(made(predicted(0.2), n=5000)).word == "weak"
 
 
+def stepped(noise: float, slope: float = 1.0) -> dict[str, Column]:
+    """Returns predicted changes, steps that follow them with `slope`, and fresh responses `noise` off what the steps did."""
+    turn = 2 * math.pi * 7 / (N - 1)
+    return {
+        "entropy/predicted_dh": lambda i: 0.01 * math.cos(turn * i),
+        "entropy/step_dh": lambda i: slope * 0.01 * math.cos(turn * i) + 1e-4 * math.sin(turn * i),
+        "entropy/realised_dh": lambda i: slope * 0.01 * math.cos(turn * (i - 1)) + noise * math.sin(turn * (i - 1)),
+    }
+
+
+def test_the_steps_are_told_apart_from_what_fresh_responses_show() -> None:
+    quiet = diagnosed(stepped(1e-3, 0.9))["step"].text
+    assert "slope 0.9, r = 1.00 over" in quiet
+    assert "between fresh responses slope 0.9, r = 0.99." in quiet
+    loud = diagnosed(stepped(0.1))["step"].text
+    assert "slope 1, r = 1.00" in loud
+    assert "r = 0.10, since two fresh batches differ by 0.071 nats per token (rms) beyond the steps' own 0.0071" in loud
+    assert "more responses an iteration would show more" in loud
+    few = {key: column for key, column in stepped(1e-3).items() if key != "entropy/realised_dh"}
+    assert diagnosed(few)["step"].text.endswith("steps.")
+    assert "step" not in diagnosed(predicted(0.99))  # a run of before: nobody measured the steps
+
+
+def test_the_division_among_tokens_is_judged_by_what_the_steps_did() -> None:
+    follows = stepped(0.1) | {"entropy/tabular_dh": stepped(0.1)["entropy/predicted_dh"]}
+    assert trust_in_prediction(made(follows)).word == "strong"
+    against = stepped(0.1) | {"entropy/tabular_dh": lambda i: -stepped(0.1)["entropy/predicted_dh"](i)}
+    assert trust_in_prediction(made(against)).word == "reversed"
+
+
 def test_the_size_of_the_prediction_is_read_only_where_its_slope_is_near_one() -> None:
     assert "sizes agree too" in diagnosed(predicted(0.99))["prediction_strong"].text
     assert "not its size in nats" in diagnosed(predicted(0.99, slope=500.0))["prediction_strong"].text

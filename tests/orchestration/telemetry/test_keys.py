@@ -12,6 +12,7 @@ from orchestration.telemetry.keys import (
     TermKey,
     environment_of,
     lookup,
+    present_row,
     short_evals,
 )
 
@@ -93,3 +94,16 @@ def test_a_typed_key_reads_the_name_a_metric_had_before(old: str, new: EnvKey) -
 def test_the_evaluations_of_a_row_in_short_are_those_at_the_first_temperature() -> None:
     row = {"eval/a/pass@1/T=1": 0.2, "eval/a/pass@1": 0.2, "eval/b/distinct_correct": 3.0, "reward/a": 0.1}
     assert short_evals(row) == {"a/pass@1": 0.2, "b/distinct_correct": 3.0}
+
+
+def test_the_predicted_change_of_an_older_run_is_what_has_another_name_now() -> None:
+    """It was that of a tabular policy, and stood for both; a row of today has the two apart."""
+    old = {"entropy/predicted_dh": 1.0, "entropy/predicted_dh_free": 2.0, "entropy/knob": 3.0}
+    assert present_row(old) == {
+        "entropy/predicted_dh": 1.0,
+        "entropy/tabular_dh": 1.0,
+        "entropy/tabular_dh_free": 2.0,
+        "entropy/coefficient": 3.0,
+    }
+    today = {"entropy/predicted_dh": 1.0, "entropy/tabular_dh": 4.0, "entropy/tabular_dh_free": 2.0}
+    assert present_row(today) == today
