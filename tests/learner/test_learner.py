@@ -18,7 +18,14 @@ from learner.entropy import build
 from learner.settings import BatchPlan, ImportanceSettings, KLSettings, ObjectiveSettings
 from learner.types import MicroBatch, RankBatch
 
-CUTS = [(1, 14, False), (1, 25, True), (2, 10_000, False), (2, 20, True), (3, 16, False)]  # ranks, tokens, packing
+CUTS = [
+    (1, 14, False),
+    (1, 25, True),
+    (2, 10_000, False),
+    (2, 20, True),
+    (3, 16, False),
+    (4, 20, False),
+]  # ranks, tokens, packing
 
 # Every method, and the parts of the objective that look beyond one token.
 CASES: dict[str, tuple[ObjectiveSettings, dict[str, Any], str]] = {

@@ -146,7 +146,6 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
             ["4 prompts x 4 responses = 16 trajectories", "learner.updates = 3"],
         ),
         ({"learner": {"updates": 16, "ranks": 2}}, ["an update of 1 trajectories", "learner.ranks = 2"]),
-        ({"learner": {"ranks": 3}}, ["16 trajectories", "divided evenly over learner.ranks = 3", "batch.prompts (4)"]),
         ({"batch": {"responses": 1}}, ["advantage grpo", "batch.responses is 1, give 2 or more, or use reinforce_pp"]),
         ({"batch": {"responses": 1}, "objective": {"advantage": "reinforce_pp_baseline"}}, ["give 2 or more"]),
         ({"objective": {"clip_low": 1.1}}, ["objective.clip_low", "less than or equal to 1"]),
