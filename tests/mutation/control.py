@@ -75,11 +75,15 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         "entropy/target",
         CONTROL,
         ("the start goes on", "if not math.isfinite(self.start):", "if True:"),
-        ("no start of an older checkpoint", 'state["total"] / state["count"] if', 'state["total"] if'),
         ("no schedule", "return factor * self.settings.nats", "return self.settings.nats"),
         ("no fraction", "max(factor * fraction *", "max(factor *"),
         ("lines the wrong way", "y0 + (y1 - y0) *", "y1 + (y0 - y1) *"),
         ("released a step late", "self.iteration >= at", "self.iteration > at"),
+    ),
+    *entries(
+        "entropy/target",
+        f"{_AT}entropy/test_steering.py -k fraction",
+        ("no start of an older checkpoint", 'state["total"] / state["count"] if', 'state["total"] if'),
         ("nan is a start", "if math.isfinite(entropy):", "if True:"),
     ),
     *entries(
