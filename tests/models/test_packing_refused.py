@@ -11,11 +11,11 @@ import torch
 from models.families import FAMILIES, VOCAB, Family
 from models.one_family import make_model
 
+from learner.model_check import check_model
 from learner.policy import load_policy
 from learner.types import MicroBatch
-
-start_check = pytest.importorskip("orchestration.cluster.start_check")
-model_check = pytest.importorskip("learner.model_check")
+from orchestration.cluster.start_check import StartCheck, StartRules
+from orchestration.errors import ModelRefused
 
 
 class Trainer:
@@ -26,10 +26,12 @@ class Trainer:
 
     async def check_model(self, sequences: Any) -> Any:
         device = torch.device("cpu")
-        return model_check.check_model(self.policy, self.policy, self._forward, device, sequences, True)
+        return check_model(self.policy, self.policy, self._forward, device, sequences, True)
 
     async def sequence_logprobs(self, sequences: Any) -> list[list[float]]:
         return [[0.0] * (len(s) - 1) for s in sequences]  # there is no engine to compare with
+
+    async def scale_weights(self, factor: float) -> None: ...
 
     def _forward(self, micro: MicroBatch) -> torch.Tensor:
         arrays = (micro.tokens, micro.positions, micro.predict, micro.targets)
@@ -41,14 +43,14 @@ async def _refusal(family: Family, folder: Path) -> str | None:
     make_model(family, str(folder))
     generator = torch.Generator().manual_seed(1)
     sequences = [torch.randint(2, VOCAB, (n,), generator=generator).tolist() for n in (24, 20, 16)]
-    rules = start_check.StartRules(family.name, True, True, "fp32", None)
+    rules = StartRules(family.name, trainer="fp32", exact=True, precision="fp32", max_gap=None)
 
     async def transfer() -> None:
         return None
 
     try:
-        await start_check.check_start(Trainer(str(folder)), list, transfer, sequences, rules, untouched=True)
-    except start_check.ModelRefused as refused:
+        await StartCheck(Trainer(str(folder)), list, transfer, sequences, rules).run(untouched=True)
+    except ModelRefused as refused:
         return str(refused)
     return None
 
