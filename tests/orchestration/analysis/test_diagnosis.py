@@ -336,7 +336,8 @@ def test_the_steps_are_told_apart_from_what_fresh_responses_show() -> None:
 def test_the_division_among_tokens_is_judged_by_what_the_steps_did() -> None:
     follows = stepped(0.1) | {"entropy/tabular_dh": stepped(0.1)["entropy/predicted_dh"]}
     assert trust_in_prediction(made(follows)).word == "strong"
-    against = stepped(0.1) | {"entropy/tabular_dh": lambda i: -stepped(0.1)["entropy/predicted_dh"](i)}
+    turn = 2 * math.pi * 7 / (N - 1)
+    against = stepped(0.1) | {"entropy/tabular_dh": lambda i: -math.cos(turn * i)}
     assert trust_in_prediction(made(against)).word == "reversed"
 
 
