@@ -54,8 +54,7 @@ class Run:
         stage = config.at_stage(curriculum.index)
         await self._check_start()
         await self._evaluate_owed()
-        if state.iteration == 0:
-            await self._measure_start(stage)
+        await self._measure_start(stage)
         while state.iteration < config.iterations and not curriculum.finished:
             # A checkpoint at a stage's end is saved before the switch, so that a resumed run enters here too.
             if curriculum.stage_ended:
@@ -155,17 +154,18 @@ class Run:
         await self.cluster.begin_stage(curriculum.index)
         self.sink.event(f"stage {curriculum.index + 1} of {len(curriculum.stages)} begins: {curriculum.stage.name}")
         config = self.config.at_stage(curriculum.index)
-        if self.config.stages[curriculum.index].controller != "keep":
-            await self._measure_start(config)
+        await self._measure_start(config)
         return config
 
     async def _measure_start(self, config: RunConfig) -> None:
         """Measures the entropy that targets are fractions of, on responses of the present policy, before it is updated.
 
-        config: in the present stage. A first batch with responses enough is itself the measurement.
+        config: in the present stage. A first batch with responses enough is itself the measurement. A run that was stopped while it
+        measured comes here again, with a stage that has begun and had no iteration.
         """
-        wanted = config.entropy.start_responses
-        if wanted <= config.batch.prompts * config.batch.responses:
+        curriculum, wanted = self.state.curriculum, config.entropy.start_responses
+        kept = curriculum.index > 0 and self.config.stages[curriculum.index].controller == "keep"
+        if kept or curriculum.iteration or wanted <= config.batch.prompts * config.batch.responses:
             return
         groups = await self.stop.interrupts(self.producer.before_training(config, wanted))
         if groups is None:

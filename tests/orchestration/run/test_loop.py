@@ -126,6 +126,18 @@ def test_the_start_is_measured_before_the_first_update_that_counts_from_it(
     assert asked["before stage 0"][:n] == asked["iteration 1"]  # and training draws the same prompts again
 
 
+def test_a_run_that_is_stopped_while_it_measures_a_start_measures_it_when_it_goes_on(tmp_path: Path) -> None:
+    data = stages_data()
+    data["stages"][1] |= {"controller": "reanchor"}
+    first = go(validate(data), tmp_path, "before stage 1")
+    assert "measure_start" not in [event[0] for event in first.events][-3:]
+    latest = Checkpoints(tmp_path, 9).latest()
+    assert latest is not None
+    second = go(validate(data), tmp_path, state=read_state(latest))
+    events = [event[0] for event in second.events if event[0].startswith(("before", "measure", "train", "begin"))]
+    assert events[:3] == ["before stage 1", "measure_start", "train"]
+
+
 @pytest.mark.parametrize(
     "entropy",
     [
