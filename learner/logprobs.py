@@ -7,38 +7,34 @@ For logits z = cap(scale h W^T) / temperature of one position, with p = softmax(
     kappa     = sum_b p_b^2 L_b      (no gradient: these two are statistics of the ledger)
     entropy_grad_sq = sum_b p_b^2 L_b^2    = |dH/dz|^2
 
-The [N, V] logits never exist at once, forward or backward: `chunk` rows do, and backward recomputes them.
-The product h W^T is taken in the weights' own precision, as the engine does, or in float32 with `fp32_head`, as the engine then
-does too; everything after it is float32. Gradients come back in the type of what they are the gradients of.
+The [N, V] logits never exist at once, forward or backward: a block of rows x vocabulary does, and backward makes it anew
+(learner/head/), on CUDA in Triton's kernels, elsewhere in a form for the processor's cache. The product h W^T is rounded to the
+weights' own precision, as the engine does, or not, with `fp32_head`, as the engine then does too; everything else is float32.
+Gradients come back in the type of what they are the gradients of.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from learner.head import blocks, fused
+from learner.head.blocks import LogitGradient
+from learner.head.logits import Head
+
 DEFAULT_CHUNK = 1024  # rows of logits alive at once
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, softcap: float | None, scale: float
-) -> Tensor:
-    """[n, D], [V, D] -> float32 [n, V]"""
-    z = torch.nn.functional.linear(hidden, weight, bias).float()
-    if scale != 1.0:
-        z = z * scale
-    if softcap is not None:
-        z = softcap * torch.tanh(z / softcap)
-    return z / temperature
-
-
-def _head(weight: Tensor, bias: Tensor | None, fp32_head: bool) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias in the type the product is taken in: cast once for all chunks."""
-    if not fp32_head:
-        return weight, bias
-    return weight.float(), None if bias is None else bias.float()
+@cache
+def has_kernels(device: torch.device) -> bool:
+    """Returns whether the head runs in Triton's kernels: on CUDA from Ampere on, whose tensor cores Triton uses."""
+    return (
+        device.type == "cuda" and find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -49,67 +45,54 @@ class _TokenLogProbs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        temperature: float,
-        softcap: float | None,
-        scale: float,
         chunk: int,
-        fp32_head: bool,
+        statistics: bool,
+        keep: bool,
+        settings: dict[str, Any],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        w, b = _head(weight, bias, fp32_head)
-        for start in range(0, len(hidden), chunk):
-            z = _logits(hidden[start : start + chunk].to(w.dtype), w, b, temperature, softcap, scale)
-            log_p = z.log_softmax(-1)
-            p = log_p.exp()
-            entropy = -(p * log_p).sum(-1)
-            pull = p * (log_p + entropy[:, None])  # -dH/dz at temperature 1
-            kappa, entropy_grad_sq = (p * pull).sum(-1), (pull * pull).sum(-1)
-            logp = log_p.gather(-1, targets[start : start + chunk, None])[:, 0]
-            parts.append((logp, entropy, kappa, entropy_grad_sq))
-        if parts:
-            logp, entropy, kappa, entropy_grad_sq = (torch.cat(x) for x in zip(*parts, strict=True))
-        else:  # four tensors: marking two of them below would take the gradient from the others as well
-            logp, entropy, kappa, entropy_grad_sq = (hidden.new_zeros(0, dtype=torch.float32) for _ in range(4))
+        ctx.settings, ctx.chunk = settings, chunk
         # The parameters are kept by reference, not through save_for_backward: under ZeRO-3 their storage is released after
         # forward and gathered again, into the same object, before backward.
         ctx.weight, ctx.bias = weight, bias
-        ctx.save_for_backward(hidden, targets)
-        ctx.temperature, ctx.softcap, ctx.scale = temperature, softcap, scale
-        ctx.chunk, ctx.fp32_head = chunk, fp32_head
-        ctx.mark_non_differentiable(kappa, entropy_grad_sq)
-        return logp, entropy, kappa, entropy_grad_sq
+        ctx.set_materialize_grads(False)
+        if not len(hidden):  # four tensors: marking two of them below would take the gradient from the others as well
+            ctx.save_for_backward(hidden, targets)
+            empty = tuple(hidden.new_zeros(0, dtype=torch.float32) for _ in range(4))
+            ctx.mark_non_differentiable(*empty[2:])
+            return empty  # type: ignore[return-value]
+        head = Head(weight, bias, **settings)
+        if has_kernels(hidden.device):
+            rows, kept = fused.forward(hidden, head, targets, statistics), None
+        else:
+            rows, kept = blocks.forward(hidden, head, targets, chunk, statistics, keep)
+        ctx.save_for_backward(hidden, targets, kept, rows.reference, rows.total, rows.mean)
+        ctx.mark_non_differentiable(rows.kappa, rows.entropy_grad_sq)
+        return rows.logp, rows.entropy, rows.kappa, rows.entropy_grad_sq
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_logp, grad_entropy, *_ = grads
-        hidden, targets = ctx.saved_tensors
-        weight, bias = ctx.weight, ctx.bias
-        w, b = _head(weight, bias, ctx.fp32_head)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=torch.float32, device=weight.device)
-        for start in range(0, len(hidden), ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
-            h = hidden[rows].to(w.dtype)
-            z = _logits(h, w, b, ctx.temperature, ctx.softcap, ctx.scale)
-            log_p = z.log_softmax(-1)
-            p = log_p.exp()
-            entropy = -(p * log_p).sum(-1, keepdim=True)
-            dz = -p * (grad_logp[rows, None] + grad_entropy[rows, None] * (log_p + entropy))
-            dz.scatter_add_(-1, targets[rows, None], grad_logp[rows, None])
-            if ctx.softcap is not None:  # d cap*tanh(x/cap) = 1 - tanh^2
-                dz = dz * (1.0 - (z * ctx.temperature / ctx.softcap) ** 2)
-            dz = (dz * (ctx.scale / ctx.temperature)).to(w.dtype)
-            grad_hidden[rows] = dz @ w
-            grad_weight += (dz.T @ h).float()
-            if grad_bias is not None:
-                grad_bias += dz.float().sum(0)
-        return (
-            grad_hidden,
-            grad_weight.to(weight.dtype),
-            None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
-            *(None,) * 6,
-        )
+        hidden, targets, *saved = ctx.saved_tensors  # and kept, reference, total, mean where there are rows
+        head, wanted = Head(ctx.weight, ctx.bias, **ctx.settings), ctx.needs_input_grad[:3]
+        if not saved or (grad_logp is None and grad_entropy is None):
+            leaves = (hidden, ctx.weight, ctx.bias)
+            return *(torch.zeros_like(x) if w else None for x, w in zip(leaves, wanted, strict=True)), *(None,) * 5
+        gradient = _logit_gradient(head, grad_logp, grad_entropy, *saved[1:])
+        if saved[0] is None:
+            return *fused.backward(hidden, head, targets, gradient, wanted), *(None,) * 5
+        return *blocks.backward(hidden, head, targets, gradient, saved[0], ctx.chunk, wanted), *(None,) * 5
+
+
+def _logit_gradient(
+    head: Head, grad_logp: Tensor | None, grad_entropy: Tensor | None, reference: Tensor, total: Tensor, mean: Tensor
+) -> LogitGradient:
+    """Makes grad_logp (onehot - p) - grad_entropy p (log p + H) of p = e^q / total and log p + H = q - mean."""
+    at_target = torch.zeros_like(total) if grad_logp is None else grad_logp * head.slope
+    constant, linear = -at_target / total, None
+    if grad_entropy is not None:
+        linear = -grad_entropy * head.slope / total
+        constant = constant - linear * mean
+    return LogitGradient(reference, at_target, constant, linear)
 
 
 def token_logprobs(
@@ -123,13 +106,15 @@ def token_logprobs(
     scale: float = 1.0,
     chunk: int = DEFAULT_CHUNK,
     fp32_head: bool = False,
+    statistics: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Takes hidden [N, D], weight [V, D], targets [N] to (logp, entropy, kappa, entropy_grad_sq), each float32 [N], in nats.
 
     Differentiable in hidden, weight and bias through logp and entropy. N may be 0. scale: what the logits, bias included, are
     multiplied by before the soft cap (learner/families/logit_scale.py). fp32_head: the head's product in float32,
-    whatever the types of hidden and weight; it costs a float32 copy of the weight while the chunks run.
+    whatever the types of hidden and weight. statistics: False leaves kappa and entropy_grad_sq out, which then are [0]: empty
+    rather than a number that could be taken for one.
     """
-    return _TokenLogProbs.apply(  # type: ignore[return-value]
-        hidden, weight, bias, targets, temperature, softcap, scale, chunk, fp32_head
-    )
+    settings = {"temperature": temperature, "softcap": softcap, "scale": scale, "fp32": fp32_head}
+    keep = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)  # inside it is never enabled
+    return _TokenLogProbs.apply(hidden, weight, bias, targets, chunk, statistics, keep, settings)  # type: ignore[return-value]
