@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 BUCKET_BYTES = 64 * 2**20  # measured: larger buckets gain nothing, smaller ones pay a round trip each
 _ALIGN = 16  # every tensor starts at a multiple of this, so that its bytes can be viewed as any dtype
 Backend = Literal["gloo", "nccl"]
+# Bytes of an element, by torch's name of its type: who only counts bytes, as the driver does, imports no torch.
+ITEM_BYTES = {
+    **dict.fromkeys(("bool", "int8", "uint8"), 1),
+    **dict.fromkeys(("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), 1),
+    **dict.fromkeys(("bfloat16", "float16", "int16", "uint16"), 2),
+    **dict.fromkeys(("float32", "int32", "uint32"), 4),
+    **dict.fromkeys(("float64", "int64", "uint64", "complex64"), 8),
+    "complex128": 16,
+}
 
 
 class WeightSyncError(RuntimeError):
@@ -74,7 +84,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +149,13 @@ def make_manifest(
         twice = sorted({s.name for s in specs if sum(t.name == s.name for t in specs) > 1})
         raise ValueError(f"a manifest names each tensor once, but these are repeated: {', '.join(twice)}")
     return WeightManifest(version, specs, bucket_bytes)
+
+
+def verify_checksums(version: int, sent: int, received: Mapping[str, int]) -> None:
+    """Raises WeightSyncError naming every member of `received` whose checksum is not the learner's."""
+    wrong = {member: value for member, value in received.items() if value != sent}
+    if wrong:
+        detail = ", ".join(f"{member} has {value:016x}" for member, value in wrong.items())
+        raise WeightSyncError(
+            ", ".join(wrong), f"checksum of version {version}", f"the learner sent {sent:016x}, {detail}"
+        )

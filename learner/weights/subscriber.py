@@ -6,42 +6,55 @@ from collections.abc import Iterator
 
 import torch
 
-from learner.weights.channel import Channel, bucket_buffer, buffer_device
+from learner.weights.channel import Channel, buffer_device
 from learner.weights.checksum import Checksum
+from learner.weights.choice import InletChoice, greeting
 from learner.weights.protocol import Rendezvous, WeightManifest
 
 
 class Subscriber:
-    """Receives weights in a generator, with one reusable bucket buffer on `device`."""
+    """Receives weights in a generator, by what the learner offers.
 
-    def __init__(self, rendezvous: Rendezvous, timeout_s: float, *, device: torch.device | None = None) -> None:
+    device: where buckets are received that travel over the network; None: where the backend receives. model_device: where the
+    engine's model is; None: as `device`.
+    """
+
+    def __init__(
+        self,
+        rendezvous: Rendezvous,
+        timeout_s: float,
+        *,
+        device: torch.device | None = None,
+        model_device: torch.device | None = None,
+    ) -> None:
         self.channel = Channel(rendezvous, timeout_s)
-        self.device = device or buffer_device(rendezvous)
+        device = device or buffer_device(rendezvous)
+        self._choice = InletChoice(self.channel, device)
+        self._greeting = greeting(model_device or device)
         self.checksum = 0  # of the version received last, once its iterator is exhausted
-        self._buffer = torch.empty(0, dtype=torch.uint8, device=self.device)
+        self.lasting = False  # whether the tensors of the version under way stay as they are until the next
 
     def receive(self, manifest: WeightManifest, timeout_s: float | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Yields (name, tensor) in manifest order; when the iterator ends, `checksum` is that of the bytes received.
 
-        The tensors are views of the bucket buffer, valid until the first tensor of the NEXT bucket is asked for: a
-        consumer that keeps one beyond that must copy it.
+        The tensors are views of a bucket, valid until the first tensor of the NEXT bucket is asked for: a consumer that keeps one
+        beyond that must copy it, unless they are `lasting`, which is known when the first is there.
         """
         version, channel = manifest.version, self.channel
         limit = channel.timeout_s if timeout_s is None else timeout_s
-        buckets, checksum = manifest.buckets(), Checksum(self.device)
-        largest = max((bucket.nbytes for bucket in buckets), default=0)
-        if len(self._buffer) < largest:
-            self._buffer = bucket_buffer(largest, self.device)
-        channel.begin(manifest.digest, f"start of version {version}", limit)
+        start, buckets = f"start of version {version}", manifest.buckets()
+        channel.begin(manifest.digest, start, limit, self._greeting)
+        inlet = self._choice.inlet(buckets, start, limit)
+        self.lasting, checksum = inlet.lasting, None
         for index, bucket in enumerate(buckets):
-            buffer = self._buffer[: bucket.nbytes]
-            phase = f"broadcast of bucket {index + 1} of {len(buckets)} of version {version}"
-            channel.wait(channel.broadcast(buffer, limit), phase, limit)
+            buffer = inlet.take(index, bucket, f"bucket {index + 1} of {len(buckets)} of version {version}", limit)
+            checksum = checksum or Checksum(buffer.device)
             checksum.update(buffer)
             for slot in bucket.slots:
                 view = buffer[slot.start : slot.stop].view(getattr(torch, slot.spec.dtype)).view(slot.spec.shape)
                 yield slot.spec.name, view
-        self.checksum = checksum.value
+        self.checksum = 0 if checksum is None else checksum.value
 
     def close(self) -> None:
+        self._choice.close()
         self.channel.close()

@@ -1,0 +1,112 @@
+"""Finds where an optimiser of DeepSpeed's holds the float32 masters and AdamW's moments of each parameter.
+
+kind                       precision, ZeRO stage     masters
+torch's AdamW              fp32, 0                   the parameters themselves
+FP16_UnfusedOptimizer      bf16 and fp16, 0          a copy of each parameter
+ZeRO-1/2, BF16_Optimizer   1 and 2                   this rank's range of one flat tensor a group
+ZeRO-3                     3                         this rank's range of every parameter, flat, several in one tensor
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# What DeepSpeed hangs on parameters and optimisers has no types.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Holds the range of one parameter, counted in its flattened elements, that an optimiser of this rank has.
+
+    tensors   "master", "exp_avg", "exp_avg_sq" -> [n] views of what the optimiser works with: writing to them loads it
+    steps     AdamW's count of the tensor in which the range lies, which may be shared with other fragments
+    """
+
+    name: str
+    size: int  # elements of the whole parameter
+    start: int
+    tensors: dict[str, Tensor]
+    steps: Tensor
+
+    @property
+    def length(self) -> int:
+        """Returns the number of elements of the range."""
+        return self.tensors["master"].numel()
+
+
+def fragments(optimizer: Any, parameters: Iterable[tuple[str, nn.Parameter]], stage: int, rank: int) -> list[Fragment]:
+    """Returns what this rank holds. At stage 0 that is all of every parameter.
+
+    parameters: those of the model in its own order, with names that are the same on every rank and at every stage.
+    """
+    adam = getattr(optimizer, "optimizer", optimizer)
+    copies = (
+        {
+            id(model): master
+            for model_group, master_group in zip(
+                getattr(optimizer, "fp16_groups", ()), getattr(optimizer, "fp32_groups", ()), strict=True
+            )
+            for model, master in zip(model_group, master_group, strict=True)
+        }
+        if stage == 0
+        else {}
+    )
+    found: list[Fragment] = []
+    for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        size = math.prod(getattr(parameter, "ds_shape", parameter.shape))
+        if stage == 0:
+            master = copies.get(id(parameter), parameter)
+            found.append(_fragment(name, size, 0, adam, master, 0, size))
+        elif stage == 3:
+            group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            share = getattr(parameter, "ds_tensor").numel()  # noqa: B009 - DeepSpeed's, unknown to the types
+            length = max(0, min(share, size - rank * share))  # the last shares are padded
+            if length:
+                flat = optimizer.fp32_partitioned_groups_flat[group]
+                found.append(_fragment(name, size, rank * share, adam, flat, offset, length))
+        elif (mapping := getattr(parameter, "_hp_mapping", None)) is not None:
+            flat = adam.param_groups[mapping.param_group_index]["params"][0]
+            at = mapping.hp_fragment_address
+            found.append(_fragment(name, size, mapping.lp_fragment_address.start, adam, flat, at.start, at.numel))
+    return found
+
+
+def _fragment(name: str, size: int, start: int, adam: Any, holder: Tensor, offset: int, length: int) -> Fragment:
+    state = adam.state[holder]
+    if not state:  # before its first step AdamW has none: as it would make it
+        state["step"] = torch.tensor(0.0)
+        for key in MOMENTS:
+            state[key] = torch.zeros_like(holder, memory_format=torch.preserve_format)
+    views = {"master": holder, **{key: state[key] for key in MOMENTS}}
+    tensors = {key: whole.detach().view(-1)[offset : offset + length] for key, whole in views.items()}
+    return Fragment(name, size, start, tensors, state["step"])
+
+
+def scaler_state(optimizer: Any) -> dict[str, float]:
+    """Returns the state of fp16's loss scaler; nothing in the other precisions."""
+    scaler = _scaler(optimizer)
+    return {key: getattr(scaler, key) for key in SCALER if isinstance(getattr(scaler, key, None), int | float)}
+
+
+def set_scaler_state(optimizer: Any, state: dict[str, float]) -> None:
+    """Restores what `scaler_state` returned. What this optimiser's scaler does not count is left out."""
+    scaler = _scaler(optimizer)
+    for key in SCALER:
+        if key in state and hasattr(scaler, key):
+            setattr(scaler, key, state[key])
+
+
+def _scaler(optimizer: Any) -> Any:
+    return getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
