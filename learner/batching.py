@@ -1,22 +1,24 @@
 """Divides trajectories into micro-batches. Pure numpy; deterministic.
 
-An iteration's trajectories are divided into equal updates, in order; those of an update are dealt to the ranks by length and
-filled into micro-batches of at most `micro_batch_tokens` token slots. Advantages and loss weights are set here, once, over the
-whole iteration, so that nothing downstream depends on how the batch was divided. Where dynamic sampling dropped groups
-there are fewer updates, of the size that updates have otherwise.
+An iteration's trajectories are divided into equal updates, in order; those of an update are dealt to the ranks by what they cost
+and filled into micro-batches of at most `micro_batch_tokens` token slots so that least is wasted (learner/microbatches/).
+Advantages and loss weights are set here, once, over the whole iteration, so that nothing downstream depends on how the batch was
+divided. Where dynamic sampling dropped groups there are fewer updates, of the size that updates have otherwise.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.types import Group, Trajectory
 from learner.advantages import Advantage, returns_to_go, turn_baselines, whitened
+from learner.microbatches.partition import partition, row_cost
 from learner.settings import BatchPlan
 from learner.types import Aggregation, MicroBatch, RankBatch, SignalOf
 
@@ -113,6 +115,8 @@ def build_batches(
     length_scale: int = 0,
     measured: Sequence[Trajectory] = (),
     full_batch: int | None = None,
+    version: int = 0,
+    staleness: int = 0,
 ) -> list[RankBatch]:
     """Builds one RankBatch a rank. Raises ValueError where the numbers do not divide or a response is empty.
 
@@ -120,12 +124,15 @@ def build_batches(
     aggregation "constant" divides every response by; the others do not need it. measured: responses that are not trained on and
     belong to the iteration's entropy all the same. full_batch: how many trajectories `plan` is meant for, where there may be
     fewer. They are divided into as many updates of that plan's size as they fill, one at least, and what is left over is spread
-    over these: an update is noisier only where fewer trajectories than one update's are left."""
+    over these: an update is noisier only where fewer trajectories than one update's are left. version: of the policy that is
+    trained; staleness: by how many versions the tokens' may be behind it."""
     count = len(trajectories)
     if count != len(advantages):
         raise ValueError(f"{count} trajectories but {len(advantages)} advantages")
     if full_batch is None and count % plan.updates:
         raise ValueError(f"{count} trajectories cannot be divided into {plan.updates} equal updates")
+    if silent := next((t for t in trajectories if t.response_tokens == 0), None):
+        raise ValueError(f"trajectory {silent.prompt.key} has no sampled token: its weight would be lost")
     everything = [*trajectories, *measured]
     envs = tuple(sorted({t.prompt.env for t in everything}))
     updates = plan.updates
@@ -135,21 +142,16 @@ def build_batches(
     for k in range(updates):
         members = list(range(k * count // updates, (k + 1) * count // updates))
         per_update = len(members)
-        for i in members:
-            if trajectories[i].response_tokens == 0:
-                raise ValueError(
-                    f"trajectory {trajectories[i].prompt.key} has no sampled token: its weight would be lost"
-                )
         tokens = sum(trajectories[i].response_tokens for i in members)
         scale = {"token": tokens, "constant": per_update * length_scale}
         weight = {i: 1.0 / scale.get(aggregation, per_update * trajectories[i].response_tokens) for i in members}
         for rank, rows in enumerate(_shares(members, everything, advantages, weight, envs, plan)):
             per_rank[rank].append(rows)
     rest = list(range(count, len(everything)))
-    nothing, silent = dict.fromkeys(rest, 0.0), np.zeros(len(everything))
-    untrained = _shares(rest, everything, silent, nothing, envs, plan)
+    nothing, without = dict.fromkeys(rest, 0.0), np.zeros(len(everything))
+    untrained = _shares(rest, everything, without, nothing, envs, plan)
     sample = ledger_sample(count, plan.ledger_share)
-    followed = _shares(sample, everything, silent, dict.fromkeys(sample, 0.0), envs, plan)
+    followed = _shares(sample, everything, without, dict.fromkeys(sample, 0.0), envs, plan)
     return [
         RankBatch(
             updates=tuple(trained) * plan.epochs,
@@ -158,6 +160,8 @@ def build_batches(
             measured=measured_only,
             ledger=ledger,
             steps=plan.updates * plan.epochs,
+            version=version,
+            staleness=staleness,
         )
         for trained, measured_only, ledger in zip(per_rank, untrained, followed, strict=True)
     ]
@@ -178,50 +182,52 @@ def _shares(
     plan: BatchPlan,
 ) -> list[tuple[MicroBatch, ...]]:
     """Returns each rank's micro-batches of these members, the same number for all."""
-    length = {i: len(trajectories[i].token_ids) for i in members}
+    length = {i: trajectories[i].tokens for i in members}
     shares: list[list[MicroBatch]] = []
-    for share in _deal(members, [length[i] for i in members], plan.ranks):
-        bins = _fill(share, {i: length[i] for i in share}, plan)
-        rows = [_micro_batch(b, trajectories, advantages, [weight[i] for i in b], envs, plan.packing) for b in bins]
+    for share in _deal(length, plan.ranks):
+        bins = _fill(share, [length[i] for i in share], plan)
+        rows = [micro_batch(b, trajectories, advantages, [weight[i] for i in b], envs, plan.packing) for b in bins]
         shares.append(rows)
     longest = max(len(rows) for rows in shares)
     # An object each: the learner measures every micro-batch once, told apart by identity, and its passes must pair up.
     return [(*rows, *(_empty() for _ in range(longest - len(rows)))) for rows in shares]
 
 
-def _deal(members: Sequence[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Deals members, longest first, to the rank with the fewest tokens so far (ties: fewest members, then lowest rank)."""
+def _deal(length: Mapping[int, int], ranks: int) -> list[list[int]]:
+    """Deals members, longest first, to the rank with the least to compute so far (ties: fewest members, then lowest rank)."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
-    load = [0] * ranks
-    for i, length in sorted(zip(members, lengths, strict=True), key=lambda x: (-x[1], x[0])):
+    load = [0.0] * ranks
+    for i, cost in sorted(((i, row_cost(n)) for i, n in length.items()), key=lambda x: (-x[1], x[0])):
         rank = min(range(ranks), key=lambda r: (load[r], len(shares[r]), r))
         shares[rank].append(i)
-        load[rank] += length
+        load[rank] += cost
     return shares
 
 
-def _fill(share: Sequence[int], length: dict[int, int], plan: BatchPlan) -> list[list[int]]:
+def _fill(share: Sequence[int], lengths: Sequence[int], plan: BatchPlan) -> list[list[int]]:
     """Fills members (longest first) into bins of at most micro_batch_tokens slots; a longer trajectory has a bin to itself.
 
-    A padded bin of n rows costs n times its longest row; a packed bin costs the sum of its rows.
+    A packed bin has a slot for each of its tokens, and bins are as few as can be. A padded bin has its longest row's length for
+    each row, and what all bins cost, their padding weighed against their number, is the least possible.
     """
+    if not plan.packing:
+        costs = [row_cost(n) for n in lengths]
+        sizes = partition(lengths, costs, overhead=plan.overhead_slots, slots=plan.micro_batch_tokens)
+        ends = np.cumsum([0, *sizes])
+        return [list(share[a:b]) for a, b in pairwise(ends)]
     bins: list[list[int]] = []
     used = 0
-    for i in share:
-        if plan.packing:
-            fits = bool(bins) and used + length[i] <= plan.micro_batch_tokens
-        else:  # sorted: the first row of a bin is its longest
-            fits = bool(bins) and (len(bins[-1]) + 1) * length[bins[-1][0]] <= plan.micro_batch_tokens
-        if fits:
+    for i, length in zip(share, lengths, strict=True):
+        if bins and used + length <= plan.micro_batch_tokens:
             bins[-1].append(i)
-            used += length[i]
+            used += length
         else:
             bins.append([i])
-            used = length[i]
+            used = length
     return bins
 
 
-def _micro_batch(
+def micro_batch(
     chosen: Sequence[int],
     trajectories: Sequence[Trajectory],
     advantages: Advantages,
@@ -229,58 +235,76 @@ def _micro_batch(
     envs: tuple[str, ...],
     packing: bool,
 ) -> MicroBatch:
-    ids = [np.array(trajectories[i].token_ids, np.int64) for i in chosen]
-    if packing:
-        width, rows = sum(map(len, ids)), 1
-        origins = np.concatenate([[0], np.cumsum([len(x) for x in ids])[:-1]])
+    """Lays the chosen trajectories out as one micro-batch. weights: one each, of every token in the loss."""
+    rows = [_Row.of(trajectories[i]) for i in chosen]
+    lengths = np.array([len(row.ids) for row in rows])
+    width, height = (int(lengths.sum()), 1) if packing else (int(lengths.max()), len(rows))
+    origins = np.cumsum(lengths) - lengths if packing else np.arange(height) * width
+    tokens = np.zeros(height * width, np.int64)
+    # Padding goes on counting: a restart would read as another packed trajectory. Pad tokens come after every real token of their
+    # row, so a causal model never sees them.
+    positions = np.tile(np.arange(width), height)
+    for row, origin in zip(rows, origins.tolist(), strict=True):
+        tokens[origin : origin + len(row.ids)] = row.ids
+        if packing:
+            positions[origin : origin + len(row.ids)] = np.arange(len(row.ids))
+    counts = np.array([len(row.at) for row in rows])  # action tokens
+    ends = np.cumsum(counts)
+    at = np.repeat(origins, counts) + np.concatenate([row.at for row in rows])
+    last = np.zeros(len(at), np.bool_)
+    last[ends[counts > 0] - 1] = True
+    turns = [len(trajectories[i].turns) for i in chosen]
+    if isinstance(advantages, np.ndarray):
+        per_turn = np.repeat(advantages[np.array(chosen)], turns)
     else:
-        width, rows = max(map(len, ids)), len(ids)
-        origins = np.arange(rows) * width
-    tokens = np.zeros(rows * width, np.int64)
-    # Padding goes on counting: a restart would read as another packed trajectory and cost the slow attention mask. Pad
-    # tokens come after every real token of their row, so a causal model never sees them.
-    positions = np.tile(np.arange(width), rows)
-    columns: dict[str, list[NDArray[Any]]] = {
-        name: []
-        for name in ("predict", "targets", "adv", "engine", "weight", "traj", "action_index", "last", "correct", "env")
-    }
-    for i, x, origin, weight in zip(chosen, ids, origins, weights, strict=True):
-        tokens[origin : origin + len(x)] = x
-        positions[origin : origin + len(x)] = np.arange(len(x))
-        at = np.flatnonzero(trajectories[i].action_mask)
-        if len(at) and at[0] == 0:
-            raise ValueError(
-                f"trajectory {trajectories[i].prompt.key} starts with a sampled token: nothing predicts it"
-            )
-        columns["predict"].append(origin + at - 1)
-        columns["targets"].append(x[at])
-        columns["engine"].append(np.array(trajectories[i].engine_logprobs, np.float32)[at])
-        columns["action_index"].append(np.arange(len(at)))
-        lengths = [len(turn.response_ids) for turn in trajectories[i].turns]
-        columns["adv"].append(np.repeat(np.broadcast_to(advantages[i], len(lengths)), lengths))
-        columns["last"].append(np.arange(len(at)) == len(at) - 1)
-        for name, value in (
-            ("weight", weight),
-            ("traj", i),
-            ("correct", trajectories[i].verdict.correct),
-            ("env", envs.index(trajectories[i].prompt.env)),
-        ):
-            columns[name].append(np.full(len(at), value))
-    flat: dict[str, NDArray[Any]] = {name: np.concatenate(pieces) for name, pieces in columns.items()}
+        per_turn = np.concatenate([advantages[i] for i in chosen])
+    of_turn = np.array([n for row in rows for n in row.turn_lengths])
+    members = [trajectories[i] for i in chosen]
     return MicroBatch(
-        tokens=tokens.reshape(rows, width),
-        positions=positions.reshape(rows, width),
-        predict=flat["predict"],
-        targets=flat["targets"],
-        advantages=flat["adv"].astype(np.float32),
-        engine_logprobs=flat["engine"],
-        weight=flat["weight"].astype(np.float32),
-        trajectory=flat["traj"].astype(np.int32),
-        action_index=flat["action_index"].astype(np.int32),
-        last=flat["last"].astype(np.bool_),
-        correct=flat["correct"].astype(np.bool_),
-        env=flat["env"].astype(np.int16),
+        tokens=tokens.reshape(height, width),
+        positions=positions.reshape(height, width),
+        predict=at - 1,
+        targets=tokens[at],
+        advantages=np.repeat(per_turn, of_turn).astype(np.float32),
+        engine_logprobs=np.concatenate([row.engine for row in rows]),
+        weight=np.repeat(np.array(weights, np.float64), counts).astype(np.float32),
+        trajectory=np.repeat(np.array(chosen, np.int32), counts),
+        action_index=(np.arange(len(at)) - np.repeat(ends - counts, counts)).astype(np.int32),
+        last=last,
+        correct=np.repeat(np.array([t.verdict.correct for t in members], np.bool_), counts),
+        env=np.repeat(np.array([envs.index(t.prompt.env) for t in members], np.int16), counts),
+        version=np.repeat(np.array([turn.version_min for t in members for turn in t.turns], np.int32), of_turn),
     )
+
+
+class _Row(NamedTuple):
+    """Holds a trajectory as arrays."""
+
+    ids: NDArray[np.int64]
+    at: NDArray[np.int64]  # where its action tokens are
+    engine: NDArray[np.float32]  # their log-probs
+    turn_lengths: list[int]
+
+    @classmethod
+    def of(cls, trajectory: Trajectory) -> _Row:
+        """Lays out one trajectory. Raises ValueError where its first token was sampled: nothing predicts it."""
+        turns = trajectory.turns
+        if turns and turns[0].response_ids and not turns[0].context_ids:
+            raise ValueError(f"trajectory {trajectory.prompt.key} starts with a sampled token: nothing predicts it")
+        ids = [*chain.from_iterable(chain.from_iterable((turn.context_ids, turn.response_ids) for turn in turns))]
+        lengths, begin = [len(turn.response_ids) for turn in turns], 0
+        at: list[NDArray[np.int64]] = []
+        for turn, length in zip(turns, lengths, strict=True):
+            begin += len(turn.context_ids)
+            at.append(np.arange(begin, begin + length))
+            begin += length
+        engine = [*chain.from_iterable(turn.logprobs for turn in turns)]
+        return cls(
+            np.array(ids, np.int64),
+            at[0] if len(at) == 1 else np.concatenate(at),
+            np.array(engine, np.float32),
+            lengths,
+        )
 
 
 def _empty() -> MicroBatch:
@@ -288,4 +312,4 @@ def _empty() -> MicroBatch:
     i, f, b = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.bool_)
     short = i.astype(np.int32)
     one = np.zeros((1, 1), np.int64)
-    return MicroBatch(one, one, i, i, f, f, f, short, short, b, b, i.astype(np.int16))
+    return MicroBatch(one, one, i, i, f, f, f, short, short, b, b, i.astype(np.int16), short)

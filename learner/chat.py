@@ -9,6 +9,7 @@ somebody who gains by typing them. transformers is imported where it is needed, 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from envs.types import Message
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 REPLACEMENT = "\ufffd"
+PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that belong to no model family
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -28,11 +30,29 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     One whose saved class belongs to no model family is loaded as it was saved: AutoTokenizer goes by the model's type instead, and
     beside a Qwen2 config would put Qwen2's rules for splitting text around any vocabulary; ours lost its spaces.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+    from transformers import PreTrainedTokenizerFast
 
-    plain = get_tokenizer_config(path).get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(path)
+    if saved_json(path, "tokenizer_config.json").get("tokenizer_class") in PLAIN:
+        return PreTrainedTokenizerFast.from_pretrained(path)
+    from transformers import AutoTokenizer  # which imports torch and most of transformers: seconds
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False)  # left out, transformers asks on the terminal
+
+
+def saved_json(path: str | Path, name: str) -> dict[str, Any]:
+    """Returns what a JSON file of a model's folder or hub name says; nothing where there is none. ValueError for other JSON."""
+    from transformers.utils.hub import cached_file
+
+    file = Path(path) / name
+    if not Path(path).is_dir():
+        found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        file = None if found is None else Path(found)
+    if file is None or not file.is_file():
+        return {}
+    value = json.loads(file.read_text("utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"its {name} holds no JSON object")
+    return value
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -82,16 +102,17 @@ def render_observation(
 
 
 def stop_token_ids(
-    tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None
+    tokenizer: PreTrainedTokenizerBase, generation_eos: int | Sequence[int] | None = None
 ) -> tuple[int, ...]:
-    """Returns the ids that end a response, ascending: the tokenizer's and the generation config's eos and the template's end of
-    turn.
+    """Returns the ids that end a response, ascending: the tokenizer's eos, `generation_eos` and the template's end of turn.
+
+    generation_eos: `eos_token_id` of the model's generation config.
 
     The last matters for base models whose eos is <|endoftext|> while their template closes a turn with <|im_end|>. It
     counts only when it is a special token. Raises ValueError when none of the three names one.
     """
     stops: set[int] = set()
-    for eos in (tokenizer.eos_token_id, None if generation_config is None else generation_config.eos_token_id):
+    for eos in (tokenizer.eos_token_id, generation_eos):
         if isinstance(eos, int):
             stops.add(eos)
         elif eos is not None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import gc
 import math
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +21,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from learner.rank_settings import RankPlace
 from learner.settings import EngineSettings, TrainerPrecision
-from learner.weights.protocol import TensorSpec, spec_of
+from learner.tracing.spans import traced
+from learner.training_state import shards
+from learner.training_state.fragments import Fragment, fragments, scaler_state, set_scaler_state
+from learner.types import UnsupportedPrecision
+from learner.weights.network import open_store, prefer_interface
+from learner.weights.protocol import BUCKET_BYTES, TensorSpec, spec_of
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Split = Callable[[str, Tensor], Iterable[tuple[str, Tensor]]]
 
 
@@ -31,20 +38,19 @@ def _whole(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     return [(name, tensor)]
 
 
-class UnsupportedPrecision(ValueError):
-    """Reports a device that cannot train in the precision asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class RankPlace:
-    """Locates one rank in its group. The process must see one device: Ray sets CUDA_VISIBLE_DEVICES."""
-
-    rank: int
-    world_size: int
-    master_addr: str
-    master_port: int
-    cuda: bool
-    timeout_s: float
+def _grouped(weights: Iterator[tuple[str, Tensor]], limit: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """Divides parameters into groups of up to `limit` bytes, counted whole; one that is larger is a group by itself."""
+    group: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, parameter in weights:
+        nbytes = math.prod(getattr(parameter, "ds_shape", parameter.shape)) * parameter.element_size()
+        if group and size + nbytes > limit:
+            yield group
+            group, size = [], 0
+        group.append((name, parameter))
+        size += nbytes
+    if group:
+        yield group
 
 
 def untrainable(precision: TrainerPrecision, cuda: bool) -> str | None:
@@ -72,20 +78,16 @@ class DeepSpeedEngine:
         precision: TrainerPrecision,
         lr: float,
         loss_scale_power: int = 16,
+        listener: socket.socket | None = None,
     ) -> None:
         """Joins the group; `attach` gives it a model. The environment is this process's own: one rank, one process.
 
         precision: the one in use, whatever `settings` leave to the precision switch.
         lr: what the optimiser is built with, before `step` is given one. DeepSpeed's half-precision optimisers without ZeRO take
         a step without gradients when they are built, and with weight decay that step changes the weights.
+        listener: holds the port of `placement` on rank 0, see learner/weights/network.py.
         """
-        os.environ.update(
-            MASTER_ADDR=placement.master_addr,
-            MASTER_PORT=str(placement.master_port),
-            RANK=str(placement.rank),
-            LOCAL_RANK="0",
-            WORLD_SIZE=str(placement.world_size),
-        )
+        os.environ.update(RANK=str(placement.rank), LOCAL_RANK="0", WORLD_SIZE=str(placement.world_size))
         if reason := untrainable(precision, placement.cuda):
             raise UnsupportedPrecision(f"the trainer's precision is {precision} and {reason}: set another precision")
         import deepspeed  # here: it probes the accelerator and the environment at import
@@ -98,21 +100,55 @@ class DeepSpeedEngine:
         self._deepspeed = deepspeed
         self.placement, self.settings = placement, settings
         self.precision, self._lr, self._loss_scale_power = precision, lr, loss_scale_power
+        self.dtype = DTYPES[precision]  # of the parameters
+        self._partitioned: Any = None  # a parameter that is, of which DeepSpeed takes others after
+        self.done = 0  # forward passes, backward passes and steps: it grows as long as work makes progress
         self.device = torch.device("cuda", 0) if placement.cuda else torch.device("cpu")
         if placement.cuda:
             torch.cuda.set_device(self.device)
-        deepspeed.init_distributed(
-            dist_backend="nccl" if placement.cuda else "gloo",
-            auto_mpi_discovery=False,
-            verbose=False,
-            timeout=timedelta(seconds=placement.timeout_s),
+        self._join(listener)
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # finds the group, and wraps it
+
+    def _join(self, listener: socket.socket | None) -> None:
+        """Joins the group of all ranks; a learner that follows another in this process finds it joined."""
+        place, limit = self.placement, timedelta(seconds=self.placement.timeout_s)
+        if torch.distributed.is_initialized():
+            return
+        prefer_interface(place.master_addr)  # DeepSpeed makes groups of its own later
+        store = open_store(
+            place.master_addr,
+            place.master_port,
+            place.world_size,
+            root=place.rank == 0,
+            timeout_s=place.timeout_s,
+            listener=listener,
         )
+        torch.distributed.init_process_group(
+            "nccl" if place.cuda else "gloo",
+            store=store,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=limit,
+            # Subgroups are split off a group that is bound to its device; a single rank has nobody to split from.
+            device_id=self.device if place.cuda and place.world_size > 1 else None,
+        )
+
+    def partition(self, parameter: nn.Parameter) -> None:
+        """Leaves this rank its part of a whole parameter, of rank 0's values. ZeRO-3 alone; a collective, before `attach`."""
+        self.done += 1
+        if self._partitioned is None:
+            holder = nn.Module()
+            holder.parameter = self._partitioned = parameter
+            self._deepspeed.zero.Init(module=holder, config_dict_or_path=self._config(), dtype=self.dtype)
+        else:  # as the first one was, without reading the configuration again
+            self._partitioned.convert_to_zero_parameters([parameter])
 
     def attach(self, model: nn.Module) -> None:
         s = self.settings
         self.model = model
-        decay = [p for p in model.parameters() if p.ndim >= 2]
-        rest = [p for p in model.parameters() if p.ndim < 2]
+        dimensions = {p: len(getattr(p, "ds_shape", p.shape)) for p in model.parameters()}
+        decay = [p for p, n in dimensions.items() if n >= 2]
+        rest = [p for p, n in dimensions.items() if n < 2]
         groups = [{"params": decay, "weight_decay": s.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         # A client optimizer: one named in the config is compiled at first use, which takes minutes on a CPU.
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self._lr, betas=s.betas, eps=s.eps)
@@ -130,9 +166,8 @@ class DeepSpeedEngine:
         """
         model.requires_grad_(False).eval()
         if self.settings.zero_stage < 3:
-            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
             for parameter in model.parameters():  # these alone, as DeepSpeed does: buffers keep their own precision
-                parameter.data = parameter.data.to(dtype)
+                parameter.data = parameter.data.to(self.dtype)
             return model.to(self.device)
         engine, *_ = self._deepspeed.initialize(model=model, config=self._config())
         return engine
@@ -156,7 +191,9 @@ class DeepSpeedEngine:
             config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": self._loss_scale_power}
         return config
 
+    @traced("forward")
     def __call__(self, *inputs: Any) -> Any:
+        self.done += 1
         return self.engine(*inputs)
 
     def outside_updates(self, *inputs: Any) -> Any:
@@ -165,6 +202,7 @@ class DeepSpeedEngine:
         DeepSpeed hangs the bookkeeping of an update's backward pass on every tensor that the model's forward returns; here that is
         a function, in which it looks for none. The hooks that gather weights under ZeRO-3 are the modules' own and run as ever.
         """
+        self.done += 1
         forward = self.model.forward
 
         def unseen(*inputs: Any) -> Any:
@@ -177,11 +215,18 @@ class DeepSpeedEngine:
         finally:
             del self.model.forward
 
+    @property
+    def keeps_graphs(self) -> bool:
+        """Returns whether several forward passes may come before their backward passes: ZeRO's hooks count on pairs."""
+        return self.settings.zero_stage == 0
+
     def boundary(self, last: bool) -> None:
-        """Tells DeepSpeed, before the forward of a micro-batch, whether it is the update's last."""
+        """Tells DeepSpeed, before a micro-batch's forward (or, if that was before, backward), whether it is the update's last."""
         self.engine.set_gradient_accumulation_boundary(last)
 
+    @traced("backward")
     def backward(self, loss: Tensor) -> None:
+        self.done += 1
         scale = 1.0
         if self.settings.zero_stage == 0 and self.loss_scale is not None:
             # Without ZeRO, DeepSpeed divides fp16 gradients by the loss scale and leaves it to others to multiply the loss by it.
@@ -193,11 +238,13 @@ class DeepSpeedEngine:
         """Returns what fp16's next loss is multiplied by before backward; None in the other precisions."""
         return float(self.engine.optimizer.loss_scale) if self.precision == "fp16" else None
 
+    @traced("step")
     def step(self, lr: float) -> float:
         """Takes the optimiser step at learning rate `lr`; returns the global gradient norm before clipping.
 
         A step that fp16's loss scaler skipped returns nan: the gradient overflowed and the scale was lowered.
         """
+        self.done += 1
         scale = self.loss_scale or 1.0  # the step may change it
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
@@ -258,24 +305,29 @@ class DeepSpeedEngine:
         return torch.zeros(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device=self.device)
 
     def full_weights(
-        self, weights: Iterator[tuple[str, Tensor]], split: Split = _whole
+        self, weights: Iterator[tuple[str, Tensor]], split: Split = _whole, bucket_bytes: int = BUCKET_BYTES
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yields (name, full tensor) in order. A collective on ALL ranks under ZeRO-3, done when the call returns.
+        """Yields (name, full tensor) in order, at rank 0; each is valid until the next is asked for.
 
         split: what becomes of a parameter once it is whole: several tensors, for one that others know in parts.
 
-        Under ZeRO-3 all of them are gathered and copied here, not as they are asked for: a gather that waited for a transfer
-        to the generators in between would interleave two process groups, which deadlocks, and a transfer that fails at its
-        start would leave the other ranks alone in their gathers. The copy costs one set of weights in rank 0's host memory.
+        Under ZeRO-3 this is a collective, about `bucket_bytes` of parameters at a time, and every rank has to go through all of it,
+        whatever becomes of what rank 0 does with the tensors: the others wait for it in the next gather, and yield nothing.
         """
         if self.settings.zero_stage < 3:
-            return (part for name, parameter in weights for part in split(name, parameter.detach()))
-        staged: list[tuple[str, Tensor]] = []
-        for name, parameter in weights:
-            with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=None):
+            yield from (part for name, parameter in weights for part in split(name, parameter.detach()))
+            return
+        for group in _grouped(weights, bucket_bytes):
+            self.done += len(group)
+            with self._deepspeed.zero.GatheredParameters([p for _, p in group], modifier_rank=None):
                 if self.placement.rank == 0:
-                    staged.extend(split(name, parameter.detach().to("cpu", copy=True)))
-        return iter(staged)
+                    for name, parameter in group:
+                        yield from split(name, parameter.detach())
+
+    def whole_weights(self, weights: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Returns all full tensors by name, at rank 0. A collective under ZeRO-3, which takes one set of them in host memory."""
+        staged = self.settings.zero_stage == 3
+        return {name: t.to("cpu", copy=True) if staged else t for name, t in self.full_weights(weights)}
 
     def full_specs(self, weights: Iterator[tuple[str, Tensor]], split: Split = _whole) -> list[TensorSpec]:
         """Returns names, full shapes and dtypes of what `full_weights` yields, without a gather."""
@@ -301,21 +353,30 @@ class DeepSpeedEngine:
                     parameter.mul_(factor)
 
     def save(self, folder: Path) -> None:
-        """Saves optimiser, masters and loss scale, each rank its part. Collective."""
-        if not self.engine.save_checkpoint(str(folder), tag="state", save_latest=False):
-            raise OSError(f"DeepSpeed could not write its state to {folder}")
+        """Saves masters, moments and loss scale, each rank its part. Waits for no other rank. Raises OSError."""
+        rank, world = self.placement.rank, self.placement.world_size
+        shards.write(folder, self._fragments(), rank, world if self.settings.zero_stage == 0 else 1, self._moved)
+        if rank == 0:
+            shards.write_scaler(folder, scaler_state(self.engine.optimizer))
 
     def load(self, folder: Path) -> None:
-        """Loads what the same number of ranks saved at the same ZeRO stage. Collective."""
-        path, _ = self.engine.load_checkpoint(str(folder), tag="state")
-        if path is None:
-            raise FileNotFoundError(
-                f"no DeepSpeed state in {folder}: was it saved with other ranks or another ZeRO stage?"
-            )
+        """Loads what any number of ranks saved at any ZeRO stage, into an engine whose model has the weights of that moment."""
+        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        shards.read(folder, self._fragments(), names, self._moved)
+        set_scaler_state(self.engine.optimizer, shards.read_scaler(folder))
+
+    def _moved(self) -> None:
+        self.done += 1
+
+    def _fragments(self) -> list[Fragment]:
+        return fragments(
+            self.engine.optimizer, self.model.named_parameters(), self.settings.zero_stage, self.placement.rank
+        )
 
     def release(self) -> None:
         """Frees the model and the optimiser; the process group stays for the next engine of this process."""
         self.engine.destroy()
+        self._partitioned = None
         del self.engine, self.model
         gc.collect()  # DeepSpeed's hooks and its engine refer to each other
         if self.placement.cuda:

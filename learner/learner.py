@@ -7,19 +7,21 @@ save and load are collectives: they are called on all ranks at once.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from learner.deepspeed_engine import DeepSpeedEngine, RankPlace
-from learner.draws import token_uniform
+from learner.deepspeed_engine import DeepSpeedEngine
 from learner.entropy.build import build
 from learner.entropy.settings import EntropySettings
 from learner.entropy.steering import Steering
@@ -27,27 +29,32 @@ from learner.ledger.history import Ledger, ledger_row, update_metrics
 from learner.ledger.predicted import Fresh, tally_policy, tally_shaping, tally_update
 from learner.ledger.step_effect import StepEffect
 from learner.ledger.tally import Tally
-from learner.model_check import ModelCheck, check_model, sequence_logprobs
-from learner.objective import gradient_weight, reference_pull, token_loss, weigh, with_reference
+from learner.model_check import check_model, sequence_logprobs
+from learner.objective import token_loss
+from learner.passes import Passes
 from learner.policy import Policy, load_policy
-from learner.rank_settings import LearnerStage, RankSettings
+from learner.rank_settings import LearnerStage, RankPlace, RankSettings
 from learner.schedule import learning_rate
-from learner.types import LossData, MicroBatch, RankBatch, Shaping, StepMetrics, TokenStats
-from learner.weights.channel import listen
+from learner.tracing.spans import traced
+from learner.training_state.model_folder import ModelFolder
+from learner.training_state.one_read import read_once
+from learner.types import MicroBatch, ModelCheck, NonFiniteError, RankBatch, Shaping, StepMetrics, TokenStats
+from learner.weights.network import listen
 from learner.weights.protocol import Rendezvous, WeightManifest, make_manifest
 from learner.weights.publisher import Publisher
 
-
-class NonFiniteError(RuntimeError):
-    """Reports a loss or gradient that is not a number. The update that made it was not published."""
+log = logging.getLogger(__name__)
 
 
 class Learner:
     """Trains one rank's part of the policy and publishes its weights."""
 
-    def __init__(self, settings: RankSettings, placement: RankPlace) -> None:
-        if settings.learner.threads:
+    def __init__(self, settings: RankSettings, placement: RankPlace, listener: socket.socket | None = None) -> None:
+        """listener: holds the port of the group's store, on rank 0; without one the port is opened here."""
+        if settings.learner.threads is not None:
             torch.set_num_threads(settings.learner.threads)
+        elif not placement.cuda:  # threads without a core to run on cost far more than they bring
+            torch.set_num_threads(min(torch.get_num_threads(), os.cpu_count() or 1))
         self.settings, self.rank = settings, placement.rank
         self.engine = DeepSpeedEngine(
             placement,
@@ -55,32 +62,33 @@ class Learner:
             precision=settings.precision,
             lr=settings.learner.lr,
             loss_scale_power=settings.loss_scale_power,
+            listener=listener,
         )
-        self.policy = load_policy(
-            settings.model.path,
-            attention=settings.model.attention,
-            checkpointing=settings.learner.gradient_checkpointing,
-            fp32_head=settings.fp32_head,
-        )
+        load = partial(load_policy, attention=settings.model.attention, fp32_head=settings.fp32_head)
+        recompute = settings.learner.gradient_checkpointing
+        self.policy = read_once(self.engine, partial(load, settings.model.path, checkpointing=recompute))
+        if placement.rank == 0:
+            for sentence in (*settings.learner.slow(), *self.policy.slow(settings.learner.packing)):
+                log.warning(sentence)
         if settings.learner.router_aux_coefficient:
             self.policy.balance_experts(settings.learner.router_aux_coefficient)
         self.engine.attach(self.policy)
         self.reference: Policy | None = None
         if settings.objective.kl.coefficient or settings.hold_reference:
-            self.reference = load_policy(
-                settings.reference,
-                attention=settings.model.attention,
-                checkpointing=False,
-                fp32_head=settings.fp32_head,
-            )
+            self.reference = read_once(self.engine, partial(load, settings.reference, checkpointing=False))
             self.frozen = self.engine.freeze(self.reference)
         self.steering = _steering(settings.entropy)
         self.ledger = Ledger()
         self.steps = 0  # optimiser steps so far
         self.publisher: Publisher | None = None
         self._listener: socket.socket | None = None
+        self._model_folder = ModelFolder()
 
-    # --- training -------------------------------------------------------------------------------------------------------
+    @property
+    def done(self) -> int:
+        """Returns a count of what this rank has done: it grows as long as work makes progress."""
+        sent = 0 if self.publisher is None else self.publisher.sent
+        return self.engine.done + sent + self._model_folder.done
 
     def begin_stage(self, stage: LearnerStage) -> None:
         """Goes over to a stage between two iterations. A collective: all ranks are given the same.
@@ -107,7 +115,12 @@ class Learner:
         # The micro-batches of one pass, told apart by identity: epochs repeat them.
         first_pass = {id(m): m for part in (*batch.updates, batch.measured) for m in part}
         updates_per_pass = len({tuple(id(m) for m in update) for update in batch.updates})
-        fresh = self._measure_all(first_pass, batch)
+        passes, effect = self._passes(batch.temperature, batch.version, batch.staleness), None
+        if batch.updates and batch.ledger:
+            effect = StepEffect(self.engine, list(self.policy.parameters()))
+            if not batch.staleness:
+                effect.begin(batch.ledger, passes.entropy)  # before graphs are kept: its own are gone then
+        fresh = self._measure_all(first_pass, batch, passes)
         measured = Tally()
         for f in fresh.values():
             tally_policy(measured, f, self.steering.probe(f.stats, batch.envs), batch.envs)
@@ -126,15 +139,12 @@ class Learner:
                 tally_shaping(planned, f, shaping)
         self._reduce(planned)
 
-        effect = None
-        if batch.ledger:
-            effect = StepEffect(self.engine, list(self.policy.parameters()))
-            effect.begin(batch.ledger, self._entropies(batch.temperature))
-        updated, eta = Tally(), 0.0
-        norms: list[float] = []
+        if effect is not None and batch.staleness:  # it takes the power that the measurement chose
+            effect.begin(batch.ledger, passes.entropy, passes.weigh(row.correction))
+        updated, eta, norms = Tally(), 0.0, list[float]()
         for update in batch.updates:
             lr = self._lr()
-            norms.append(self._update(update, fresh, batch, lr, updated))
+            norms.append(self._update(update, fresh, passes, batch.envs, lr, updated, moved=bool(norms)))
             eta += lr if math.isfinite(norms[-1]) else 0.0  # a skipped step changes nothing
             self.steps += 1
         self.steps = max(self.steps, began + batch.steps)
@@ -145,13 +155,12 @@ class Learner:
                 f"the loss is {loss} after optimiser step {self.steps}: lower learner.lr or use fp32 or bf16"
             )
         finite = [n for n in norms if math.isfinite(n)]
-        corrected = self.settings.objective.importance.kind != "none"
         return {
             **row.metrics,
             **self.ledger.attribute(planned, row, eta),
-            **self.ledger.step(effect and effect.end(batch.ledger, self._entropies(batch.temperature))),
+            **self.ledger.step(effect and effect.end(batch.ledger, passes.entropy)),
             **self.ledger.metrics(),
-            **update_metrics(updated, len(batch.updates), corrected),
+            **update_metrics(updated, len(batch.updates), self.settings.objective.importance.kind != "none"),
             **steered,
             "lr": eta / max(1, len(finite)),
             "grad_norm": sum(finite) / len(finite) if finite else math.nan,
@@ -161,30 +170,44 @@ class Learner:
 
     def measure_start(self, batch: RankBatch) -> StepMetrics:
         """Measures the policy on `batch.measured` and gives the targets that entropy as their start. Returns what was measured."""
-        tally = Tally()
+        tally, passes = Tally(), self._passes(batch.temperature)
         for micro in batch.measured:
-            tally_policy(tally, self._measure(micro, batch), None, batch.envs)
+            tally_policy(tally, passes.measure(micro, self.steps), None, batch.envs)
         self._reduce(tally)
         row = ledger_row(tally, 1, batch.envs)
         self.steering.set_start(row)
         return row.metrics
 
+    def _passes(self, temperature: float, version: int = 0, staleness: int = 0) -> Passes:
+        pulled = self.reference is not None and self.settings.objective.kl.coefficient
+        frozen = self.frozen if pulled else None
+        return Passes(self.engine, self.settings, temperature, frozen, version=version, staleness=staleness)
+
+    @traced("update")
     def _update(
-        self, update: Sequence[MicroBatch], fresh: Mapping[int, Fresh], batch: RankBatch, lr: float, tally: Tally
+        self,
+        update: Sequence[MicroBatch],
+        fresh: Mapping[int, Fresh],
+        passes: Passes,
+        envs: tuple[str, ...],
+        lr: float,
+        tally: Tally,
+        moved: bool,
     ) -> float:
-        """Takes one optimiser step over all micro-batches of all ranks; returns the gradient norm."""
+        """Takes one optimiser step over all micro-batches of all ranks; returns the gradient norm.
+
+        moved: whether the iteration took a step before.
+        """
         wide = None
-        if self.steering.method.scope == "batch":  # one more forward pass per update, which only these methods pay
-            with torch.no_grad():
-                stats = [self._stats(m, fresh[id(m)], *self._forward(m, batch.temperature)) for m in update]
-            wide = self._shape(stats, batch.envs)
+        if self.steering.method.scope == "batch":  # from the second update on a forward pass more, which only these pay
+            own = [(m, fresh[id(m)]) for m in update]
+            wide = self._shape([passes.now(m, f, self.steps) if moved else f.stats for m, f in own], envs)
         for i, micro in enumerate(update):
             self.engine.boundary(i == len(update) - 1)
             f = fresh[id(micro)]
-            logp, entropy, kappa, entropy_grad_sq = self._forward(micro, batch.temperature)
-            stats = self._stats(micro, f, logp.detach(), entropy.detach(), kappa, entropy_grad_sq)
-            shaping = self.steering.shape(stats, batch.envs) if wide is None else wide[i]
-            terms = token_loss(logp, entropy, self._loss_data(micro, f), shaping, self.settings.objective)
+            logp, entropy, stats = passes.trained(micro, f, self.steps, moved)
+            shaping = self.steering.shape(stats, envs) if wide is None else wide[i]
+            terms = token_loss(logp, entropy, passes.loss_data(micro, f), shaping, self.settings.objective)
             routers = self.policy.router_loss(f.weight) if self.settings.learner.router_aux_coefficient else 0.0
             self.engine.backward(terms.loss + routers)
             tally_update(tally, terms.loss, terms.tokens, stats, shaping, lr * f.weight)
@@ -217,90 +240,14 @@ class Learner:
             start += len(stats.logp)
         return shapings
 
-    def _measure_all(self, micros: Mapping[int, MicroBatch], batch: RankBatch) -> dict[int, Fresh]:
+    @traced("measure")
+    def _measure_all(self, micros: Mapping[int, MicroBatch], batch: RankBatch, passes: Passes) -> dict[int, Fresh]:
         """Measures the micro-batches, and on all of them which experts a mixture's routers choose."""
+        keep = passes.keepable(batch.updates[0] if batch.updates else ())
         self.policy.count_experts()
-        fresh = {key: self._measure(micro, batch) for key, micro in micros.items()}
+        fresh = {key: passes.measure(micro, self.steps, key in keep) for key, micro in micros.items()}
         self.policy.share_experts(lambda counts: self.engine.all_reduce(counts, "sum"))
         return fresh
-
-    def _measure(self, micro: MicroBatch, batch: RankBatch) -> Fresh:
-        """Measures the policy at the start of the iteration, without gradient."""
-        with torch.no_grad():
-            logp, entropy, kappa, entropy_grad_sq = self._forward(micro, batch.temperature)
-            reference = None
-            if self.reference is not None and self.settings.objective.kl.coefficient:
-                reference, *_ = self.frozen(*self._inputs(micro), batch.temperature)
-        engine_logp, advantages = self._tensor(micro.engine_logprobs), self._tensor(micro.advantages)
-        advantages = with_reference(advantages, logp, reference, self.settings.objective)
-        uniform = token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.action_index)
-        objective, importance = self.settings.objective, None
-        weight, trajectory = self._tensor(micro.weight), self._tensor(micro.trajectory)
-        if objective.importance.kind != "none":
-            importance, _ = weigh(objective.importance, logp - engine_logp, trajectory)
-        data = LossData(logp, advantages, weight, trajectory)
-        return Fresh(
-            stats=TokenStats(
-                logp=logp,
-                entropy=entropy,
-                kappa=kappa,
-                entropy_grad_sq=entropy_grad_sq,
-                old_logp=logp,
-                advantages=advantages,
-                uniform=self._tensor(uniform),
-                env=self._tensor(micro.env).long(),
-                gradient_weight=gradient_weight(logp, data, importance, objective),
-            ),
-            weight=weight,
-            engine_logp=engine_logp,
-            correct=self._tensor(micro.correct),
-            first=self._tensor(micro.action_index) == 0,
-            last=self._tensor(micro.last),
-            reference_logp=reference,
-            importance=importance,
-            pull=reference_pull(logp, reference, objective),
-        )
-
-    def _stats(
-        self, micro: MicroBatch, fresh: Fresh, logp: Tensor, entropy: Tensor, kappa: Tensor, entropy_grad_sq: Tensor
-    ) -> TokenStats:
-        """Returns the current policy's token statistics; what is fixed at the start of the iteration comes from `fresh`."""
-        return replace(
-            fresh.stats,
-            logp=logp,
-            entropy=entropy,
-            kappa=kappa,
-            entropy_grad_sq=entropy_grad_sq,
-            uniform=self._tensor(token_uniform(self.settings.seed, self.steps, micro.trajectory, micro.action_index)),
-            gradient_weight=gradient_weight(
-                logp, self._loss_data(micro, fresh), fresh.importance, self.settings.objective
-            ),
-        )
-
-    def _loss_data(self, micro: MicroBatch, fresh: Fresh) -> LossData:
-        return LossData(
-            old_logp=fresh.stats.logp,
-            advantages=fresh.stats.advantages,
-            weight=fresh.weight,
-            trajectory=self._tensor(micro.trajectory),
-            engine_logp=fresh.engine_logp,
-            reference_logp=fresh.reference_logp,
-        )
-
-    def _inputs(self, micro: MicroBatch) -> tuple[Tensor, ...]:
-        arrays = (micro.tokens, micro.positions, micro.predict, micro.targets)
-        return tuple(self._tensor(a) for a in arrays)
-
-    def _forward(self, micro: MicroBatch, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.engine(*self._inputs(micro), temperature)
-
-    def _entropies(self, temperature: float) -> Callable[[MicroBatch], Tensor]:
-        """Returns the function that gives a micro-batch's entropies, with a gradient that no update has."""
-        return lambda micro: self.engine.outside_updates(*self._inputs(micro), temperature)[1]
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        # A copy: arrays out of Ray's object store are read-only.
-        return torch.tensor(array, device=self.engine.device)
 
     def _lr(self) -> float:
         return learning_rate(self.steps, self.settings.learner, self.settings.total_steps)
@@ -317,8 +264,10 @@ class Learner:
     def check_model(self, sequences: Sequence[Sequence[int]]) -> ModelCheck:
         """Compares what is trained with the model's own forward, and a batch of the sequences with each alone."""
 
+        passes = self._passes(1.0)
+
         def forward(micro: MicroBatch) -> Tensor:
-            return self._forward(micro, 1.0)[0]
+            return passes.forward(micro, statistics=False)[0]
 
         packing = self.settings.learner.packing
         return check_model(self.policy, self.engine, forward, self.engine.device, sequences, packing)
@@ -327,16 +276,16 @@ class Learner:
 
     def listen(self) -> int:
         """Opens, on rank 0, a free port for the next weight group and holds it until `connect_weights` uses it."""
-        self._listener = listen()
+        self._listener = listen(self.engine.placement.master_addr)
         return self._listener.getsockname()[1]
 
-    def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
+    def connect_weights(self, rendezvous: Rendezvous, timeout_s: float, gone: Collection[str] = ()) -> None:
         """Opens the channel from rank 0 to the generators, on the port `listen` gave; the other ranks have no part in it."""
+        s, device = self.settings, self.engine.device
         if self.publisher is not None:
             self.publisher.close()
-        self.publisher = Publisher(
-            rendezvous, timeout_s, listener=self._listener, overlap=self.settings.learner.zero_stage < 3
-        )
+        how: dict[str, Any] = {"sharded": s.learner.zero_stage == 3, "memory": s.shared_memory, "source": device}
+        self.publisher = Publisher(rendezvous, timeout_s, listener=self._listener, gone=gone, **how)
 
     def manifest(self, version: int) -> WeightManifest:
         specs = self.engine.full_specs(self.policy.weights(), self.policy.on_disk)
@@ -344,24 +293,24 @@ class Learner:
 
     def publish(self, manifest: WeightManifest) -> int | None:
         """Broadcasts the weights; rank 0 returns their checksum. WeightSyncError where a generator does not take part."""
-        # A collective under ZeRO-3: every rank's part in it.
-        tensors = self.engine.full_weights(self.policy.weights(), self.policy.on_disk)
-        if self.publisher is not None:
-            return self.publisher.publish(manifest, tensors)
-        return None
+        tensors = self.engine.full_weights(self.policy.weights(), self.policy.on_disk, self.settings.bucket_bytes)
+        try:
+            return None if self.publisher is None else self.publisher.publish(manifest, tensors)
+        finally:  # under ZeRO-3 the other ranks wait in the gathers that are left, also after a transfer that failed
+            deque(tensors, maxlen=0)
 
     # --- state ----------------------------------------------------------------------------------------------------------
 
     def save(self, hf: Path, engine: Path) -> None:
-        """Saves the weights and the engine's state.
+        """Saves the weights and the optimiser's state. Raises OSError where the disk does not take them.
 
-        hf: a folder that from_pretrained and vLLM load, written by rank 0. engine: DeepSpeed's own, by all ranks.
+        hf: a folder that from_pretrained and vLLM load, written by rank 0. engine: the optimiser's state, by all ranks.
         """
+        # Before anything is written: a rank whose disk is full would leave the others alone in their gathers.
+        weights = self.engine.whole_weights(self.policy.weights())
         self.engine.save(engine)
-        weights = dict(self.engine.full_weights(self.policy.weights()))
         if self.rank == 0:
-            model: Any = self.policy.model  # transformers leaves parameters of save_pretrained untyped
-            model.save_pretrained(hf, state_dict={k: v.cpu().contiguous() for k, v in weights.items()})
+            self._model_folder.write(self.policy.model, weights, hf)
 
     def load(self, engine: Path) -> None:
         self.engine.load(engine)

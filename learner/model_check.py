@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,36 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from envs.types import Prompt, Trajectory, Turn, Verdict
-from learner.batching import build_batches
+from learner.batching import micro_batch
 from learner.policy import Policy
-from learner.settings import BatchPlan
-from learner.types import MicroBatch
+from learner.types import MicroBatch, ModelCheck
 
 LENGTH = 64  # tokens of a sequence, at most
 SEQUENCES = 8  # that are compared, at most
 SHORTER = 4  # tokens by which each is shorter than the one before: padded rows are to have padding
 CHUNK = 16  # positions whose float32 logits exist at once, beside those of the model's own forward
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCheck:
-    """Holds log-probs at temperature 1 of tokens 1.. of the same sequences, computed in several ways.
-
-    alone    as trained, one sequence in a micro-batch
-    padded   as trained, all sequences in a micro-batch of rows padded on the right
-    packed   as trained, one behind the other in a row; None where learner.packing is off
-    head     one sequence a forward, the head's product in float32 whatever the precision
-    plain    log_softmax of `model(input_ids).logits`, the head's product in float32 as well
-
-    head and plain share hidden states and the head's weights: they differ by what follows the product, and by rounding in
-    float32. All others differ by the rounding of the run's precision.
-    """
-
-    alone: list[list[float]]
-    padded: list[list[float]]
-    packed: list[list[float]] | None
-    head: list[list[float]]
-    plain: list[list[float]]
 
 
 def cut(sequences: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
@@ -64,7 +41,7 @@ def sequence_logprobs(
     for ids in sequences:
         tokens, at = torch.tensor([ids], device=device), torch.arange(len(ids), device=device)
         with torch.no_grad():
-            logp, *_ = engine(tokens, at[None], at[:-1], tokens[0, 1:], 1.0)
+            logp, *_ = engine(tokens, at[None], at[:-1], tokens[0, 1:], 1.0, False)
         out.append(_listed(logp))
     return out
 
@@ -110,11 +87,8 @@ def _micro_batch(sequences: Sequence[tuple[int, ...]], packing: bool) -> MicroBa
         )
         for i, ids in enumerate(sequences)
     ]
-    room = sum(map(len, sequences)) if packing else len(sequences) * max(map(len, sequences))
-    plan = BatchPlan(packing=packing, micro_batch_tokens=room)
-    (batch,) = build_batches(made, np.zeros(len(made)), plan=plan, aggregation="token", temperature=1.0)
-    ((micro,),) = batch.updates
-    return micro
+    silent = np.zeros(len(made))
+    return micro_batch(range(len(made)), made, silent, [0.0] * len(made), ("check",), packing)
 
 
 def _listed(logp: Tensor) -> list[float]:

@@ -1,6 +1,6 @@
 """Wraps a Hugging Face causal LM so that its forward returns token statistics instead of logits."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # transformers leaves parameters of from_pretrained, get_output_embeddings and others untyped.
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.initialization import meta_device_safe_creation_ops
 
 from learner.families.logit_scale import logit_scale
 from learner.families.router_balance import balance_losses, expert_counts, has_routers
 from learner.logprobs import DEFAULT_CHUNK, token_logprobs
+from learner.microbatches.packed_attention import attend_packed
+from learner.types import UnsupportedModel
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_policy(path: str | Path, *, attention: str, checkpointing: bool, fp32_head: bool = False) -> Policy:
+def load_policy(
+    path: str | Path, *, attention: str, checkpointing: bool, fp32_head: bool = False, empty: bool = False
+) -> Policy:
     """Loads any Hugging Face folder or id in float32 on the CPU.
 
     The engine casts it to the training precision, moves (ZeRO-3: partitions) it to its device and keeps float32 masters, so no
@@ -32,15 +37,18 @@ def load_policy(path: str | Path, *, attention: str, checkpointing: bool, fp32_h
 
     attention: an `attn_implementation` of transformers ("sdpa", "eager", "flash_attention_2").
     fp32_head: whatever it is cast to later, the head's product is taken in float32.
+    empty: the model without its weights, on the meta device: nothing but the configuration is read.
     """
     config = cast(PreTrainedConfig, AutoConfig.from_pretrained(path))
-    model = AutoModelForCausalLM.from_pretrained(
-        path,
-        config=config,
-        dtype=torch.float32,
-        attn_implementation=exact_attention(config, attention),
-        low_cpu_mem_usage=True,
-    )
+    attention = exact_attention(config, attention)
+    model: Any
+    if empty:
+        with torch.device("meta"), meta_device_safe_creation_ops():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention).eval()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=torch.float32, attn_implementation=attention, low_cpu_mem_usage=True
+        )
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         for module in model.modules():
@@ -78,10 +86,11 @@ class Policy(nn.Module):
     def __init__(self, model: PreTrainedModel, chunk: int = DEFAULT_CHUNK, fp32_head: bool = False) -> None:
         super().__init__()
         self.model = model
+        attend_packed(model)
         self.chunk, self.fp32_head = chunk, fp32_head
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
-            raise ValueError(
+            raise UnsupportedModel(
                 f"{type(model).__name__} has no linear output head: only causal language models can be trained"
             )
         self.logits = logit_scale(model.config)
@@ -92,13 +101,25 @@ class Policy(nn.Module):
         self._plain_forward = head.forward
         head.forward = self._head_forward  # type: ignore[method-assign]
 
+    def slow(self, packing: bool) -> list[str]:
+        """Returns a sentence where attention is computed in a way that takes much longer than it could."""
+        how: str = cast(Any, self.model.config)._attn_implementation
+        if packing and how in ("eager", "sdpa"):
+            return [
+                f"learner.packing=true is slow for {self.model.config.model_type}: its attention ({how}) needs a mask over all "
+                "pairs of a packed row's tokens; set learner.packing=false"
+            ]
+        return []
+
     @property
     def head(self) -> nn.Linear:
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Linear)  # checked in __init__
         return head
 
-    def _head_forward(self, hidden: Tensor, targets: Tensor | None = None, temperature: float = 1.0) -> Any:
+    def _head_forward(
+        self, hidden: Tensor, targets: Tensor | None = None, temperature: float = 1.0, statistics: bool = True
+    ) -> Any:
         if targets is None:
             return self._plain_forward(hidden)
         head = self.head
@@ -112,13 +133,21 @@ class Policy(nn.Module):
             scale=self.logits.factor,
             chunk=self.chunk,
             fp32_head=self.fp32_head,
+            statistics=statistics,
         )
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, predict: Tensor, targets: Tensor, temperature: float
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        predict: Tensor,
+        targets: Tensor,
+        temperature: float,
+        statistics: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the statistics of the targets. tokens, positions [B, T]; predict, targets [N]: see learner.types.MicroBatch.
 
+        statistics: False leaves out kappa and entropy_grad_sq, which are empty then.
         No attention mask is passed: rows are padded on the right, and positions that restart mark packed trajectories.
         """
         decoder: Any = self.model.base_model
@@ -126,12 +155,12 @@ class Policy(nn.Module):
         out = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **routed)
         if routed:
             self._follow_routers(out.router_logits, predict)
-        return self.head(out.last_hidden_state.flatten(0, 1)[predict], targets, temperature)
+        return self.head(out.last_hidden_state.flatten(0, 1)[predict], targets, temperature, statistics)
 
     def balance_experts(self, coefficient: float) -> None:
-        """Prepares `router_loss`, 0 without this call. ValueError for a model without routers."""
+        """Prepares `router_loss`, 0 without this call. UnsupportedModel for a model without routers."""
         if coefficient and not has_routers(self.model):
-            raise ValueError(
+            raise UnsupportedModel(
                 "learner.router_aux_coefficient is for mixtures of experts whose routers transformers gives out, and "
                 f"{self.model.config.model_type} is none: set it to 0"
             )

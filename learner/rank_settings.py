@@ -12,6 +12,18 @@ from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings, 
 
 
 @dataclass(frozen=True, slots=True)
+class RankPlace:
+    """Locates one rank in its group. The process must see one device: Ray sets CUDA_VISIBLE_DEVICES."""
+
+    rank: int
+    world_size: int
+    master_addr: str
+    master_port: int
+    cuda: bool
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class RankSettings:
     """Holds what one learner rank is started with: a run's sections, and what follows from several of them."""
 
@@ -27,6 +39,7 @@ class RankSettings:
     total_steps: int
     seed: int
     bucket_bytes: int
+    shared_memory: bool = True  # with engines on rank 0's host
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ learner/rank_settings.py.
 from __future__ import annotations
 
 import math
-from pathlib import Path
+import os
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -20,7 +20,8 @@ Mode = Literal["fp32", "bf16", "fp16", "bf16-fp32head"]
 # What a mode means for the trainer's and the engine's weights and arithmetic; bf16-fp32head is bf16 but for the LM head's product.
 BODY: dict[Mode, TrainerPrecision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "bf16-fp32head": "bf16"}
 Estimator = Literal["k1", "k2", "k3"]
-ModelPath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser()) if path.startswith("~") else path)]
+# expanduser of os.path leaves the "~" of an unknown user, where Path's raises.
+ModelPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Settings(BaseModel):
@@ -64,16 +65,45 @@ class PrecisionSettings(Settings):
 # --- section learner: one class for each reader, composed flat -----------------------------------------------------------------
 
 
+# What a micro-batch costs beside its slots, in slots. On a CPU 13 to 16 ms at 0.17 ms a slot were measured, forward and backward,
+# with the model of tests/benchmarks/learner.py, one thread and rows of 32 and 64 tokens; larger models have more of the second.
+# On a GPU it is an estimate, not measured: some thirty layers whose kernels take 40 ms to launch, beside 40 us a slot of a model
+# of 1.5 billion parameters.
+CPU_OVERHEAD, GPU_OVERHEAD = 80, 1000
+
+
 class BatchPlan(Settings):
     """Divides a batch into updates, ranks and micro-batches. None of these but `updates` and `epochs` changes the training."""
 
-    ranks: int = Field(default=1, ge=1)
+    ranks: int = Field(default=1, ge=1, le=10_000)
     updates: int = Field(default=1, ge=1)  # optimiser steps per pass over the batch
     epochs: int = Field(default=1, ge=1)  # passes over the batch; each pass is `updates` steps
     micro_batch_tokens: int = Field(default=8192, ge=1)
     # Share of the responses on which the effect of an iteration's steps on entropy is predicted and measured; 0: neither.
     ledger_share: float = Field(default=0.125, ge=0, le=1)
     packing: bool = False  # several trajectories one after the other in a row, instead of padded rows
+    gpus: float = Field(default=0, ge=0)
+
+    def slow(self) -> list[str]:
+        """Returns a sentence for every setting here with which a CPU takes over 1.3 times as long as with the default."""
+        said: list[str] = []
+        if not self.gpus and self.micro_batch_tokens * 0.3 < self.overhead_slots:
+            said.append(
+                f"learner.micro_batch_tokens={self.micro_batch_tokens} is slow: a micro-batch costs as much as "
+                f"{self.overhead_slots} token slots beside its own, and the default of 8,192 makes few of them"
+            )
+        # Of the responses followed 3 parts for a gradient and 1 for the entropies after it; of all 1 part to measure, 3 to train.
+        if (share := self.ledger_share) > 0.46:
+            more = 4 * (1 + share) / (4 * (1 + 0.125)) - 1
+            said.append(
+                f"learner.ledger_share={share:g} is slow: it takes about {more:.0%} more time to train than the default of 0.125"
+            )
+        return said
+
+    @property
+    def overhead_slots(self) -> int:
+        """Returns how many more slots cost what another micro-batch costs: learner/microbatches/partition.py."""
+        return GPU_OVERHEAD if self.gpus else CPU_OVERHEAD
 
 
 class EngineSettings(Settings):
@@ -109,9 +139,12 @@ class LearnerSettings(BatchPlan, EngineSettings, ScheduleSettings):
     # has: routers that pretraining balanced are mostly left alone in RL.
     router_aux_coefficient: float = Field(default=0.0, ge=0)
     cpus: float = Field(default=1, gt=0)
-    gpus: float = Field(default=0, ge=0)
-    threads: int = Field(default=0, ge=0)  # torch threads of a rank on CPU; 0: torch's own choice
-    timeout_s: float = Field(default=1800, gt=0)
+    # torch threads of a rank on CPU; None: the CPUs of learner and generators together, which do not work at once
+    threads: int | None = Field(default=None, ge=0)  # 0, as older runs have it, is None
+    timeout_s: float = Field(default=600, gt=0)  # of a rank, with work and without progress
+    restarts: int = Field(
+        default=3, ge=0
+    )  # times that a group which lost a rank is built anew from the last checkpoint
 
 
 # --- section objective ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,18 @@ Aggregation = Literal["token", "sequence", "constant"]  # see learner/objective.
 SignalOf = Literal["reward", "verdict", "correct"]  # see learner/batching.py:informative
 
 
+class UnsupportedModel(ValueError):
+    """Reports a model that cannot be trained here, or not with these settings."""
+
+
+class UnsupportedPrecision(ValueError):
+    """Reports a device that cannot train in the precision asked for."""
+
+
+class NonFiniteError(RuntimeError):
+    """Reports a loss or gradient that is not a number. The update that made it was not published."""
+
+
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     """Holds one forward pass of one rank.
@@ -43,6 +55,7 @@ class MicroBatch:
     last: NDArray[np.bool_]  # [N] the last of them
     correct: NDArray[np.bool_]  # [N] the trajectory was scored correct
     env: NDArray[np.int16]  # [N] index into RankBatch.envs
+    version: NDArray[np.int32]  # [N] policy version of the oldest token of its turn
 
     @property
     def action_tokens(self) -> int:
@@ -66,6 +79,9 @@ class RankBatch:
     ledger: tuple[MicroBatch, ...] = ()
     # By how many optimiser steps the learning rate's schedule goes on where fewer are taken: those of a full batch.
     steps: int = 0
+    # The policy version that is trained, and by how many that of a token may be behind it; 0: it is the same one.
+    version: int = 0
+    staleness: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,3 +181,24 @@ class Observed:
 
 
 StepMetrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCheck:
+    """Holds log-probs at temperature 1 of tokens 1.. of the same sequences, computed in several ways.
+
+    alone    as trained, one sequence in a micro-batch
+    padded   as trained, all sequences in a micro-batch of rows padded on the right
+    packed   as trained, one behind the other in a row; None where learner.packing is off
+    head     one sequence a forward, the head's product in float32 whatever the precision
+    plain    log_softmax of `model(input_ids).logits`, the head's product in float32 as well
+
+    head and plain share hidden states and the head's weights: they differ by what follows the product, and by rounding in
+    float32. All others differ by the rounding of the run's precision.
+    """
+
+    alone: list[list[float]]
+    padded: list[list[float]]
+    packed: list[list[float]] | None
+    head: list[list[float]]
+    plain: list[list[float]]

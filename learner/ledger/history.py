@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from learner.ledger.states import chosen_power, state_metrics, suffix
 from learner.ledger.tally import Tally
 from learner.types import Observed, StepMetrics
 
@@ -17,7 +18,7 @@ GAP_PERCENTS = (50.0, 99.0, 99.9)
 class Part:
     """Holds sums over the tokens of some environments."""
 
-    tokens: float
+    tokens: float  # or, as the entropies, sums of the states' weights: learner/ledger/states.py
     entropy: float
     ok_tokens: float  # of correct responses
     ok_entropy: float
@@ -38,6 +39,7 @@ class LedgerRow:
     updates: int  # updates in one pass over the batch; the loss weights of each sum to 1
     metrics: StepMetrics
     step: float = math.nan  # what the iteration before did to entropy: see Observed.step
+    correction: float = 0.0  # power of the weights of states that older policies reached: learner/ledger/states.py
 
     def observed(self, envs: Sequence[str], over: str) -> Observed:
         """Returns what a controller of these environments sees; over: "all" or "successful" responses."""
@@ -109,7 +111,8 @@ def ledger_row(tally: Tally, updates: int, envs: tuple[str, ...]) -> LedgerRow:
 
     tally: of `tally_policy`, reduced over ranks; updates: updates of one pass over the batch.
     """
-    parts = {e: Part(*(tally.sums[f"{n}/{e}"] for n in Part.__dataclass_fields__)) for e in envs}
+    power = chosen_power(tally)
+    parts = {e: _part(tally, e, power) for e in envs}
     bare = LedgerRow(parts, updates, {})
     correct = bare.observed(envs, "successful")
     failed = (
@@ -117,12 +120,21 @@ def ledger_row(tally: Tally, updates: int, envs: tuple[str, ...]) -> LedgerRow:
         sum(p.entropy - p.ok_entropy for p in parts.values()),
     )
     metrics = {"entropy/exact": bare.observed(envs, "all").entropy, **policy_metrics(tally)}
+    as_they_are = LedgerRow({e: _part(tally, e, 0.0) for e in envs}, updates, {})
+    metrics |= state_metrics(tally, power, as_they_are.observed(envs, "all").entropy)
     if math.isfinite(correct.entropy):
         metrics["entropy/successful"] = correct.entropy
     if failed[0]:
         metrics["entropy/failed"] = failed[1] / failed[0]
     metrics |= {f"entropy/{name}": p.entropy / p.tokens for name, p in parts.items() if p.tokens}
-    return LedgerRow(parts, updates, metrics)
+    return LedgerRow(parts, updates, metrics, correction=power)
+
+
+def _part(tally: Tally, env: str, power: float) -> Part:
+    """Returns an environment's sums, those over states weighted at `power`."""
+    weighted = ("tokens", "entropy", "ok_tokens", "ok_entropy")
+    names = (n + suffix(power) if n in weighted else n for n in Part.__dataclass_fields__)
+    return Part(*(tally.sums[f"{n}/{env}"] for n in names))
 
 
 class Regression:

@@ -11,8 +11,9 @@ token's weight in the loss (1 / tokens for aggregation "token") and eta the sum 
 This is of a policy whose logits are its parameters, under plain gradient steps: it divides the push among tokens, and between
 advantages and control, and its scale is not a network's. What an optimiser's step does to a network: learner/ledger/step_effect.py.
 
-Entropy, and the gap to the engine, are over every fresh response. Advantages, covariance and predicted changes are of the
-responses that are trained on: what dynamic sampling drops is measured and has no weight."""
+Entropy, and the gap to the engine, are over every fresh response; states.py has what older policies sampled. Advantages,
+covariance and predicted changes are of the responses that are trained on: what dynamic sampling drops is measured and has no
+weight."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from learner.ledger.states import States, tally_states
 from learner.ledger.tally import Tally
 from learner.types import Shaping, TokenStats
 
@@ -41,6 +43,7 @@ class Fresh:
     reference_logp: Tensor | None = None
     importance: Tensor | None = None  # what the surrogate is multiplied by; None: 1
     pull: Tensor | None = None  # of the KL to the reference, as an advantage; None: 0
+    states: States | None = None  # how older policies reached the tokens' states; None: the present one did
 
 
 def planned_dh(fresh: Fresh, shaping: Shaping) -> Tensor:
@@ -80,11 +83,16 @@ def tally_policy(
     member = (s.env == torch.arange(len(envs), device=s.env.device)[:, None]).double()
     learnt = (w > 0).double()
     advantages = learnt * s.advantages.double()
-    for key, value in (
+    of_states = (
         ("tokens", torch.ones_like(w)),
         ("entropy", s.entropy),
         ("ok_tokens", ok),
         ("ok_entropy", ok * s.entropy),
+    )
+    if fresh.states is not None:
+        tally_states(tally, fresh.states, member, envs, of_states)
+    for key, value in (
+        *of_states,
         ("free", w * free),
         ("slope", w * slope),
         ("weight", w),

@@ -22,7 +22,10 @@ from torch import Tensor, nn
 
 from learner.types import MicroBatch
 
-ForwardFn = Callable[[MicroBatch], Tensor]  # a micro-batch -> entropy of its action tokens, float32 [N]
+# A micro-batch -> (log-prob, entropy) of its action tokens, float32 [N] each.
+ForwardFn = Callable[[MicroBatch], tuple[Tensor, Tensor]]
+# A micro-batch and its log-probs -> the weights of its tokens' states [N].
+WeighFn = Callable[[MicroBatch, Tensor], Tensor]
 # Gradients of a mean over many tokens are small: multiplied by this, half precision does not lose them.
 GRADIENT_SCALE = 1024.0
 
@@ -49,16 +52,22 @@ class StepEffect:
         self._parameters = [p for p in parameters if p.requires_grad]
         self._gradient: list[Tensor] = []  # of the mean entropy, this rank's share of each parameter
         self._before: list[Tensor] = []  # of the weights, likewise
+        self._weights: list[Tensor] = []  # of the tokens' states, by micro-batch
         self._entropy = 0.0
 
-    def begin(self, micros: Sequence[MicroBatch], forward: ForwardFn) -> float:
-        """Takes the gradient of the mean entropy and remembers the weights. Returns that entropy, nats per token."""
+    def begin(self, micros: Sequence[MicroBatch], forward: ForwardFn, weigh: WeighFn | None = None) -> float:
+        """Takes the gradient of the mean entropy and remembers the weights. Returns that entropy, nats per token.
+
+        weigh: counts states that older policies reached as often as the present one reaches them; None: it did."""
         total = torch.zeros(2, dtype=torch.float64)
         gradient: list[Tensor | None] = [None] * len(self._parameters)
         for micro in micros:
-            entropy = forward(micro)
+            logp, entropy = forward(micro)
+            if weigh is not None:
+                self._weights.append(weigh(micro, logp.detach()).to(entropy.dtype))
+                entropy = entropy * self._weights[-1]
             total[0] += float(entropy.detach().sum(dtype=torch.float64))
-            total[1] += len(entropy)
+            total[1] += len(entropy) if weigh is None else float(self._weights[-1].sum(dtype=torch.float64))
             # With allow_unused a parameter that entropy does not depend on has None, which torch's annotation leaves out.
             parts = torch.autograd.grad(GRADIENT_SCALE * entropy.sum(), self._parameters, allow_unused=True)
             for i, part in enumerate(cast("Sequence[Tensor | None]", parts)):
@@ -83,10 +92,11 @@ class StepEffect:
             total[2] += float((gradient.double() * step.double()).sum())
         self._gradient, self._before = [], []
         with torch.no_grad():
-            for micro in micros:
-                entropy = forward(micro)
-                total[0] += float(entropy.sum(dtype=torch.float64))
-                total[1] += len(entropy)
+            for i, micro in enumerate(micros):
+                _, entropy = forward(micro)
+                weight = self._weights[i] if self._weights else torch.ones_like(entropy)
+                total[0] += float((weight * entropy).sum(dtype=torch.float64))
+                total[1] += float(weight.sum(dtype=torch.float64))
         total = self._engine.all_reduce(total, "sum")
         return float(total[2]), float(total[0]) / max(1.0, float(total[1])) - self._entropy
 

@@ -1,0 +1,6 @@
+"""Decides what is computed together, and computes it without padding (torch, pure but for the packed attention).
+
+partition.py         pure: rows sorted by length -> micro-batches of the least cost
+draws.py             pure: a random number that belongs to a token
+packed_attention.py  attention of trajectories packed into a row, each by itself, without a mask
+"""
