@@ -5,14 +5,15 @@
     any   --forget, for another run's weights--> STALE, and versions start over
 
 A generator that was just made or replaced is STALE: it has some weights, but they have not been confirmed as the current
-ones. Thread-safety is the engine's; the methods here belong to one event loop.
+ones. What is asked while weights are on their way, or after a transfer that failed, waits for them: rollouts go on beside the
+learner, so that a turn may begin at any moment. Thread-safety is the engine's; the methods here belong to one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 
 from actors.inference import Completion, EngineStats, InferenceEngine, Request
@@ -50,6 +51,8 @@ class Generator:
         self.required = required
         self._engine = engine
         self._version: int | None = None
+        self._awaited = False  # whether weights are on their way, or are sent again after a transfer that failed
+        self._changed = asyncio.Event()  # set whenever the two above change
 
     @property
     def version(self) -> int | None:
@@ -64,9 +67,34 @@ class Generator:
         """Makes `version` the current one; a generator that holds an older one stops serving."""
         self.required = max(self.required, version)
 
+    @property
+    def done(self) -> int:
+        """Returns a count of what the engine has done: it grows as long as work makes progress."""
+        stats = self._engine.stats()
+        return stats.steps + stats.responses + stats.updates
+
     def forget(self) -> None:
-        """Starts over for another run, with versions of its own: serves nothing until its first weights are here."""
+        """Starts over with versions of another count: ends what is under way, and serves nothing until its next weights."""
         self._version, self.required = None, 0
+        self._expect(False)
+        self._engine.abort()
+
+    def _expect(self, awaited: bool) -> None:
+        self._awaited = awaited
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _current(self) -> None:
+        """Returns once the current weights are there. Raises StaleGenerator where none are on their way."""
+        while self.stale:
+            if not self._awaited:
+                raise StaleGenerator(self.name, self._version, self.required)
+            # Ended by a transfer, `forget`, `close`, or the health monitor, which gives up who is busy without progress.
+            await self._changed.wait()
+
+    async def abort(self, ids: Collection[str]) -> None:
+        """Ends responses that nobody waits for any more, by the ids of their requests."""
+        await asyncio.to_thread(self._engine.abort, ids)
 
     def mark_current(self, version: int) -> None:
         """Confirms that the weights the engine was built with are `version` (0 at the start of a run); else ValueError."""
@@ -79,30 +107,28 @@ class Generator:
     async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         """Submits all requests at once and yields completions as they finish, those that finished together in one list.
 
-        Raises StaleGenerator before anything is submitted, ValueError for a request that cannot be served, and
-        whatever ended the engine if it dies meanwhile.
+        Raises StaleGenerator before anything is submitted, ValueError for a request that cannot be served, and, after all others
+        were answered, what ended the engine or a request in it.
         """
-        if self.stale:
-            raise StaleGenerator(self.name, self._version, self.required)
+        await self._current()
         if not requests:
             return
         mailbox = _Mailbox(asyncio.get_running_loop())
         self._engine.submit(requests, mailbox.put)
-        left = len(requests)
+        left, failed = len(requests), None
         while left:
             done = await mailbox.take()
             finished = [item for item in done if isinstance(item, Completion)]
+            failed = failed or next((item for item in done if isinstance(item, BaseException)), None)
             left -= len(done)
             if finished:
                 yield finished
-            for item in done:
-                if isinstance(item, BaseException):
-                    raise item
+        if failed is not None:
+            raise failed
 
     async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Returns log-probs at temperature 1 of tokens 1.. of each sequence; StaleGenerator without the current weights."""
-        if self.stale:
-            raise StaleGenerator(self.name, self._version, self.required)
+        await self._current()
         return await asyncio.to_thread(self._engine.sequence_logprobs, sequences)
 
     async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
@@ -113,8 +139,10 @@ class Generator:
         """Loads one version and returns the checksum. STALE while it runs, and afterwards if it fails."""
         self._version = None
         self.require(manifest.version)
+        self._expect(True)
         checksum = await asyncio.to_thread(self._engine.receive_weights, manifest, timeout_s)
         self._version = manifest.version
+        self._expect(False)
         return checksum
 
     def stats(self) -> GeneratorStats:
@@ -123,6 +151,7 @@ class Generator:
     def close(self) -> None:
         """Stops serving and frees the engine."""
         self._version = None
+        self._expect(False)
         self._engine.close()
 
 

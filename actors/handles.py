@@ -1,148 +1,191 @@
 """Provides typed handles to the actors: one method for each remote call, each wait bounded.
 
-A handle turns what Ray raises into our own errors: the death of a process becomes MemberDied, an error raised inside a method
-comes out as itself.
+A wait is bounded by a time of its own, or by the progress of the actor: `health/monitor.py` gives up one that makes none, and every
+call of it raises MemberDied.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ray.actor import ActorProxy
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from actors.inference import Completion, EngineDead, Request
-from actors.pool import MemberDied
-from actors.remote import GeneratorActor, LearnerActor, RewardModelActor, VerifierActor
+from actors.health.lifeline import LearnerDied, Lifeline, MemberDied
+from actors.health.stacks import Whereabouts
+from actors.inference import Completion, Request
+from actors.remote import BaseActor, GeneratorActor, LearnerActor, RewardModelActor, VerifierActor
 from actors.verifier import EnvSpec, ScoreRequest
 from envs.types import Observation, Verdict
+from learner.tracing.spans import Recorded
 from learner.weights.protocol import Rendezvous, WeightManifest
 
 if TYPE_CHECKING:
     from actors.generator import GeneratorStats
-    from learner.deepspeed_engine import RankPlace
-    from learner.model_check import ModelCheck
-    from learner.rank_settings import LearnerStage, RankSettings
-    from learner.types import RankBatch, StepMetrics
+    from learner.rank_settings import LearnerStage, RankPlace, RankSettings
+    from learner.types import ModelCheck, RankBatch, StepMetrics
 
 T = TypeVar("T")
 
-# A member's own time-out names the phase it was in; the caller waits a little longer to hear it.
-GRACE_S = 15.0
+
+class RemoteMember:
+    """Calls what every actor has. Not built by itself: a subclass knows the actor's own methods."""
+
+    def __init__(self, name: str, actor: ActorProxy[Any]) -> None:
+        self.name = name
+        self.whereabouts: Whereabouts | None = None  # once it has answered
+        self._line = Lifeline(name)
+        self._any: ActorProxy[BaseActor] = actor
+
+    @property
+    def busy(self) -> bool:
+        """Returns whether calls are under way that have to make progress."""
+        return self._line.work > 0
+
+    def give_up(self, death: MemberDied) -> None:
+        """Ends every call under way, and every later one, with `death`."""
+        self._line.cut(death)
+
+    async def ready(self, timeout_s: float) -> None:
+        """Returns once the actor was built. Raises MemberDied."""
+        self.whereabouts = await self._line.answer(self._any.ready.remote(), timeout_s, "cluster.start_timeout_s")
+
+    async def beat(self) -> int:
+        """Returns a count of what the actor has done so far; waits until it is given up. Raises MemberDied."""
+        return await self._line.answer(self._any.beat.remote(), None)
+
+    async def stacks(self) -> str:
+        """Returns the stack of every thread of the actor's process; who asks bounds the wait. Raises MemberDied."""
+        return await self._line.answer(self._any.stacks.remote(), None)
+
+    async def spans(self) -> Recorded:
+        """Returns what the actor recorded since the last call; who asks bounds the wait. Raises MemberDied."""
+        return await self._line.answer(self._any.spans.remote(), None)
 
 
-async def answer(name: str, reference: Awaitable[T], timeout_s: float) -> T:
-    """Waits for a call of one member. Raises MemberDied when its process, or the engine in it, is gone or the time is up."""
-    try:
-        return await asyncio.wait_for(reference, timeout_s)
-    except TimeoutError:
-        raise MemberDied(name, f"no answer within {timeout_s:g} s") from None
-    except (RayActorError, ObjectLostError) as error:
-        raise MemberDied(name, str(error).strip().splitlines()[-1]) from error
-    except RayTaskError as error:
-        if isinstance(error.cause, EngineDead):
-            raise MemberDied(name, str(error.cause)) from error
-        if isinstance(error.cause, Exception):
-            raise error.cause from error
-        raise
-
-
-class RemoteGenerator:
-    """Calls one generator: a GeneratorMember of a pool, and the weight calls. `timeout_s` bounds each call without its own."""
+class RemoteGenerator(RemoteMember):
+    """Calls one generator: a GeneratorMember of a pool, and the weight calls."""
 
     def __init__(self, name: str, actor: ActorProxy[GeneratorActor], timeout_s: float) -> None:
-        self.name, self.timeout_s = name, timeout_s
+        """timeout_s: of a short call without a limit of its own."""
+        super().__init__(name, actor)
+        self.timeout_s = timeout_s
         self._actor = actor
-
-    async def ready(self, timeout_s: float) -> None:
-        await answer(self.name, self._actor.ready.remote(), timeout_s)
 
     async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
-        """Yields completions as they finish; `timeout_s` bounds the whole batch. Raises MemberDied."""
-        deadline = asyncio.get_running_loop().time() + self.timeout_s
+        """Yields completions as they finish, for as long as the engine makes progress. Raises MemberDied."""
         # Ray's types have no streaming calls: what it returns for one yields a reference for each item.
         stream = cast("AsyncIterator[Awaitable[list[Completion]]]", self._actor.stream.remote(requests))
-        while True:
-            left = max(0.0, deadline - asyncio.get_running_loop().time())
-            try:
-                reference = await asyncio.wait_for(anext(stream), left)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise MemberDied(self.name, f"a batch of responses took longer than {self.timeout_s:g} s") from None
-            except RayActorError as error:
-                raise MemberDied(self.name, str(error).strip().splitlines()[-1]) from error
-            yield await answer(self.name, reference, max(1.0, left))
+        with self._line.working():
+            while True:
+                reference = await self._line.answer(_next(stream), None)
+                if reference is None:
+                    return
+                yield await self._line.answer(reference, None)
 
     async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return await answer(self.name, self._actor.sequence_logprobs.remote(sequences), self.timeout_s)
+        """Returns log-probs at temperature 1 of tokens 1.. of each sequence."""
+        with self._line.working():
+            return await self._line.answer(self._actor.sequence_logprobs.remote(sequences), None)
 
     async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
-        await answer(self.name, self._actor.connect_weights.remote(rendezvous, timeout_s), timeout_s + GRACE_S)
+        """Joins the weight group. Who waits for all of its members bounds the wait, as in `receive_weights`."""
+        await self._line.answer(self._actor.connect_weights.remote(rendezvous, timeout_s), None)
 
     async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
-        return await answer(self.name, self._actor.receive_weights.remote(manifest, timeout_s), timeout_s + GRACE_S)
+        """Loads one version; returns the checksum of what came. timeout_s: of each wait for the learner."""
+        return await self._line.answer(self._actor.receive_weights.remote(manifest, timeout_s), None)
+
+    async def abort(self, ids: Collection[str]) -> None:
+        """Ends responses that nobody waits for any more. Raises MemberDied."""
+        await self._line.answer(self._actor.abort.remote(ids), self.timeout_s)
 
     async def mark_current(self, version: int, timeout_s: float) -> None:
-        await answer(self.name, self._actor.mark_current.remote(version), timeout_s)
+        await self._line.answer(self._actor.mark_current.remote(version), timeout_s)
 
     async def forget(self, timeout_s: float) -> None:
-        await answer(self.name, self._actor.forget.remote(), timeout_s)
+        """Ends what is under way; the generator serves nothing until its next weights, of whatever version."""
+        await self._line.answer(self._actor.forget.remote(), timeout_s)
 
     async def stats(self) -> GeneratorStats:
-        return await answer(self.name, self._actor.stats.remote(), self.timeout_s)
+        return await self._line.answer(self._actor.stats.remote(), self.timeout_s)
 
 
-class RemoteVerifier:
-    """Calls one verifier: a VerifierMember of a pool. `timeout_s` bounds the scoring of one response."""
+async def _next(stream: AsyncIterator[Awaitable[T]]) -> Awaitable[T] | None:
+    """Returns the next item of a stream, or None at its end: StopAsyncIteration cannot leave a task."""
+    return await anext(stream, None)
 
-    def __init__(self, name: str, actor: ActorProxy[VerifierActor], timeout_s: float) -> None:
-        self.name, self.timeout_s = name, timeout_s
+
+class RemoteVerifier(RemoteMember):
+    """Calls one verifier: a VerifierMember of a pool."""
+
+    def __init__(self, name: str, actor: ActorProxy[VerifierActor]) -> None:
+        super().__init__(name, actor)
         self._actor = actor
-
-    async def ready(self, timeout_s: float) -> None:
-        await answer(self.name, self._actor.ready.remote(), timeout_s)
 
     async def prepare(self, timeout_s: float) -> str | None:
         """Returns what keeps an environment from being built on the verifier's node, or None."""
-        return await answer(self.name, self._actor.prepare.remote(), timeout_s)
+        return await self._line.answer(self._actor.prepare.remote(), timeout_s, "cluster.start_timeout_s")
 
     async def configure(self, specs: Sequence[EnvSpec], timeout_s: float) -> None:
-        await answer(self.name, self._actor.configure.remote(specs), timeout_s)
+        await self._line.answer(self._actor.configure.remote(specs), timeout_s, "cluster.start_timeout_s")
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
         """Returns one answer a request."""
-        # At worst every response takes its limit twice, in a joint call and then alone, and the subprocess has to start.
-        limit = 600.0 + 2 * self.timeout_s * len(requests)
-        return await answer(self.name, self._actor.score.remote(requests), limit)
+        with self._line.working():
+            return await self._line.answer(self._actor.score.remote(requests), None)
 
 
-class RemoteRewardModel:
-    """Calls one reward model, which is asked as a verifier is. `timeout_s` bounds one message."""
+class RemoteRewardModel(RemoteMember):
+    """Calls one reward model, which is asked as a verifier is."""
 
-    def __init__(self, name: str, actor: ActorProxy[RewardModelActor], timeout_s: float) -> None:
-        self.name, self.timeout_s = name, timeout_s
+    def __init__(self, name: str, actor: ActorProxy[RewardModelActor]) -> None:
+        super().__init__(name, actor)
         self._actor = actor
 
-    async def ready(self, timeout_s: float) -> None:
-        await answer(self.name, self._actor.ready.remote(), timeout_s)
-
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
-        return await answer(self.name, self._actor.score.remote(requests), self.timeout_s)
+        with self._line.working():
+            return await self._line.answer(self._actor.score.remote(requests), None)
+
+
+class RemoteRank(RemoteMember):
+    """Calls what every actor has, of one rank of the learner."""
+
+    def __init__(self, name: str, actor: ActorProxy[LearnerActor]) -> None:
+        super().__init__(name, actor)
+        self.line = self._line = Lifeline(name, LearnerDied)
 
 
 class RemoteLearner:
     """Calls every rank of the learner group, or rank 0 where a call is not a collective.
 
-    The first error of a collective call ends the wait for the other ranks. `timeout_s` bounds each call without its own.
+    The first error of a collective call ends the wait for the other ranks. A rank that dies is LearnerDied: a group cannot go on
+    without one of its ranks.
     """
 
-    def __init__(self, actors: Sequence[ActorProxy[LearnerActor]], timeout_s: float) -> None:
+    def __init__(self, actors: Sequence[ActorProxy[LearnerActor]], names: Sequence[str], timeout_s: float) -> None:
+        """timeout_s: of a call that trains nothing."""
         self.timeout_s = timeout_s
         self._actors = list(actors)
+        self.updated = False  # whether the weights were trained since the last transfer; who transfers them says so
+        self.ranks = [RemoteRank(name, actor) for name, actor in zip(names, actors, strict=True)]
+
+    @property
+    def lost(self) -> bool:
+        """Returns whether a rank is gone, and with it the group."""
+        return any(rank.line.death is not None for rank in self.ranks)
+
+    def give_up(self, death: MemberDied) -> None:
+        """Ends every call of every rank with the death of one."""
+        for rank in self.ranks:
+            rank.give_up(LearnerDied(death.name, death.detail))
+
+    async def ready(self, timeout_s: float) -> None:
+        """Returns once every process was built."""
+        await asyncio.gather(*(rank.ready(timeout_s) for rank in self.ranks))
 
     async def address(self, timeout_s: float) -> tuple[str, int]:
         """Returns the address of rank 0's node and a port that is free on it."""
@@ -154,6 +197,7 @@ class RemoteLearner:
 
     async def train(self, batches: Sequence[RankBatch]) -> StepMetrics:
         """Runs one iteration on one batch per rank; returns its metrics, which are the same on every rank."""
+        self.updated = True
         return (await self._all([a.train.remote(b) for a, b in zip(self._actors, batches, strict=True)]))[0]
 
     async def measure_start(self, batches: Sequence[RankBatch]) -> StepMetrics:
@@ -196,20 +240,29 @@ class RemoteLearner:
         """Opens rank 0's channel to the generators; it waits for them up to `timeout_s`."""
         await self._rank_0(self._actors[0].connect_weights.remote(rendezvous, timeout_s), timeout_s * 2)
 
+    async def absent(self, generator: str) -> None:
+        """Ends the wait of a transfer under way, which the learner takes part in, for a generator that is gone."""
+        await self._rank_0(self._actors[0].give_up.remote(generator))
+
     async def manifest(self, version: int, timeout_s: float) -> WeightManifest:
         return await self._rank_0(self._actors[0].manifest.remote(version), timeout_s)
 
-    async def publish(self, manifest: WeightManifest, timeout_s: float) -> int:
-        """Broadcasts the weights, a collective; returns the checksum of what rank 0 sent."""
-        checksum, *_ = await self._all([a.publish.remote(manifest) for a in self._actors], timeout_s)
+    async def publish(self, manifest: WeightManifest) -> int:
+        """Broadcasts the weights, a collective; returns the checksum of what rank 0 sent. Progress bounds the wait."""
+        checksum, *_ = await self._all([a.publish.remote(manifest) for a in self._actors])
         if checksum is None:
             raise RuntimeError("learner rank 0 has no channel to the generators: connect_weights comes before publish")
         return checksum
 
     async def _all(self, calls: Sequence[Awaitable[T]], timeout_s: float | None = None) -> list[T]:
-        """Waits for one call per rank; their answers in rank order."""
-        limit = self.timeout_s if timeout_s is None else timeout_s
-        return list(await asyncio.gather(*(answer(f"learner rank {r}", c, limit) for r, c in enumerate(calls))))
+        """Waits for one call per rank; their answers in rank order. Without a time the ranks' progress bounds the wait."""
+
+        async def one(rank: RemoteRank, call: Awaitable[T]) -> T:
+            # Each by itself: who has ended its part makes no more progress, and is not to blame for the slowest.
+            with rank.line.working() if timeout_s is None else contextlib.nullcontext():
+                return await rank.line.answer(call, timeout_s)
+
+        return await asyncio.gather(*(one(rank, call) for rank, call in zip(self.ranks, calls, strict=True)))
 
     async def _rank_0(self, call: Awaitable[T], timeout_s: float | None = None) -> T:
-        return await answer("learner rank 0", call, self.timeout_s if timeout_s is None else timeout_s)
+        return await self.ranks[0].line.answer(call, self.timeout_s if timeout_s is None else timeout_s)

@@ -6,7 +6,7 @@ vLLM is one implementation (actors/vllm_engine.py), tests have a fake.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -47,6 +47,8 @@ class Completion:
 
 
 GenerateFn = Callable[[Sequence[Request]], Awaitable[list[Completion]]]  # completions in the order of the requests
+# Begins all of them at once, on one generator, and returns one wait for each, in order.
+BeginFn = Callable[[Sequence[Request]], Sequence[Awaitable[Completion]]]
 
 
 def response_seed(seed: int, *where: object) -> int:
@@ -67,11 +69,24 @@ class EngineStats:
     responses: int = 0
     response_tokens: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0  # of prompts, whose keys and values were there already
     updates: int = 0  # weight transfers
 
 
 class EngineDead(RuntimeError):
     """Says that the engine has ended, by `close` or by the error in the message: it serves nothing any more."""
+
+
+class ResponseFailed(RuntimeError):
+    """Answers a request that the engine ended for a reason of its own: it can be asked again."""
+
+
+class Aborted(RuntimeError):
+    """Answers a request that was ended because nobody waits for it."""
+
+
+class PoolEmpty(RuntimeError):
+    """Says that no member is left and none will come, and why."""
 
 
 class InferenceEngine(Protocol):
@@ -94,6 +109,10 @@ class InferenceEngine(Protocol):
 
     def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
         """Receives one version, loads it, drops cached prefixes and returns the checksum. Nothing is served meanwhile."""
+        ...
+
+    def abort(self, ids: Collection[str] | None = None) -> None:
+        """Ends the responses of these request ids, without ids everything under way; each is answered with Aborted."""
         ...
 
     def stats(self) -> EngineStats: ...

@@ -9,42 +9,79 @@ actors/handles.py has what the rest of the program calls; what an actor is built
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray.util import get_node_ip_address
 
+from actors.health.stacks import Whereabouts, answer_signal, here, stacks
 from actors.inference import Completion, EngineDead, InferenceEngine, Request
 from actors.settings import RewardModelSettings, VLLMSettings, cpu_threads
 from actors.verifier import EnvSpec, ScoreRequest, Verifier
 from envs.isolation.killable import KillableError
 from envs.types import Observation, Verdict
+from learner.tracing import spans
+from learner.tracing.spans import Recorded, span
 from learner.weights.protocol import Rendezvous, WeightManifest
 
 if TYPE_CHECKING:
     from actors.generator import GeneratorStats
-    from learner.deepspeed_engine import RankPlace
     from learner.learner import Learner
-    from learner.model_check import ModelCheck
-    from learner.rank_settings import LearnerStage, RankSettings
-    from learner.types import RankBatch, StepMetrics
+    from learner.rank_settings import LearnerStage, RankPlace, RankSettings
+    from learner.types import ModelCheck, RankBatch, StepMetrics
+
+
+HEALTH = "health"  # the concurrency group of what is answered beside the work
 
 
 class BaseActor:
     """Declares what every kind of actor has."""
 
     @ray.method
-    def ready(self) -> bool:
-        """Returns True once the actor was built, or raises what keeps it from working."""
-        return True
+    def ready(self) -> Whereabouts:
+        """Returns where the actor is, once it was built, or raises what keeps it from working."""
+        answer_signal()
+        return here()
 
     @ray.method
     def close(self) -> None:
         """Ends what the actor holds outside its process."""
+
+    # In a thread of their own (actor_slots.py), so that they are answered while the actor works.
+
+    @ray.method(concurrency_group=HEALTH)
+    def beat(self) -> int:
+        """Returns a count of what the actor has done so far: it grows as long as work makes progress."""
+        return self._done()
+
+    @ray.method(concurrency_group=HEALTH)
+    def stacks(self) -> str:
+        """Returns the stack of every thread of this process."""
+        return stacks()
+
+    @ray.method(concurrency_group=HEALTH)
+    def spans(self) -> Recorded:
+        """Returns what this process recorded since the last call (learner/tracing)."""
+        return spans.take()
+
+    def _done(self) -> int:
+        return 0
+
+
+@contextlib.contextmanager
+def _uncollected() -> Generator[None]:
+    """Pauses Python's collector while thousands of modules are imported: it finds nothing there, in a tenth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class GeneratorActor(BaseActor):
@@ -54,18 +91,21 @@ class GeneratorActor(BaseActor):
     """
 
     def __init__(self, factory: Callable[[], InferenceEngine], name: str, required: int | None) -> None:
-        from actors.generator import Generator
+        from actors import generator
 
-        self._generator = Generator(factory(), required or 0, name)
+        with span("load"), _uncollected():
+            engine = factory()
+        self._generator = generator.Generator(engine, required or 0, name)
         if required is None:
             self._generator.mark_current(0)
 
     @ray.method
-    async def ready(self) -> bool:
-        """Returns True. Raises EngineDead when the process lives and its engine does not."""
+    async def ready(self) -> Whereabouts:
+        """Returns where the generator is. Raises EngineDead when the process lives and its engine does not."""
         if not self._generator.stats().engine.alive:
             raise EngineDead("the engine has ended: its log says why")
-        return True
+        answer_signal()
+        return here()
 
     @ray.method(num_returns="streaming")
     async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
@@ -82,7 +122,12 @@ class GeneratorActor(BaseActor):
 
     @ray.method
     async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
-        return await self._generator.receive_weights(manifest, timeout_s)
+        with span("receive weights"):
+            return await self._generator.receive_weights(manifest, timeout_s)
+
+    @ray.method
+    async def abort(self, ids: Collection[str]) -> None:
+        await self._generator.abort(ids)
 
     @ray.method
     async def mark_current(self, version: int) -> None:
@@ -100,6 +145,9 @@ class GeneratorActor(BaseActor):
     async def close(self) -> None:
         self._generator.close()
 
+    def _done(self) -> int:
+        return self._generator.done
+
 
 class VerifierActor(BaseActor):
     """Runs one verifier, whose subprocess has the environments."""
@@ -111,14 +159,16 @@ class VerifierActor(BaseActor):
     def prepare(self) -> str | None:
         """Returns what keeps an environment from being built on this node, or None."""
         try:
-            self._verifier.prepare()
+            with span("load"):
+                self._verifier.prepare()
         except KillableError as error:
             return f"on {get_node_ip_address()}: {error}"
         return None
 
     @ray.method
     def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
-        return self._verifier.score(requests)
+        with span("score"):
+            return self._verifier.score(requests)
 
     @ray.method
     def configure(self, specs: Sequence[EnvSpec]) -> None:
@@ -128,18 +178,26 @@ class VerifierActor(BaseActor):
     def close(self) -> None:
         self._verifier.close()
 
+    def _done(self) -> int:
+        return self._verifier.done
+
 
 class RewardModelActor(BaseActor):
     """Runs one reward model."""
 
     def __init__(self, settings: RewardModelSettings) -> None:
-        from actors.rewards.reward_model import RewardModel
+        with _uncollected():
+            from actors.rewards.reward_model import RewardModel
 
         self._model = RewardModel(settings)
 
     @ray.method
     def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
-        return self._model.score(requests)
+        with span("score"):
+            return self._model.score(requests)
+
+    def _done(self) -> int:
+        return self._model.done
 
 
 class LearnerActor(BaseActor):
@@ -147,6 +205,8 @@ class LearnerActor(BaseActor):
 
     def __init__(self) -> None:
         self._started: Learner | None = None
+        self._listener: socket.socket | None = None  # on rank 0, from `address` to `start`
+        self._gone: set[str] = set()  # generators that a weight transfer no longer waits for; no name comes again
 
     @property
     def _learner(self) -> Learner:
@@ -156,24 +216,31 @@ class LearnerActor(BaseActor):
 
     @ray.method
     def address(self) -> tuple[str, int]:
-        """Returns this node's address and a port that is free on it."""
-        with socket.create_server(("", 0)) as server:
-            return get_node_ip_address(), server.getsockname()[1]
+        """Returns this node's address and a port on it, which is held until `start` opens the group's store on it."""
+        from learner.weights.network import listen
+
+        host = cast("str", get_node_ip_address())
+        self._listener = listen(host)
+        return host, self._listener.getsockname()[1]
 
     @ray.method
     def start(self, settings: RankSettings, placement: RankPlace) -> None:
         """Builds the rank, also for the next run of a warm group: the learner before it is freed, its channel to the
         generators kept."""
-        from learner.learner import Learner
+        with _uncollected():
+            from learner.learner import Learner
 
         publisher = None if self._started is None else self._started.release()
         self._started = None  # before the next is built: both would not fit
-        self._started = Learner(settings, placement)
+        listener, self._listener = self._listener, None
+        with span("load"):
+            self._started = Learner(settings, placement, listener)
         self._started.publisher = publisher
 
     @ray.method
     def train(self, batch: RankBatch) -> StepMetrics:
-        return self._learner.train(batch)
+        with span("train"):
+            return self._learner.train(batch)
 
     @ray.method
     def measure_start(self, batch: RankBatch) -> StepMetrics:
@@ -197,7 +264,8 @@ class LearnerActor(BaseActor):
 
     @ray.method
     def save(self, hf: Path, engine: Path) -> None:
-        self._learner.save(hf, engine)
+        with span("save"):
+            self._learner.save(hf, engine)
 
     @ray.method
     def load(self, engine: Path) -> None:
@@ -217,7 +285,12 @@ class LearnerActor(BaseActor):
 
     @ray.method
     def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
-        self._learner.connect_weights(rendezvous, timeout_s)
+        self._learner.connect_weights(rendezvous, timeout_s, self._gone)
+
+    @ray.method(concurrency_group=HEALTH)
+    def give_up(self, generator: str) -> None:
+        """Ends the wait of a transfer for a generator that is gone."""
+        self._gone.add(generator)
 
     @ray.method
     def manifest(self, version: int) -> WeightManifest:
@@ -225,12 +298,16 @@ class LearnerActor(BaseActor):
 
     @ray.method
     def publish(self, manifest: WeightManifest) -> int | None:
-        return self._learner.publish(manifest)
+        with span("publish"):
+            return self._learner.publish(manifest)
 
     @ray.method
     def close(self) -> None:
         if self._started is not None:
             self._started.close()
+
+    def _done(self) -> int:
+        return 0 if self._started is None else self._started.done
 
 
 def vllm_factory(settings: VLLMSettings) -> Callable[[], InferenceEngine]:

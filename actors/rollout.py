@@ -1,7 +1,8 @@
 """Turns a prompt into a scored group of trajectories, over callables: knows nothing of Ray, vLLM or where anything runs.
 
-Generates the first responses of a group together; then each trajectory alternates `score` and `generate`, and at its end waits for
-`reward` where a reward has terms. The ids of responses are kept as the engine gave them; prompt and observations are rendered.
+Begins the first responses of a group together, on one generator; from then on each trajectory goes its own way: what is sampled is
+judged, and takes its next turn, at once, whatever the others of its group do. At its end it waits for `reward` where a reward has
+terms. The ids of responses are kept as the engine gave them; prompt and observations are rendered.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from actors.inference import Completion, GenerateFn, Request, SamplingParams, response_seed
+from actors.inference import BeginFn, Completion, Request, SamplingParams, response_seed
 from actors.rewards.composite import FinishedTrajectory, ScoreFn
 from actors.settings import SamplingSettings
 from actors.verifier import ScoreRequest
@@ -56,7 +57,7 @@ class ContextFull(ValueError):
 
 async def rollout_group(
     prompt: Prompt,
-    generate: GenerateFn,
+    begin: BeginFn,
     score: ScoreFn,
     codec: Codec,
     settings: RolloutSettings,
@@ -72,11 +73,11 @@ async def rollout_group(
     release  gets the name of every session that ended; `score` sees the end by a verdict alone, not a limit or a cancellation
     """
     began = clock()
-    player = _Player(prompt, generate, score, codec, settings, lambda: clock() - began)
+    player = _Player(prompt, begin, score, codec, settings, lambda: clock() - began)
 
-    async def finish(session: str, completion: Completion) -> Trajectory:
+    async def finish(session: str, first: Awaitable[Completion]) -> Trajectory:
         try:
-            finished = await player.play(session, context, completion)
+            finished = await player.play(session, context, first)
         finally:
             release(session)
         if reward is None:
@@ -85,10 +86,13 @@ async def rollout_group(
 
     context = codec.render(prompt.messages)
     name = f"{stamp}/{prompt.environment}:{prompt.key}"  # two environments of a mixture may share a name
-    first = [_request(f"{name}/{i}", 0, context, settings) for i in range(settings.responses)]
-    completions = await generate(first)
-    tails = [finish(f"{name}/{i}", completion) for i, completion in enumerate(completions)]
-    return Group(prompt, tuple(await asyncio.gather(*tails)))
+    firsts = begin([_request(f"{name}/{i}", 0, context, settings) for i in range(settings.responses)])
+    tasks = [asyncio.ensure_future(finish(f"{name}/{i}", first)) for i, first in enumerate(firsts)]
+    try:
+        return Group(prompt, tuple(await asyncio.gather(*tasks)))
+    finally:
+        for task in tasks:  # after an error the others are of no use
+            task.cancel()
 
 
 def _request(name: str, turn: int, ids: tuple[int, ...], settings: RolloutSettings, sampled: int = 0) -> Request:
@@ -112,14 +116,15 @@ class _Player:
     """Plays the trajectories of one prompt. elapsed: seconds since its rollout began."""
 
     prompt: Prompt
-    generate: GenerateFn
+    begin: BeginFn
     score: ScoreFn
     codec: Codec
     settings: RolloutSettings
     elapsed: Callable[[], float]
 
-    async def play(self, name: str, context: tuple[int, ...], completion: Completion) -> FinishedTrajectory:
-        """Plays one trajectory from its first completion, which followed `context`, to its verdict."""
+    async def play(self, name: str, context: tuple[int, ...], first: Awaitable[Completion]) -> FinishedTrajectory:
+        """Plays one trajectory from its first completion, which follows `context`, to its verdict."""
+        completion = await first
         turns: list[Turn] = []
         texts: list[str] = []
         ids = context
@@ -140,7 +145,8 @@ class _Player:
             if limit is not None:
                 answer = Verdict(0.0, status=limit[0], detail=f"{limit[1]} reached")
                 break
-            (completion,) = await self.generate([_request(name, len(turns), ids, self.settings, sampled)])
+            (answered,) = self.begin([_request(name, len(turns), ids, self.settings, sampled)])
+            completion = await answered
         if turns[-1].finish == "length" and answer.status is Status.OK:
             answer = replace(answer, status=Status.TRUNCATED)
         trajectory = Trajectory(self.prompt, tuple(turns), tuple(texts), answer)

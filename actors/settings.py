@@ -16,6 +16,9 @@ from learner.settings import ModelPath, Settings, TrainerPrecision
 
 EngineDtype = Literal["float32", "bfloat16", "float16"]
 DTYPE_OF: dict[TrainerPrecision, EngineDtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# What vLLM makes of weights in a larger type when they arrive: it rounds every version anew, as it rounded the first.
+Quantization = Literal["fp8_per_tensor", "fp8_per_channel", "fp8_per_block", "int8_per_channel_weight_only"]
+MOST_ACTORS = 10_000  # of one kind
 MEMORY_SHARE = 0.85  # of its GPU, or of its share of one, for a generator's weights and KV cache
 CPU_KV_MB = 256
 RUBRIC = """\
@@ -56,25 +59,83 @@ class SamplingSettings(Settings):
 class GeneratorSettings(Settings):
     """Places and sizes the policy's generators: section `generators`."""
 
-    count: int = Field(default=1, ge=1)
-    tensor_parallel: int = Field(default=1, ge=1)
+    count: int = Field(default=1, ge=1, le=MOST_ACTORS)
+    # How few and how many there may be while the run goes on. With `min` a run starts as soon as there is room for so many, and
+    # takes the others when there is room for them.
+    min: int | None = Field(default=None, ge=1, le=MOST_ACTORS)
+    max: int | None = Field(default=None, ge=1, le=MOST_ACTORS)
+    tensor_parallel: int = Field(default=1, ge=1, le=MOST_ACTORS)
     dtype: EngineDtype | None = None  # None: what `precision` says
     max_model_len: int = Field(ge=2)  # tokens, prompt and response together
     max_num_seqs: int = Field(default=256, ge=1)  # responses sampled at the same time
     kv_cache_mb: int | None = Field(default=None, ge=1)  # None on CUDA: gpu_memory_utilization decides
     # Of the GPU; None: 0.85 of the share in `gpus`.
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
-    enforce_eager: bool = True
+    enforce_eager: bool | None = None  # None: without CUDA graphs on a CPU, with them on a GPU
     prefix_caching: bool = True
+    max_num_batched_tokens: int | None = Field(default=None, ge=1)  # of one engine step; None: vLLM's choice
+    kv_cache_dtype: Literal["auto", "fp8_e4m3", "fp8_e5m2"] = "auto"
+    quantization: Quantization | None = None  # of the weights, as they arrive
+    async_scheduling: bool = False
     cpus: float = Field(default=1, gt=0)
     gpus: float = Field(default=0, ge=0)  # 1, 0, or a share of a GPU that others have the rest of
-    timeout_s: float = Field(default=600, gt=0)  # of one batch of responses
+    timeout_s: float = Field(default=120, gt=0)  # without an engine step or a response, while there is work
+
+    @model_validator(mode="after")
+    def _count_within(self) -> Self:
+        self.check_count(self.count)
+        return self
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        tokens = self.max_num_batched_tokens
+        if tokens is not None and tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens is {tokens} and max_num_seqs {self.max_num_seqs}: a step has a token of each response "
+                "that is sampled, give the first at least the second"
+            )
+        if tokens is not None and not self.gpus and tokens < self.max_model_len:
+            raise ValueError(
+                f"max_num_batched_tokens is {tokens} and max_model_len {self.max_model_len}: on a CPU a prompt is computed in one "
+                "step, give the first at least the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _needs_a_gpu(self) -> Self:
+        wanted = {
+            "enforce_eager": "false" if self.enforce_eager is False else None,
+            "quantization": self.quantization,
+            "async_scheduling": "true" if self.async_scheduling else None,
+        }
+        for key, value in wanted.items():
+            if value is not None and not self.gpus:
+                raise ValueError(f"{key} is {value} and gpus 0: vLLM does that on GPUs alone, leave it out")
+        return self
+
+    def check_count(self, count: int) -> None:
+        """Raises ValueError where there may not be so many generators."""
+        low, high = self.min or 1, self.max or MOST_ACTORS
+        if not low <= count <= high:
+            raise ValueError(
+                f"{count} generators, and there have to be {low} to {high} (generators.min, generators.max)"
+            )
+
+    @property
+    def least(self) -> int:
+        """Returns how many there have to be for a run to start."""
+        return self.count if self.min is None else self.min
 
     @property
     def kv_cache_bytes(self) -> int | None:
         """Returns the memory of the KV cache; None on a GPU where nothing is set: `memory_share` decides there."""
         megabytes = CPU_KV_MB if self.kv_cache_mb is None and not self.gpus else self.kv_cache_mb
         return None if megabytes is None else megabytes * 2**20
+
+    @property
+    def eager(self) -> bool:
+        """Returns whether the engine runs without CUDA graphs."""
+        return not self.gpus if self.enforce_eager is None else self.enforce_eager
 
     @property
     def memory_share(self) -> float:
@@ -87,6 +148,12 @@ class JudgeGeneratorSettings(GeneratorSettings):
 
     path: ModelPath
     chat_template: bool = True  # false: the messages' text is joined as it is
+
+    @model_validator(mode="after")
+    def _stays(self) -> Self:
+        if self.min is not None or self.max is not None:
+            raise ValueError("generators that judge keep their number: leave min and max out, they are of `generators`")
+        return self
 
 
 class VLLMSettings(Settings):
@@ -106,9 +173,12 @@ class VLLMSettings(Settings):
 class VerifierSettings(Settings):
     """Places verifiers: section `verifiers`."""
 
-    count: int = Field(default=1, ge=1)
+    count: int = Field(default=1, ge=1, le=MOST_ACTORS)
     cpus: float = Field(default=0.1, ge=0)
     timeout_s: float = Field(default=10, gt=0)  # of one verdict
+    # An environment that raises for more than this share of its responses, for so many iterations in a row, ends the run; 1: never.
+    max_error_share: float = Field(default=0.5, ge=0, le=1)
+    error_iterations: int = Field(default=3, ge=1)
 
 
 # --- terms of a reward ------------------------------------------------------------------------------------------------------
@@ -152,7 +222,7 @@ class RewardModelSettings(Settings):
     """Names a Hugging Face sequence classifier and places its actors. Its score is scale * raw + shift, cut to `clip`."""
 
     path: ModelPath
-    count: int = Field(default=1, ge=1)
+    count: int = Field(default=1, ge=1, le=MOST_ACTORS)
     cpus: float = Field(default=1, gt=0)
     gpus: Literal[0, 1] = 0
     precision: TrainerPrecision = "fp32"
@@ -164,7 +234,7 @@ class RewardModelSettings(Settings):
     scale: float = 1.0
     shift: float = 0.0
     clip: list[float] | None = Field(default=None, min_length=2, max_length=2)
-    timeout_s: float = Field(default=300, gt=0)  # of one message to an actor
+    timeout_s: float = Field(default=300, gt=0)  # of one batch: without progress
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

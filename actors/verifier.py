@@ -37,6 +37,7 @@ class ScoreRequest:
     session    unique to the trajectory and to who scores it
     prompt     what was asked; its `environment` is an index into the verifier's specs
     responses  all responses of the trajectory so far, the last one not yet scored
+    ended      other sessions, which nobody will ask about again: those that a limit ended, since a verdict ends its own
     scorer     a key of verifier_worker.SCORERS, for what is scored by something else than the prompt's own environment
     Example: ScoreRequest("iteration 3/0:toy/train/7/2", Prompt("toy", "train", 7, ()), ("4",))
     """
@@ -45,6 +46,7 @@ class ScoreRequest:
     prompt: Prompt
     responses: tuple[str, ...]
     scorer: str | None = None
+    ended: tuple[str, ...] = ()
 
 
 class Verifier:
@@ -56,6 +58,9 @@ class Verifier:
         self._process = KillableProcess()
         self._configured: int | None = None  # process id of the subprocess that has the environments
         self._together = MAX_TOGETHER  # responses scored in one call
+        self.done = (
+            0  # calls of the subprocess that ended, with or without an answer: it grows as long as work makes progress
+        )
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
         """Returns one answer a request, in order. Never raises for what an environment does."""
@@ -95,10 +100,14 @@ class Verifier:
         if self._configured is None or self._configured != self._process.pid:
             self._process.call(f"{WORKER}:configure", [self._specs], BUILD_TIMEOUT_S)
             self._configured = self._process.pid
+            self.done += 1
 
     def _call(self, requests: Sequence[ScoreRequest]) -> list[dict[str, Any]]:
         self.prepare()
-        return self._process.call(f"{WORKER}:answers", [[asdict(r) for r in requests]], self._timeout_s)
+        try:
+            return self._process.call(f"{WORKER}:answers", [[asdict(r) for r in requests]], self._timeout_s)
+        finally:
+            self.done += 1
 
     def configure(self, specs: Sequence[EnvSpec]) -> None:
         """Changes to other environments; sessions under way are forgotten."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CPU_BATCHED_TOKENS = 16384
+CPU_BLOCK_TOKENS = 32  # the smallest that vLLM's kernels for CPUs are made for
 _set_num_threads = torch.set_num_threads  # vLLM replaces torch's by one that does nothing; a later engine needs it too
 
 
@@ -26,12 +29,44 @@ def build_core(settings: VLLMSettings) -> tuple[Any, int]:
     """Returns vLLM's engine core client for `settings`, and the vocabulary size."""
     cpu = not torch.cuda.is_available()
     prepare_environment(cpu)
+    if cpu:
+        _import_without_inductor()
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from actors import vllm_qwen3_5
 
     vllm_qwen3_5.register()
+    arguments = EngineArgs(**engine_arguments(settings, cpu))
+    try:
+        _suit(arguments, cpu)
+        _meet_in_memory()
+        engine = LLMEngine.from_engine_args(arguments)
+    except EngineDead:
+        raise
+    except Exception as error:
+        raise EngineDead(f"vLLM cannot serve {settings.model}: {build_reason(error)}") from error
+    return engine.engine_core, engine.model_config.get_vocab_size()
+
+
+def _import_without_inductor() -> None:
+    """Imports vLLM without torch's compiler backend, which takes a seventh of an engine's start and compiles nothing on a CPU.
+
+    vLLM imports it to change a list in it, and goes on where it cannot.
+    """
+    name = "torch._inductor.lowering"
+    if os.environ.get("TORCHDYNAMO_DISABLE") != "1" or name in sys.modules:
+        return
+    hidden: dict[str, Any] = cast("dict[str, Any]", sys.modules)
+    hidden[name] = None  # an import of it raises ImportError
+    try:
+        importlib.import_module("vllm")
+    finally:
+        del hidden[name]
+
+
+def engine_arguments(settings: VLLMSettings, cpu: bool) -> dict[str, Any]:
+    """Returns the arguments of vLLM's EngineArgs."""
     g = settings.generator
     options: dict[str, Any] = {}
     if cpu:
@@ -39,39 +74,36 @@ def build_core(settings: VLLMSettings) -> tuple[Any, int]:
         # CPU generators do not have. Without chunks a whole sequence has to fit into one step.
         options["enable_chunked_prefill"] = False
         options["max_num_batched_tokens"] = max(CPU_BATCHED_TOKENS, g.max_model_len)
+    if g.max_num_batched_tokens is not None:
+        options["max_num_batched_tokens"] = g.max_num_batched_tokens
     if g.kv_cache_bytes is not None:
         options["kv_cache_memory_bytes"] = g.kv_cache_bytes
     if not cpu:  # vLLM wants this share to be free at its start even where the cache has a given size
         options["gpu_memory_utilization"] = g.memory_share
-    arguments = EngineArgs(
-        model=settings.model,
-        dtype=settings.dtype,
-        hf_overrides={"head_dtype": "float32"} if settings.fp32_head else {},
-        max_model_len=g.max_model_len,
-        max_num_seqs=g.max_num_seqs,
-        tensor_parallel_size=g.tensor_parallel,
+    if g.quantization is not None:
+        options["quantization"] = g.quantization
+    return {
+        "model": settings.model,
+        "dtype": settings.dtype,
+        "hf_overrides": {"head_dtype": "float32"} if settings.fp32_head else {},
+        "max_model_len": g.max_model_len,
+        "max_num_seqs": g.max_num_seqs,
+        "tensor_parallel_size": g.tensor_parallel,
         # Several workers are processes on this node: inside a Ray actor vLLM would otherwise look for bundles of its own.
-        distributed_executor_backend="mp" if g.tensor_parallel > 1 else None,
-        enforce_eager=g.enforce_eager,
-        enable_prefix_caching=g.prefix_caching,
-        seed=settings.seed,
-        skip_tokenizer_init=True,
-        generation_config="vllm",  # no sampling defaults and no end tokens from the model folder
-        logprobs_mode="processed_logprobs",
-        async_scheduling=False,  # no step may be in flight when weights change
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        worker_extension_cls="actors.vllm_worker.WeightReceiver",
+        "distributed_executor_backend": "mp" if g.tensor_parallel > 1 else None,
+        "enforce_eager": g.eager,
+        "enable_prefix_caching": g.prefix_caching,
+        "kv_cache_dtype": g.kv_cache_dtype,
+        "seed": settings.seed,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # no sampling defaults and no end tokens from the model folder
+        "logprobs_mode": "processed_logprobs",
+        "async_scheduling": g.async_scheduling,  # if so, a transfer waits for the step in flight: drain of vllm_requests.py
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "worker_extension_cls": "actors.vllm_worker.WeightReceiver",
         **options,
-    )
-    try:
-        _suit(arguments, cpu)
-        engine = LLMEngine.from_engine_args(arguments)
-    except EngineDead:
-        raise
-    except Exception as error:
-        raise EngineDead(f"vLLM cannot serve {settings.model}: {build_reason(error)}") from error
-    return engine.engine_core, engine.model_config.get_vocab_size()
+    }
 
 
 def _suit(arguments: EngineArgs, cpu: bool) -> None:
@@ -88,6 +120,25 @@ def _suit(arguments: EngineArgs, cpu: bool) -> None:
         # vLLM keeps the state of such layers in chunks of the prompt, and chunks are off here.
         log.warning("%s is served without prefix caching: its layers need chunked prefill for it", arguments.model)
         arguments.enable_prefix_caching = False
+    elif cpu and arguments.enable_prefix_caching:
+        # Whole blocks are shared: at vLLM's 128 tokens most prompts of a group would be computed for each of its responses.
+        arguments.block_size = CPU_BLOCK_TOKENS
+
+
+def _meet_in_memory() -> None:
+    """Lets vLLM's workers find each other through a file in this process's memory.
+
+    vLLM takes a file vllm_dist_* in the temporary folder, which stays there when an engine is killed, as every engine of a run is
+    at its end.
+    """
+    from vllm.v1.executor import multiproc_executor, uniproc_executor
+
+    def method() -> str:
+        return f"file:///proc/{os.getpid()}/fd/{os.memfd_create('vllm_rendezvous')}"
+
+    modules: tuple[Any, ...] = (multiproc_executor, uniproc_executor)
+    for executor in modules:
+        executor.get_file_store_init_method = method
 
 
 def build_reason(error: BaseException) -> str:

@@ -13,14 +13,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from actors.inference import Completion, EngineDead, EngineStats, Request
+from actors.inference import Aborted, Completion, EngineDead, EngineStats, Request, ResponseFailed
 from actors.settings import VLLMSettings
 from actors.vllm_build import build_core
-from actors.vllm_requests import LiveResponse, LiveScore, core_request, sampling_params, scoring_params
+from actors.vllm_requests import LiveResponse, LiveScore, core_request, drain, sampling_params, scoring_params
+from learner.tracing.spans import Busy
 from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
 
 T = TypeVar("T")
@@ -46,8 +47,16 @@ class VLLMEngine:
         self._live: dict[str, LiveResponse | LiveScore] = {}
         self._scoring = 0
         self._ids = itertools.count()
-        self._counts = {"steps": 0, "responses": 0, "response_tokens": 0, "prompt_tokens": 0, "updates": 0}
+        self._counts = {
+            "steps": 0,
+            "responses": 0,
+            "response_tokens": 0,
+            "prompt_tokens": 0,
+            "cached_tokens": 0,
+            "updates": 0,
+        }
         self._step_s = 0.0
+        self._busy = Busy("generate")
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="vllm-engine", daemon=True)
         self._thread.start()
@@ -109,12 +118,14 @@ class VLLMEngine:
         """Loads one version, see `InferenceEngine.receive_weights`. `timeout_s` bounds each wait for the learner.
 
         Responses in flight keep the tokens they have and go on under the new weights. If the transfer fails
-        (WeightSyncError) they end with that error: the model may hold a mixture of versions until one arrives whole.
+        (WeightSyncError) they end with ResponseFailed, to be asked again: the model may hold a mixture of versions until one
+        arrives whole.
         """
 
         def receive() -> int:
             while self._scoring:  # a score is of one version
                 self._step()
+            drain(self._core, self._step)
             answers = self._core.collective_rpc("isentrope_receive", args=(manifest, timeout_s))
             failed = next((answer for answer in answers if isinstance(answer, WeightSyncError)), None)
             if failed is None and len(set(answers)) > 1:
@@ -124,7 +135,8 @@ class VLLMEngine:
             self._core.reset_prefix_cache(reset_running_requests=True)
             if failed is not None:
                 self._core.abort_requests(list(self._live))
-                self._fail_live(failed)
+                torn = ResponseFailed(f"version {manifest.version} of the weights came in part: {failed}")
+                self._fail(list(self._live), torn)
                 raise failed
             self.version = manifest.version
             self._counts["updates"] += 1
@@ -134,6 +146,20 @@ class VLLMEngine:
             return answers[0]
 
         return self._post(receive).result()
+
+    def abort(self, ids: Collection[str] | None = None) -> None:
+        """Ends responses under way, see `InferenceEngine.abort`; without ids scores too."""
+
+        def abort() -> None:
+            chosen = [
+                key
+                for key, work in self._live.items()
+                if ids is None or (isinstance(work, LiveResponse) and work.request.id in ids)
+            ]
+            self._core.abort_requests(chosen)
+            self._fail(chosen, Aborted("it was ended: nobody waits for it any more"))
+
+        self._post(abort).result()
 
     def stats(self) -> EngineStats:
         return EngineStats(self.version, self._dead is None, len(self._live), self._step_s, **self._counts)
@@ -210,8 +236,10 @@ class VLLMEngine:
                 self._inbox.extendleft(reversed(todo[index + 1 :]))
                 result.set_exception(_dead(error))
                 raise
+        self._busy.now(bool(self._live))
         if self._live:
             self._step()
+            self._busy.now(bool(self._live))
         return True
 
     def _step(self) -> None:
@@ -232,6 +260,8 @@ class VLLMEngine:
                     work.finish(output)
                 continue
             work.extend(output)
+            if output.prefill_stats is not None:
+                self._counts["cached_tokens"] += output.prefill_stats.num_cached_tokens
             if finished:
                 done = work.completion(str(output.finish_reason), self.version)
                 if isinstance(done, Completion):
@@ -239,10 +269,11 @@ class VLLMEngine:
                     self._counts["response_tokens"] += len(done.response_ids)
                 work.on_done(done)
 
-    def _fail_live(self, error: BaseException) -> None:
-        live, self._live, self._scoring = list(self._live.values()), {}, 0
-        for work in live:
+    def _fail(self, keys: Sequence[str], error: BaseException) -> None:
+        """Answers what is under way under these keys with an error."""
+        for work in [self._live.pop(key) for key in keys]:
             if isinstance(work, LiveScore):
+                self._scoring -= 1
                 work.result.set_exception(error)
             else:
                 work.on_done(error)
@@ -257,7 +288,7 @@ class VLLMEngine:
         for result in left:
             result.set_exception(error)
         try:
-            self._fail_live(error)
+            self._fail(list(self._live), error)
         finally:
             if not ready.done():
                 ready.set_exception(error)

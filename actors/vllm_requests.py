@@ -1,4 +1,4 @@
-"""Keeps what is under way inside vLLM: the parameters of a request, what it has so far, and what becomes of it."""
+"""Keeps what is under way inside vLLM: the parameters of a request, what it has so far, what becomes of it, and steps in flight."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from actors.inference import Completion, Request
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.inference import Completion, Request, ResponseFailed
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -23,19 +26,20 @@ class LiveResponse:
     on_done: Callable[[Completion | BaseException], None]
     version_min: int
     ids: list[int] = field(default_factory=list[int])
-    logprobs: list[float] = field(default_factory=list[float])
+    logprobs: list[NDArray[np.float32]] = field(default_factory=list["NDArray[np.float32]"])  # of each engine step
 
     def extend(self, output: Any) -> None:
         """Appends the tokens of one engine step; `output`: vLLM's EngineCoreOutput."""
         self.ids.extend(output.new_token_ids)
         if output.new_logprobs is not None:
-            self.logprobs.extend(output.new_logprobs.logprobs[:, 0].tolist())
+            self.logprobs.append(output.new_logprobs.logprobs[:, 0])
 
-    def completion(self, reason: str, version: int) -> Completion | RuntimeError:
+    def completion(self, reason: str, version: int) -> Completion | ResponseFailed:
         """Returns the finished response; an error where vLLM ended it for a reason of its own."""
         if reason != "stop" and reason != "length":
-            return RuntimeError(f"vLLM ended request {self.request.id} with {reason!r}")
-        return Completion(self.request.id, tuple(self.ids), tuple(self.logprobs), reason, self.version_min, version)
+            return ResponseFailed(f"vLLM ended request {self.request.id} with {reason!r}")
+        logprobs = tuple(np.concatenate(self.logprobs).tolist()) if self.logprobs else ()
+        return Completion(self.request.id, tuple(self.ids), logprobs, reason, self.version_min, version)
 
 
 @dataclass(slots=True)
@@ -101,3 +105,21 @@ def core_request(key: str, prompt: list[int], params: SamplingParams) -> EngineC
         cache_salt=None,
         data_parallel_rank=None,
     )
+
+
+def drain(core: Any, step: Callable[[], None]) -> None:
+    """Finishes the steps that an engine with async scheduling has begun, and begins no other; nothing without it.
+
+    core: vLLM's client of an engine core in this process. step: takes one engine step, and what it yields.
+    """
+    engine = core.engine_core
+    if not engine.batch_queue:
+        return
+    from vllm.v1.core.sched.interface import PauseState
+
+    engine.scheduler.set_pause_state(PauseState.PAUSED_ALL)
+    try:
+        while engine.batch_queue:
+            step()
+    finally:
+        engine.scheduler.set_pause_state(PauseState.UNPAUSED)

@@ -27,6 +27,8 @@ from learner.weights.subscriber import Subscriber
 # It warns at every update of what was rightly not sent (a tied head, rotary tables); load_in_place checks for itself.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
+READ_IN_PLACE = 2**16  # bytes of a tensor that is not worth a copy
+
 
 vllm_qwen3_5.register()  # vLLM imports this file in every worker, before it looks the model up
 
@@ -43,10 +45,13 @@ class WeightReceiver:
             self.isentrope_subscriber.close()
             self.isentrope_subscriber = None
         try:
+            model_device = torch.device(worker.device)
             device = (
-                worker.device if rendezvous.backend == "nccl" else torch.device("cpu")
+                model_device if rendezvous.backend == "nccl" else torch.device("cpu")
             )  # what the backend sends from
-            self.isentrope_subscriber = Subscriber(rendezvous.shard(worker.rank), timeout_s, device=device)
+            self.isentrope_subscriber = Subscriber(
+                rendezvous.shard(worker.rank), timeout_s, device=device, model_device=model_device
+            )
         except WeightSyncError as error:
             return error
         return None
@@ -59,7 +64,7 @@ class WeightReceiver:
             phase = f"start of version {manifest.version}"
             return WeightSyncError(f"engine worker {worker.rank}", phase, "connect_weights was not called before")
         try:
-            missing = load_in_place(worker.get_model(), subscriber.receive(manifest, timeout_s), worker)
+            missing = load_in_place(worker.get_model(), own_tensors(subscriber, manifest, timeout_s, worker), worker)
         except WeightSyncError as error:
             return error
         except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:  # vLLM's weight loaders
@@ -78,6 +83,20 @@ class WeightReceiver:
             self.isentrope_subscriber = None
 
 
+def own_tensors(
+    subscriber: Subscriber, manifest: WeightManifest, timeout_s: float, worker: Any
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields one version's tensors on the worker's device, each of them valid until the version is loaded.
+
+    vLLM holds a layer's tensors until the layer is complete, which may be some buckets later. Those that last that long are read
+    where they are, if they are on the device and large: what vLLM writes to in place (gpt-oss: biases) is small.
+    """
+    device = torch.device(worker.device)
+    for name, tensor in subscriber.receive(manifest, timeout_s):
+        stays = subscriber.lasting and tensor.device.type == device.type and tensor.nbytes >= READ_IN_PLACE
+        yield name, tensor if stays else tensor.to(device, copy=True)
+
+
 @torch.no_grad()
 def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]], worker: Any) -> set[str]:
     """Loads Hugging Face tensors into a vLLM model, keeping the addresses that captured graphs refer to.
@@ -94,11 +113,7 @@ def load_in_place(model: nn.Module, tensors: Iterator[tuple[str, torch.Tensor]],
     expected &= {name for name, _ in model.named_parameters()}
     try:
         with torch.device(worker.device):
-            # Copied: vLLM holds a layer's tensors until the layer is complete, which may be some buckets later, while
-            # the subscriber reuses its bucket buffer.
-            loaded: set[str] = cast(Any, model).load_weights(
-                (name, tensor.to(worker.device, copy=True)) for name, tensor in tensors
-            )
+            loaded: set[str] = cast(Any, model).load_weights(tensors)
         stale = _written_past(model, loaded)
     finally:  # also after a failure, so that a later complete transfer finds the layers in their usual state
         with torch.device(worker.device):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.inference import GenerateFn, Request, SamplingParams, response_seed
+from actors.inference import GenerateFn, PoolEmpty, Request, SamplingParams, response_seed
 from actors.rewards.judge import Answer, NoScore
 from envs.types import Message
 
@@ -44,7 +44,7 @@ class Generators:
         self._has_system = _takes_system(codec)
 
     async def ask(self, body: Mapping[str, Any]) -> Answer:
-        """Raises NoScore for a question that is too long or cannot be asked, or when no generator is left."""
+        """Raises NoScore for a question that is too long or cannot be asked, and PoolEmpty when no generator is left."""
         messages = [Message(m["role"], m["content"]) for m in body["messages"]]
         if not self._has_system:
             messages = [Message("user", "\n\n".join(m.content for m in messages))]
@@ -62,7 +62,9 @@ class Generators:
         seed = response_seed(0, json.dumps(body, sort_keys=True))
         try:
             (done,) = await self._generate([Request(f"judge/{next(self._numbers)}", ids, sampling, seed)])
-        except (ValueError, RuntimeError) as error:  # the engine refuses, or none is left (PoolEmpty)
+        except PoolEmpty:
+            raise  # nobody is left who could judge anything: not the question's fault
+        except (ValueError, RuntimeError) as error:  # the engine refuses
             raise NoScore(str(error)) from error
         return Answer(self._codec.decode(done.response_ids), done.finish == "length")
 

@@ -27,6 +27,7 @@ class RewardModel:
 
     def __init__(self, settings: RewardModelSettings) -> None:
         self.settings = settings
+        self.done = 0  # batches scored: it grows as long as work makes progress
         if (threads := cpu_threads(settings.cpus, settings.gpus)) is not None:
             torch.set_num_threads(threads)
         self.tokenizer: Any = chat.load_tokenizer(settings.path)
@@ -76,6 +77,7 @@ class RewardModel:
             except Exception as error:  # noqa: BLE001 - the model's own template; it costs its own response alone
                 verdicts[i] = _failed(f"the conversation cannot be rendered: {type(error).__name__}: {error}")
         for batch in batches([(i, len(x)) for i, x in ids.items()], self.settings.max_batch_tokens):
+            self.done += 1
             try:
                 for i, score in zip(batch, self._scores([ids[i] for i in batch]), strict=True):
                     verdicts[i] = self._verdict(score)
