@@ -9,6 +9,7 @@ Imports the standard library only; adapters import the library they adapt when t
 | catalog.py    | BUILTIN name -> "module:Class", load(), describe(), errors with the nearest name      |
 | tasks.py      | for environments of one response: OneReply, held_out, task_random                     |
 | checks.py     | checks of constructor arguments, one sentence for each failure                        |
+| quoting.py    | values in error messages, shortened where they are long                               |
 | suggest.py    | the known name nearest to a mistyped one, for error messages                          |
 | answers/      | finds the answer in a response and compares it with the reference                     |
 | reward_terms/ | reward terms computed from a response alone                                           |

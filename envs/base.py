@@ -75,6 +75,16 @@ class Environment(Protocol):
 
 
 @runtime_checkable
+class Closes(Protocol):
+    """Adds an end to a session that holds what costs something: a game, a process, a connection."""
+
+    def close(self) -> None:
+        """Lets go of it. Called once nobody will ask the session again: after its verdict or an exception, at a limit on turns,
+        tokens or seconds, and when other sessions need the room."""
+        ...
+
+
+@runtime_checkable
 class HasForm(Protocol):
     """Declares the format of a well-formed response, used by a reward's format term when the recipe gives no pattern of its own.
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Environment
+from envs.quoting import quoted, shortened
 from envs.suggest import did_you_mean
 from envs.types import Prompt
 
@@ -174,7 +175,7 @@ def _module(name: str) -> tuple[types.ModuleType, str]:
     module_name, colon, class_name = path.partition(":")
     if not colon or not module_name or not class_name:
         raise UnknownEnvironment(
-            f"unknown environment '{name}': {did_you_mean(name, BUILTIN)}known are {', '.join(BUILTIN)}, "
+            f"unknown environment '{shortened(name)}': {did_you_mean(name, BUILTIN)}known are {', '.join(BUILTIN)}, "
             "and your own as 'package.module:Class'"
         )
     sys.path.extend(folder for folder in _searched() if folder not in sys.path)
@@ -253,7 +254,7 @@ def _check_parameters(name: str, build: Any, params: Mapping[str, Any]) -> None:
         if key not in known and not open_ended:
             listed = ", ".join(known) or "none"
             raise EnvironmentParameterError(
-                f"environment '{name}' has no parameter '{key}': {did_you_mean(key, known)}it has {listed}"
+                f"environment '{name}' has no parameter '{shortened(key)}': {did_you_mean(key, known)}it has {listed}"
             )
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in params:
@@ -262,7 +263,7 @@ def _check_parameters(name: str, build: Any, params: Mapping[str, Any]) -> None:
     for key, value in params.items():
         if key in hints and not _fits(value, hints[key]):
             type_name = inspect.formatannotation(hints[key])
-            raise EnvironmentParameterError(f"environment '{name}': {key} is {value!r}, it must be {type_name}")
+            raise EnvironmentParameterError(f"environment '{name}': {key} is {quoted(value)}, it must be {type_name}")
 
 
 def _hints(build: Any) -> dict[str, Any]:

@@ -144,6 +144,11 @@ class Trajectory:
         return tuple(x for turn in self.turns for x in (*(0.0,) * len(turn.context_ids), *turn.logprobs))
 
     @property
+    def tokens(self) -> int:
+        """Counts all tokens, contexts and responses."""
+        return sum(len(turn.context_ids) + len(turn.response_ids) for turn in self.turns)
+
+    @property
     def response_tokens(self) -> int:
         return sum(len(turn.response_ids) for turn in self.turns)
 

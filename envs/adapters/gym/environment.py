@@ -162,6 +162,10 @@ class GymSession:
             with suppress(Exception):  # the verdict is known already
                 game.close()
 
+    def close(self) -> None:
+        """Closes the game for good: nobody asks the session again."""
+        self.park()
+
     def _step(self, text: str) -> Observation | Verdict:
         if len(text) > MAX_RESPONSE:
             return Verdict(0.0, detail=f"the response has {len(text)} characters, at most {MAX_RESPONSE} are scored")
