@@ -5,6 +5,8 @@
 | cli.py       | the commands; each imports what it needs when it runs |
 | __main__.py  | `python -m orchestration` |
 | errors.py    | exceptions and their exit codes |
+| defects.py   | errors that nobody expected: a sentence, and the traceback in a file |
+| plain_yaml.py | YAML as text, numbers, lists and mappings of bounded size |
 | stats.py     | pure: pass@k, means, a fitted line |
 | thresholds.py | pure: the table of thresholds that alarms, findings and labs share |
 | text.py      | pure: numbers, shares, durations and errors as short text |

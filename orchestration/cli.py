@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from envs.quoting import shortened
+from orchestration.defects import SHOW, defects
 from orchestration.errors import ConfigError, IsentropeError
 
 app = typer.Typer(
@@ -22,18 +25,32 @@ app = typer.Typer(
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 # Keeps progress bars and banners of libraries off a terminal that shows a run.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+MESSAGE_LIMIT = 300  # characters that a message is cut to where it has more than 2 kB: it quotes what was given
 Seed = Annotated[int, typer.Option(help="Seed of the tasks.")]
 
 
 def main() -> None:
-    """Runs the console script. An IsentropeError becomes one line on stderr and its exit code; anything else is a traceback."""
+    """Runs the console script. An error becomes one line on stderr and its exit code, one that nobody expected too."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        app(standalone_mode=True)
+        with defects():
+            app(standalone_mode=True)
     except IsentropeError as error:
-        print(f"isentrope: {error}", file=sys.stderr)  # noqa: T201 - the command's own output
+        if os.environ.get(SHOW) == "1":
+            traceback.print_exception(error)
+        print(f"isentrope: {_bounded(str(error))}", file=sys.stderr)  # noqa: T201 - the command's own output
+        if error.at_once:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
+
+
+def _bounded(text: str) -> str:
+    """Returns a message that any terminal can show, without its middle where it is longer than 2 kB."""
+    size = len(text.encode("utf-8", "backslashreplace"))
+    return (text if size < 1950 else shortened(text, MESSAGE_LIMIT)).encode("utf-8", "backslashreplace").decode()
 
 
 def say(text: Any) -> None:
@@ -43,11 +60,18 @@ def say(text: Any) -> None:
     Console(soft_wrap=True).print(text)
 
 
+def note(text: str) -> None:
+    """Prints a line on stderr, as it is."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command's own output
+
+
 @app.command(context_settings=OVERRIDES)
 def train(
     ctx: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's latest checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the run's latest checkpoint, or begin where there is none.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of the same name.")] = False,
     dry_run: Annotated[
         bool,
@@ -56,15 +80,84 @@ def train(
 ) -> None:
     """Trains a policy. Override any key of the recipe with a.b=c or --a.b c, as often as you like."""
     from orchestration.config import preflight, run_config
-    from orchestration.run import lifecycle
+    from orchestration.run import lifecycle, plan
 
     config = run_config.load_config(recipe, ctx.args)
     if dry_run:
         preflight.run_preflight(config)
-        print(lifecycle.describe_plan(config))  # noqa: T201 - plain text, to be piped
+        print(plan.describe_plan(config))  # noqa: T201 - plain text, to be piped
         return
-    report_file = lifecycle.train(config, resume=resume, overwrite=overwrite)
+    with defects(config.folder):
+        report_file = lifecycle.train(config, resume=resume, overwrite=overwrite, say=note)
     say(f"report: {report_file}")
+
+
+RunFolder = Annotated[str, typer.Argument(help="Folder of the run, or its name in runs/.")]
+
+
+@app.command()
+def status(
+    run: RunFolder,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print RUN/status.json with the state that was found.")
+    ] = False,
+) -> None:
+    """Says where a run stands. Running, finished, stopped, failed or dead; which phase waits for what."""
+    from orchestration.commands import control
+
+    print(control.status(run, as_json))  # noqa: T201 - plain text, to be piped
+
+
+@app.command()
+def stop(
+    run: RunFolder,
+    now: Annotated[bool, typer.Option("--now", help="Stop at once, without another checkpoint.")] = False,
+) -> None:
+    """Stops a run, from any host that sees its folder. After a checkpoint of its last whole iteration, as SIGTERM does."""
+    from orchestration.commands import control
+
+    print(control.stop(run, now))  # noqa: T201
+
+
+@app.command()
+def scale(
+    run: RunFolder,
+    to: Annotated[list[str], typer.Argument(help="generators=N: how many there should be.")],
+) -> None:
+    """Adds generators to a run, or takes some away, while it goes on. Within generators.min and generators.max."""
+    from orchestration.commands import control
+
+    print(control.scale(run, to))  # noqa: T201
+
+
+@app.command()
+def logs(
+    run: RunFolder,
+    name: Annotated[
+        str | None, typer.Argument(help="An actor, such as generator-0; default: the run's events.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends.")] = False,
+) -> None:
+    """Prints the events of a run, or the output of one of its actors. Says where the output of each is."""
+    from orchestration.commands.logs import show
+
+    show(run, name, follow)
+
+
+@app.command(context_settings=OVERRIDES)
+def resume(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    step: Annotated[
+        int | None,
+        typer.Option("--from", min=0, help="Iteration of the checkpoint to go on from; default: the latest whole one."),
+    ] = None,
+) -> None:
+    """Continues a run with its own configuration. Override any key with a.b=c; starts from nothing without a checkpoint."""
+    from orchestration.run import lifecycle
+    from orchestration.run.resume import config_of_run
+
+    say(f"report: {lifecycle.train(config_of_run(run, ctx.args), resume=True, step=step, say=note)}")
 
 
 @app.command()

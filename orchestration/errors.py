@@ -1,9 +1,9 @@
 """Defines the errors that end a command with one sentence, and the exit code of each.
 
-0 ok, 1 the run broke (a member died or none was left, a weight transfer or a checkpoint failed, runs of a lab failed; a traceback
-ends with 1 too), 2 configuration, 3 resources not available, 4 a loss that is not finite, or engine, trainer and plain transformers
-disagree, 130 and 143 stopped by a signal after a checkpoint. A message is one sentence: what is wrong, with the values, and what
-to do.
+0 ok, 1 the run broke (a member died or none was left, a weight transfer or a checkpoint failed, an environment mostly raised, runs
+of a lab failed; a defect of ours ends with 1 too), 2 configuration, 3 resources not available, 4 a loss that is not finite, or
+engine, trainer and plain transformers disagree, 130 and 143 stopped by a signal after a checkpoint. A message is one sentence:
+what is wrong, with the values, and what to do.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ class IsentropeError(Exception):
     """Ends the command with `exit_code`; the message is printed without a traceback."""
 
     exit_code = 1
+    at_once = False  # whether the process ends without the clean-up of its libraries, which would crash
 
 
 class ConfigError(IsentropeError):
@@ -36,6 +37,10 @@ class NumericsError(IsentropeError):
 class ModelRefused(NumericsError):
     """Reports, before the first update, a model that trainer, engine and plain transformers do not compute alike. The sentence
     begins with the part that disagrees."""
+
+
+class EnvironmentErrors(IsentropeError):
+    """Reports an environment that raised for most responses of several iterations; raised after a checkpoint."""
 
 
 class Stopped(IsentropeError):

@@ -8,9 +8,12 @@
 | `with_sign` | -0.35 with "0.35" is "−0.35"                      |
 | `duration`  | 117 s is "1 min 57 s"                             |
 | `one_line`  | an error's message with its line breaks taken out |
+| `size`      | 3 221 225 472 bytes are "3.0 GiB"                 |
+| `disk_problem` | a file that could not be written, why, and the free space |
 """
 
 import math
+from pathlib import Path
 
 
 def number(value: float, style: str = ".3g") -> str:
@@ -64,3 +67,17 @@ def duration(seconds: float) -> str:
 def one_line(error: object) -> str:
     """Returns an error's message, or any text, on one line: every run of white space becomes one blank."""
     return " ".join(str(error).split())
+
+
+def size(count: float) -> str:
+    """Formats a number of bytes: 512 B, 3.4 MiB, 3.0 GiB."""
+    if count < 1024:
+        return f"{count:.0f} B"
+    power = min(4, int(math.log2(count) // 10))
+    return f"{count / 1024**power:.1f} {'KMGT'[power - 1]}iB"
+
+
+def disk_problem(path: Path, error: OSError, free: int, needed: int | None = None) -> str:
+    """Returns what kept a file from being written, with the space that is free there and, where known, what is needed."""
+    wanted = f"{size(needed)} are needed at least and " if needed else ""
+    return f"{path}: {error.strerror or one_line(error)}; {wanted}{size(free)} are free: make room"

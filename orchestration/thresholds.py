@@ -49,6 +49,14 @@ PHANTOM_GAP = math.log(1.2)  # nats: beyond the usual clip range of 0.2 before t
 LOW_ESS = 0.5  # share: under it a batch weighs less than half of its tokens
 LIMITED = 0.05  # share of tokens whose importance weight was cut: more biases the gradient visibly
 
+# ---------------------------------------------------------------- where the time went
+
+CLEARLY_LONGER = (
+    0.1  # share of the time by which one side's waits exceed the other's before more of the other is advised
+)
+LONG_TRANSFER = 0.25  # share of the time that sending weights takes before it is what to shorten
+LONG_WAIT = 0.25  # share of the time that both sides wait before taking turns is what costs
+
 
 def effect_of_control(changes: Iterable[tuple[float, float]]) -> float:
     """Returns the predicted change of entropy that control adds, as a share of what the advantages alone do.

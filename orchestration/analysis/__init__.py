@@ -11,4 +11,5 @@
 | retention.py        | what a run with stages kept: matrix, transfer, forgetting |
 | run_data.py         | a run folder in memory |
 | run_summary.py      | its summary in numbers and sentences |
+| time_findings.py    | the finding on where the time went |
 """

@@ -1,4 +1,4 @@
-"""Collects what a run's numbers say about its entropy, in sentences, in the order a reader would ask. Pure.
+"""Collects what a run's numbers say about its entropy and its time, in sentences, in the order a reader would ask. Pure.
 
 diagnose(load_run(Path("runs/demo"))) ->
     [Finding("entropy", "course", "Entropy fell 63 %, from 1.21 to 0.45 nats per token, in 300 iterations."), ...]
@@ -6,11 +6,16 @@ diagnose(load_run(Path("runs/demo"))) ->
 
 from collections.abc import Sequence
 
-from orchestration.analysis import control_findings, entropy_findings, outcome_findings
+from orchestration.analysis import control_findings, entropy_findings, outcome_findings, time_findings
 from orchestration.analysis.findings import Check, Finding
 from orchestration.analysis.run_data import RunData
 
-CHECKS: tuple[Check, ...] = (*entropy_findings.CHECKS, *control_findings.CHECKS, *outcome_findings.CHECKS)
+CHECKS: tuple[Check, ...] = (
+    *entropy_findings.CHECKS,
+    *control_findings.CHECKS,
+    *outcome_findings.CHECKS,
+    *time_findings.CHECKS,
+)
 
 
 def diagnose(run: RunData) -> list[Finding]:

@@ -1,7 +1,7 @@
 """Defines a finding about a run, and the readings and phrases that the checks behind findings share. Pure.
 
-A check (`entropy_findings.py`, `control_findings.py`, `outcome_findings.py`) reads a few keys of `telemetry/keys.py` and
-returns a `Finding`, or None where the run has no such numbers or they say nothing. Entropies in nats per token.
+A check (in `entropy_findings.py` and the files beside it) reads a few keys of `telemetry/keys.py` and returns a `Finding`,
+or None where the run has no such numbers or they say nothing. Entropies in nats per token.
 """
 
 import math
@@ -14,7 +14,7 @@ from orchestration.stats import finite, last_third, mean
 from orchestration.text import label, percent, with_sign
 from orchestration.thresholds import END_ROWS, START_ROWS
 
-Chapter = Literal["entropy", "why", "control", "cost", "trust"]  # in reading order
+Chapter = Literal["entropy", "why", "control", "cost", "trust", "time"]  # in reading order
 
 NAMES = {
     "adapo": "ADAPO",

@@ -1,4 +1,4 @@
-"""Finds what the run cost or kept, and whether its numbers can be trusted: the last two chapters of the diagnosis. Pure."""
+"""Finds what the run cost or kept, and whether its numbers can be trusted: two chapters of the diagnosis. Pure."""
 
 import math
 from statistics import fmean
@@ -17,7 +17,7 @@ from orchestration.analysis.findings import (
 from orchestration.analysis.run_data import RunData
 from orchestration.analysis.run_summary import summary_of
 from orchestration.stats import finite, longest
-from orchestration.telemetry.keys import QuantileKey
+from orchestration.telemetry.typed_keys import QuantileKey
 from orchestration.text import label, percent
 from orchestration.thresholds import (
     END_ROWS,

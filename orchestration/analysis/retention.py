@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from orchestration.stats import finite, mean
-from orchestration.telemetry.keys import EnvKey, EvalKey
 from orchestration.telemetry.sinks.base import Row
+from orchestration.telemetry.typed_keys import EnvKey, EvalKey
 from orchestration.thresholds import END_ROWS, START_ROWS
 
 

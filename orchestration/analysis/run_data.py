@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestration.stats import mean
-from orchestration.telemetry.keys import DISTINCT, EnvKey, EvalKey, environment_of
 from orchestration.telemetry.sinks.base import Row, Sample
 from orchestration.telemetry.sinks.jsonl import read_rows, read_samples
-from orchestration.text import one_line
+from orchestration.telemetry.typed_keys import DISTINCT, EnvKey, EvalKey, environment_of
 
 
 class EvalPoint(NamedTuple):
@@ -92,12 +91,14 @@ def load_run(run: Path) -> RunData:
 
 
 def _parse_config(text: str, path: Path) -> Mapping[str, Any]:
-    import yaml  # here: only reports read YAML, and the module is imported by every command
+    from orchestration.plain_yaml import (
+        parse,  # here: only reports read YAML, and the module is imported by every command
+    )
 
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML ({one_line(error)}).") from error
+        config = parse(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not YAML ({error}).") from error
     return config if isinstance(config, dict) else {}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestration.analysis.control import released_at, saturated_share, target_errors
 from orchestration.analysis.run_data import RunData, load_run, over_envs, pass_curve
 from orchestration.stats import finite, last_third, mean, rms
-from orchestration.telemetry.keys import DISTINCT
+from orchestration.telemetry.typed_keys import DISTINCT
 from orchestration.text import percent
 from orchestration.thresholds import END_ROWS, FLAT, OFTEN_SATURATED, START_ROWS
 

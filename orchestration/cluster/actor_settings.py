@@ -39,7 +39,7 @@ def layout_key(config: RunConfig) -> dict[str, Any]:
         "verifiers": config.verifiers.model_dump(),
         "precision": config.precision.model_dump(),
         "learner": (c.ranks, c.zero_stage, c.precision, c.cpus, c.gpus, c.threads, c.timeout_s),
-        "weights": (config.weights.timeout_s,),
+        "weights": (config.weights.timeout_s, config.weights.shared_memory),
     }
 
 
@@ -101,4 +101,5 @@ def rank_settings(run: RunConfig, start: Start) -> RankSettings:
         total_steps=config.total_steps,
         seed=config.run.seed,
         bucket_bytes=config.weights.bucket_mb * 2**20,
+        shared_memory=config.weights.shared_memory,
     )

@@ -1,82 +1,83 @@
-"""Starts a run's actors, renews them for the next run, replaces those that died, and closes them.
+"""Starts a run's actors, renews them for the next run or after a loss of the learner, and closes them.
 
-`connect` joins Ray (or starts a cluster of its own) and checks that the run fits. `Cluster.begin` places every actor, joins the
-learner group and the weight group; for a second run on the same actors it only renews what belongs to a run. When weights move
-is in weight_sync.py, the comparison of engine and trainer in logprob_check.py, that before anything is trained in start_check.py.
+session.py joins Ray, or starts a cluster of its own, and checks that the run fits. `Cluster.begin` places every actor, joins the
+learner group and the weight group; for a second run on the same actors it only renews what belongs to a run. Who is replaced, and
+how many generators there are, is in members.py; when weights move in weight_sync.py; the comparison of engine and trainer in
+logprob_check.py, that before anything is trained in start_check.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
 
-import ray
-
-from actors.handles import RemoteGenerator, RemoteLearner, RemoteRewardModel, RemoteVerifier
-from actors.pool import GeneratorPool, MemberDied, MemberPool, VerifierPool
-from actors.remote import GeneratorActor, LearnerActor, RewardModelActor, VerifierActor, vllm_factory
-from actors.settings import VLLMSettings, cpu_threads
-from learner.deepspeed_engine import RankPlace
+from actors.handles import RemoteGenerator, RemoteLearner
+from actors.health.lifeline import LearnerDied, MemberDied
+from actors.pool import GeneratorPool, VerifierPool
+from actors.remote import LearnerActor
+from learner.rank_settings import RankPlace
+from learner.tracing.spans import VARIABLE
 from learner.weights.protocol import WeightManifest
 from orchestration.cluster import actor_settings, placement
+from orchestration.cluster.actor_makers import START_ATTEMPTS, ActorMakers, AnyMember
 from orchestration.cluster.actor_settings import Start, cpu_env
 from orchestration.cluster.actor_slots import ActorSlots, Position
 from orchestration.cluster.logprob_check import compare_logprobs
+from orchestration.cluster.members import Members
 from orchestration.cluster.start_check import StartCheck, StartRules
+from orchestration.cluster.start_progress import StartProgress
 from orchestration.cluster.weight_sync import WeightBroadcast, WeightGroup
 from orchestration.config.run_config import RunConfig
-from orchestration.errors import ConfigError, PlacementError
+from orchestration.errors import NumericsError, PlacementError
 
-M = TypeVar("M", RemoteGenerator, RemoteVerifier, RemoteRewardModel)
-
-ALIVE_S = 30.0  # for a member to say that it is there: none is asked while it is busy
-MAX_CONCURRENCY = 1000  # calls of one generator under way: its streams, and the weight calls beside them
-
-
-def connect(config: RunConfig, copies: int = 1) -> None:
-    """Joins the cluster of cluster.address or RAY_ADDRESS, or starts one in this process. PlacementError if it is too small for
-    `copies` such runs side by side."""
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # an actor with no GPU leaves CUDA_VISIBLE_DEVICES alone
-    if address:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise PlacementError(
-                f"the Ray cluster at {address} cannot be joined: {' '.join(str(error).split())}"
-            ) from None
-    else:
-        ray.init(address="local", num_cpus=config.cluster.num_cpus, include_dashboard=False, **quiet)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    placement.check(placement.plan(config) * copies, ray.cluster_resources(), nodes)
+MAX_WRONG = 3  # comparisons in a row in which a generator was not the trainer, and was replaced
+# OpenMP's threads wait asleep: two that spin took five times as long as one where other processes had the cores, and asleep half.
+CPU_LEARNER = {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "passive"}
+START_CHECKS = 3  # times the start is compared where a generator dies meanwhile
 
 
 class Cluster:
-    """Holds every actor of a run. All waits are bounded; see the section of the configuration that each names."""
+    """Holds every actor of a run. All waits are bounded, by a time or by progress; see actors/health."""
 
     def __init__(self, config: RunConfig, on_event: Callable[[str], None]) -> None:
         self.config, self.on_event = config, on_event
-        self._slots = ActorSlots(placement.plan(config))
-        self._source: Start
+        self.on_progress: Callable[[str, float, float], None] = lambda phase, done, total: None
+        self._slots = ActorSlots(placement.plan(config), {VARIABLE: "1"} if config.run.trace else {})
+        self.members = Members(self._slots, self._report, self._fetch)
+        self._makers: ActorMakers
         self._placements: list[RankPlace]  # of the learner's ranks
         self._weights: WeightBroadcast
+        self._moving = asyncio.Lock()  # one transfer at a time
         self.learner: RemoteLearner
-        self.generators: GeneratorPool[RemoteGenerator]
-        self.verifiers: VerifierPool[RemoteVerifier]
-        # Empty unless the reward has such a term:
-        self.reward_models: VerifierPool[RemoteRewardModel]
-        self.judges: GeneratorPool[RemoteGenerator]
+        self._started = False
         self.version = 0  # of the generators' weights
+        self._checking = False  # whether the learner's weights are not those of `version`, for the check of a start
         self._untouched = False  # whether every generator has the weights that it loaded itself
+        self.restarts = 0  # of the learner group
+        self._wrong = 0  # comparisons in a row that found a generator which is not the trainer
 
     @property
     def cuda(self) -> bool:
         return self.config.learner.gpus > 0
+
+    @property
+    def generators(self) -> GeneratorPool[RemoteGenerator]:
+        return self.members.generators
+
+    @property
+    def verifiers(self) -> VerifierPool[Any]:
+        return self.members.verifiers
+
+    @property
+    def reward_models(self) -> VerifierPool[Any]:
+        return self.members.reward_models
+
+    @property
+    def judges(self) -> GeneratorPool[RemoteGenerator]:
+        return self.members.judges
 
     # --- start and end ------------------------------------------------------------------------------------------------
 
@@ -84,41 +85,96 @@ class Cluster:
         self.on_event(text)  # read at each event: the next run on warm actors sets its own
 
     async def begin(self, config: RunConfig, start: Start) -> None:
-        """Prepares a run: places the actors, or renews those of the run before, which had the same `layout_key`."""
+        """Prepares a run: places the actors, or renews those of the run before, which had the same `layout_key`.
+
+        A learner group that lost a rank is built anew, in the same places.
+        """
         self.config = config
-        await (self._renew(start) if self._slots.reserved else self._start(start))
+        self._makers = self.members.makers = ActorMakers(config, self._slots, start)
+        if self._started:
+            await self._renew(start)
+            return
+        try:
+            await self._start(start)
+        except LearnerDied as death:  # at a first start there is nothing that another attempt could keep
+            raise PlacementError(f"the learner could not be started: {death}") from death
+        self._started = True
+
+    async def _start(self, start: Start) -> None:
+        """Returns when every actor answers. PlacementError after cluster.start_timeout_s."""
+        config, limit, make = self.config, self.config.cluster.start_timeout_s, self._makers
+        self._report("reserving room for the actors")
+        await self._slots.reserve(limit)
+        self._report(f"loading the model: learner ranks {config.learner.ranks}, generators {config.generators.least}")
+        self.version = start.version
+        judge, term, count = config.judge_generator, config.rewards.model, config.generators.least
+        numbers = {
+            "generator": count,
+            "judge": judge.count if judge else 0,
+            "verifier": config.verifiers.count,
+            "reward-model": term.count if term else 0,
+        }
+        shown = StartProgress({**numbers, "learner": 1}, self._report, lambda *at: self.on_progress(*at))
+
+        def started(kind: str) -> list[Coroutine[Any, Any, AnyMember]]:
+            def one(i: int) -> Coroutine[Any, Any, AnyMember]:
+                of = partial(make.generator, i, start.model) if kind == "generator" else None
+                return shown.follow(kind, make.started(kind, i, of))
+
+            return [one(i) for i in range(numbers[kind])]
+
+        learner = shown.follow("learner", self._start_learner(start))
+        starts, scorers = [*started("generator"), *started("judge")], [*started("verifier"), *started("reward-model")]
+        if make.one_by_one:  # and after all other actors
+            ended: list[Any] = await asyncio.gather(learner, *scorers)
+            engines: list[Any] = [await one for one in starts]
+        else:  # engines take longest, and Ray starts as many processes at once as there are cores
+            engines, ended = await asyncio.gather(asyncio.gather(*starts), asyncio.gather(learner, *scorers))
+        scoring = ended[1:]
+        verifiers, models = scoring[: config.verifiers.count], scoring[config.verifiers.count :]
+        generators, judges = engines[:count], engines[count:]
+        for g in generators:
+            await g.mark_current(start.version, limit)
+        self._untouched = True
+        self.members.make_pools(generators, verifiers, models, judges)
+        self.members.watch_all()
+        if count < config.generators.count:
+            self.members.scale(config.generators.count)
 
     async def _renew(self, start: Start) -> None:
         """Keeps the processes and renews everything else: learner, environments, the weights of every engine."""
         limit = self.config.cluster.start_timeout_s
-        self._source, self.version = start, start.version
-        await self._replace_scorers()
+        self.version, self._wrong = start.version, 0
         specs = actor_settings.environment_specs(self.config)
-        settings = actor_settings.rank_settings(self.config, start)
-        await asyncio.gather(
-            self.learner.start(settings, self._placements, limit),
-            *(v.configure(specs, limit) for v in self.verifiers.members),
-            *(g.forget(limit) for g in self.generators.members),
-        )
-        await asyncio.gather(*(self._admit(v) for v in self.verifiers.members))
-        await self._restore(start)
-        self._make_pools(
-            self.generators.members, self.verifiers.members, self.reward_models.members, self.judges.members
-        )
+        # A member that is gone meanwhile ends nothing: it is replaced.
+        renewed: list[tuple[AnyMember, Any]] = [(v, v.configure(specs, limit)) for v in self.verifiers.members]
+        engines = [*self.generators.members, *self.members.joining.values()]
+        renewed += [(g, g.forget(limit)) for g in engines]
+        self._checking = True  # until the learner holds what is to be `version`, nobody who joins is sent anything
+        try:
+            await asyncio.gather(self._renew_learner(start, limit), *(self._ask(work) for _, work in renewed))
+        finally:
+            self._checking = False
+        await asyncio.gather(*(self._ask(self._makers.admit(v)) for v in self.verifiers.members))
+        self.members.renew_pools()
         await self.sync(start.version)
 
-    def _make_pools(
-        self,
-        generators: Sequence[RemoteGenerator],
-        verifiers: Sequence[RemoteVerifier],
-        models: Sequence[RemoteRewardModel],
-        judges: Sequence[RemoteGenerator],
-    ) -> None:
-        term = self.config.rewards.model
-        self.generators = GeneratorPool(generators, self._report)
-        self.verifiers = VerifierPool(verifiers, self._report)
-        self.reward_models = VerifierPool(models, self._report, gather_s=0.0 if term is None else term.gather_ms / 1000)
-        self.judges = GeneratorPool(judges, self._report)
+    async def _ask(self, work: Any) -> None:
+        try:
+            await work
+        except LearnerDied:
+            raise
+        except MemberDied as death:
+            self.members.lost(death)
+
+    async def _renew_learner(self, start: Start, limit: float) -> None:
+        if not self.learner.lost:
+            await self.learner.start(actor_settings.rank_settings(self.config, start), self._placements, limit)
+            await self._restore(start)
+            return
+        self._end_learner()
+        await self._start_learner(start)
+        self.restarts += 1
 
     async def _restore(self, start: Start) -> None:
         if start.engine is not None:
@@ -126,113 +182,86 @@ class Cluster:
         if start.learner is not None:
             await self.learner.load_state_dict(start.learner)
 
-    async def _start(self, start: Start) -> None:
-        """Returns when every actor answers and the weight group is joined. PlacementError after cluster.start_timeout_s."""
-        config, limit = self.config, self.config.cluster.start_timeout_s
-        await self._slots.reserve(limit)
-        self._source, self.version = start, start.version
-        judge = config.judge_generator
-        verifiers = [self._verifier(i) for i in range(config.verifiers.count)]
-        models = [self._reward_model(i) for i in range(config.rewards.model.count if config.rewards.model else 0)]
-        others = [self._start_learner(start), *(self._admit(m) for m in models), *(self._admit(v) for v in verifiers)]
-        makers = [lambda i=i: self._generator(i, start.model) for i in range(config.generators.count)]
-        makers += [lambda i=i: self._judge(i) for i in range(judge.count if judge else 0)]
-        if config.shares_gpus or (judge is not None and 0 < judge.gpus < 1):
-            # An engine measures while it starts how much of its GPU is free, and takes a neighbour's growth for its own: one
-            # after the other, and after all other actors.
-            await asyncio.gather(*others)
-            engines: list[RemoteGenerator] = []
-            for make in makers:
-                engines.append(made := make())
-                await self._admit(made)
-        else:
-            engines = [make() for make in makers]
-            await asyncio.gather(*others, *(self._admit(e) for e in engines))
-        generators, judges = engines[: config.generators.count], engines[config.generators.count :]
-        self._make_pools(generators, verifiers, models, judges)
-        for g in generators:
-            await g.mark_current(start.version, limit)
-        await self._weights.join()
-        self._untouched = True
-
-    async def _admit(self, member: RemoteGenerator | RemoteVerifier | RemoteRewardModel) -> None:
-        """Returns when it answers. Raises ConfigError where an environment cannot be built in a verifier's process: every verdict
-        there would be an error."""
-        limit = self.config.cluster.start_timeout_s
-        await member.ready(limit)
-        if isinstance(member, RemoteVerifier):
-            fault = await member.prepare(limit)
-            if fault is not None:
-                raise ConfigError(
-                    f"{member.name} cannot build the environments, {fault}; files of your own have to be where every node sees "
-                    "them, or below the --working-dir of `ray job submit`"
-                )
-
     async def close(self) -> None:
+        """Ends every actor, within a bound."""
+        await self.members.close()
         await self._slots.close()
+
+    def counts(self) -> dict[str, float]:
+        """Returns metrics of the actors: generators in service, and what was replaced since the process began."""
+        return {
+            "cluster/generators": float(len(self.generators.members)),
+            "cluster/replaced": float(self.members.replaced),
+            "cluster/learner_restarts": float(self.restarts),
+            "requests/aborted": self.generators.aborted / max(1, self.generators.begun),
+        }
 
     async def begin_stage(self, index: int) -> None:
         """Takes the learner to the stage. Verifiers have every environment already; sampling settings come with each request."""
         await self.learner.begin_stage(actor_settings.learner_stage(self.config, index))
 
-    # --- one actor of each kind ---------------------------------------------------------------------------------------
-
     async def _start_learner(self, start: Start) -> None:
+        """Starts the ranks; where one is lost meanwhile, all of them again, a few times.
+
+        Raises LearnerDied, and PlacementError where they do not come in time, as on a node that is gone.
+        """
+        for left in reversed(range(START_ATTEMPTS)):
+            try:
+                await self._place_learner(start)
+            except LearnerDied as death:
+                if death.late:
+                    raise PlacementError(
+                        f"the learner could not be started: {death.name} gave {death.detail}"
+                    ) from death
+                if not left:
+                    raise
+                self._end_learner()
+            else:
+                return
+
+    def _end_learner(self) -> None:
+        for rank in self.learner.ranks:
+            self.members.monitor.forget(rank.name)
+            self._slots.vacate(rank.name)
+
+    async def _place_learner(self, start: Start) -> None:
         config = self.config
         ranks, limit = config.learner.ranks, config.cluster.start_timeout_s
-        number = config.learner.threads or cpu_threads(config.learner.cpus, config.learner.gpus)
-        env = {} if self.cuda else {**cpu_env(number), "DS_ACCELERATOR": "cpu"}
+        env = {} if self.cuda else {**cpu_env(placement.learner_threads(config)), **CPU_LEARNER}
         kind = "learner rank"
         positions = [Position(self._slots.next_name(kind), kind, r, env) for r in range(ranks)]
-        self.learner = RemoteLearner([self._slots.place(p, LearnerActor) for p in positions], config.learner.timeout_s)
+        actors = [self._slots.place(p, LearnerActor) for p in positions]
+        self.learner = RemoteLearner(actors, [p.name for p in positions], config.learner.timeout_s)
+        await self.learner.ready(limit)
         host, port = await self.learner.address(limit)
         self._placements = [RankPlace(r, ranks, host, port, self.cuda, config.learner.timeout_s) for r in range(ranks)]
         await self.learner.start(actor_settings.rank_settings(config, start), self._placements, limit)
         backend = "nccl" if self.cuda and not config.shares_gpus else "gloo"
         group = WeightGroup(host, backend, config.generators.tensor_parallel, config.weights.timeout_s)
-        self._weights = WeightBroadcast(self.learner, self, group, self._report)
+        self._weights = WeightBroadcast(self.learner, self.members, group, self._report)
+        self.members.watch_learner(self.learner)  # its progress bounds the reading of a checkpoint
         await self._restore(start)
-
-    def _generator(self, i: int, model: str) -> RemoteGenerator:
-        """Starts a generator, which is STALE: it serves once its weights were confirmed as current."""
-        settings = actor_settings.policy_engine(self.config, model, self._source.version)
-        return self._engine("generator", i, settings, self.version)
-
-    def _judge(self, i: int) -> RemoteGenerator:
-        judge = self.config.judge_generator
-        if judge is None:
-            raise PlacementError("generators that judge are placed where the reward asks for them")
-        return self._engine("judge", i, actor_settings.judge_engine(self.config, judge), None)
-
-    def _engine(self, kind: str, i: int, settings: VLLMSettings, required: int | None) -> RemoteGenerator:
-        g, name = settings.generator, self._slots.next_name(kind)
-        position = Position(name, kind, i, cpu_env(cpu_threads(g.cpus, g.gpus)), MAX_CONCURRENCY)
-        actor = self._slots.place(position, GeneratorActor, vllm_factory(settings), name, required)
-        return RemoteGenerator(name, actor, g.timeout_s)
-
-    def _verifier(self, i: int) -> RemoteVerifier:
-        limit, kind = self.config.verifiers.timeout_s, "verifier"
-        position = Position(self._slots.next_name(kind), kind, i, {"OMP_NUM_THREADS": "1"})
-        specs = actor_settings.environment_specs(self.config)
-        return RemoteVerifier(position.name, self._slots.place(position, VerifierActor, specs, limit), limit)
-
-    def _reward_model(self, i: int) -> RemoteRewardModel:
-        term, kind = self.config.rewards.model, "reward-model"
-        if term is None:
-            raise PlacementError("a reward model is placed where the reward has such a term")
-        position = Position(self._slots.next_name(kind), kind, i, cpu_env(cpu_threads(term.cpus, term.gpus)))
-        actor = self._slots.place(position, RewardModelActor, actor_settings.reward_model(term))
-        return RemoteRewardModel(position.name, actor, term.timeout_s)
 
     # --- weights and log-probs ----------------------------------------------------------------------------------------
 
     async def sync(self, version: int) -> WeightManifest:
-        """Sends the learner's weights to every generator as `version`; members that died are replaced first."""
-        await self._replace_scorers()
+        """Sends the learner's weights to every generator as `version`, those that join among them."""
+        async with self._moving:
+            return await self._send(version)
+
+    async def _send(self, version: int) -> WeightManifest:
         self._untouched = False
-        manifest = await self._weights.sync(version)
-        self.version = version
+        manifest, names = await self._weights.sync(version)
+        self.version, self.learner.updated = version, False
+        self.members.serve(names, version)
         return manifest
+
+    async def _fetch(self) -> None:
+        """Sends the present weights to generators that joined while none was left. Does nothing where a transfer is due anyway:
+        the learner's weights are newer than `version`."""
+        async with self._moving:
+            if self.members.joining and not (self.generators.members or self.learner.updated or self._checking):
+                await self._send(self.version)
 
     async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> None:
         """Transfers what the learner holds as `version` to every generator, and compares trainer, engines and plain transformers
@@ -246,13 +275,33 @@ class Cluster:
             max_gap=config.weights.max_logprob_gap,
         )
         check = StartCheck(self.learner, lambda: self.generators.members, lambda: self.sync(version), sequences, rules)
-        for remark in await check.run(self._untouched):
-            self._report(remark)
+        self.on_progress("checking", 0, 1)
+        began = time.monotonic()
+        for left in reversed(range(START_CHECKS)):
+            self._checking = True
+            try:
+                remarks = await check.run(self._untouched)
+            except MemberDied as death:
+                if not left or isinstance(death, LearnerDied):
+                    raise
+                self.members.lost(death)
+                await self.sync(version)
+            else:
+                for remark in remarks:
+                    self._report(remark)
+                seconds = time.monotonic() - began
+                self._report(f"trainer and engines compute the same, the first transfer included: {seconds:.1f} s")
+                return
+            finally:
+                self._checking = False
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
-        """Compares engine and trainer on these tokens. NumericsError, which names the generator, beyond weights.max_logprob_gap: it
-        bounds the largest gap in fp32, and each generator's own mean in bf16 and fp16."""
-        return await compare_logprobs(
+        """Compares engine and trainer on these tokens, each generator by itself: it is bounded by weights.max_logprob_gap.
+
+        A generator that is not the trainer among others that are is replaced. NumericsError where all of them differ, or one does
+        again and again.
+        """
+        metrics, deaths, wrong = await compare_logprobs(
             self.learner,
             self.generators.members,
             sequences,
@@ -260,49 +309,9 @@ class Cluster:
             exact=self.config.exact,
             max_gap=self.config.weights.max_logprob_gap,
         )
-
-    # --- replacement --------------------------------------------------------------------------------------------------
-
-    def weight_receivers(self) -> Sequence[RemoteGenerator]:
-        return self.generators.members
-
-    async def bury_silent_generators(self) -> bool:
-        """Takes generators that are gone, or silent for ALIVE_S, out of service; True if any is to be replaced."""
-        return await self._bury_silent(self.generators)
-
-    async def replace_dead_generators(self, version: int) -> bool:
-        """Starts a replacement for each dead generator; True if there were any.
-
-        A replacement starts STALE and joins with the transfer that follows: it never serves the base weights.
-        """
-        dead, self.generators.dead = self.generators.dead, []
-        for name in dead:
-            fresh = self._generator(self._slots.vacate(name), self._source.base or self._source.model)
-            await self._admit(fresh)
-            self.generators.add(fresh)
-            self._report(f"{name} was replaced by {fresh.name}, which serves from version {version} on")
-        return bool(dead)
-
-    async def _replace_scorers(self) -> None:
-        """Replaces dead verifiers, reward models and judges. Without this, all verdicts after the death of the last one would
-        have that death as their error."""
-        await self._replace_in(self.verifiers, self._verifier)
-        await self._replace_in(self.reward_models, self._reward_model)
-        await self._replace_in(self.judges, self._judge)
-
-    async def _replace_in(self, pool: MemberPool[M, Any, Any], make: Callable[[int], M]) -> None:
-        await self._bury_silent(pool)
-        dead, pool.dead = pool.dead, []
-        for name in dead:
-            fresh = make(self._slots.vacate(name))
-            await self._admit(fresh)
-            pool.add(fresh)
-            self._report(f"{name} was replaced by {fresh.name}")
-
-    async def _bury_silent(self, pool: MemberPool[M, Any, Any]) -> bool:
-        """Takes members that are gone, or silent for ALIVE_S, out of service; True if any is to be replaced."""
-        calls = [member.ready(ALIVE_S) for member in pool.members]
-        for result in await asyncio.gather(*calls, return_exceptions=True):
-            if isinstance(result, MemberDied):
-                pool.bury(result)
-        return bool(pool.dead)
+        self._wrong = self._wrong + 1 if wrong else 0
+        if self._wrong > MAX_WRONG:
+            raise NumericsError(f"{wrong}; {MAX_WRONG} such generators were replaced before, one an iteration")
+        for death in deaths:
+            self.members.lost(death)
+        return metrics

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from actors.health.lifeline import MemberDied
 from orchestration.errors import NumericsError
 
 MAX_GAP_EXACT = 1e-3  # nats, of one token, in fp32
@@ -92,26 +93,47 @@ async def compare_logprobs(
     version: int,
     exact: bool,
     max_gap: float | None,
-) -> dict[str, float]:
-    """Returns the largest gap of any member and the mean over all of them, in nats, as metrics.
+) -> tuple[dict[str, float], list[MemberDied], str]:
+    """Compares every engine with the trainer. Returns metrics (the largest gap of any engine within the limit and the mean over all
+    of them, in nats), the engines to replace (dead, or beyond the limit where others are not), and a sentence about the worst
+    beyond it, or "".
 
-    Raises NumericsError, which names the member, where one of them is beyond the limit: in fp32 by its largest gap, else by its
-    own mean. exact: the run is in fp32. max_gap: weights.max_logprob_gap.
+    Raises NumericsError, which names the worst, where all of them are beyond the limit: in fp32 by their largest gap, else by
+    their own mean. exact: the run is in fp32. max_gap: weights.max_logprob_gap.
     """
     expected, *scores = await asyncio.gather(
-        trainer.sequence_logprobs(sequences), *(engine.sequence_logprobs(sequences) for engine in engines)
+        trainer.sequence_logprobs(sequences),
+        *(engine.sequence_logprobs(sequences) for engine in engines),
+        return_exceptions=True,
     )
-    gaps = [gap_of(engine.name, expected, score) for engine, score in zip(engines, scores, strict=True)]
-    limit = engine_limit(exact, max_gap)
+    if isinstance(expected, BaseException):
+        raise expected
+    deaths: list[MemberDied] = []
+    gaps: list[Gap] = []
+    for engine, score in zip(engines, scores, strict=True):
+        if isinstance(score, MemberDied):
+            deaths.append(score)
+        elif isinstance(score, BaseException):
+            raise score
+        else:
+            gaps.append(gap_of(engine.name, expected, score))
+    limit, sentence = engine_limit(exact, max_gap), ""
     if worst := limit.worst(gaps):
-        beyond = sum(map(limit.exceeded, gaps))
-        raise NumericsError(
+        beyond = [gap for gap in gaps if limit.exceeded(gap)]
+        sentence = (
             f"at version {version} log-probs of {worst.name} differ from the trainer's {limit.compared(worst)} "
-            f"(weights.max_logprob_gap); {beyond} of {len(gaps)} generators are beyond the limit: engine and trainer do not run "
-            "the same policy"
+            f"(weights.max_logprob_gap); {len(beyond)} of {len(gaps)} generators are beyond the limit: engine and trainer do not "
+            "run the same policy"
         )
+        if len(beyond) == len(gaps):
+            raise NumericsError(sentence)
+        deaths += [
+            MemberDied(gap.name, f"its log-probs differ from the trainer's {limit.compared(gap)}") for gap in beyond
+        ]
+        gaps = [gap for gap in gaps if gap not in beyond]
     tokens = sum(gap.tokens for gap in gaps)
-    return {
+    metrics = {
         "sync/logprob_gap_max": max((gap.largest for gap in gaps), default=0.0),
         "sync/logprob_gap_mean": sum(gap.mean * gap.tokens for gap in gaps) / max(1, tokens),
     }
+    return metrics, deaths, sentence

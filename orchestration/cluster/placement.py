@@ -22,15 +22,18 @@ class Slot:
         return {k: v for k, v in (("CPU", self.cpus), ("GPU", self.gpus)) if v}
 
 
+def generator_slot(config: RunConfig, number: int) -> Slot:
+    """Returns the slot of a generator; a tensor-parallel one holds all its GPUs."""
+    g = config.generators
+    return Slot(f"generator {number}", g.cpus, g.gpus * g.tensor_parallel)
+
+
 def plan(config: RunConfig) -> list[Slot]:
-    """Returns a slot for every actor; a tensor-parallel generator holds all its GPUs."""
-    tp, model, judge = config.generators.tensor_parallel, config.rewards.model, config.judge_generator
+    """Returns a slot for every actor that a run needs from its start on: of generators `generators.min`, if that is set."""
+    model, judge = config.rewards.model, config.judge_generator
     return [
         *(Slot(f"learner rank {r}", config.learner.cpus, config.learner.gpus) for r in range(config.learner.ranks)),
-        *(
-            Slot(f"generator {i}", config.generators.cpus, config.generators.gpus * tp)
-            for i in range(config.generators.count)
-        ),
+        *(generator_slot(config, i) for i in range(config.generators.least)),
         *(Slot(f"verifier {i}", config.verifiers.cpus, 0.0) for i in range(config.verifiers.count)),
         *((Slot(f"reward-model {i}", model.cpus, model.gpus) for i in range(model.count)) if model else ()),
         *(
@@ -39,6 +42,22 @@ def plan(config: RunConfig) -> list[Slot]:
             else ()
         ),
     ]
+
+
+def learner_threads(config: RunConfig) -> int | None:
+    """Returns the threads of a learner's rank on CPUs; None on a GPU.
+
+    Without `learner.threads` they are the CPUs that the run reserves for learner and generators, which wait while it trains,
+    divided among the ranks: as many as are idle anyway, and none of another run's. With batch.staleness generators do not wait, and
+    a rank has its own.
+    """
+    if config.learner.gpus:
+        return None
+    if config.learner.threads:
+        return config.learner.threads
+    idle = 0 if config.batch.staleness else config.generators.cpus * config.generators.least
+    reserved = config.learner.cpus * config.learner.ranks + idle
+    return max(1, int(reserved / config.learner.ranks + 1e-9))
 
 
 def totals(slots: Sequence[Slot]) -> dict[str, float]:

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from learner.model_check import ModelCheck
 from learner.settings import Mode, TrainerPrecision
+from learner.types import ModelCheck
 from learner.weights.protocol import WeightSyncError
 from orchestration.cluster.logprob_check import MAX_GAP_EXACT, Gap, Limit, NamedScorer, Scorer, engine_limit, gap_of
 from orchestration.errors import ModelRefused

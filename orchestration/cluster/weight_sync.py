@@ -1,19 +1,31 @@
-"""Replaces dead generators, sends them the learner's weights, and repairs a transfer that broke.
+"""Sends the learner's weights to every generator, and goes on without those that a transfer breaks at.
 
-The loop says when; learner/weights/ is how. A transfer needs every member of the weight group: before each one, generators that
-no longer answer are replaced, and the group is formed anew with their replacements.
+The loop says when; learner/weights/ is how. A transfer needs every member of the weight group: where generators have come or gone
+since the last one, the group is formed anew first. Who died is replaced elsewhere (members.py), and joins with a later one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
-from actors.pool import MemberDied
-from learner.weights.checksum import verify_checksums
-from learner.weights.protocol import Backend, Rendezvous, WeightManifest, WeightSyncError, make_rendezvous
+from actors.health.lifeline import LearnerDied, MemberDied
+from learner.weights.protocol import (
+    Backend,
+    Rendezvous,
+    WeightManifest,
+    WeightSyncError,
+    make_rendezvous,
+    verify_checksums,
+)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+GRACE_S = 15.0  # for a generator to answer after the learner has met everybody, or has given up
+ATTEMPTS = 3  # at a transfer that breaks at no generator that can be named, or at every one
 
 
 class WeightSender(Protocol):
@@ -23,9 +35,13 @@ class WeightSender(Protocol):
 
     async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None: ...
 
+    async def absent(self, generator: str) -> None:
+        """Ends the wait for a generator that is gone, in what is under way."""
+        ...
+
     async def manifest(self, version: int, timeout_s: float) -> WeightManifest: ...
 
-    async def publish(self, manifest: WeightManifest, timeout_s: float) -> int:
+    async def publish(self, manifest: WeightManifest) -> int:
         """Returns the checksum of what was sent."""
         ...
 
@@ -43,16 +59,14 @@ class WeightReceiver(Protocol):
 
 
 class Receivers(Protocol):
-    """Holds the generators of the policy, and replaces those that died."""
+    """Holds the generators of the policy."""
 
-    def weight_receivers(self) -> Sequence[WeightReceiver]: ...
-
-    async def bury_silent_generators(self) -> bool:
-        """Takes generators whose process is gone out of service; True if any is to be replaced."""
+    async def weight_receivers(self) -> Sequence[WeightReceiver]:
+        """Returns the generators in service and those that join; waits for one where there is none. Raises PoolEmpty."""
         ...
 
-    async def replace_dead_generators(self, version: int) -> bool:
-        """Starts a replacement for each dead generator, to serve from `version` on; True if there were any."""
+    def lost(self, death: MemberDied) -> None:
+        """Takes a generator that a transfer broke at out of service."""
         ...
 
 
@@ -74,56 +88,140 @@ class WeightBroadcast:
     ) -> None:
         self._sender, self._receivers, self._group, self._on_event = sender, receivers, group, on_event
         self._epoch = 0  # how many groups there were
+        self._joined: list[str] = []  # the generators in the present group; none: it has to be formed
 
-    async def join(self) -> None:
-        """Forms a new group of learner rank 0 and every generator; an older one is closed."""
-        group, members = self._group, self._receivers.weight_receivers()
+    async def sync(self, version: int) -> tuple[WeightManifest, list[str]]:
+        """Sends the learner's weights as `version`; returns what was sent, and the generators that have it.
+
+        A transfer that breaks at generators is made again without them. One that breaks at none that can be named, or at
+        every one, is made again with a new group, a few times: then no generator is to blame, and its error is raised. A learner
+        that dies is LearnerDied.
+        """
+        left = ATTEMPTS
+        while True:
+            members = await self._receivers.weight_receivers()
+            names = [member.name for member in members]
+            try:
+                if names != self._joined:
+                    await self._join(members)
+                manifest = await self._transfer(version, members)
+            except _Broken as broken:
+                self._joined = []
+                left -= len(broken.deaths) in (0, len(members))
+                if not left or broken.final:
+                    raise broken.first from None
+                for death in broken.deaths:
+                    self._receivers.lost(death)
+                self._on_event(f"the weight transfer of version {version} broke ({broken.first}); it is made again")
+            else:
+                self._joined = names
+                return manifest, names
+
+    async def _join(self, members: Sequence[WeightReceiver]) -> None:
+        """Forms a new group of learner rank 0 and the generators; an older one is closed."""
+        group = self._group
         self._epoch += 1
         port = await self._sender.listen(group.timeout_s)
-        engines = [(m.name, group.shards) for m in members]
-        own, *others = make_rendezvous(group.host, port, engines, group.backend, self._epoch)
-        await asyncio.gather(
+        own, *others = make_rendezvous(
+            group.host, port, [(m.name, group.shards) for m in members], group.backend, self._epoch
+        )
+        await _together(
+            self._sender,
+            members,
             self._sender.connect_weights(own, group.timeout_s),
-            *(m.connect_weights(r, group.timeout_s) for m, r in zip(members, others, strict=True)),
+            [m.connect_weights(r, group.timeout_s) for m, r in zip(members, others, strict=True)],
+            GRACE_S,
         )
 
-    async def sync(self, version: int) -> WeightManifest:
-        """Sends the learner's weights to every generator as `version`.
-
-        A transfer that breaks because a generator died is made again, once, with a replacement. Any other failure is raised:
-        WeightSyncError, or MemberDied.
-        """
-        # A call costs a millisecond; a transfer to a dead process costs weights.timeout_s.
-        await self._receivers.bury_silent_generators()
-        await self._replace(version)
-        try:
-            return await self._transfer(version)
-        except (MemberDied, WeightSyncError) as error:
-            if not await self._receivers.bury_silent_generators():
-                raise
-            self._on_event(
-                f"weight transfer of version {version} broke ({error}); generators are replaced and it is made again"
-            )
-        await self._replace(version)
-        return await self._transfer(version)
-
-    async def _replace(self, version: int) -> None:
-        if await self._receivers.replace_dead_generators(version):
-            await self.join()
-
-    async def _transfer(self, version: int) -> WeightManifest:
+    async def _transfer(self, version: int, members: Sequence[WeightReceiver]) -> WeightManifest:
         timeout = self._group.timeout_s
         manifest = await self._sender.manifest(version, timeout)
-        members = self._receivers.weight_receivers()
-        sent, *received = await asyncio.gather(
-            self._sender.publish(manifest, timeout * 2),
-            *(m.receive_weights(manifest, timeout) for m in members),
-            return_exceptions=True,  # all have to be heard: the first error alone may not name the culprit
+        sent, received = await _together(
+            self._sender,
+            members,
+            self._sender.publish(manifest),
+            [m.receive_weights(manifest, timeout) for m in members],
+            timeout,
         )
-        errors = [r for r in (sent, *received) if isinstance(r, BaseException)]
-        if errors:
-            raise next((e for e in errors if isinstance(e, WeightSyncError)), errors[0])
-        checksums = {m.name: r for m, r in zip(members, received, strict=True) if isinstance(r, int)}
-        if isinstance(sent, int):
+        checksums = {m.name: value for m, value in zip(members, received, strict=True)}
+        try:
             verify_checksums(version, sent, checksums)
+        except WeightSyncError as error:
+            wrong = [name for name, value in checksums.items() if value != sent]
+            raise _Broken(error, [MemberDied(name, str(error)) for name in wrong]) from error
         return manifest
+
+
+class _Broken(Exception):
+    """Carries the error of a transfer, and the deaths of those it broke at."""
+
+    def __init__(self, first: Exception, deaths: Sequence[MemberDied]) -> None:
+        super().__init__(first)
+        self.first, self.deaths = first, list(deaths)
+
+    @property
+    def final(self) -> bool:
+        """Returns whether another attempt would end in the same way: the learner is gone, or a model refuses the weights."""
+        refused = isinstance(self.first, WeightSyncError) and self.first.phase.startswith("load of")
+        return refused or isinstance(self.first, LearnerDied)
+
+
+async def _tell(sender: WeightSender, members: Sequence[WeightReceiver], waiting: Sequence[asyncio.Future[R]]) -> None:
+    """Tells the learner of every generator that dies, as soon as that is known: it waits for all of them."""
+    names = dict(zip(waiting, (member.name for member in members), strict=True))
+    while names:
+        done, _ = await asyncio.wait(names, return_when=asyncio.FIRST_COMPLETED)
+        for wait in done:
+            name = names.pop(wait)
+            if not wait.cancelled() and isinstance(wait.exception(), MemberDied):
+                await sender.absent(name)
+
+
+async def _together(
+    sender: WeightSender,
+    members: Sequence[WeightReceiver],
+    own: Awaitable[T],
+    others: Sequence[Awaitable[R]],
+    grace_s: float,
+) -> tuple[T, list[R]]:
+    """Waits for the learner's part, whose every wait has a limit of its own, and then `grace_s` for each generator's. Raises
+    _Broken.
+
+    All are heard, since the first error alone may not name the culprit; a generator that does not answer even now is one.
+    """
+    waiting = [asyncio.ensure_future(other) for other in others]
+    telling = asyncio.ensure_future(_tell(sender, members, waiting))
+    try:
+        (sent,) = await asyncio.gather(own, return_exceptions=True)
+        if waiting:
+            await asyncio.wait(waiting, timeout=grace_s)
+    finally:
+        for wait in (telling, *waiting):
+            wait.cancel()
+    received = await asyncio.gather(*waiting, return_exceptions=True)
+    deaths: dict[str, MemberDied] = {}
+    answers: list[R] = []
+    errors = [] if not isinstance(sent, BaseException) else [sent]
+    for member, answer in zip(members, received, strict=True):
+        if isinstance(answer, asyncio.CancelledError):
+            answer = MemberDied(
+                member.name, f"no answer {grace_s:g} s after the learner had ended its part of a weight transfer"
+            )
+        if isinstance(answer, MemberDied):
+            deaths[member.name] = answer
+        if isinstance(answer, BaseException):
+            errors.append(answer)
+        else:
+            answers.append(answer)
+    if not errors and not isinstance(sent, BaseException):
+        return sent, answers
+    if isinstance(sent, WeightSyncError):
+        # The learner's end knows who did not come; a generator's end knows only that it waited in vain.
+        named = {part.split(" shard ")[0] for part in sent.member.split(", ")}
+        deaths |= {m.name: MemberDied(m.name, sent.detail) for m in members if m.name in named and m.name not in deaths}
+    for error in errors:
+        if not isinstance(error, MemberDied | WeightSyncError):
+            raise error
+    refused = [e for e in errors if isinstance(e, WeightSyncError)]
+    first = next((e for e in errors if isinstance(e, LearnerDied)), next(iter(refused), errors[0]))
+    raise _Broken(cast("Exception", first), list(deaths.values()))

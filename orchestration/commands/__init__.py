@@ -2,9 +2,11 @@
 
 | file               | what                                                                                        |
 |--------------------|---------------------------------------------------------------------------------------------|
+| control.py         | `isentrope status`, `stop` and `scale`: a run that goes on                                   |
 | demo.py            | `isentrope demo`: GRPO against REPO-R on countdown                                          |
 | doctor.py          | `isentrope doctor`: checks this machine for what a run needs                                |
 | init_model.py      | `isentrope init-model`: makes and warm-starts a tiny model                                  |
+| logs.py            | `isentrope logs`: events of a run, output of its actors                                      |
 | play.py            | `isentrope envs` and `isentrope play`: lists environments, one prompt answered by hand      |
 | precision.py       | `isentrope precision`: its prompts, its table, its JSON                                     |
 | precision_probe.py | its measurements: responses of the engine in each precision, scored by the trainer          |

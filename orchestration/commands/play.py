@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from envs.base import Environment, demonstrate, demonstrates
 from envs.types import Verdict
 from orchestration.config.loader import parse_overrides
 from orchestration.errors import ConfigError
+from orchestration.text import one_line
 
 
 def list_environments() -> None:
@@ -58,23 +60,34 @@ def example(environment: Environment) -> str:
     return text.replace("\n", " ")
 
 
+@contextmanager
+def _said_by(name: str) -> Iterator[None]:
+    """Turns what an environment raises, a user's own perhaps, into a ConfigError: a sentence of its own, or where it was raised."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ConfigError(one_line(error)) from error
+    except Exception as error:
+        raise ConfigError(f"environment '{name}': {catalog.error_in_one_line(error)}") from error
+
+
 def play_by_hand(name: str, overrides: Sequence[str], index: int, seed: int) -> Verdict:
     """Lets a person answer a prompt on stdin until the environment gives its verdict; returns the verdict."""
     console = Console(soft_wrap=True)
-    try:
-        environment = catalog.load(name, dict(parse_overrides(overrides)), seed=seed)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    prompt = environment.prompt("train", index)
+    params = dict(parse_overrides(overrides))
+    with _said_by(name):
+        environment = catalog.load(name, params, seed=seed)
+        prompt = environment.prompt("train", index)
+        session = environment.open(prompt)
     for message in prompt.messages:
         console.print(f"[bold]{message.role}[/]  {escape(message.content)}", highlight=False)
-    session = environment.open(prompt)
     while True:
         try:
             text = input("response > ")
         except EOFError:
             raise ConfigError("no response: the input ended before the verdict") from None
-        answer = session.reply(text)
+        with _said_by(name):
+            answer = session.reply(text)
         if isinstance(answer, Verdict):
             break
         for message in answer.messages:

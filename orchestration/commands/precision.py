@@ -20,7 +20,7 @@ from envs.suggest import did_you_mean
 from learner.settings import BODY, Mode
 from orchestration.commands.precision_probe import Options, Row, Tasks, engine_responses, trainer_rows
 from orchestration.config.loader import parse_overrides
-from orchestration.config.preflight import check_model
+from orchestration.config.model_folder import check_model
 from orchestration.errors import ConfigError
 
 PLAIN_LENGTHS = (8, 24)  # tokens of a prompt made of random ids

@@ -98,6 +98,15 @@ def objective_fits(config: RunSections) -> None:
         )
 
 
+def stale_responses_corrected(config: RunSections) -> None:
+    """Refuses to train on responses of older policies without a correction for it."""
+    if config.batch.staleness and config.objective.importance.kind == "none":
+        raise ValueError(
+            f"batch.staleness is {config.batch.staleness} and objective.importance none: responses of older policies would "
+            "count as the present one's; leave objective.importance out (truncated, cap 2), or set batch.staleness to 0"
+        )
+
+
 def entropy_method_acts(config: RunSections) -> None:
     """Refuses an entropy method that would do nothing under this objective."""
     kind, surrogate = config.entropy.kind, config.objective.surrogate
@@ -187,6 +196,33 @@ def one_precision(config: RunSections) -> None:
             )
 
 
+def rounding_fits(config: RunSections) -> None:
+    """Refuses engines that round what an fp32 run compares to 1e-3 nats."""
+    mode, g = config.precision.mode, config.generators
+    for key, value, plain in (
+        ("kv_cache_dtype", g.kv_cache_dtype, "auto"),
+        ("quantization", g.quantization, None),
+    ):
+        if value != plain and mode == "fp32" and config.weights.max_logprob_gap is None:
+            raise ValueError(
+                f"generators.{key} is {value} where precision is fp32: engine and trainer may differ by 1e-3 nats in a token, and "
+                "that rounds more; leave it out, take precision bf16, or set weights.max_logprob_gap"
+            )
+
+
+def transfers_end(config: RunSections) -> None:
+    """Requires that rank 0 stops waiting for a generator before the other ranks stop waiting for rank 0."""
+    if (
+        config.learner.zero_stage == 3
+        and config.learner.ranks > 1
+        and config.weights.timeout_s >= config.learner.timeout_s
+    ):
+        raise ValueError(
+            f"weights.timeout_s is {config.weights.timeout_s:g} and learner.timeout_s {config.learner.timeout_s:g}: with "
+            "learner.zero_stage 3 the other ranks wait while rank 0 waits for a generator; make the first smaller"
+        )
+
+
 def stages_in_order(config: RunSections) -> None:
     """Requires stages with names of their own, a first one that has nothing to keep or reset, and a cap within their length."""
     names = [stage.name for stage in config.stages]
@@ -210,9 +246,12 @@ CHECKS = (
     sampling_fits,
     sampled_as_trained,
     objective_fits,
+    stale_responses_corrected,
     entropy_method_acts,
     gpus_fit,
     rewards_fit,
     one_precision,
+    rounding_fits,
+    transfers_end,
     stages_in_order,
 )

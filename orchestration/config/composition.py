@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field, field_validator
 
@@ -65,3 +65,16 @@ class RunSections(Settings):
     def judge_generator(self) -> JudgeGeneratorSettings | None:
         """Returns the generators that judge, where the reward has such."""
         return None if self.rewards.judge is None else self.rewards.judge.generator
+
+
+def with_correction(data: Any) -> Any:
+    """Returns a configuration's data with `objective.importance` filled in where batch.staleness needs one and none is given."""
+    if not isinstance(data, dict):
+        return data
+    sections = cast("dict[str, Any]", data)
+    batch, objective = sections.get("batch"), sections.get("objective", {})
+    if not isinstance(batch, dict) or not isinstance(objective, dict) or "importance" in objective:
+        return sections
+    if cast("dict[str, Any]", batch).get("staleness") in (None, 0):
+        return sections
+    return {**sections, "objective": {**cast("dict[str, Any]", objective), "importance": {"kind": "truncated"}}}

@@ -1,20 +1,23 @@
-"""Reads what a person writes: YAML with 1e-4 as a number, overrides at dotted keys; turns pydantic's errors into one sentence."""
+"""Reads what a person writes: recipes, and overrides at dotted keys; turns pydantic's errors into one sentence."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from envs.quoting import quoted, shortened
 from envs.suggest import nearest
 from learner.entropy.build import CONTROLLERS, METHODS
 from learner.settings import KindSettings
 from orchestration.errors import ConfigError
+from orchestration.plain_yaml import MAX_DEPTH, check_text, parse
+from orchestration.text import one_line
 
 SHORTHAND = {"precision": "mode"}  # sections that may be written as one value, and the key this value is
 # Keys that were called otherwise before: recipes, overrides and the configurations of older runs may go on saying so.
@@ -25,36 +28,26 @@ RENAMED = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-4 as a number, which YAML 1.1 takes for text, since it has neither a dot nor a sign."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the text "1e4", which _Loader would read as a number."""
-
-
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
-
-
-def write_yaml(data: Mapping[str, Any]) -> str:
-    """Writes what read_yaml reads back as equal data."""
-    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    if yaml.load(text, _Loader) == data:
-        return text
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)  # escaped: YAML reads some characters as line breaks
+def read_text(path: Path) -> str:
+    """Reads a file. Raises ConfigError where it cannot be read or is not UTF-8."""
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shortened(str(path))} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None  # without the path once more
+        raise ConfigError(f"{shortened(str(path))} cannot be read: {reason or shortened(one_line(error))}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a file. Raises ConfigError where it is not a mapping."""
+    text = read_text(path)
     try:
-        data = yaml.load(path.read_text("utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        data = parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{shortened(str(path))} is not valid YAML: {shortened(one_line(error), 500)}") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} has to be a mapping of sections, not {type(data).__name__}")
+        raise ConfigError(f"{shortened(str(path))} has to be a mapping of sections, not {type(data).__name__}")
     return with_present_names(data)
 
 
@@ -83,12 +76,14 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
         key, equals, text = word.removeprefix("--").partition("=")
         if not equals:
             if not word.startswith("--") or not rest:
+                word, key = shortened(word), shortened(key)
                 raise ConfigError(f"'{word}' is not an override: write {key}=VALUE or --{key} VALUE")
             text = rest.pop(0)
         try:
-            value = yaml.load(text, _Loader)
-        except yaml.YAMLError:
-            value = text
+            value = parse(text, else_text=True)
+            check_text(key)
+        except ValueError as error:
+            raise ConfigError(f"override {shortened(key)}: {error}") from None
         pairs.append((RENAMED.get(key, key), value))
     return pairs
 
@@ -101,6 +96,8 @@ def put(data: dict[str, Any], key: str, value: Any) -> None:
     """
     at: Any = data
     parts = RENAMED.get(key, key).split(".")
+    if len(parts) > MAX_DEPTH:
+        raise ConfigError(f"override {shortened(key)}: it has {len(parts)} parts and a key has {MAX_DEPTH} at most")
     if inner := SHORTHAND.get(parts[0]):
         if isinstance(data.get(parts[0]), str):
             data[parts[0]] = {inner: data[parts[0]]}
@@ -109,15 +106,17 @@ def put(data: dict[str, Any], key: str, value: Any) -> None:
     for i, part in enumerate(parts):
         last = i == len(parts) - 1
         if isinstance(at, list):
-            if not part.isdigit() or int(part) >= len(at):
-                raise ConfigError(f"override {key}: '{part}' is not an index into a list of {len(at)}")
+            if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(at):
+                part = shortened(part)
+                raise ConfigError(f"override {shortened(key)}: '{part}' is not an index into a list of {len(at)}")
             index: Any = int(part)
         elif isinstance(at, dict):
             index = part
             if not last:
                 at.setdefault(part, {})
         else:
-            raise ConfigError(f"override {key}: {'.'.join(parts[:i])} is a value, not a section")
+            section = shortened(".".join(parts[:i]))
+            raise ConfigError(f"override {shortened(key)}: {section} is a value, not a section")
         if last:
             at[index] = value
         at = at[index]
@@ -126,7 +125,7 @@ def put(data: dict[str, Any], key: str, value: Any) -> None:
 def sentence(error: ValidationError, data: Mapping[str, Any], model: type[BaseModel]) -> str:
     """Puts the first of pydantic's errors about `data`, meant for `model`, into one sentence, with how many more there are."""
     first = error.errors()[0]
-    where = ".".join(str(x) for x in first["loc"])
+    where = shortened(".".join(str(x) for x in first["loc"]))
     if first["type"] == "extra_forbidden":
         text = _unknown(first["loc"], data, model)
     elif first["type"] == "missing":
@@ -135,7 +134,7 @@ def sentence(error: ValidationError, data: Mapping[str, Any], model: type[BaseMo
         cause = first.get("ctx", {}).get("error")
         text = f"{where}: {cause}" if where else str(cause)
     else:
-        text = f"{where} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        text = f"{where} is {quoted(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
     more = error.error_count() - 1
     return text + (f" (and {more} more)" if more else "")
 
@@ -154,7 +153,7 @@ def _unknown(location: tuple[int | str, ...], data: Any, model: Any) -> str:
     if model is KindSettings:  # which settings they are, the kind says
         model = (METHODS if location[-2] == "method" else CONTROLLERS)[data["kind"]].Settings
     key, known = str(location[-1]), list(_fields(model))
-    return f"unknown key {'.'.join(map(str, location))}{_nearest(key, known)}"
+    return f"unknown key {shortened('.'.join(map(str, location)))}{_nearest(key, known)}"
 
 
 def _fields(annotation: Any) -> dict[str, FieldInfo]:
@@ -169,4 +168,4 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 def local(path: str) -> str:
     """Names a local folder in full, since actors have working directories of their own; a hub id stays as it is."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
+    return str(Path(path).resolve()) if os.path.exists(path) else path  # noqa: PTH110 - Path raises for an overlong name

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
-from typing import Any
 
 from envs import catalog
 from envs.base import Environment, HasForm
+from orchestration.config.model_folder import check_model, check_positions
 from orchestration.config.run_config import RunConfig
 from orchestration.config.sections import EnvironmentSection
 from orchestration.errors import ConfigError
@@ -93,43 +91,3 @@ def _where(config: RunConfig, environment: EnvironmentSection) -> str:
             if env == environment:
                 return f"stages.{s}.environments.{i}"
     raise ValueError(f"{environment.name} is not an environment of {config.run.name}")
-
-
-def check_model(model: str) -> None:
-    """Raises ConfigError for what can only be a folder and has no model in it; a Hugging Face id passes."""
-    path = Path(model)
-    looks_local = path.is_absolute() or model.startswith((".", "~")) or path.parts[:1] in (("models",), ("runs",))
-    local = path.exists() or looks_local or model.count("/") > 1
-    if local and not (path / "config.json").is_file():
-        state = "has no config.json" if path.is_dir() else "does not exist"
-        raise ConfigError(
-            f"the model folder {path} {state}: give a Hugging Face folder, or make one with `isentrope init-model`"
-        )
-
-
-def check_positions(section: str, max_model_len: int, model: str) -> None:
-    """Raises ConfigError where a local model has fewer positions than asked for: an engine says so only after its start."""
-    file = Path(model) / "config.json"
-    try:
-        data = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    except ValueError:
-        raise ConfigError(f"{file} is not JSON: the model cannot be loaded") from None
-    data = data.get("text_config", data)
-    positions = data.get("max_position_embeddings")
-    stretched = _stretched(data.get("rope_scaling")) or _stretched(data.get("rope_parameters"))
-    if isinstance(positions, int) and max_model_len > positions and not stretched:
-        raise ConfigError(
-            f"{section}.max_model_len is {max_model_len} and the model {model} has {positions} positions: give {positions} or less"
-        )
-
-
-# Their max_position_embeddings is that of the longer context already.
-SCALED_IN_CONFIG = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
-
-
-def _stretched(rope: Any) -> bool:
-    """Returns whether an engine scales the model's positions to a longer context; it may be set by kind of layer."""
-    if not isinstance(rope, dict):
-        return False
-    kind = rope.get("rope_type", rope.get("type"))
-    return kind not in SCALED_IN_CONFIG if isinstance(kind, str) else any(_stretched(part) for part in rope.values())

@@ -13,10 +13,9 @@ from learner.settings import BODY
 from orchestration.config.reward_sections import RewardsSection
 from orchestration.errors import ConfigError
 
-# What a resumed run may not change: the optimiser's state is laid out by it, or the statistics would be of two runs.
+# What a resumed run may not change: the optimiser's state or the statistics would be of two runs. How many ranks share the state,
+# and at which ZeRO stage, may change.
 FIXED_ON_RESUME = (
-    "learner.ranks",
-    "learner.zero_stage",
     "precision.mode",
     "learner.precision",
     "run.seed",
@@ -47,6 +46,12 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any], stage: int) -> 
         was, is_now = before[section].get(name), now[section][name]
         if was != is_now:
             raise ConfigError(f"{key} was {was} and is now {is_now}: a resumed run cannot change it")
+    own, other = (sorted(data["entropy"].get("environments") or {}) for data in (before, now))
+    if own != other:
+        raise ConfigError(
+            f"entropy.environments had targets for {', '.join(own) or 'none'} and now has them for {', '.join(other) or 'none'}: a "
+            "resumed run keeps its controllers, and may change their targets"
+        )
 
 
 def check_same_stages(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], current: int) -> None:
@@ -66,6 +71,22 @@ def check_same_stages(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping
                     f"stages.{index}.{key} was {before[index][key]} and is now {now[index][key]}: the stage has begun, a resumed "
                     "run cannot change it"
                 )
+
+
+def changed_keys(before: Any, now: Any, key: str = "") -> list[str]:
+    """Names every key whose value differs, with both values, one line each. Both are configurations as JSON values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        pairs = [(str(k), before.get(k), now.get(k)) for k in {**before, **now}]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = [(str(i), was, is_now) for i, (was, is_now) in enumerate(zip(before, now, strict=True))]
+    else:
+        return [] if before == now else [f"{key}: the run had {_short(before)}, it goes on with {_short(now)}"]
+    return [line for k, was, is_now in pairs for line in changed_keys(was, is_now, f"{key}.{k}" if key else k)]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def resolve_precision(data: dict[str, Any]) -> None:

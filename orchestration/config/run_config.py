@@ -7,6 +7,7 @@ declared beside its readers, rules between sections are in checks.py, how YAML i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -18,24 +19,32 @@ from actors.settings import (
     EngineDtype,
 )
 from envs import catalog
+from envs.quoting import shortened
 from envs.suggest import nearest
 from learner.settings import (
     BODY,
     TrainerPrecision,
 )
 from orchestration.config.checks import CHECKS
-from orchestration.config.composition import RunSections
-from orchestration.config.loader import parse_overrides, put, read_yaml, sentence, write_yaml
+from orchestration.config.composition import RunSections, with_correction
+from orchestration.config.loader import parse_overrides, put, read_yaml, sentence
 from orchestration.config.sections import (
     EnvironmentSection,
 )
 from orchestration.errors import ConfigError
+from orchestration.plain_yaml import write_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 class RunConfig(RunSections):
     """Holds a run's sections, which fit together."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _correct_staleness(cls, data: Any) -> Any:
+        """Corrects responses of older policies unless the configuration says how: truncated importance weights, cap 2."""
+        return with_correction(data)
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -57,8 +66,8 @@ class RunConfig(RunSections):
         """
         if not self.stages:
             return self
-        stage, data = self.stages[index], self.model_dump()
-        data["environments"], data["stages"] = data["stages"][index]["environments"], []
+        stage, data = self.stages[index], self.model_dump(exclude={"stages"})
+        data["environments"], data["stages"] = [e.model_dump() for e in stage.environments], []
         data["run"]["iterations"] = self.iterations
         try:
             for key, value in stage.overrides.items():
@@ -130,12 +139,12 @@ def recipe_names() -> list[str]:
 def find_recipe(recipe: str) -> Path:
     """Finds a YAML file by its path, or a shipped recipe by its name. Raises ConfigError naming the nearest."""
     for path in (Path(recipe), RECIPES / f"{recipe}.yaml"):
-        if path.is_file():
+        if os.path.isfile(path):  # noqa: PTH113 - Path raises for an overlong name
             return path
     near = nearest(recipe, recipe_names())
     hint = f"did you mean '{near}'? " if near else ""
     raise ConfigError(
-        f"no recipe file '{recipe}' and no shipped recipe of that name: {hint}shipped: {', '.join(recipe_names())}"
+        f"no recipe file '{shortened(recipe)}' and no shipped recipe of that name: {hint}shipped: {', '.join(recipe_names())}"
     )
 
 

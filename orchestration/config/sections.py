@@ -28,6 +28,8 @@ class RunSection(Settings):
     iterations: int | None = Field(default=None, ge=1)
     sinks: list[Literal["jsonl", "console", "tensorboard"]] = Field(default=["jsonl", "console"])
     samples_per_iteration: int = Field(default=4, ge=0)  # responses kept in samples.jsonl
+    sample_tokens: bool = False  # with prompt index, token ids, log-probs and policy versions
+    trace: bool = False  # every stage of every actor into trace.json
 
 
 class EnvironmentSection(EnvironmentSettings):
@@ -137,6 +139,21 @@ class BatchSection(Settings):
 
     prompts: int = Field(ge=1)  # per iteration
     responses: int = Field(ge=1)  # per prompt: the group
+    # Versions that a trained token's policy may be older than the one that is trained. 0: generators wait while the learner trains;
+    # 1 or more: they work on later batches meanwhile, and the loss corrects for the older policy (objective.importance).
+    staleness: int = Field(default=0, ge=0, le=100)
+    # Batches that generators work ahead, none with staleness 0. What staleness is above it, slow groups may be passed by.
+    ahead: int = Field(default=1, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _ahead_within_the_bound(self) -> Self:
+        if self.staleness and self.ahead > self.staleness:
+            raise ValueError(
+                f"generators that work {self.ahead} batches ahead give responses {self.ahead} versions old, and staleness is "
+                f"{self.staleness}: raise staleness or lower ahead"
+            )
+        return self
+
     dynamic: DynamicSection = DynamicSection()
     adaptive: AdaptiveSection | None = None  # None: every prompt is a new one, or the next of a finite split
 
@@ -145,6 +162,7 @@ class WeightsSection(Settings):
     """Bounds the transfer of weights and the check that engine and trainer run the same policy."""
 
     bucket_mb: int = Field(default=64, ge=1)
+    shared_memory: bool = True
     timeout_s: float = Field(default=120, gt=0)
     # Nats, each engine against the trainer. fp32: of any token, 1e-3 unless set. bf16 and fp16: of the engine's mean over tokens,
     # unless set 0.2 of prompts at the start and 0.1 on the probe after an update, since rounding alone moves single tokens by more
@@ -175,9 +193,10 @@ class EvaluationSection(Settings):
 
 
 class CheckpointSection(Settings):
-    """Says how often checkpoints are written and how many are kept."""
+    """Says how often checkpoints are written, beside those at the end of the run and of its stages, and how many are kept."""
 
-    every: int = Field(default=0, ge=0)  # iterations; 0: only at the end
+    every: int = Field(default=0, ge=0)  # iterations; 0: not by their number
+    minutes: float = Field(default=10, ge=0)  # after the iteration in which so many have passed; 0: not by time
     keep: int = Field(default=2, ge=1)
 
 
@@ -187,3 +206,4 @@ class ClusterSection(Settings):
     address: str | None = None  # None: RAY_ADDRESS if set, else a cluster of this process's own
     num_cpus: int | None = Field(default=None, ge=1)  # of an own cluster; None: what the machine has
     start_timeout_s: float = Field(default=300, gt=0)
+    silent_s: float = Field(default=30, gt=0)  # an actor that gives no sign of life for so long is replaced

@@ -11,7 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,16 +25,17 @@ from orchestration.lab.collect import ArmRuns, collect
 from orchestration.lab.grid import Cell, Grid, cells, load_grid, notes, to_yaml
 from orchestration.lab.lab_report import write_lab_report
 from orchestration.lab.tables import matrices, tables
-from orchestration.run.lifecycle import Job, conduct, connected, prepare
+from orchestration.run.lifecycle import Job, conduct, prepare, watched
 from orchestration.run.resume import is_finished
 from orchestration.run.stop import StopSignal, signals
 from orchestration.run.warm_start import make_model
-from orchestration.telemetry.keys import short_evals
 from orchestration.telemetry.sinks.jsonl import read_rows
+from orchestration.telemetry.typed_keys import short_evals
 from orchestration.text import one_line
 
 if TYPE_CHECKING:
     from orchestration.cluster.cluster import Cluster
+    from orchestration.cluster.session import Session
 
 
 class LabError(IsentropeError):
@@ -93,9 +94,11 @@ def run(path: str, runs: Path, *, overwrite: bool = False, dry_run: bool = False
     write_whole(root / "grid.yaml", to_yaml(grid))
     try:
         if todo:
+            from orchestration.cluster.session import connected
+
             first = todo[0][1].config
-            with connected(first, min(grid.workers, len(todo))):
-                asyncio.run(_work(todo, grid.workers, progress))
+            with connected(first, min(grid.workers, len(todo)), progress.say) as session:
+                asyncio.run(_work(todo, grid.workers, progress, session))
     finally:
         report = publish(grid, root, progress, console)
     if progress.failed:
@@ -131,44 +134,58 @@ def _todo(cell: Cell, progress: Progress, overwrite: bool) -> tuple[Cell, Job] |
     config, folder = cell.config, cell.config.folder
     config_file = folder / "config.yaml"
     if overwrite or not config_file.is_file():
-        return _checked(cell, progress, config, resume=False)
+        return _checked(cell, progress, config, resume=False, overwrite=overwrite)
     if config_file.read_text("utf-8") != config.to_yaml():
         raise ConfigError(
             f"{folder} holds a run of other settings: give --overwrite, another grid name, or remove the folder"
         )
-    complete = read_rows(folder) and read_rows(folder)[-1].get("iteration") == config.iterations
-    # An advance rule may end a run before its iterations are used up.
-    if complete or (config.stages and is_finished(config)):
+    resumable = Checkpoints(folder / "checkpoints", config.checkpoint.keep).latest() is not None
+    rows = read_rows(folder)
+    # The last row may be there before the last evaluation is: the checkpoint knows.
+    if is_finished(config) if resumable else bool(rows) and rows[-1].get("iteration") == config.iterations:
         progress.finished(cell, None)
         return None
-    resumable = Checkpoints(folder / "checkpoints", config.checkpoint.keep).latest() is not None
-    return _checked(cell, progress, config, resume=resumable)
+    return _checked(cell, progress, config, resume=resumable, overwrite=False)
 
 
-def _checked(cell: Cell, progress: Progress, config: RunConfig, resume: bool) -> tuple[Cell, Job] | None:
+def _checked(
+    cell: Cell, progress: Progress, config: RunConfig, resume: bool, overwrite: bool
+) -> tuple[Cell, Job] | None:
     try:
-        return cell, prepare(config, resume=resume, overwrite=True)
+        # Rows without a checkpoint do not keep a run from beginning anew.
+        job = prepare(config, resume=resume, overwrite=True)
+        return cell, replace(job, overwrite=overwrite)
     except ConfigError as error:
         progress.broke(cell, str(error))
         return None
 
 
-async def _work(todo: list[tuple[Cell, Job]], workers: int, progress: Progress) -> None:
+async def _work(todo: list[tuple[Cell, Job]], workers: int, progress: Progress, session: Session) -> None:
     """Runs the jobs. Raises Stopped once every worker has checkpointed and ended."""
     stop, queue = StopSignal(), list(reversed(todo))
-    with signals(stop, progress.say):
-        tasks = [asyncio.ensure_future(_worker(queue, progress, stop)) for _ in range(min(workers, len(todo)))]
-        try:
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        except asyncio.CancelledError:  # the second signal
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
+    async with watched(session, stop):
+        with signals(stop, progress.say):
+            results = await _all_workers(queue, progress, stop, min(workers, len(todo)))
     for error in results:
         if isinstance(error, BaseException) and not isinstance(error, Stopped):
             raise error
+    if stop.error is not None:
+        raise stop.error
     if stop.number is not None:
         raise Stopped(stop.number)
+
+
+async def _all_workers(
+    queue: list[tuple[Cell, Job]], progress: Progress, stop: StopSignal, workers: int
+) -> list[BaseException | None]:
+    """Returns what every worker raised, once all have ended."""
+    tasks = [asyncio.ensure_future(_worker(queue, progress, stop)) for _ in range(workers)]
+    try:
+        return await asyncio.gather(*tasks, return_exceptions=True)
+    except asyncio.CancelledError:  # the second signal
+        for task in tasks:
+            task.cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _worker(queue: list[tuple[Cell, Job]], progress: Progress, stop: StopSignal) -> None:
@@ -179,7 +196,7 @@ async def _worker(queue: list[tuple[Cell, Job]], progress: Progress, stop: StopS
 
     cluster: Cluster | None = None
     try:
-        while queue and stop.number is None:
+        while queue and not stop.asked:
             cell, job = queue.pop()
             if cluster is not None and layout_key(cluster.config) != layout_key(job.config):
                 await cluster.close()

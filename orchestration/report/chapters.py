@@ -95,6 +95,7 @@ CHAPTERS: Mapping[Chapter, tuple[str, tuple[str, ...]]] = {
         ("reward", "reward terms", "pass over time", "distinct solutions", "distinct responses"),
     ),
     "trust": ("Can the numbers be trusted", ("gap quantiles", "effective sample size")),
+    "time": ("Where the time went", ("time", "throughput")),
 }
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {

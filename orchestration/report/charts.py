@@ -14,7 +14,7 @@ from orchestration.analysis.run_data import RunData, over_envs, pass_curve
 from orchestration.report.svg.charts import line_chart, scatter_chart, stacked_chart
 from orchestration.report.svg.marks import Series, smooth
 from orchestration.stats import finite, fit_line
-from orchestration.telemetry.keys import DISTINCT, EnvKey, QuantileKey, TermKey
+from orchestration.telemetry.typed_keys import DISTINCT, EnvKey, QuantileKey, TermKey
 from orchestration.text import label
 
 

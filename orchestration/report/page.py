@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from learner.checkpoint import write_whole
 from orchestration.report.visible import visible
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ def render(template: str, *, templates: Path | None = None, style: str = "", **v
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Writes the page, making its folder where needed, and returns the path."""
+    """Writes the page, whole or not at all, making its folder where needed, and returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
     return path
 
 

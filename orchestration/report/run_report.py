@@ -30,6 +30,7 @@ class ShownSample:
     reward: str
     correct: bool
     status: str
+    detail: str  # why it was not scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ def _numbered(runs: Sequence[RunData]) -> list[RunData]:
 
 def _first_and_last_samples(run: RunData) -> list[ShownSample]:
     """Returns responses of the first and of the last iteration that has any."""
-    iterations = [sample.get("iteration", 0) for sample in run.samples]
+    given = (sample.get("iteration", 0) for sample in run.samples)
+    iterations = [iteration for iteration in given if isinstance(iteration, int | float)]
     if not iterations:
         return []
     out = []
@@ -108,6 +110,7 @@ def _shown(iteration: Any, sample: dict[str, Any]) -> ShownSample:
         reward=f"{reward:.3g}" if isinstance(reward, int | float) else "—",
         correct=bool(sample.get("correct")),
         status=_bounded(sample.get("status", "ok")),
+        detail=_bounded(sample.get("detail", "")),
         **texts,
     )
 

@@ -6,29 +6,36 @@ Each phase consumes what the one before returned. All waiting is in the phases; 
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeVar
 
+from actors.health.lifeline import LearnerDied
 from envs.types import Group, Trajectory
 from learner.advantages import ADVANTAGES
 from learner.batching import build_batches, trajectory_advantages, turn_advantages
 from learner.checkpoint import Checkpoints
-from learner.types import RankBatch
+from learner.tracing.spans import traced
+from learner.types import NonFiniteError, RankBatch
 from learner.weights.protocol import WeightManifest
 from orchestration.config.run_config import RunConfig
-from orchestration.errors import Stopped
+from orchestration.errors import EnvironmentErrors, ModelRefused, Stopped
 from orchestration.run.protocols import BatchProducer, TrainingCluster
+from orchestration.run.saving import Saver
 from orchestration.run.state import RunState
 from orchestration.run.stop import StopSignal
 from orchestration.sampling.dynamic_sampling import Sampled
 from orchestration.sampling.evaluation import evaluate
 from orchestration.sampling.rollouts import Rollouts
+from orchestration.telemetry.environment_errors import EnvironmentErrorWatch
 from orchestration.telemetry.iteration_row import Iteration, iteration_row
 from orchestration.telemetry.rollout_metrics import samples
 from orchestration.telemetry.sinks.base import Sink
+from orchestration.telemetry.staleness import staleness
+from orchestration.text import one_line
 
 T = TypeVar("T")
 
@@ -37,7 +44,10 @@ START_PROMPTS = 16  # over all environments: in bf16 the mean over one prompt sa
 
 @dataclass
 class Run:
-    """Trains one policy, with everything that the loop works with."""
+    """Trains one policy, with everything that the loop works with.
+
+    Whether generators work while the learner trains is the producer's matter: the loop asks it for a batch at a time.
+    """
 
     config: RunConfig
     cluster: TrainingCluster
@@ -47,9 +57,31 @@ class Run:
     checkpoints: Checkpoints
     sink: Sink
     stop: StopSignal
+    # Whether the learner's weights are those of a whole number of iterations, and the last of them while it has no row yet.
+    _whole: bool = field(default=True, init=False)
+    _done: Iteration | None = field(default=None, init=False)
+    errors: EnvironmentErrorWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        verifiers = self.config.verifiers
+        self.errors = EnvironmentErrorWatch(verifiers.max_error_share, verifiers.error_iterations)
+        section, given = self.config.checkpoint, (self.cluster, self.rollouts, self.state, self.checkpoints, self.sink)
+        self.saver = Saver(section, *given)
 
     async def train(self) -> None:
-        """Trains until the last stage ends or the run's iterations are used up. Raises Stopped after a checkpoint."""
+        """Trains until the last stage ends or the run's iterations are used up. Raises Stopped after a checkpoint.
+
+        Anything else that ends the run is raised after a checkpoint too, where the learner can still give one.
+        """
+        try:
+            await self._train()
+        except (Stopped, LearnerDied, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            await self._rescue(error)
+            raise
+
+    async def _train(self) -> None:
         config, state, curriculum = self.config, self.state, self.state.curriculum
         stage = config.at_stage(curriculum.index)
         await self._check_start()
@@ -65,36 +97,81 @@ class Run:
             if sampled is None:
                 self.producer.abandon()
                 await self._stopped()
+            sampled = self._judged(number, sampled)
+            self._whole = False
             update, train_seconds = await timed(self._update(stage, sampled))
+            self._done = done = self._finish(number, sampled, update, train_seconds)
+            milestone = curriculum.stage_ended or number == config.iterations
+            state.owes_evaluation = self._evaluation_due(milestone)  # until it is made, whatever ends the run before
+            self._whole = True
             manifest, sync_seconds = await timed(self._sync())
             gap = await self._probe(sampled)
-            state.iteration, total_seconds = number, time.perf_counter() - began
-
-            curriculum_metrics = curriculum.observe(sampled.groups) | self._position()
-            done = Iteration(
-                number=number,
-                policy_version=state.policy_version,
-                groups=sampled.groups,
-                update=update,
+            done = replace(
+                done,
                 logprob_gap=gap,
-                sampling={} if config.batch.dynamic.kind == "none" else sampled.metrics(),
-                curriculum=curriculum_metrics,
-                seconds=sampled.seconds | {"train": train_seconds, "sync": sync_seconds},
-                total_seconds=total_seconds,
+                seconds={**done.seconds, "sync": sync_seconds},
+                total_seconds=time.perf_counter() - began,
                 sent_bytes=sum(t.nbytes for t in manifest.tensors),
+                cluster=self.cluster.counts(),
             )
             if not sampled.trained:
                 self.sink.event(f"iteration {number}: {sampled.nothing_left()}")
-            milestone = curriculum.stage_ended or number == config.iterations
-            evaluation = await self._evaluate_due(milestone)
+            evaluation = await self._evaluate_due()
             await self._report(done, evaluation)
-            if self.stop.number is not None:
+            if self.stop.asked:
                 await self._stopped()
-            if milestone or due(number, config.checkpoint.every):
-                await self._checkpoint()
+            if milestone or self.saver.due():
+                await self.saver.save(last=number == config.iterations or curriculum.finished)
+
+    def _judged(self, number: int, sampled: Sampled) -> Sampled:
+        """Takes a batch that nobody could judge out of the update: it is measured, and changes no weight."""
+        trajectories = [t for g in sampled.groups for t in g.trajectories]
+        if not trajectories or any(t.verdict.status.scored for t in trajectories):
+            return sampled
+        detail = next((t.verdict.detail for t in trajectories if t.verdict.detail), "")
+        self.sink.event(
+            f"iteration {number}: none of {len(trajectories)} responses has a verdict, so the weights stay as they are: "
+            f"{detail[:500]}"
+        )
+        return replace(sampled, kept=[False] * len(sampled.groups))
+
+    def _finish(self, number: int, sampled: Sampled, update: dict[str, float], train_seconds: float) -> Iteration:
+        """Counts an iteration whose updates are done: from here on a checkpoint holds it, whatever becomes of the transfer."""
+        state = self.state
+        age = staleness(sampled.groups, state.policy_version) if self.config.batch.staleness else {}
+        state.iteration, state.policy_version = number, state.policy_version + 1
+        return Iteration(
+            number=number,
+            policy_version=state.policy_version,
+            groups=sampled.groups,
+            update=update,
+            logprob_gap={},
+            sampling=age | ({} if self.config.batch.dynamic.kind == "none" else sampled.metrics()),
+            curriculum=state.curriculum.observe(sampled.groups) | self._position(),
+            seconds=sampled.seconds | {"train": train_seconds},
+            total_seconds=math.nan,
+            sent_bytes=0,
+        )
+
+    async def _rescue(self, error: Exception) -> None:
+        """Saves what is whole before `error` ends the run. Says what became of it, and raises nothing."""
+        if isinstance(error, NonFiniteError | ModelRefused) or not self._whole or not self.state.iteration:
+            return
+        if self._done is not None:
+            try:
+                await self._report(self._done, {})
+            except Exception as second:  # noqa: BLE001 - as below; the checkpoint matters more
+                self.sink.event(f"the row of the last iteration could not be written: {one_line(second)[:500]}")
+        try:
+            await self.saver.save(last=True)
+        except Exception as second:  # noqa: BLE001 - the first error is the run's
+            self.sink.event(f"no checkpoint could be written at the end: {one_line(second)[:500]}")
+        else:
+            self.sink.event(f"the run ends after a checkpoint of iteration {self.state.iteration}")
 
     # --- phases of an iteration -----------------------------------------------------------------------------------------
 
+    @traced("update")
     async def _update(self, config: RunConfig, sampled: Sampled) -> dict[str, float]:
         """Builds the batch and takes all optimiser steps of the iteration, on every rank. config: in the present stage."""
         self.sink.progress("train", 0, 1)
@@ -102,6 +179,7 @@ class Run:
         self.sink.progress("train", 1, 1)
         return metrics
 
+    @traced("batch")
     def _batches(
         self, config: RunConfig, groups: Sequence[Group], measured: Sequence[Trajectory] = ()
     ) -> list[RankBatch]:
@@ -122,21 +200,25 @@ class Run:
             length_scale=config.sampling.max_tokens,
             measured=measured,
             full_batch=config.batch.prompts * config.batch.responses,
+            version=self.state.policy_version,
+            staleness=config.batch.staleness,
         )
 
+    @traced("transfer")
     async def _sync(self) -> WeightManifest:
-        """Sends the new weights to the generators, as the next policy version."""
+        """Sends the new weights to the generators."""
         self.sink.progress("sync", 0, 1)
-        manifest = await self.cluster.sync(self.state.policy_version + 1)
-        self.state.policy_version = manifest.version
+        manifest = await self.cluster.sync(self.state.policy_version)
         self.sink.progress("sync", 1, 1)
         return manifest
 
+    @traced("probe")
     async def _probe(self, sampled: Sampled) -> dict[str, float]:
         """Compares engine and trainer, after an update, on the first trajectories of the batch."""
         trajectories = [t for g in sampled.groups for t in g.trajectories]
         return await self.cluster.probe([t.token_ids for t in trajectories[: self.config.weights.probe_responses]])
 
+    @traced("check")
     async def _check_start(self) -> None:
         """Compares trainer, engines and plain transformers before the first update, on prompts of every environment."""
         curriculum = self.state.curriculum
@@ -150,6 +232,8 @@ class Run:
     async def _begin_stage(self) -> RunConfig:
         """Begins the next stage on every rank; returns the run's configuration in it."""
         curriculum = self.state.curriculum
+        if left := await self.producer.end_stage():
+            self.sink.event(left)
         curriculum.advance()
         await self.cluster.begin_stage(curriculum.index)
         self.sink.event(f"stage {curriculum.index + 1} of {len(curriculum.stages)} begins: {curriculum.stage.name}")
@@ -184,6 +268,7 @@ class Run:
 
     # --- evaluation -----------------------------------------------------------------------------------------------------
 
+    @traced("evaluation")
     async def _evaluate(self) -> dict[str, float]:
         """Evaluates every environment of every stage, under the run's own sampling: evaluations differ by the policy alone."""
         held_out = self.state.curriculum.held_out("eval", self.config.evaluation.prompts)
@@ -192,7 +277,7 @@ class Run:
     async def _evaluate_owed(self) -> None:
         """Reports the evaluation before training, or the one that the stop of a resumed run interrupted."""
         state = self.state
-        if not state.owes_evaluation:
+        if not (state.owes_evaluation and self.config.evaluation.prompts):
             return
         metrics = await self.stop.interrupts(self._evaluate())
         if metrics is None:
@@ -201,11 +286,16 @@ class Run:
         at = {"iteration": float(state.iteration), "policy_version": float(state.policy_version)}
         row = at | self._position() | metrics
         await self._write(row | state.monitor.look(row))
+        if state.iteration >= self.config.iterations or state.curriculum.finished:  # nothing else was left to do
+            await self.saver.save(last=True)
 
-    async def _evaluate_due(self, milestone: bool) -> dict[str, float]:
+    def _evaluation_due(self, milestone: bool) -> bool:
+        section = self.config.evaluation
+        return bool(section.prompts) and (milestone or due(self.state.iteration, section.every))
+
+    async def _evaluate_due(self) -> dict[str, float]:
         """Returns the metrics of an evaluation if one is due after this iteration; a stop that interrupts it leaves it owed."""
-        every = self.config.evaluation.every
-        if not self.config.evaluation.prompts or not (milestone or due(self.state.iteration, every)):
+        if not self.state.owes_evaluation:
             return {}
         metrics, seconds = await timed(self.stop.interrupts(self._evaluate()))
         self.state.owes_evaluation = metrics is None
@@ -214,34 +304,33 @@ class Run:
     # --- reports and checkpoints ----------------------------------------------------------------------------------------
 
     async def _report(self, iteration: Iteration, evaluation: dict[str, float]) -> None:
-        """Writes the iteration's row, alarms and samples."""
+        """Writes the iteration's row, alarms and samples. Raises EnvironmentErrors for too many of them."""
+        self._done = None
         trajectories = [t for g in iteration.groups for t in g.trajectories]
         row = iteration_row(iteration) | evaluation
         row |= self.state.monitor.look(row)
         for alarm in self.state.alarms.look(row):
             self.sink.event(alarm)
-        self.sink.sample(samples(iteration.number, trajectories, self.config.run.samples_per_iteration))
+        errors = self.errors.look(iteration.number, trajectories)
+        if errors.event:
+            self.sink.event(errors.event)
+        run = self.config.run
+        kept = samples(iteration.number, trajectories, run.samples_per_iteration, run.sample_tokens)
+        self.sink.sample([*kept, *errors.samples])
         await self._write(row)
+        if errors.too_many:
+            raise EnvironmentErrors(errors.too_many)
 
     async def _write(self, row: dict[str, float]) -> None:
         self.sink.iteration(row)
         await asyncio.sleep(0)  # lets a signal's handler run
 
-    async def _checkpoint(self) -> None:
-        """Saves weights, optimiser, tokenizer and the run's state."""
-        self.sink.progress("checkpoint", 0, 1)
-        with self.checkpoints.writing(self.state.iteration) as draft:
-            folder = draft.resolve()
-            await self.cluster.learner.save(folder / "hf", folder / "engine")
-            self.rollouts.save_tokenizer(folder / "hf")
-            self.state.learner = await self.cluster.learner.state_dict()
-            self.checkpoints.commit(draft, self.state.state_dict())
-        self.sink.progress("checkpoint", 1, 1)
-
     async def _stopped(self) -> NoReturn:
-        """Saves a checkpoint, if an iteration is done, and raises Stopped."""
+        """Saves a checkpoint, if an iteration is done, and raises Stopped, or what else the run is to stop for."""
+        if self.stop.error is not None:
+            raise self.stop.error
         if self.state.iteration:
-            await self._checkpoint()
+            await self.saver.save(last=True)
         raise Stopped(self.stop.number or signal.SIGINT)
 
 

@@ -52,9 +52,13 @@ class TrainingCluster(Protocol):
 
     async def begin_stage(self, index: int) -> None: ...
 
+    def counts(self) -> dict[str, float]:
+        """Returns metrics of the actors: how many there are, how many were replaced."""
+        ...
+
 
 class BatchProducer(Protocol):
-    """Gives the loop its next batch of groups; sampling.producer has the synchronous one."""
+    """Gives the loop its next batch of groups: sampling/producer.py, and beside the training sampling/asynchronous.py."""
 
     def next_batch(self, iteration: int, stage: RunConfig) -> Coroutine[Any, Any, Sampled]:
         """Waits for the groups of `iteration`. stage: the run's configuration in the present stage."""
@@ -65,5 +69,13 @@ class BatchProducer(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Takes back what an interrupted `next_batch` has drawn: a resumed run draws it again."""
+        """Takes back what an interrupted `next_batch` has drawn, unless a checkpoint holds it: a resumed run draws it again."""
+        ...
+
+    async def end_stage(self) -> str:
+        """Ends what is left of a stage that has ended; returns a sentence about it, or ""."""
+        ...
+
+    async def close(self) -> None:
+        """Ends what is under way."""
         ...

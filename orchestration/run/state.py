@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from orchestration.config.run_config import RunConfig
 from orchestration.sampling.curriculum import Curriculum
+from orchestration.sampling.pending import Pending
 from orchestration.telemetry.alarms import Alarms
 from orchestration.telemetry.reward_hacking import RewardHackingMonitor
 
@@ -21,6 +23,7 @@ class RunState:
     policy_version   version of the weights that the generators have
     owes_evaluation  whether the evaluation due after `iteration`, or before training, was interrupted or is still to come
     learner          the learner's own state: controller, target, ledger
+    pending          the groups that were begun and not trained on; None in a synchronous run
     """
 
     curriculum: Curriculum
@@ -31,6 +34,7 @@ class RunState:
     owes_evaluation: bool = False
     monitor: RewardHackingMonitor = field(default_factory=RewardHackingMonitor)
     learner: dict[str, Any] = field(default_factory=dict)
+    pending: Pending | None = None
 
     @classmethod
     def fresh(cls, config: RunConfig, curriculum: Curriculum) -> RunState:
@@ -40,6 +44,7 @@ class RunState:
             Alarms(config.entropy.kind),
             config.rewards.model_dump(mode="json"),
             owes_evaluation=bool(config.evaluation.prompts) and config.evaluation.start,
+            pending=Pending() if config.batch.staleness else None,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,12 +58,15 @@ class RunState:
             "drift": self.monitor.state_dict(),
             "alarms": self.alarms.state_dict(),
             "learner": self.learner,
+            **({} if self.pending is None else {"pending": self.pending.state_dict()}),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores state.json. `rewards` stay those of the present configuration.
+    def load_state_dict(self, state: Mapping[str, Any], checkpoint: Path) -> None:
+        """Restores state.json, and the groups that wait in the folder `checkpoint`. `rewards` stay those of the present
+        configuration. Raises CheckpointError.
 
-        A checkpoint may be older than "alarms" and "drift", and resuming with another reward leaves "drift" out.
+        A checkpoint may be older than "alarms" and "drift", and resuming with another reward leaves "drift" out. A run that was
+        synchronous before has no "pending": its ordinals go on behind its iterations.
         """
         self.iteration, self.policy_version = int(state["iteration"]), int(state["policy_version"])
         self.curriculum.load_state_dict(state["curriculum"])
@@ -68,3 +76,7 @@ class RunState:
             self.monitor.load_state_dict(state["drift"])
         if "alarms" in state:
             self.alarms.load_state_dict(state["alarms"])
+        if self.pending is not None and "pending" in state:
+            self.pending.load(state["pending"], checkpoint, self.curriculum.redraw, self.iteration + 1)
+        elif self.pending is not None:
+            self.pending = Pending(sum(map(sum, self.curriculum.given)))

@@ -16,7 +16,18 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.error: Exception | None = None  # why the run cannot go on, other than a signal
         self._event = asyncio.Event()
+
+    @property
+    def asked(self) -> bool:
+        """Returns whether the run is to stop."""
+        return self._event.is_set()
+
+    def fail(self, error: Exception) -> None:
+        """Asks for a stop that raises `error`, after a checkpoint where the learner can still give one."""
+        self.error = error
+        self._event.set()
 
     def set(self, number: int) -> None:
         """Asks for a stop. number: of the signal."""

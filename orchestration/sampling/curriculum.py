@@ -92,7 +92,7 @@ class Curriculum:
         self._orders: dict[tuple[int, int], list[int]] = {}
         self.pools = [PromptPool(adaptive) for _ in self.environments] if adaptive else []
         self.revisits = [0] * len(self.environments)  # how many of an environment's prompts were not new
-        # Of this iteration: (environment, index) -> whether the prompt came again.
+        # Of what was drawn and not observed: (environment, index) -> whether the prompt came again.
         self._drawn: dict[tuple[int, int], bool] = {}
 
     # --- stages ---------------------------------------------------------------------------------------------------------
@@ -108,6 +108,11 @@ class Curriculum:
         return self.stage.ends_at(self.iteration, self.rewards)
 
     @property
+    def left(self) -> int:
+        """Returns how many iterations the present stage has left, at most."""
+        return max(0, self.stage.iterations - self.iteration)
+
+    @property
     def finished(self) -> bool:
         """Says whether the last stage has had its last iteration."""
         return self.stage_ended and self.index + 1 == len(self.stages)
@@ -118,7 +123,8 @@ class Curriculum:
         needed = 0 if self.stage.advance is None else self.stage.advance.rewards
         self.rewards = [*self.rewards, mean_reward(groups)][-needed:] if needed else []
         metrics = self._learn(groups) if self.pools else {}
-        self._drawn.clear()
+        for group in groups:
+            self._drawn.pop((group.prompt.environment, group.prompt.index), None)
         return metrics
 
     def _learn(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -171,6 +177,15 @@ class Curriculum:
         if index is None:
             index = self._index(i, ordinal - self.revisits[i])
         self._drawn[i, index] = revisited
+        return self._prompt(i, "train", index)
+
+    def came_again(self, prompt: Prompt) -> bool:
+        """Says whether a prompt that was drawn, and not observed yet, had been given before."""
+        return self._drawn.get((prompt.environment, prompt.index), False)
+
+    def redraw(self, i: int, index: int, again: bool) -> Prompt:
+        """Returns a training prompt of environment i that a checkpoint says was drawn and not observed, and counts it as that."""
+        self._drawn[i, index] = again
         return self._prompt(i, "train", index)
 
     def _prompt(self, i: int, split: Split, index: int) -> Prompt:
@@ -234,4 +249,4 @@ class Curriculum:
         self.revisits = [*revisits, *[0] * (len(self.environments) - len(revisits))]
         for k, pool in enumerate(self.pools):
             pool.load(state["tried"][k] if k < len(revisits) else [])
-        self._drawn.clear()  # states are of whole iterations
+        self._drawn.clear()  # what was drawn ahead is drawn again: see `redraw`

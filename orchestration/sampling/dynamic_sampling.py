@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from envs.types import Group, Prompt, Trajectory
 from learner.batching import informative
+from learner.tracing.spans import traced
 from learner.types import SignalOf
 from orchestration.config.sections import BatchSection
 
@@ -82,6 +83,7 @@ def dropped_because(group: Group) -> str:
     return "all right" if correct == {True} else "all wrong"
 
 
+@traced("sample")
 async def sample(batch: BatchSection, draw: DrawFn, collect: CollectFn, by: SignalOf = "reward") -> Sampled:
     """Generates an iteration's groups: batch.prompts, or with refill until so many are informative or the rounds are used up."""
     dynamic = batch.dynamic

@@ -38,22 +38,37 @@ class SynchronousProducer:
         return sample(self._config.batch, self._curriculum.next, collect, self._config.dynamic_by)
 
     async def before_training(self, stage: RunConfig, responses: int) -> list[Group]:
-        """Samples groups of at least `responses` responses that are not trained on; consumes no prompt of the curriculum.
-
-        The prompts are those that training begins with, so that what is measured on them is of the same mixture.
-        """
-        each, before = self._config.batch.responses, self._curriculum.state_dict()
-        prompts = self._curriculum.next(math.ceil(responses / each))
-        self._curriculum.load_state_dict(before)
-        groups, _ = await self._rollouts.collect(
-            prompts,
-            sampling=stage.sampling,
-            responses=each,
-            temperature=stage.sampling.temperature,
-            stamp=f"before stage {self._curriculum.index}",
-        )
-        return groups
+        """Samples groups that are not trained on: see `before_training`."""
+        return await before_training(self._config, self._curriculum, self._rollouts, stage, responses)
 
     def abandon(self) -> None:
         """Gives the prompts of an interrupted batch back to the curriculum: a resumed run draws them again."""
         self._curriculum.load_state_dict(self._before)
+
+    async def end_stage(self) -> str:
+        """Returns "": between two batches nothing is under way."""
+        return ""
+
+    async def close(self) -> None:
+        """Ends nothing, likewise."""
+
+
+async def before_training(
+    config: RunConfig, curriculum: Curriculum, rollouts: Rollouts, stage: RunConfig, responses: int
+) -> list[Group]:
+    """Samples groups of at least `responses` responses that are not trained on; consumes no prompt of the curriculum.
+
+    The prompts are those that training begins with, so that what is measured on them is of the same mixture. stage: the run's
+    configuration in the present stage.
+    """
+    each, before = config.batch.responses, curriculum.state_dict()
+    prompts = curriculum.next(math.ceil(responses / each))
+    curriculum.load_state_dict(before)
+    groups, _ = await rollouts.collect(
+        prompts,
+        sampling=stage.sampling,
+        responses=each,
+        temperature=stage.sampling.temperature,
+        stamp=f"before stage {curriculum.index}",
+    )
+    return groups

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 from actors.inference import Completion, Request
 from actors.pool import GeneratorPool, VerifierPool
@@ -21,13 +22,24 @@ from orchestration.sampling.codec import HFCodec
 ProgressFn = Callable[[str, float, float], None]  # name of a phase, how much of it is done, how much there is
 
 
+class PlayFn(Protocol):
+    """Samples and scores one group."""
+
+    def __call__(self, prompt: Prompt, *, stamp: str) -> Coroutine[Any, Any, Group]: ...
+
+
 class BusyClock:
     """Measures the wall time during which at least one call of a kind was under way; kinds overlap, so they need not add up."""
 
     def __init__(self) -> None:
         self._under_way = 0
         self._since = 0.0
-        self.seconds = 0.0
+        self._ended = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Returns the seconds so far, those of what is under way among them."""
+        return self._ended + (time.perf_counter() - self._since if self._under_way else 0.0)
 
     def __enter__(self) -> None:
         if self._under_way == 0:
@@ -37,7 +49,7 @@ class BusyClock:
     def __exit__(self, *_: object) -> None:
         self._under_way -= 1
         if self._under_way == 0:
-            self.seconds += time.perf_counter() - self._since
+            self._ended += time.perf_counter() - self._since
 
 
 class Rollouts:
@@ -84,24 +96,35 @@ class Rollouts:
         progress     shows the pass as the phases generate and verify
         with_terms   False leaves the environment's verdicts as they are
         """
-        measured = _MeasuredPass(
-            self._generators,
-            self._verifiers,
-            self._show_progress if progress else None,
-            total=len(prompts) * responses,
-        )
-        rollout = partial(
+        total = len(prompts) * responses
+        measured = MeasuredPass(self._generators, self._verifiers, self._show_progress if progress else None, total)
+        play = self.player(measured, sampling, responses=responses, temperature=temperature, with_terms=with_terms)
+        groups = await asyncio.gather(*(play(prompt, stamp=stamp) for prompt in prompts))
+        return list(groups), measured.seconds
+
+    def continuous(self) -> MeasuredPass:
+        """Returns a pass that goes on beside the training, whose clocks count from now on."""
+        return MeasuredPass(self._generators, self._verifiers, None, 0)
+
+    def player(
+        self,
+        measured: MeasuredPass,
+        sampling: SamplingSettings,
+        *,
+        responses: int,
+        temperature: float,
+        with_terms: bool = True,
+    ) -> PlayFn:
+        """Returns what samples and scores one group of a pass, given its prompt and `stamp`; the rest as in `collect`."""
+        return partial(
             rollout_group,
-            generate=measured.generate,
+            begin=measured.begin,
             score=measured.score,
             codec=self._codec,
             settings=self._settings(sampling, responses, temperature),
-            stamp=stamp,
             reward=partial(measured.reward, self._reward) if self._reward is not None and with_terms else None,
             release=self._verifiers.release,
         )
-        groups = await asyncio.gather(*(rollout(prompt) for prompt in prompts))
-        return list(groups), measured.seconds
 
     def _settings(self, sampling: SamplingSettings, responses: int, temperature: float) -> RolloutSettings:
         return RolloutSettings(
@@ -114,8 +137,8 @@ class Rollouts:
         )
 
 
-class _MeasuredPass:
-    """Passes the calls of one `collect` on, with clocks around them and, given `show`, their progress out of `total` responses."""
+class MeasuredPass:
+    """Passes the calls of rollouts on, with clocks around them and, given `show`, their progress out of `total` responses."""
 
     def __init__(
         self,
@@ -139,11 +162,16 @@ class _MeasuredPass:
         if self._show is not None:
             self._show(name, min(self._done[name], self._total), self._total)
 
-    async def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        with self._clocks["generate"]:
-            completions = await self._generators.generate(requests)
-        self._advance("generate", len(requests))
-        return completions
+    def begin(self, requests: Sequence[Request]) -> list[asyncio.Future[Completion]]:
+        futures = self._generators.begin(requests)
+        for future in futures:
+            self._clocks["generate"].__enter__()
+            future.add_done_callback(self._generated)
+        return futures
+
+    def _generated(self, future: asyncio.Future[Completion]) -> None:
+        self._clocks["generate"].__exit__()
+        self._advance("generate", not future.cancelled())
 
     async def score(self, request: ScoreRequest) -> Observation | Verdict:
         with self._clocks["verify"]:

@@ -19,11 +19,12 @@ class Iteration:
     groups          every group that was generated, whether it was trained on or not
     update          the learner's metrics
     logprob_gap     engine against trainer
-    sampling        metrics of dynamic sampling; empty without it
+    sampling        metrics of dynamic sampling, and of the age of what was sampled; empty without either
     curriculum      metrics of adaptive difficulty, and the position in the stages
-    seconds         by stage: generate, verify, train, sync
+    seconds         by stage: generate, verify, train, sync, and the waits of an asynchronous run
     total_seconds   wall time of the iteration, without evaluation and checkpoint
     sent_bytes      size of the weights that were sent
+    cluster         metrics of its actors
     ended_at        seconds since the epoch
     """
 
@@ -37,6 +38,7 @@ class Iteration:
     seconds: Mapping[str, float]
     total_seconds: float
     sent_bytes: int
+    cluster: Mapping[str, float] = field(default_factory=dict[str, float])
     ended_at: float = field(default_factory=time.time)
 
 
@@ -50,6 +52,7 @@ def iteration_row(iteration: Iteration) -> dict[str, float]:
         **{f"time/{stage}": seconds for stage, seconds in iteration.seconds.items()},
         **iteration.sampling,
         **iteration.curriculum,
+        **iteration.cluster,
         "iteration": float(iteration.number),
         "policy_version": float(iteration.policy_version),
         "time/iteration": iteration.total_seconds,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestration.stats import mean
-from orchestration.telemetry.keys import EvalKey
+from orchestration.telemetry.typed_keys import EvalKey
 from orchestration.thresholds import EVAL_NOISE, LONGER, RISEN, STAYED
 
 WINDOW = 5  # iterations at either end: a single batch is too noisy to compare

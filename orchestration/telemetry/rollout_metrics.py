@@ -57,8 +57,11 @@ def _terms(verdicts: Sequence[Verdict]) -> dict[str, float]:
     return row
 
 
-def samples(iteration: int, trajectories: Sequence[Trajectory], count: int) -> list[Sample]:
-    """Picks `count` trajectories, spread over the batch, for samples.jsonl; the responses of several turns are joined."""
+def samples(iteration: int, trajectories: Sequence[Trajectory], count: int, tokens: bool = False) -> list[Sample]:
+    """Picks `count` trajectories, spread over the batch, for samples.jsonl; the responses of several turns are joined.
+
+    tokens: adds what is needed to find the prompt and to compute the log-probs again.
+    """
     step = max(1, len(trajectories) // count) if count else 1
     return [
         {
@@ -69,7 +72,23 @@ def samples(iteration: int, trajectories: Sequence[Trajectory], count: int) -> l
             "reward": t.verdict.reward,
             "correct": t.verdict.correct,
             "status": str(t.verdict.status),
+            # Why it was not scored.
+            **({"detail": t.verdict.detail} if t.verdict.detail and not t.verdict.status.scored else {}),
             **({"terms": dict(t.verdict.terms)} if t.verdict.terms else {}),
+            **(_tokens(t) if tokens else {}),
         }
         for t in trajectories[::step][:count]
     ]
+
+
+def _tokens(trajectory: Trajectory) -> Sample:
+    """Returns the prompt's index, ids and log-probs of every turn, and the oldest and newest version that sampled a token."""
+    turns = trajectory.turns
+    return {
+        "index": trajectory.prompt.index,
+        "versions": [min(turn.version_min for turn in turns), max(turn.version_max for turn in turns)],
+        "turns": [
+            {"context": list(turn.context_ids), "response": list(turn.response_ids), "logprobs": list(turn.logprobs)}
+            for turn in turns
+        ],
+    }

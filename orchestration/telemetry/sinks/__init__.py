@@ -9,5 +9,6 @@ The loop talks to ONE sink, a `FanOut`; it never asks which sinks are behind it.
 | jsonl.py       | metrics.jsonl and samples.jsonl in the run folder, written and read | "jsonl" |
 | live.py        | a dashboard in the terminal | "console" |
 | plain.py       | one readable line an iteration | "console" without a terminal |
+| status.py      | status.json and events.log: where the run stands now, for `isentrope status` | always |
 | tensorboard.py | event files in RUN/tensorboard | "tensorboard" |
 """

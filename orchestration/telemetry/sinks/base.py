@@ -29,7 +29,8 @@ class Sink(Protocol):
 
     def start(self, run: RunInfo) -> None: ...
     def progress(self, phase: str, done: float, total: float) -> None:
-        """Shows the progress inside an iteration; phases are generate, verify, train, sync, eval, checkpoint."""
+        """Shows the progress inside an iteration, or before the first: phases are loading, checking, generate, verify, train, sync,
+        eval, checkpoint."""
         ...
 
     def iteration(self, row: Row) -> None: ...

@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestration.telemetry.sinks.base import FanOut, Sink
 from orchestration.telemetry.sinks.jsonl import JsonlSink
 from orchestration.telemetry.sinks.plain import PlainSink
+from orchestration.telemetry.sinks.status import StatusSink
 from orchestration.telemetry.sinks.tensorboard import TensorboardSink
 
 
@@ -26,7 +27,7 @@ SINKS: dict[str, Callable[[Path, bool], Sink]] = {
 
 
 def build_sinks(names: Sequence[str], run_dir: Path, is_terminal: bool) -> FanOut:
-    """Builds the sinks of a run by name (`SINKS`); "console" is a plain log without a terminal.
+    """Builds the sinks of a run by name (`SINKS`), and its status; "console" is a plain log without a terminal.
 
     Raises ValueError naming the nearest sink for an unknown name, and ImportError in one sentence for a sink whose
     package is missing.
@@ -36,4 +37,10 @@ def build_sinks(names: Sequence[str], run_dir: Path, is_terminal: bool) -> FanOu
             near = difflib.get_close_matches(name, SINKS, n=1, cutoff=0.4)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ValueError(f"Unknown sink '{name}'.{hint} There are {', '.join(SINKS)}.")
-    return FanOut([SINKS[name](run_dir, is_terminal) for name in dict.fromkeys(names)])
+    # The status first: its lines are there whatever another sink raises.
+    return FanOut([StatusSink(run_dir), *(SINKS[name](run_dir, is_terminal) for name in dict.fromkeys(names))])
+
+
+def status_of(sinks: FanOut) -> StatusSink:
+    """Returns the run's status among its sinks."""
+    return next(sink for sink in sinks.sinks if isinstance(sink, StatusSink))

@@ -8,15 +8,25 @@ and `read_rows` gives it back as NaN. samples.jsonl holds one object a response:
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from learner.checkpoint import write_whole
+from orchestration.errors import IsentropeError
 from orchestration.telemetry.keys import present_row
 from orchestration.telemetry.sinks.base import Row, RunInfo, Sample
+from orchestration.text import disk_problem
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+
+
+class LogError(IsentropeError):
+    """Reports a log of the run that could not be written, or not be gone on with."""
 
 
 class JsonlSink:
@@ -24,7 +34,7 @@ class JsonlSink:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self._files: dict[str, IO[str]] = {}
+        self._files: dict[str, FileIO] = {}
 
     def start(self, run: RunInfo) -> None:
         """Makes the folder and drops the rows later than `run.resumed_at`.
@@ -56,30 +66,57 @@ class JsonlSink:
     def rewind(self, iteration: int) -> None:
         """Drops the rows of iterations later than `iteration` from both files, and a last line cut short by a crash.
 
-        Atomic: the kept lines go to a temporary file that then replaces the old one, so that a crash leaves either the
-        old file or the new one.
+        Atomic: a crash leaves either the old file or the new one.
         """
         self.close("rewind")
         for name in (METRICS_FILE, SAMPLES_FILE):
             path = self.run_dir / name
             if not path.exists():
                 continue
-            kept = [line for line, row in _lines(path) if row.get("iteration", 0) <= iteration]
-            temporary = path.with_name(name + ".tmp")
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(line + "\n" for line in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            with _writing(path):
+                try:
+                    kept = [line for line, row in _lines(path) if _iteration(row) <= iteration]
+                except ValueError as error:
+                    raise LogError(
+                        f"the run's log cannot be gone on with: {error} Correct or remove this line, or move the file away"
+                    ) from None
+                write_whole(path, "".join(line + "\n" for line in kept))
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        if name not in self._files:
-            # A response may hold a lone surrogate, which UTF-8 cannot carry; written as \\udXXX it is valid JSON again.
-            self._files[name] = (self.run_dir / name).open(
-                "a", encoding="utf-8", errors="backslashreplace", newline="\n", buffering=1
-            )
-        self._files[name].write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        self._files[name].flush()
+        # A response may hold a lone surrogate, which UTF-8 cannot carry; written as \\udXXX it is valid JSON again.
+        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
+        path = self.run_dir / name
+        with _writing(path):
+            if name not in self._files:
+                self._files[name] = path.open("ab", buffering=0)  # no buffer: it would fail once more at the end
+            file = self._files[name]
+            before, written = file.seek(0, os.SEEK_END), 0
+            try:
+                while written < len(line):  # a full disk takes the beginning of a line
+                    written += file.write(line[written:])
+                if (
+                    name == METRICS_FILE
+                ):  # a row an iteration: a checkpoint that outlives a power failure needs those before it
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None, None, None]:
+    """Makes an error of the disk a sentence with the file and the free space."""
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        raise LogError(f"the run's log cannot be written: {disk_problem(path, error, free)}") from None
+
+
+def _iteration(row: Mapping[str, Any]) -> float:
+    """Returns the iteration that a line is of. One that says nothing of the kind is kept, as of the start."""
+    value = row.get("iteration")
+    return value if isinstance(value, int | float) else 0.0
 
 
 def _number(value: float) -> float | None:
@@ -87,13 +124,17 @@ def _number(value: float) -> float | None:
 
 
 def _lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    """The lines of a JSONL file with their objects; a broken LAST line is left out, one before it is an error."""
+    """The lines of a JSONL file with their objects; a broken LAST line is left out, one before it is an error.
+
+    Decoded by the line: a crash or a full disk may cut the last one inside a character.
+    """
     # Split at \n only: splitlines() would also cut at U+2028, which responses may hold.
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    for number, line in enumerate(lines, start=1):
+    lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    for number, raw in enumerate(lines, start=1):
         try:
+            line = raw.decode("utf-8")
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 return
             raise ValueError(f"Line {number} of {path} is not JSON ({error}).") from error

@@ -19,9 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.telemetry.keys import EnvKey, EvalKey, short_evals
 from orchestration.telemetry.sinks.base import Row, RunInfo, Sample
 from orchestration.telemetry.sinks.plain import PlainSink
+from orchestration.telemetry.typed_keys import EnvKey, EvalKey, short_evals
 from orchestration.thresholds import OFF_TARGET
 
 STAGES = ("generate", "verify", "train", "sync")
@@ -60,6 +60,8 @@ class LiveSink:
         if not self.console.is_terminal or self.console.is_dumb_terminal:
             self._plain = PlainSink(self.console.file)
             self._plain.start(run)
+            return
+        if self._live is not None:  # the run goes on from a checkpoint in this process
             return
         # `transient` stays off: the last picture is the summary a person scrolls back to.
         self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from orchestration.telemetry.keys import short_evals
 from orchestration.telemetry.sinks.base import Row, RunInfo, Sample
+from orchestration.telemetry.typed_keys import short_evals
 
 
 class PlainSink:

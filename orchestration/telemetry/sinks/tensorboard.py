@@ -29,10 +29,9 @@ class TensorboardSink:
         self._writer = EventFileWriter(str(run_dir / "tensorboard"))
 
     def start(self, run: RunInfo) -> None:
-        if run.resumed_at is not None:
-            # TensorBoard then hides what an interrupted run wrote after the checkpoint it resumes from.
-            session = {"status": 1}  # SessionLog.START
-            self._writer.add_event(self._event(session_log=session, step=run.resumed_at + 1, wall_time=time.time()))
+        # TensorBoard then hides what an interrupted run wrote after the checkpoint, and all that an overwritten one did.
+        step, session = 0 if run.resumed_at is None else run.resumed_at + 1, {"status": 1}  # SessionLog.START
+        self._writer.add_event(self._event(session_log=session, step=step, wall_time=time.time()))
 
     def progress(self, phase: str, done: float, total: float) -> None:
         pass
