@@ -26,7 +26,7 @@ from envs.types import Group, Prompt, Trajectory, Turn, Verdict  # noqa: E402
 from learner import learner as module  # noqa: E402
 from learner.advantages import ADVANTAGES  # noqa: E402
 from learner.batching import build_batches, trajectory_advantages  # noqa: E402
-from learner.deepspeed_engine import RankPlace  # noqa: E402
+from learner.rank_settings import RankPlace  # noqa: E402
 from learner.settings import BatchPlan  # noqa: E402
 
 TALLIES = ("tally_policy", "tally_shaping", "tally_update")

@@ -1,10 +1,12 @@
 """The CUDA path on one GPU, part by part, as one table: `python tests/gpu/check.py [--parts maths,learner] [--out FOLDER]`.
 
     maths      log-probs, exact entropy and their gradients against float64, in every precision
+    head       the head's kernels against float64 (tests/gpu/head.py), and beside plain torch, torch.compile and Liger
     learner    DeepSpeed on the device: every case of tests/integration/test_learner_group.py on one rank, against plain torch,
                against each other and against the same case on the CPU
     engine     vLLM on the device: updates, in-flight updates, sampling rules and broken transfers of test_weight_sync.py
     nccl       the weight channel over NCCL, as far as one GPU goes: a group of one, and the refusal of two members on one device
+    ipc        weights that an engine on the learner's GPU reads out of its memory, and out of the host's (shared_weights.py)
     run        `isentrope train` with learner and generator on shares of the GPU, one run a precision
     ledger     what the entropy ledger costs beside a model of a size that GPUs are for
     size       `isentrope train` with a model of 0.6 billion random parameters: where an iteration's time goes
@@ -34,7 +36,10 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 MODEL = ROOT / "models" / "countdown-tiny"
-LIMITS = {"maths": 90, "learner": 240, "engine": 240, "nccl": 90, "run": 520, "ledger": 120, "size": 300}
+LIMITS = {
+    "packed": 90, "maths": 90, "head": 180, "learner": 240, "engine": 240, "nccl": 90, "ipc": 90, "run": 520, "ledger": 120,
+    "size": 300,
+}  # fmt: skip
 
 Say = Callable[..., None]  # (what, found, ok)
 
@@ -80,6 +85,12 @@ def maths(say: Say) -> None:
         worst = [far(a, b) for a, b in zip(got, grads, strict=True)]
         rounding = 0.0 if dtype == torch.float32 else 1e-2  # the gradient itself is in the type
         say(f"{name}: gradients of hidden, weight", f"{worst[0]:.1e}, {worst[1]:.1e}", max(worst) < limit + rounding)
+
+
+def head(say: Say) -> None:
+    from gpu.head import check
+
+    check(say)
 
 
 def learner(say: Say) -> None:
@@ -222,8 +233,8 @@ def _second_member(rendezvous: Any, pipe: Any) -> None:
 def nccl(say: Say) -> None:
     import torch
 
-    from learner.weights.channel import listen
     from learner.weights.checksum import Checksum
+    from learner.weights.network import listen
     from learner.weights.protocol import WeightSyncError, make_manifest, make_rendezvous
     from learner.weights.publisher import Publisher
 
@@ -374,7 +385,22 @@ def size(say: Say) -> None:
     )
 
 
-PARTS = {"maths": maths, "learner": learner, "engine": engine, "nccl": nccl, "run": run, "ledger": ledger, "size": size}
+def packed(say: Say) -> None:
+    from gpu.packed import packed as check
+
+    check(say)
+
+
+def ipc(say: Say) -> None:
+    from gpu.shared_weights import ipc as check
+
+    check(say)
+
+
+PARTS = {
+    "packed": packed, "maths": maths, "head": head, "learner": learner, "engine": engine, "nccl": nccl, "ipc": ipc, "run": run,
+    "ledger": ledger, "size": size,
+}  # fmt: skip
 
 
 def child(name: str, pipe: Any, log: str) -> None:
