@@ -17,11 +17,12 @@ INITS = [path for path in FILES if path.name == "__init__.py"]
 FOLDERS = sorted({path.parent for path in FILES})
 # Which files may import a library.
 HOMES = {
-    "ray": r"actors/(remote|handles)\.py|orchestration/(cluster|run|commands)/.*",
+    "ray": r"actors/(remote|handles|health/lifeline)\.py|orchestration/(cluster|run|commands)/.*",
     "vllm": r"actors/vllm_\w+\.py",
     "deepspeed": r"learner/deepspeed_engine\.py",
     "httpx": r"actors/rewards/endpoint\.py",
     "jinja2": r"orchestration/report/.*",
+    "triton": r"learner/head/kernels\.py",
     "torch": r"learner/.*|actors/.*|orchestration/commands/precision_probe\.py",
     "transformers": r"learner/.*|actors/.*|orchestration/sampling/codec\.py|orchestration/commands/.*",
 }
@@ -129,6 +130,31 @@ def test_files_and_functions_can_be_held_in_the_head() -> None:
         for function in functions(path):
             length = (function.end_lineno or function.lineno) - function.lineno + 1
             assert length <= 60, f"{path}:{function.lineno} {function.name} has {length} lines"
+
+
+def test_the_driver_of_a_run_and_a_verifier_import_no_torch(tmp_path: Path) -> None:
+    """It would take seconds of every start; nothing there computes with tensors. A tokenizer of a family's own class needs it."""
+    from learner.warmstart.tokenizer import build_tokenizer
+
+    build_tokenizer("123+").save_pretrained(tmp_path)
+    code = (
+        "import sys\n"
+        "from orchestration.cluster.cluster import Cluster\n"
+        "from orchestration.cluster.session import connected\n"
+        "from orchestration.run import lifecycle, loop\n"
+        "from orchestration.sampling import producer, reward_function, rollouts\n"
+        "from orchestration.sampling.codec import HFCodec\n"
+        "import actors.remote, actors.verifier_worker\n"
+        "from envs.types import Message\n"
+        "codec = HFCodec(sys.argv[1], True)\n"
+        "assert codec.decode(codec.render([Message('user', '1+2')]))\n"
+        "found = {'torch', 'vllm', 'deepspeed'} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_answers_at_once_starts_without_the_big_libraries() -> None:

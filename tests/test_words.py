@@ -32,6 +32,7 @@ FOREIGN = {
     "envs/adapters/reasoning_gym/worker.py": "reasoning-gym's configurations",
     "envs/catalog.py": "a user's environment",
     "learner/deepspeed_engine.py": "DeepSpeed's optimisers and parameters",
+    "learner/training_state/fragments.py": "DeepSpeed's optimisers and parameters",
     "learner/policy.py": "configurations of Hugging Face models",
     "orchestration/commands/precision.py": "configurations of Hugging Face models",
 }

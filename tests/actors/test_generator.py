@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 from typing import Any
 
 import pytest
@@ -136,3 +137,56 @@ def test_stale_error_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(StaleGenerator("generator 2", 3, 5)))
     assert (error.name, error.loaded, error.required) == ("generator 2", 3, 5)
     assert "version 3" in str(error)
+
+
+def test_what_is_asked_during_a_transfer_waits_for_its_end() -> None:
+    engine, received, go_on = FakeEngine(), threading.Event(), threading.Event()
+
+    def slow(manifest: WeightManifest, timeout_s: float) -> int:
+        received.set()
+        assert go_on.wait(10)
+        engine.version = manifest.version
+        return 0
+
+    engine.receive_weights = slow  # type: ignore[method-assign]
+
+    async def work() -> None:
+        generator = Generator(engine)
+        generator.mark_current(0)
+        transfer = asyncio.ensure_future(generator.receive_weights(WeightManifest(1, ()), 1.0))
+        await asyncio.to_thread(received.wait, 10)
+        asked = asyncio.ensure_future(collect(generator, REQUESTS))
+        scored = asyncio.ensure_future(generator.sequence_logprobs([[1, 2]]))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not asked.done() and not scored.done() and engine.events == []
+        go_on.set()
+        await transfer
+        assert {response.version_min for response in await asked} == {1}
+        assert await scored == [[-2.0]]
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+@pytest.mark.parametrize("end", ["the next transfer", "forget", "close"])
+def test_after_a_failed_transfer_it_waits_for_the_next(end: str) -> None:
+    async def work() -> None:
+        engine = FakeEngine()
+        generator = Generator(engine)
+        generator.mark_current(0)
+        engine.fail_next_receive = WeightSyncError("generator", "load of version 1", "broken")
+        with pytest.raises(WeightSyncError):
+            await generator.receive_weights(WeightManifest(1, ()), 1.0)
+        asked = asyncio.ensure_future(collect(generator, REQUESTS))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not asked.done()
+        if end == "the next transfer":
+            await generator.receive_weights(WeightManifest(1, ()), 1.0)
+            assert len(await asked) == len(REQUESTS)
+        else:
+            generator.forget() if end == "forget" else generator.close()
+            with pytest.raises(StaleGenerator):
+                await asked
+
+    asyncio.run(asyncio.wait_for(work(), 20))

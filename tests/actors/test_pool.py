@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.fakes import FakeGeneratorMember, fake_response
-from support.pools import generators, run, settle
+from support.pools import generators, requests, run, settle
 
-from actors.inference import Completion, Request, SamplingParams
-from actors.pool import GeneratorPool, MemberDied, PoolEmpty
-
-
-def requests(name: str, count: int) -> list[Request]:
-    return [Request(f"{name}/{i}", (1, 2), SamplingParams(4), i) for i in range(count)]
-
+from actors.health.lifeline import MemberDied
+from actors.inference import Completion, PoolEmpty, Request, ResponseFailed
+from actors.pool import MAX_DEATHS, GeneratorPool
 
 # --- generators: routing ------------------------------------------------------------------------------------------------
 
@@ -120,9 +116,8 @@ def test_a_death_at_any_moment_loses_nothing_and_serves_nothing_twice(
         assert served == Counter(r.id for asked in calls for r in asked)
         assert all(queue.load == 0 for queue in pool._queues.values())
         died = sum(len(b) for b in members[0].batches) > after
-        assert pool.dead == (["g0"] if died else [])
-        assert len(events) == len(pool.dead)
-        assert all("g0 is gone: killed by a test" in e for e in events)
+        assert [str(death) for death in events] == ["g0 is gone: killed by a test"] * died
+        assert ("g0" not in [m.name for m in pool.members]) == died
 
     run(work())
 
@@ -142,6 +137,8 @@ class DyingWhileAsked:
         self.ask()
         await asyncio.sleep(0)  # what was asked is in the queue now
         raise MemberDied(self.name, "killed by a test")
+
+    async def abort(self, ids: Collection[str]) -> None: ...
 
 
 def test_what_is_queued_for_a_member_that_dies_goes_elsewhere_once() -> None:
@@ -176,7 +173,7 @@ def test_two_streams_of_a_member_that_dies_are_both_taken_over() -> None:
         members[0].die()
         await asyncio.gather(*tasks)
         assert Counter(heir.served) == Counter(f"{n}/{i}" for n in "abc" for i in range(2))
-        assert (pool.dead, len(events)) == (["g0"], 1)
+        assert [death.name for death in events] == ["g0"]
 
     run(work())
 
@@ -197,19 +194,79 @@ def test_an_old_stream_that_ends_late_does_not_bury_the_replacement_of_the_same_
     run(work())
 
 
-def test_when_the_last_member_dies_everybody_who_waits_is_told_why() -> None:
+def test_when_the_last_member_dies_work_waits_for_the_next_one() -> None:
     async def work() -> None:
         members = [FakeGeneratorMember(f"g{i}", die_after=1) for i in range(2)]
         pool, events = generators(*members)
-        results = await asyncio.gather(*(pool.generate(requests(n, 3)) for n in "abcd"), return_exceptions=True)
-        assert [type(r) for r in results] == [PoolEmpty] * 4
-        assert str(results[0]) == "no member is left: g0, g1"
-        assert len(events) == 2
-        with pytest.raises(PoolEmpty):
-            await pool.generate(requests("e", 1))
+        calls = [requests(n, 3) for n in "abcd"]
+        tasks = [asyncio.ensure_future(pool.generate(asked)) for asked in calls]
+        await settle()
+        assert len(events) == 2 and pool.starved and not any(task.done() for task in tasks)
         heir = FakeGeneratorMember("g2")
         pool.add(heir)
+        for asked, responses in zip(calls, await asyncio.gather(*tasks), strict=True):
+            assert responses == [fake_response(r, 0) for r in asked]
+        served = Counter(i for m in [*members, heir] for i in m.served)
+        assert served == Counter(r.id for asked in calls for r in asked)
+        assert not pool.starved
+
+    run(work())
+
+
+def test_when_no_member_will_come_everybody_who_waits_is_told_why() -> None:
+    async def work() -> None:
+        pool, _ = generators(FakeGeneratorMember("g0", die_after=1))
+        waiting = [asyncio.ensure_future(pool.generate(requests(n, 3))) for n in "ab"]
+        await settle()
+        why = PoolEmpty("no generator is left, and none could be started")
+        pool.give_up(why)
+        assert await asyncio.gather(*waiting, return_exceptions=True) == [why, why]
+        with pytest.raises(PoolEmpty):
+            await pool.generate(requests("e", 1))
+        pool.add(FakeGeneratorMember("g2"))
         assert len(await pool.generate(requests("e", 2))) == 2
+
+    run(work())
+
+
+def test_a_request_that_every_member_dies_of_is_given_up() -> None:
+    async def work() -> None:
+        pool, events = generators(*(FakeGeneratorMember(f"g{i}", die_after=0) for i in range(MAX_DEATHS + 2)))
+        with pytest.raises(PoolEmpty, match=f"the same request was lost {MAX_DEATHS} times, .* g4 is gone"):
+            await pool.generate(requests("a", 1))
+        assert len(events) == MAX_DEATHS
+        assert len(pool.members) == 2
+
+    run(work())
+
+
+class Unwilling(FakeGeneratorMember):
+    """Ends a request for a reason of its own the first times that it is asked, after it has answered the others."""
+
+    def __init__(self, name: str, times: int) -> None:
+        super().__init__(name)
+        self.times = times
+
+    async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+        last = requests[-1]
+        self.times -= 1
+        async for done in super().stream(requests if self.times < 0 else requests[:-1]):
+            yield done
+        if self.times >= 0:
+            raise ResponseFailed(f"the engine ended {last.id}")
+
+
+def test_a_response_that_an_engine_ends_is_asked_for_again_and_only_that_one() -> None:
+    async def work() -> None:
+        member = Unwilling("g0", 2)
+        pool, events = generators(member)
+        asked = requests("a", 3)
+        assert await pool.generate(asked) == [fake_response(r, 0) for r in asked]
+        assert member.batches == [["a/0", "a/1"], [], ["a/2"]]
+        assert events == [] and pool._queues["g0"].load == 0
+        hopeless, _ = generators(Unwilling("g0", 99))
+        with pytest.raises(PoolEmpty, match="the engine ended b/0"):
+            await hopeless.generate(requests("b", 1))
 
     run(work())
 
@@ -226,6 +283,8 @@ class Broken:
         yield [fake_response(requests[0], 0)]
         if self.error is not None:
             raise self.error
+
+    async def abort(self, ids: Collection[str]) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -265,7 +324,7 @@ def test_a_drained_member_ends_what_it_has_and_gets_nothing_new() -> None:
         assert await draining is leaving
         assert len(await first) == 2
         assert pool.members == [staying]
-        assert (pool.dead, events) == ([], [])
+        assert events == []
         pool.add(leaving)
         await asyncio.gather(pool.generate(requests("c", 1)), pool.generate(requests("d", 1)))
         assert leaving.batches[-1] == ["d/0"]
@@ -285,7 +344,10 @@ def test_a_drain_ends_when_its_member_dies_and_an_idle_member_leaves_at_once() -
         assert await draining is leaving
         assert len(await first) == 2
         assert await pool.drain("g1") is staying
-        with pytest.raises(PoolEmpty):
-            await pool.generate(requests("b", 1))
+        waiting = asyncio.ensure_future(pool.generate(requests("b", 1)))
+        await settle()
+        assert not waiting.done()
+        pool.add(staying)
+        assert len(await waiting) == 1
 
     run(work())

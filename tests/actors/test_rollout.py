@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.builders import make_prompt
-from support.fakes import FakeCodec, fake_response
+from support.fakes import FakeCodec, beginning, fake_response
 
 from actors.inference import Completion, Request, response_seed
 from actors.rollout import RolloutSettings, rollout_group
@@ -49,7 +49,7 @@ class Stage:
         rest = {key: value for key, value in changes.items() if key not in limits}
         settings = replace(SETTINGS, sampling=SETTINGS.sampling.model_copy(update=limits), **rest)
         prompt = replace(prompt, environment=environment)
-        parts = (prompt, self.generate, self.score, FakeCodec(), settings, stamp)
+        parts = (prompt, beginning(self.generate), self.score, FakeCodec(), settings, stamp)
         return asyncio.run(asyncio.wait_for(rollout_group(*parts, clock=lambda: self.now), 10))
 
 

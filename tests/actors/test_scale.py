@@ -6,11 +6,12 @@ import asyncio
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 from support.fakes import FakeCodec, FakeEngine
 
 from actors.generator import Generator
+from actors.health.lifeline import MemberDied
 from actors.inference import Completion, Request
 from actors.pool import GeneratorPool, VerifierPool
 from actors.rollout import RolloutSettings, rollout_group
@@ -35,6 +36,9 @@ class EngineMember:
 
     def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         return self._generator.stream(requests)
+
+    async def abort(self, ids: Collection[str]) -> None:
+        await self._generator.abort(ids)
 
 
 class SessionMember:
@@ -62,16 +66,14 @@ def test_a_thousand_conversations_at_once() -> None:
     tasks = Toolbox(level=1, max_calls=6)
     settings = RolloutSettings(SamplingSettings(max_tokens=12), responses=RESPONSES, max_model_len=2000, seed=0)
     members = [EngineMember(f"generator {i}") for i in range(2)]
-    events: list[str] = []
+    events: list[MemberDied] = []
     verifier_members = [SessionMember(f"verifier {i}", tasks) for i in range(2)]
 
     async def everything() -> list[Group]:
         generators, verifiers = GeneratorPool(members, events.append), VerifierPool(verifier_members, events.append)
         return await asyncio.gather(
             *(
-                rollout_group(
-                    tasks.prompt("train", i), generators.generate, verifiers.score, FakeCodec(), settings, "s"
-                )
+                rollout_group(tasks.prompt("train", i), generators.begin, verifiers.score, FakeCodec(), settings, "s")
                 for i in range(PROMPTS)
             )
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.misbehaving import Misbehaving
@@ -62,6 +64,15 @@ def test_an_environment_that_misbehaves_costs_its_own_trajectory(
     assert (bad.status, bad.reward, bad.correct) == (Status.ERROR, 0.0, False)
     assert detail in bad.detail
     assert good == Verdict(1, True, solution="[3, 5] fine")
+
+
+def test_an_error_says_where_in_the_environment_it_was_raised(verifier: Verifier) -> None:
+    (bad,) = verifier.score([ask("where", "raise")])
+    assert isinstance(bad, Verdict)
+    line, *frames = bad.detail.splitlines()
+    assert re.fullmatch(r"misbehaving\.py, line \d+: RuntimeError: the task is broken", line)
+    assert "misbehaving.py" in frames[0] and 'raise RuntimeError("the task is broken")' in frames[1]
+    assert "verifier_worker" not in bad.detail and len(bad.detail) <= 1500
 
 
 def test_what_an_observation_is_worth_comes_with_it(verifier: Verifier) -> None:
@@ -133,22 +144,56 @@ def test_an_environment_that_cannot_be_built_is_an_error_verdict_with_the_reason
         made.close()
 
 
-def test_the_oldest_session_makes_room_and_is_replayed_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Returns the subprocess's own `answers` for one request, in this process and with room for two sessions."""
     monkeypatch.setattr(verifier_worker, "MAX_SESSIONS", 2)
     monkeypatch.setattr(verifier_worker, "_sessions", {})
     monkeypatch.setattr(verifier_worker, "_environments", [])
     verifier_worker.configure([asdict(MANY)])
 
+    def answered(session: str, *responses: str, ended: tuple[str, ...] = ()) -> dict[str, Any]:
+        prompt = Prompt("e", "train", 0, (), {"secret": 1})
+        return verifier_worker.answers([asdict(ScoreRequest(session, prompt, responses, ended=ended))])[0]
+
+    return answered
+
+
+def test_the_oldest_session_makes_room_and_is_replayed_if_asked_for(worker: Callable[..., dict[str, Any]]) -> None:
     def answer(session: str, *responses: str) -> str:
-        prompt = {"env": "e", "split": "train", "index": 0, "messages": [], "task": {"secret": 1}}
-        request = {"session": session, "prompt": prompt, "responses": responses, "scorer": None}
-        return verifier_worker._answer(request)["observation"][0]["content"]
+        return worker(session, *responses)["observation"][0]["content"]
 
     for name in "abc":
         answer(name, "1")
     assert list(verifier_worker._sessions) == ["b", "c"]
     assert answer("c", "1", "2") == "opens=3 seen=1,2"
     assert answer("a", "1", "2") == "opens=4 seen=1,2"
+
+
+def test_a_session_is_closed_once_nobody_asks_it_again(worker: Callable[..., dict[str, Any]]) -> None:
+    kept: Any = verifier_worker._sessions
+
+    def opened(name: str) -> Any:
+        worker(name, "1")
+        return kept[name][0]
+
+    ended, waiting = opened("ended"), opened("waiting")
+    worker("waiting", "1", "2", ended=("ended", "never there"))
+    assert ended.closed and not waiting.closed and list(kept) == ["waiting"]
+    assert worker("waiting", "1", "2", "3")["verdict"]["reward"] == 3
+    assert waiting.closed and not kept
+    failed = opened("failed")
+    assert "error" in worker("failed", "1", "raise")
+    assert failed.closed and not kept
+    replayed = opened("replayed")
+    worker("replayed", "1")
+    assert replayed.closed and not kept["replayed"][0].closed
+    oldest, _ = kept["replayed"][0], opened("second")
+    opened("third")
+    assert oldest.closed and list(kept) == ["second", "third"]
+    last = kept["third"][0]
+    verifier_worker.configure([asdict(MANY)])
+    assert last.closed and not kept
 
 
 def test_a_request_may_name_a_scorer_beside_the_environments(verifier: Verifier) -> None:

@@ -11,7 +11,9 @@ from support.builders import make_prompt
 from support.fakes import FakeCodec, FakeGeneratorMember, FakeVerifierMember
 from support.pools import generators, run, settle
 
-from actors.pool import MemberDied, VerifierPool
+from actors.health.lifeline import MemberDied
+from actors.inference import PoolEmpty
+from actors.pool import MAX_DEATHS, VerifierPool
 from actors.rollout import RolloutSettings, rollout_group
 from actors.settings import SamplingSettings
 from actors.verifier import ScoreRequest
@@ -22,8 +24,8 @@ def ask(session: str, responses: int = 1) -> ScoreRequest:
     return ScoreRequest(session, make_prompt(), ("x",) * responses)
 
 
-def verifiers(*members: FakeVerifierMember) -> tuple[VerifierPool, list[str]]:
-    events: list[str] = []
+def verifiers(*members: FakeVerifierMember) -> tuple[VerifierPool, list[MemberDied]]:
+    events: list[MemberDied] = []
     return VerifierPool(members, events.append), events
 
 
@@ -70,11 +72,11 @@ def test_a_pool_forgets_sessions_that_a_limit_ended(limit: dict[str, Any], room:
 
     async def work() -> None:
         pool, _ = verifiers(*(FakeVerifierMember(f"v{i}", until(100)) for i in range(2)))
-        generate = generators(FakeGeneratorMember("g0"))[0].generate
+        begin = generators(FakeGeneratorMember("g0"))[0].begin
         ticks = iter(range(10**6))
         group = await rollout_group(
             make_prompt(),
-            generate,
+            begin,
             pool.score,
             FakeCodec(),
             settings,
@@ -94,8 +96,8 @@ def test_a_pool_forgets_sessions_whose_rollout_was_cancelled_though_their_verifi
     async def work() -> None:
         members = [FakeVerifierMember(f"v{i}", until(2), hold=i == 0) for i in range(2)]
         pool, _ = verifiers(*members)
-        generate = generators(FakeGeneratorMember("g0"))[0].generate
-        parts = (generate, pool.score, FakeCodec(), settings, "s")
+        begin = generators(FakeGeneratorMember("g0"))[0].begin
+        parts = (begin, pool.score, FakeCodec(), settings, "s")
         rollout = asyncio.ensure_future(rollout_group(make_prompt(), *parts, release=pool.release))
         while not members[0].batches:
             await asyncio.sleep(0)
@@ -103,9 +105,67 @@ def test_a_pool_forgets_sessions_whose_rollout_was_cancelled_though_their_verifi
         await asyncio.wait({rollout})
         members[0].die()
         await settle()
-        assert pool.dead == ["v0"]
+        assert [m.name for m in pool.members] == ["v1"]
         assert pool._home == {}
         assert isinstance(await pool.score(ask("other")), Observation)
+
+    run(work())
+
+
+def test_the_next_message_to_a_verifier_names_its_sessions_that_a_limit_ended() -> None:
+    async def work() -> None:
+        members = [FakeVerifierMember(f"v{i}", until(2)) for i in range(2)]
+        pool, _ = verifiers(*members)
+        await asyncio.gather(*(pool.score(ask(s)) for s in "abcd"))  # a and c at v0, b and d at v1
+        for session in ("a", "b", "d", "unknown"):
+            pool.release(session)
+        assert await pool.score(ask("c", 2)) == Verdict(1.0)
+        pool.release("c")  # it had its verdict, and the verifier has closed it
+        await asyncio.gather(*(pool.score(ask(s)) for s in "efgh"))
+        assert [m.ended for m in members] == [[(), ("a",), ()], [(), ("b", "d")]]
+
+    run(work())
+
+
+def test_a_session_that_is_cancelled_before_it_is_sent_is_not_sent() -> None:
+    """It would be opened after its end was told, and stay."""
+
+    async def work() -> None:
+        member = FakeVerifierMember("v0", until(2), hold=True)
+        pool, _ = verifiers(member)
+        first = asyncio.ensure_future(pool.score(ask("a")))
+        await settle()
+        late = [asyncio.ensure_future(pool.score(ask(s))) for s in "bc"]
+        await settle()
+        late[0].cancel()
+        pool.release("b")
+        member.release()
+        await asyncio.gather(first, late[1])
+        assert member.batches == [["a"], ["c"]]
+        assert member.ended == [(), ("b",)]
+        assert pool._queues["v0"].load == 0
+        last = asyncio.ensure_future(pool.score(ask("d")))
+        await asyncio.sleep(0)
+        last.cancel()
+        await settle()
+        assert member.batches == [["a"], ["c"]], "nothing is left to send"
+        assert pool._queues["v0"].load == 0 and not pool._queues["v0"].sending
+        await pool.score(ask("e"))
+
+    run(work())
+
+
+def test_names_of_ended_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.pool.MAX_ENDED", 3)
+
+    async def work() -> None:
+        member = FakeVerifierMember("v0", until(2))
+        pool, _ = verifiers(member)
+        await asyncio.gather(*(pool.score(ask(s)) for s in "abcde"))
+        for session in "abcde":
+            pool.release(session)
+        await pool.score(ask("f"))
+        assert member.ended[-1] == ("c", "d", "e")
 
     run(work())
 
@@ -146,7 +206,7 @@ def test_a_verifiers_death_moves_its_sessions_and_later_turns_follow() -> None:
     run(work())
 
 
-def test_without_a_verifier_left_a_trajectory_is_an_error_and_not_lost() -> None:
+def test_without_a_verifier_left_responses_wait_for_the_next_and_none_has_a_verdict_that_nobody_gave() -> None:
     async def work() -> None:
         member = FakeVerifierMember("v0", hold=True)
         pool, _ = verifiers(member)
@@ -157,18 +217,50 @@ def test_without_a_verifier_left_a_trajectory_is_an_error_and_not_lost() -> None
         await settle()
         gone.cancel()  # its answer is nobody's any more, and must not spoil the others'
         member.die()
-        for verdict in await asyncio.gather(*tasks):
-            assert isinstance(verdict, Verdict)
-            assert (verdict.status, verdict.reward) == (Status.ERROR, 0.0)
-            assert verdict.detail == "no member is left: v0"
-        late = await pool.score(ask("e"))  # nobody to ask any more, until a replacement comes
-        assert isinstance(late, Verdict)
-        assert late.status is Status.ERROR
-        assert pool.dead == ["v0"]
-        pool.add(FakeVerifierMember("v1"))
-        fresh = await pool.score(ask("f"))
-        assert isinstance(fresh, Verdict)
-        assert fresh.status is Status.OK
+        await settle()
+        tasks.append(asyncio.ensure_future(pool.score(ask("e"))))
+        await settle()
+        assert not any(task.done() for task in tasks)
+        heir = FakeVerifierMember("v1")
+        pool.add(heir)
+        assert await asyncio.gather(*tasks) == [Verdict(1.0, True)] * 4
+        assert sorted(s for b in heir.batches for s in b) == ["a", "b", "c", "e"]
+
+    run(work())
+
+
+def test_where_no_verifier_will_come_the_run_hears_it() -> None:
+    async def work() -> None:
+        member = FakeVerifierMember("v0", hold=True)
+        pool, _ = verifiers(member)
+        waiting = asyncio.ensure_future(pool.score(ask("a")))
+        await settle()
+        member.die()
+        await settle()
+        pool.give_up(PoolEmpty("none could be started"))
+        for task in (waiting, asyncio.ensure_future(pool.score(ask("b")))):
+            with pytest.raises(PoolEmpty, match="none could be started"):
+                await task
+
+    run(work())
+
+
+def test_the_response_that_every_verifier_dies_of_costs_its_own_verdict_alone() -> None:
+    async def work() -> None:
+        members = [FakeVerifierMember(f"v{i}", hold=True) for i in range(MAX_DEATHS + 1)]
+        pool, _ = verifiers(*members[:1])
+        asked = asyncio.ensure_future(pool.score(ask("poison")))
+        for i in range(MAX_DEATHS):
+            await settle()
+            members[i].die()
+            await settle()
+            pool.add(members[i + 1])
+        verdict = await asked
+        assert isinstance(verdict, Verdict)
+        assert (verdict.status, verdict.reward) == (Status.ERROR, 0.0)
+        assert f"{MAX_DEATHS} verifiers died" in verdict.detail
+        members[-1].release()
+        assert await pool.score(ask("next")) == Verdict(1.0, True)
 
     run(work())
 

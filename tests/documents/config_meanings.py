@@ -18,8 +18,11 @@ MEANINGS = {
     "run.dir": "Folder of all runs. On a cluster every node has to see it.",
     "run.seed": "Seed of prompts, responses and token draws.",
     "run.iterations": "Iterations of the run. Required without stages; with stages it caps their sum.",
+    "run.sample_tokens": "Keep prompt index, token ids, log-probs and policy versions of these responses too.",
     "run.sinks": "Where metrics go.",
     "run.samples_per_iteration": "Responses an iteration that are kept in `samples.jsonl`.",
+    "run.trace": "Write when each stage of driver and actors began and ended into `trace.json`, for `ui.perfetto.dev` or "
+    "`chrome://tracing`.",
     "model.path": "Folder or Hugging Face id of a causal language model.",
     "model.attention": "Attention implementation of the trainer, as transformers names it.",
     "model.chat_template": "Render prompts with the tokenizer's chat template; `false`: the messages' text is joined as it is.",
@@ -71,19 +74,44 @@ MEANINGS = {
     ),
     # generators and verifiers
     "generators.count": "Number of vLLM engines.",
+    "generators.min": "Fewest engines that `isentrope scale` may leave; `null`: 1.",
+    "generators.max": "Most engines that `isentrope scale` may ask for; `null`: what the cluster has room for.",
     "generators.tensor_parallel": "GPUs one engine is sharded over.",
     "generators.dtype": "Number format of the engine; `null`: that of `precision`.",
     "generators.max_model_len": "Longest context, prompt and responses together, in tokens.",
     "generators.max_num_seqs": "Sequences an engine runs at the same time.",
     "generators.kv_cache_mb": "Size of the key-value cache; `null`: `gpu_memory_utilization` decides on CUDA.",
     "generators.gpu_memory_utilization": "Share of the GPU's memory; `null`: 0.85 of the share in `gpus`.",
-    "generators.enforce_eager": "Run without CUDA graphs.",
-    "generators.prefix_caching": "Reuse the key-value cache of shared prefixes.",
+    "generators.enforce_eager": "Run without CUDA graphs; `null`: with them on a GPU. `false` needs a GPU.",
+    "generators.prefix_caching": (
+        "Reuse the key-value cache of shared prefixes: a group computes its prompt once, but for what does not fill a block "
+        "of the cache (on a CPU 32 tokens). An update of the weights empties the cache."
+    ),
+    "generators.max_num_batched_tokens": (
+        "Tokens of one engine step, of prompts and responses; `null`: vLLM's choice, on a CPU 16,384. More of them compute long "
+        "prompts sooner and delay the responses under way. On a CPU at least `max_model_len`."
+    ),
+    "generators.kv_cache_dtype": (
+        "Number format of the key-value cache; `auto`: the engine's. The 8-bit ones hold twice the tokens. The check at the start "
+        "and the probe after each update read the cache as sampling does, so its rounding counts against "
+        "`weights.max_logprob_gap`; what is left of it, `objective.importance` corrects. 8 bits were not run yet."
+    ),
+    "generators.quantization": (
+        "Format that an engine rounds the weights to whenever a version arrives; `null`: none. Needs a GPU. Its rounding counts "
+        "against `weights.max_logprob_gap`; what is left of it, `objective.importance` corrects. Not run yet."
+    ),
+    "generators.async_scheduling": (
+        "Whether an engine schedules a step while the one before runs; a transfer of weights waits for the step in flight. Needs a "
+        "GPU. Off unless asked for: vLLM has it on GPUs alone, where it was not run yet."
+    ),
     "generators.cpus": "CPUs that Ray reserves for one engine.",
     "generators.gpus": "1, 0, or a share of a GPU whose rest others use.",
-    "generators.timeout_s": "Seconds one batch of responses may take.",
+    "generators.timeout_s": "Seconds a generator with work may be without an engine step before it is replaced.",
     "verifiers.count": "Number of verifier processes.",
     "verifiers.cpus": "CPUs that Ray reserves for one verifier.",
+    "verifiers.error_iterations": "Iterations in a row with too many errors after which the run ends, with a checkpoint.",
+    "verifiers.max_error_share": "Share of an environment's responses whose scoring may fail; above it in `error_iterations` "
+    "iterations in a row the run ends. 1: never.",
     "verifiers.timeout_s": "Seconds one verdict may take.",
     # rewards
     "rewards.verdict": "Weight of the environment's verdict.",
@@ -113,7 +141,7 @@ MEANINGS = {
     "rewards.model.scale": "Factor of the raw score.",
     "rewards.model.shift": "Added to the scaled score.",
     "rewards.model.clip": "Lowest and highest score.",
-    "rewards.model.timeout_s": "Seconds one message to an actor may take.",
+    "rewards.model.timeout_s": "Seconds a reward model with work may take for one batch before it is replaced.",
     "rewards.judge.url": "Base URL of an OpenAI-compatible endpoint, without `/chat/completions`: `http://localhost:8000/v1`.",
     "rewards.judge.model": "Name of the model at the endpoint.",
     "rewards.judge.api_key_env": "NAME of the environment variable that holds the key.",
@@ -149,9 +177,15 @@ MEANINGS = {
     "learner.grad_clip": "Largest gradient norm; 0: no clipping.",
     "learner.updates": "Optimiser steps in one pass over the batch.",
     "learner.epochs": "Passes over the batch of an iteration.",
-    "learner.micro_batch_tokens": "Tokens of one forward and backward pass.",
+    "learner.micro_batch_tokens": (
+        "Most token slots of one forward and backward pass, padding included: what memory allows. Within it responses of similar "
+        "length are put together, so that least is wasted."
+    ),
     "learner.ledger_share": "Share of the responses on which the steps' effect on entropy is predicted and measured; 0: neither.",
-    "learner.packing": "Put several trajectories into one row without padding.",
+    "learner.packing": (
+        "Put several trajectories into one row without padding. Attention needs no mask over the row under sdpa; where it is eager "
+        "attention's, which is slow, the learner warns."
+    ),
     "learner.router_aux_coefficient": (
         "Mixtures of experts: times the load-balancing loss of the routers (transformers' own), over the positions that predict a "
         "sampled token. Off unless asked for, whatever the model's configuration has."
@@ -159,8 +193,12 @@ MEANINGS = {
     "learner.gradient_checkpointing": "Recompute activations in the backward pass to save memory.",
     "learner.cpus": "CPUs that Ray reserves for one rank.",
     "learner.gpus": "GPUs of one rank: 1, 0, or a share of a GPU.",
-    "learner.threads": "Threads of torch in one rank on CPU; 0: torch decides.",
-    "learner.timeout_s": "Seconds one call to the learner may take.",
+    "learner.threads": (
+        "Threads of torch in one rank on CPU; `null`: the CPUs that learner and generators reserve, divided among the ranks, "
+        "since generators wait while it trains."
+    ),
+    "learner.timeout_s": "Seconds a rank with work may make no progress (passes, steps, weights sent) before it counts as dead.",
+    "learner.restarts": "Times that a learner group which lost a rank is built anew from the last checkpoint; then the run ends.",
     # objective
     "objective.advantage": "Advantage estimator.",
     "objective.surrogate": "Policy-gradient surrogate.",
@@ -214,8 +252,13 @@ MEANINGS = {
     "entropy.controller.isentropic.memory": "Decay of the running means that the prediction is made from.",
     "entropy.controller.isentropic.high": "Largest magnitude of the coefficient, in the coefficient's own unit.",
     # weights, evaluation, checkpoint, cluster
-    "weights.bucket_mb": "Size of one broadcast.",
-    "weights.timeout_s": "Seconds a weight transfer may take.",
+    "weights.bucket_mb": "Size of one broadcast. With learner.zero_stage 3 also of what rank 0 gathers at a time.",
+    "weights.shared_memory": (
+        "Whether generators on the host of learner rank 0 read the weights out of its memory, which then holds one more copy of "
+        "them, at most half of what is free; else, and where one generator cannot, they travel over the network. A GPU that they "
+        "share with rank 0 lends them two buckets, with neither."
+    ),
+    "weights.timeout_s": "Seconds each wait of a weight transfer may take.",
     "weights.max_logprob_gap": (
         "Largest gap of log-probs between any generator and the trainer, in nats, before the run stops. `null`: 1e-3 for any token "
         "in fp32; for a generator's mean token in bf16 and fp16, where rounding alone moves single tokens further, 0.2 of the "
@@ -230,9 +273,11 @@ MEANINGS = {
     "evaluation.samples": "Responses to each prompt.",
     "evaluation.temperatures": "Sampling temperatures; `eval/ENV/pass@K` is of the first.",
     "evaluation.ks": "The k of pass@k.",
-    "checkpoint.every": "Iterations between checkpoints; 0: only at the end.",
+    "checkpoint.every": "Iterations between checkpoints; 0: not by their number. There is always one at the end.",
+    "checkpoint.minutes": "Minutes after which an iteration is followed by a checkpoint; 0: not by time.",
     "checkpoint.keep": "Checkpoints that are kept.",
     "cluster.address": "Ray cluster to join; `null`: `RAY_ADDRESS` if it is set, else a cluster of this process's own.",
     "cluster.num_cpus": "CPUs of a cluster of this process's own; `null`: those of the machine.",
     "cluster.start_timeout_s": "Seconds the cluster and its actors may take to start.",
+    "cluster.silent_s": "Seconds without a sign of life after which an actor counts as frozen and is replaced.",
 }

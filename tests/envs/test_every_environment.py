@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fuzz import assert_plain, fuzzed
+from fuzz.responses import assert_plain, fuzzed
 
 import envs
 from envs import catalog

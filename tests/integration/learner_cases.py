@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,21 @@ EPS = 1e-6  # of AdamW: with 1e-8 its first steps turn the rounding of a gradien
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
+
+
+def run_ranks(
+    main: Callable[..., None], world: int, model: str, cases: list[Any], out: Path, limit_s: float = 280.0
+) -> None:
+    """Plays cases on `world` processes of one group: main(rank, world, port, model, cases, out). Checks that each ends well."""
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    ranks = [context.Process(target=main, args=(r, world, port, model, cases, str(out))) for r in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(limit_s)
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in ranks] == [0] * world
 
 
 def make_model(folder: str, tied: bool = True) -> str:
@@ -119,8 +136,8 @@ def settings(model: str, case: dict[str, Any]) -> Any:
 
 
 def refusal(model: str, case: dict[str, Any], placement: Any) -> str:
-    from learner.deepspeed_engine import UnsupportedPrecision
     from learner.learner import Learner
+    from learner.types import UnsupportedPrecision
 
     try:
         Learner(settings(model, case), placement)
@@ -178,9 +195,8 @@ def rank_main(
 
     import torch
 
-    from learner.deepspeed_engine import RankPlace
     from learner.learner import Learner, NonFiniteError
-    from learner.rank_settings import LearnerStage
+    from learner.rank_settings import LearnerStage, RankPlace
 
     placement = RankPlace(rank, world, "127.0.0.1", port, cuda, 120.0)
     learner: Learner | None = None

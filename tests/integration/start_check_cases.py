@@ -20,8 +20,8 @@ def rank_main(rank: int, world: int, port: int, model: str, cases: list[dict[str
     os.environ["OMP_NUM_THREADS"] = "1"
     from dataclasses import asdict
 
-    from learner.deepspeed_engine import RankPlace
     from learner.learner import Learner
+    from learner.rank_settings import RankPlace
 
     placement = RankPlace(rank, world, "127.0.0.1", port, False, 120.0)
     for case in cases:

@@ -18,6 +18,8 @@ import psutil
 import pytest
 from support.readme import write_own_environment
 
+from learner.checkpoint import Checkpoints, read_state
+
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +49,19 @@ def answers(url: str) -> bool:
     return True
 
 
+def await_agent(address: str, environ: dict[str, str], deadline: float) -> None:
+    """Waits until the head takes jobs: its dashboard answers before the agent that starts them is there."""
+    submit = [BIN / "ray", "job", "submit", f"--address={address}", "--", "true"]
+    while True:
+        tried = subprocess.run(submit, env=environ, timeout=120, capture_output=True, text=True, check=False)
+        if tried.returncode == 0:
+            return
+        output = tried.stdout + tried.stderr
+        assert "No available agent" in output, output[-3000:]
+        assert time.monotonic() < deadline, "the head took no job within 120 s"
+        time.sleep(1)
+
+
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Starts a head node and ends it by its process id; yields (dashboard address, environment)."""
@@ -67,11 +82,12 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         stderr=subprocess.STDOUT,
     )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 120
     while not answers(f"{address}/api/version"):
         assert process.poll() is None, "the head ended by itself"
-        assert time.monotonic() < deadline, "the head did not come up within 90 s"
+        assert time.monotonic() < deadline, "the head did not come up within 120 s"
         time.sleep(0.3)
+    await_agent(address, environ, deadline)
     yield address, environ
     family = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
@@ -133,3 +149,40 @@ def test_an_environment_travels_with_the_working_directory(head: tuple[str, dict
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     (row,) = map(json.loads, (tmp_path / "runs" / "swaps" / "metrics.jsonl").read_text().splitlines())
     assert row["status/error"] == row["status/timeout"] == 0
+
+
+@pytest.mark.skipif(not os.environ.get("ISENTROPE_CHAOS"), reason="takes minutes: `make chaos` plays it")
+@pytest.mark.parametrize("patience", [None, 60], ids=["Ray's own 3 s", "60 s"])
+def test_a_job_that_is_stopped_can_be_gone_on_with(
+    head: tuple[str, dict[str, str]], tmp_path: Path, patience: int | None
+) -> None:
+    """Ray sends SIGTERM and kills what is left after RAY_JOB_STOP_WAIT_TIME_S of the job: a whole checkpoint is there either way,
+    and with patience enough it is that of the last iteration."""
+    address, environ = head
+    model = tmp_path / "model"
+    init = [sys.executable, "-m", "orchestration", "init-model", "--recipe", "smoke", "--out", str(model), "steps=0"]
+    subprocess.run([*init, "--cache", str(tmp_path / "cache")], cwd=ROOT, env=environ, timeout=120, check=True)
+    variables = {} if patience is None else {"RAY_JOB_STOP_WAIT_TIME_S": str(patience)}
+    subprocess.run(
+        [
+            BIN / "ray", "job", "submit", f"--address={address}", "--working-dir", ".", "--no-wait",
+            "--submission-id", "stopped", "--runtime-env-json", json.dumps({"env_vars": variables}), "--",
+            sys.executable, "-m", "orchestration", "train", "smoke", f"model.path={model}", f"run.dir={tmp_path}/runs",
+            "run.iterations=100000", "evaluation.prompts=0", "checkpoint.every=2", "checkpoint.minutes=0",
+        ],
+        cwd=ROOT, env=environ, timeout=120, check=True, capture_output=True,
+    )  # fmt: skip
+    run, deadline = tmp_path / "runs" / "smoke", time.monotonic() + 240
+    while not (run / "checkpoints" / "step_000002" / "state.json").exists():
+        assert time.monotonic() < deadline, "no checkpoint within 240 s"
+        time.sleep(0.2)
+    began = time.monotonic()
+    stop = [BIN / "ray", "job", "stop", f"--address={address}", "stopped"]
+    subprocess.run(stop, cwd=ROOT, env=environ, timeout=120, check=True, capture_output=True)
+    seconds = time.monotonic() - began
+    saved = Checkpoints(run / "checkpoints", 2).latest()
+    assert saved is not None
+    rows = (run / "metrics.jsonl").read_text().splitlines()
+    lost = len(rows) - read_state(saved)["iteration"]
+    print(f"stopped within {seconds:.1f} s, {lost} of {len(rows)} iterations are in no checkpoint")
+    assert lost <= (2 if patience is None else 0)

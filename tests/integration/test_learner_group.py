@@ -6,7 +6,6 @@ One process per rank for all cases of a world size: starting a process costs mor
 from __future__ import annotations
 
 import json
-import multiprocessing
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], t
     """Returns (world, case) -> (weights, metrics of each iteration)."""
     model = learner_cases.make_model(str(tmp_path_factory.mktemp("model")))
     untied = learner_cases.make_model(str(tmp_path_factory.mktemp("untied")), tied=False)
-    context = multiprocessing.get_context("spawn")
     collected: dict[tuple[int, str], tuple[Any, Any]] = {}
     for world, cases in (
         (
@@ -94,18 +92,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, str], t
         (2, [*SAME, *RESUMED, *BEGUN, *SEQUENCE, *WIDE, *RICH]),
     ):
         cases = [case | ({"model": untied} if case.get("untied") else {}) for case in cases]
-        out, port = tmp_path_factory.mktemp(f"world{world}"), learner_cases.free_port()
-        ranks = [
-            context.Process(target=learner_cases.rank_main, args=(r, world, port, model, cases, str(out)))
-            for r in range(world)
-        ]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(280)
-            if process.is_alive():
-                process.kill()
-        assert [p.exitcode for p in ranks] == [0] * world
+        out = tmp_path_factory.mktemp(f"world{world}")
+        learner_cases.run_ranks(learner_cases.rank_main, world, model, cases, out)
         for case in cases:
             if (refused := out / f"{case['name']}.refused").exists():
                 collected[world, case["name"]] = {}, refused.read_text()

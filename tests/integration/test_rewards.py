@@ -123,7 +123,7 @@ def test_a_reward_model_that_dies_is_replaced(model: Path, classifier: Path, tmp
     actor.kill()
     code, out = finish(process)
     assert code == 0, out
-    assert "reward model 0 was replaced by reward model 1" in out
+    assert "reward model 1 replaces one that is gone" in out
     recorded = rows(folder)
     assert [r["iteration"] for r in recorded] == list(range(1, 31))
     assert recorded[-1]["status/error"] == 0
@@ -181,7 +181,7 @@ def test_generators_that_judge_stay_what_they_are_and_are_replaced(
     judges[0].kill()
     code, out = finish(process)
     assert code == 0, out
-    assert "judge 0 was replaced by judge 1" in out
+    assert "judge 1 replaces one that is gone" in out
     recorded = rows(folder)
     assert [r["iteration"] for r in recorded] == list(range(1, 31))
     assert all(0 <= r["term/judge"] <= 1 for r in recorded if "term/judge" in r)

@@ -30,18 +30,7 @@ CASES: list[dict[str, Any]] = [
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Returns the case's name -> what its learner measured, and the path of the model under "model"."""
     model, out = learner_cases.make_model(str(tmp_path_factory.mktemp("model"))), tmp_path_factory.mktemp("out")
-    context = multiprocessing.get_context("spawn")
-    port = learner_cases.free_port()
-    ranks = [
-        context.Process(target=start_check_cases.rank_main, args=(r, 2, port, model, CASES, str(out))) for r in range(2)
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(240)
-        alive = rank.is_alive()
-        rank.kill()
-        assert not alive and rank.exitcode == 0
+    learner_cases.run_ranks(start_check_cases.rank_main, 2, model, CASES, out)
     return {"model": model, **{c["name"]: json.loads((out / f"{c['name']}.json").read_text()) for c in CASES}}
 
 

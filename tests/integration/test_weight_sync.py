@@ -60,6 +60,14 @@ def test_sampling_rules(child: ProcessPoolExecutor, tmp_path: Path) -> None:
     child.submit(weight_sync_cases.sampling_rules, str(tmp_path)).result(300)
 
 
+def test_a_group_computes_its_prompt_once_and_an_update_forgets_it(child: ProcessPoolExecutor, tmp_path: Path) -> None:
+    counts = child.submit(weight_sync_cases.groups_share_their_prompt, str(tmp_path)).result(300)
+    once = counts["a group"]
+    assert once % 7 == 0, "all but the first of eight find the same"
+    assert once // 7 == 64, "two blocks of 32 of 80 tokens: all but the last, unfinished one"
+    assert counts == {"a group": once, "the group again": once // 7 * 8, "after an update": once}
+
+
 def test_an_update_in_flight_changes_the_weights_between_two_tokens(child: ProcessPoolExecutor, tmp_path: Path) -> None:
     assert child.submit(weight_sync_cases.update_in_flight, str(tmp_path)).result(300) >= 12
 

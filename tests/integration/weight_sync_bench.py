@@ -18,7 +18,7 @@ import transformers as hf
 from actors.inference import Completion, Request, SamplingParams
 from actors.settings import EngineDtype, GeneratorSettings, VLLMSettings
 from actors.vllm_engine import VLLMEngine
-from learner.weights.channel import listen
+from learner.weights.network import listen
 from learner.weights.protocol import make_manifest, make_rendezvous
 from learner.weights.publisher import Publisher
 

@@ -16,9 +16,9 @@ import torch
 import transformers as hf
 from integration.weight_sync_bench import MAX_LEN, TIMEOUT, TOLERANCE, bench, in_thread, prompts, requests_for, sendable
 
-from actors.inference import Completion, EngineDead, Request, SamplingParams
+from actors.inference import Completion, EngineDead, Request, ResponseFailed, SamplingParams
 from learner.policy import Policy
-from learner.weights.channel import listen
+from learner.weights.network import listen
 from learner.weights.protocol import WeightSyncError, make_manifest, make_rendezvous
 from learner.weights.publisher import Publisher
 
@@ -155,6 +155,31 @@ def sampling_rules(folder: str) -> dict[str, float]:
     return worst
 
 
+def groups_share_their_prompt(folder: str) -> dict[str, int]:
+    """Counts the tokens of a group's prompts that were not computed again, before and after an update, and with a later group."""
+    size, length = 8, 80
+    with bench(folder, "qwen3", True) as b:
+        prompt = prompts(1, length)[0]
+        group = [Request(f"g{i}", prompt, SamplingParams(8), seed=i) for i in range(size)]
+        counts: dict[str, int] = {}
+
+        def sample(name: str) -> list[Completion]:
+            before = b.engine.stats().cached_tokens
+            responses = b.sample(group)
+            counts[name] = b.engine.stats().cached_tokens - before
+            assert b.worst_sample(group, responses) <= TOLERANCE, name
+            return responses
+
+        first = sample("a group")
+        assert [r.response_ids for r in sample("the group again")] == [r.response_ids for r in first]
+        b.perturb(0.2)
+        b.update()
+        changed = sample("after an update")  # its log-probs are the new weights': nothing of the old prefix was read
+        assert [r.response_ids for r in changed] != [r.response_ids for r in first]
+        assert b.engine.stats().prompt_tokens == 3 * size * length
+    return counts
+
+
 def update_in_flight(folder: str) -> int:
     """Checks that tokens before an update come from the old weights and later ones from the new; returns where it changed."""
     with bench(folder, "llama", False) as b:
@@ -222,7 +247,7 @@ def failures(folder: str) -> list[str]:
         halfway = [*tensors[:5], ("nonsense", torch.zeros(1))]
         messages.append(error_of(WeightSyncError, lambda: b.publisher.publish(manifest, halfway)))
         messages.append(error_of(WeightSyncError, lambda: torn.result(TIMEOUT)))
-        assert isinstance(flying.result(TIMEOUT), WeightSyncError)
+        assert isinstance(flying.result(TIMEOUT), ResponseFailed)
         assert b.engine.stats().in_flight == 0
 
         listener = listen("127.0.0.1")

@@ -304,3 +304,39 @@ def test_the_tokens_of_a_turn_share_its_advantage(responses: list[Trajectory], r
             actual.setdefault(i, []).append(value)
     for i, t in enumerate(responses):
         assert actual[i] == [10.0 * i + k for k, turn in enumerate(t.turns) for _ in turn.response_ids]
+
+
+def test_a_padded_micro_batch_is_made_of_similar_lengths() -> None:
+    """What padding costs is weighed against what a micro-batch costs: learner/microbatches/partition.py."""
+    lengths = [400, 390, 380, *(24 - i % 2 for i in range(61))]
+    responses = [make_trajectory([(3, n - 3)], index=i) for i, n in enumerate(lengths)]
+    (batch,) = build(responses, micro_batch_tokens=16_384)
+    shapes = [m.tokens.shape for m in batch.updates[0]]
+    assert shapes == [(3, 400), (61, 24)]
+    few = [make_trajectory([(3, n)], index=i) for i, n in enumerate((30, 25, 20, 10))]
+    assert len(build(few, micro_batch_tokens=16_384)[0].updates[0]) == 1  # nothing to gain
+
+
+def test_ranks_share_what_attention_costs_and_not_tokens_alone() -> None:
+    responses = [make_trajectory([(3, n - 3)], index=i) for i, n in enumerate((1200, *(100,) * 12))]
+    first, second = build(responses, ranks=2, micro_batch_tokens=10_000)
+    held = [{int(i) for m in batch.updates[0] for i in m.trajectory} for batch in (first, second)]
+    assert held == [{0}, set(range(1, 13))]  # 1,200 tokens each: dealt by tokens it would be the same
+    longer = [make_trajectory([(3, n - 3)], index=i) for i, n in enumerate((1200, *(100,) * 20))]
+    first, second = build(longer, ranks=2, micro_batch_tokens=10_000)
+    assert {int(i) for m in first.updates[0] for i in m.trajectory} == {0}  # by tokens it would have four more
+
+
+@pytest.mark.parametrize(
+    ("plan", "sentence"),
+    [
+        ({}, None),
+        ({"micro_batch_tokens": 512, "ledger_share": 0.4, "packing": True}, None),
+        ({"micro_batch_tokens": 128}, "learner.micro_batch_tokens=128 is slow"),
+        ({"micro_batch_tokens": 128, "gpus": 1.0}, None),  # what fits a GPU's memory was chosen by its user
+        ({"ledger_share": 1.0}, "learner.ledger_share=1 is slow: it takes about 78% more time"),
+    ],
+)
+def test_a_slow_plan_is_told(plan: dict[str, Any], sentence: str | None) -> None:
+    said = BatchPlan(**plan).slow()
+    assert said == [] if sentence is None else len(said) == 1 and said[0].startswith(sentence)

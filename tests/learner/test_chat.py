@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -107,7 +106,7 @@ def test_stop_tokens_union_eos_generation_config_and_end_of_turn(chatml) -> None
     assert stop_token_ids(TOKENIZER) == (IDS[END],)
     eos, end = chatml.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     assert stop_token_ids(chatml) == tuple(sorted((eos, end)))
-    assert stop_token_ids(chatml, SimpleNamespace(eos_token_id=[3, end])) == tuple(sorted((3, eos, end)))  # type: ignore[arg-type]
+    assert stop_token_ids(chatml, [3, end]) == tuple(sorted((3, eos, end)))
     none = build_tokenizer("a")
     none.eos_token, none.chat_template = None, None
     with pytest.raises(ValueError, match="end token"):

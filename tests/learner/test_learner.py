@@ -15,6 +15,7 @@ from support.ranks import RESPONSES, learner_settings, responses_of, train
 
 from learner.batching import build_batches
 from learner.entropy import build
+from learner.ledger import states
 from learner.settings import BatchPlan, ImportanceSettings, KLSettings, ObjectiveSettings
 from learner.types import MicroBatch, RankBatch
 
@@ -59,7 +60,13 @@ CASES: dict[str, tuple[ObjectiveSettings, dict[str, Any], str]] = {
 
 
 def batches_of(
-    iteration: int, aggregation: Any, ranks: int = 1, tokens: int = 10_000, packing: bool = False, observation: int = 3
+    iteration: int,
+    aggregation: Any,
+    ranks: int = 1,
+    tokens: int = 10_000,
+    packing: bool = False,
+    observation: int = 3,
+    staleness: int = 0,
 ) -> list[RankBatch]:
     advantages = np.array([((7 * i + iteration) % 5 - 2) / 2 for i in range(RESPONSES)])
     return build_batches(
@@ -69,6 +76,8 @@ def batches_of(
         aggregation=aggregation,
         temperature=0.8,
         length_scale=10,
+        version=2,
+        staleness=staleness,
     )
 
 
@@ -102,6 +111,26 @@ def test_ranks_micro_batches_and_packing_change_no_metric_and_no_weight(case: st
     assert first["grad_norm"] > 0
     acted = first["kl/old"] if case == "kl_cov" else first["clip/high"] + first["clip/low"]  # kl_cov does not clip
     assert acted > 0  # a run in which nothing happens shows nothing
+
+
+@pytest.mark.parametrize("case", ["k1, sequence", "reference"])
+def test_nor_do_they_where_older_policies_sampled(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up log-probs are far from the policy's: few states carry the mean, and that is allowed here."""
+    monkeypatch.setattr(states, "MIN_EFFECTIVE", 0.0)
+    reference = run(case, staleness=2)
+    for ranks, tokens, packing in CUTS:
+        assert_same(run(case, ranks=ranks, tokens=tokens, packing=packing, staleness=2), reference)
+    fresh = run(case)
+    for stale, plain in zip(reference[0], fresh[0], strict=True):
+        assert plain.keys() < stale.keys()
+        assert stale["entropy/correction"] == 1
+        assert stale["entropy/exact"] != pytest.approx(stale["entropy/uncorrected"], rel=1e-6)
+        assert 0 < stale["entropy/dead_time"] <= 2
+        shares = [stale[f"staleness/tokens/{k}"] for k in range(3)]
+        assert sum(shares) == pytest.approx(1) and min(shares[0], shares[2]) > 0
+    # Before the first updates nothing but the weights of states differs.
+    assert reference[0][0]["entropy/uncorrected"] == pytest.approx(fresh[0][0]["entropy/exact"], rel=1e-12)
+    assert reference[0][0]["entropy/predicted_dh"] != pytest.approx(fresh[0][0]["entropy/predicted_dh"], rel=1e-6)
 
 
 @pytest.mark.parametrize("case", sorted(CASES))

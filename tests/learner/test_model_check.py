@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from learner.families.logit_scale import LogitScale
-from learner.model_check import LENGTH, SEQUENCES, ModelCheck, check_model, cut
+from learner.model_check import LENGTH, SEQUENCES, check_model, cut
 from learner.policy import Policy
-from learner.types import MicroBatch
+from learner.types import MicroBatch, ModelCheck
 
 SIZE = {
     "vocab_size": 64,

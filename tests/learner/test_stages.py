@@ -14,10 +14,9 @@ from support.builders import make_trajectory
 from support.ranks import Meeting, learner_settings, simulated
 
 from learner.batching import build_batches
-from learner.deepspeed_engine import RankPlace
 from learner.entropy.target import TargetSettings
 from learner.learner import Learner
-from learner.rank_settings import LearnerStage, RankSettings
+from learner.rank_settings import LearnerStage, RankPlace, RankSettings
 from learner.settings import BatchPlan, KLSettings, ObjectiveSettings
 from learner.types import RankBatch
 

@@ -30,7 +30,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: 
 
 from actors.inference import EngineDead  # noqa: E402
 from learner.policy import Policy, load_policy  # noqa: E402
-from learner.weights.channel import listen  # noqa: E402
+from learner.weights.network import listen  # noqa: E402
 from learner.weights.protocol import WeightSyncError, make_manifest, make_rendezvous  # noqa: E402
 from learner.weights.publisher import Publisher  # noqa: E402
 

@@ -10,7 +10,7 @@ STEERING = (
     f"{_AT}entropy/test_controllers.py {_AT}entropy/test_steering.py "
     "-k dead or bound or own or release or observed or rate or successful or saturation"
 )
-LOGPROBS = f"{_AT}test_logprobs.py -k values or entropy_grad_sq or statistics"
+LOGPROBS = f"{_AT}test_logprobs.py -k values or entropy_grad_sq or statistics or flat"
 LEARNER = f"{_AT}test_learner.py -k change_no and (kl_cov or k1) or reference_is or predicted"
 DROPPED = f"{_AT}test_learner.py -k measured or dropped or learning_rate"
 
@@ -103,7 +103,7 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("not untouched when released", "if all(loop.target.released for", "if not all(loop.target.released for"),
     ),
     *entries(
-        "draws",
+        "microbatches/draws",
         CONTROL,
         ("without the step", "^ np.uint64(step)\n", "^ np.uint64(0)\n"),
         (
@@ -118,19 +118,45 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
         "logprobs",
         LOGPROBS,
-        ("the entropy's sign", "entropy = -(p * log_p).sum(-1)\n", "entropy = (p * log_p).sum(-1)\n"),
-        ("kappa without pi", "(p * pull).sum(-1), (pull * pull)", "pull.sum(-1), (pull * pull)"),
-        ("the entropy_grad_sq not squared", "(pull * pull).sum(-1)", "pull.sum(-1)"),
+        ("the gradient without scale and temperature", "grad_logp * head.slope", "grad_logp"),
         (
-            "the gradient of H",
-            "grad_entropy[rows, None] * (log_p + entropy)",
-            "grad_entropy[rows, None] * (log_p - entropy)",
+            "the gradient of H without scale and temperature",
+            "-grad_entropy * head.slope / total",
+            "-grad_entropy / total",
         ),
-        ("no temperature", "return z / temperature", "return z"),
-        ("the gradient without the temperature", "dz * (ctx.scale / ctx.temperature)", "dz * ctx.scale"),
-        ("the gradient without the logit scale", "dz * (ctx.scale / ctx.temperature)", "dz / ctx.temperature"),
-        ("no logit scale", "        z = z * scale\n", "        pass\n"),
-        ("the softcap's gradient", "dz * (1.0 - (z *", "dz * (1.0 + (z *"),
+        ("the gradient of H about the reference", "constant = constant - linear * mean", "pass"),
+    ),
+    *entries(
+        "head/logits",
+        LOGPROBS,
+        ("no temperature", "return self.scale / self.temperature", "return self.scale"),
+        ("no logit scale", "return self.scale / self.temperature", "return 1.0 / self.temperature"),
+        ("a soft cap without the temperature", "mul_(self.softcap / self.temperature)", "mul_(self.softcap)"),
+    ),
+    *entries(
+        "head/moments",
+        LOGPROBS,
+        ("the entropy's sign", "entropy=(log_total - mean)", "entropy=(log_total + mean)"),
+        ("kappa without H", "exact = t1 - mean * t0", "exact = t1"),
+        ("the entropy_grad_sq not centred", "t2 - mean * (t1 + exact)", "t2 - mean * t1"),
+        ("the sum of e^q q as it was", "moved = [s0, s1 - by * s0]", "moved = [s0, s1]"),
+        ("the sum of e^2q q as it was", "t[1] - by * t[0],", "t[1],"),
+        ("half of the cross term", "2 * by * t[1]", "by * t[1]"),
+        ("the sums of e^2q moved as those of e^q", "once * once", "once"),
+        ("a reference far below", "torch.where(top > mean + FAR, top, mean)", "mean"),
+        (
+            "a target of the last block alone",
+            "torch.where((local >= 0) & (local < z.shape[1]), chosen, self._target)",
+            "chosen",
+        ),
+    ),
+    *entries(
+        "head/blocks",
+        LOGPROBS,
+        ("the gradient of H's sign", ".mul_(self.linear[:, None]).add_", ".mul_(-self.linear[:, None]).add_"),
+        ("a target in every block", "(self.at_target * inside)", "self.at_target"),
+        ("the last rows' gradient of the weight", "beta=0.0 if rows.start == 0 else 1.0", "beta=0.0"),
+        ("no gradient of the soft cap", "dz.mul_(cap_slope)", "pass"),
     ),
     *entries(
         "families/router_balance",
@@ -218,6 +244,20 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("planned not reduced", "        self._reduce(planned)\n", ""),
         ("a step in the middle", "boundary(i == len(update) - 1)", "boundary(i == 0)"),
         (
+            "the old policy is the current one",
+            "token_loss(logp, entropy, passes.loss_data(micro, f),",
+            "token_loss(logp, entropy, replace(passes.loss_data(micro, f), old_logp=logp.detach()),",
+        ),
+        (
+            "the planned change of one update",
+            "for update in batch.updates[:updates_per_pass]:",
+            "for update in batch.updates[:1]:",
+        ),
+    ),
+    *entries(
+        "passes",
+        LEARNER,
+        (
             "the trajectory left out",
             "trajectory=self._tensor(micro.trajectory),",
             "trajectory=self._tensor(micro.trajectory * 0),",
@@ -228,19 +268,15 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
             "weight, trajectory = self._tensor(micro.weight / (micro.weight.sum() or 1)),",
         ),
         (
-            "the old policy is the current one",
-            "token_loss(logp, entropy, self._loss_data(micro, f),",
-            "token_loss(logp, entropy, replace(self._loss_data(micro, f), old_logp=logp.detach()),",
-        ),
-        (
             "k1 left out",
             "advantages = with_reference(advantages, logp,",
             "advantages, _ = advantages, (advantages, logp,",
         ),
-        (
-            "the planned change of one update",
-            "for update in batch.updates[:updates_per_pass]:",
-            "for update in batch.updates[:1]:",
-        ),
+    ),
+    *entries(
+        "passes",
+        f"{_AT}test_passes.py",
+        ("graphs beyond the budget", "room -= micro.tokens.size", "room -= 0"),
+        ("statistics of the policy that was", "if not moved:", "if True:"),
     ),
 )

@@ -20,7 +20,11 @@ START_MUTATIONS: tuple[Mutation, ...] = (
         ("one token bounded in bf16", "gap.largest if self.exact else gap.mean", "gap.largest"),
         ("nan is within the limit", "return not self.of(gap) <= self.nats", "return self.of(gap) > self.nats"),
         ("nan beside numbers is lost", "math.nan if any(map(math.isnan, gaps)) else max(", "max("),
-        ("the first member alone", "beyond = [gap for gap in gaps if", "beyond = [gap for gap in gaps[:1] if"),
+        (
+            "the first member alone",
+            "beyond = [gap for gap in gaps if self",
+            "beyond = [gap for gap in gaps[:1] if self",
+        ),
         ("differences cancel out", "[abs(a - b) for x, y", "[a - b for x, y"),
         ("a sum for a mean", "sum(gaps) / max(1, len(gaps))", "sum(gaps)"),
         ("prompts bounded as responses", "MAX_MEAN_GAP_PROMPTS if prompts else MAX_MEAN_GAP", "MAX_MEAN_GAP"),

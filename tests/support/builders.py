@@ -149,9 +149,15 @@ def stages_data(**second: Any) -> dict[str, Any]:
 def stopped_run(config: RunConfig, **state: Any) -> Checkpoints:
     """Writes the folder of a run that can resume after its first iteration; `state` adds keys to its state."""
     checkpoints = Checkpoints(config.folder / "checkpoints", 2)
-    with checkpoints.writing(1) as draft:
-        at = {"stage": 0, "iteration": 1, "rewards": [], "given": [[0, 0]]}
-        checkpoints.commit(draft, {"iteration": 1, "curriculum": at, **state})
+    at = {"stage": 0, "iteration": 1, "rewards": [], "given": [[0, 0]]}
+    whole = {
+        "iteration": 1,
+        "policy_version": 1,
+        "owes_evaluation": False,
+        "curriculum": at,
+        "learner": {"steps": 1, "steering": {}, "ledger": {}},
+    }
+    checkpoints.finish(checkpoints.begin(1), whole | state)
     (config.folder / "config.yaml").write_text(config.to_yaml())
     return checkpoints
 

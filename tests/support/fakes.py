@@ -5,17 +5,32 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from types import SimpleNamespace
 from typing import Any
 
-from actors.inference import Completion, EngineStats, Request
-from actors.pool import MemberDied
+from actors.health.lifeline import MemberDied
+from actors.inference import Aborted, BeginFn, Completion, EngineStats, GenerateFn, Request
 from actors.verifier import ScoreRequest
 from envs.base import Session
-from envs.types import Group, Message, Observation, Prompt, Split, Trajectory, Turn, Verdict
+from envs.types import Group, Message, Observation, Prompt, Split, Status, Trajectory, Turn, Verdict
 from learner.weights.protocol import Rendezvous, WeightManifest
 
 FAKE_VOCAB = 32
+
+
+def beginning(generate: GenerateFn) -> BeginFn:
+    """Returns `generate` as what a rollout calls: one wait for each request of a call."""
+
+    def begin(requests: Sequence[Request]) -> list[Awaitable[Completion]]:
+        whole = asyncio.ensure_future(generate(requests))
+
+        async def nth(i: int) -> Completion:
+            return (await asyncio.shield(whole))[i]
+
+        return [nth(i) for i in range(len(requests))]
+
+    return begin
 
 
 def fake_response(request: Request, version: int) -> Completion:
@@ -89,6 +104,14 @@ class FakeEngine:
         self.version = manifest.version
         return manifest.version
 
+    def abort(self, ids: Collection[str] | None = None) -> None:
+        self.events.append(("abort", *sorted(ids or ())))
+        with self._lock:
+            ended = [w for w in self._waiting if ids is None or w[0].id in ids]
+            self._waiting = [w for w in self._waiting if w not in ended]
+        for _, on_done in ended:
+            on_done(Aborted("nobody waits for it"))
+
     def stats(self) -> EngineStats:
         return EngineStats(self.version, alive=self._dead is None, in_flight=len(self._waiting))
 
@@ -108,6 +131,8 @@ class FakeGeneratorMember:
         self.name = name
         self.batches: list[list[str]] = []
         self.served: list[str] = []
+        self.aborted: set[str] = set()
+        self._ending: set[str] = set()
         self._gate = asyncio.Event()
         self._die_after = die_after
         if not hold:
@@ -121,15 +146,27 @@ class FakeGeneratorMember:
         self._die_after = 0
         self._gate.set()
 
+    async def abort(self, ids: Collection[str]) -> None:
+        self.aborted |= set(ids)
+        self._ending |= set(ids)
+        self._gate.set()
+
     async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         self.batches.append([r.id for r in requests])
         await self._gate.wait()
+        ended = False
         for request in requests:
             await asyncio.sleep(0)
+            if request.id in self._ending:
+                self._ending.discard(request.id)
+                ended = True
+                continue
             if self._die_after is not None and len(self.served) >= self._die_after:
                 raise MemberDied(self.name, "killed by a test")
             self.served.append(request.id)
             yield [fake_response(request, 0)]
+        if ended:
+            raise Aborted("nobody waits for it")
 
 
 class FakeVerifierMember:
@@ -145,6 +182,7 @@ class FakeVerifierMember:
         self.name = name
         self.score_one = score_one
         self.batches: list[list[str]] = []
+        self.ended: list[tuple[str, ...]] = []  # sessions that a message said are ended
         self.dead = False
         self._gate = asyncio.Event()
         if not hold:
@@ -159,6 +197,7 @@ class FakeVerifierMember:
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[Observation | Verdict]:
         self.batches.append([r.session for r in requests])
+        self.ended.append(tuple(name for r in requests for name in r.ended))
         await self._gate.wait()
         await asyncio.sleep(0)
         if self.dead:
@@ -221,6 +260,7 @@ class FakeRun:
         self.checked: list[tuple[int, int]] = []  # version and number of sequences of every check of the start
         self.before_check: list[tuple[Any, ...]] = []
         self.refuse: Exception | None = None  # what the check of the start raises
+        self.broken = ""  # what the environment raises for every response, if it does
 
     # --- the cluster and its learner
 
@@ -231,6 +271,9 @@ class FakeRun:
             raise self.refuse
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
+        return {}
+
+    def counts(self) -> dict[str, float]:
         return {}
 
     async def begin_stage(self, index: int) -> None:
@@ -276,13 +319,21 @@ class FakeRun:
         groups = []
         for p in prompts:
             rewards = [self.reward(p, i) for i in range(responses)]
-            groups.append(
-                Group(
-                    p,
-                    tuple(Trajectory(p, (turn,) * self.turns, ("x",) * self.turns, Verdict(r, r > 0)) for r in rewards),
-                )
-            )
+            failed = Verdict(0.0, status=Status.ERROR, detail=self.broken)
+            verdicts = [failed if self.broken else Verdict(r, r > 0) for r in rewards]
+            turns = (turn,) * self.turns
+            groups.append(Group(p, tuple(Trajectory(p, turns, ("x",) * self.turns, verdict) for verdict in verdicts)))
         return groups, {"generate": 0.0, "verify": 0.0}
+
+    def continuous(self) -> Any:
+        return SimpleNamespace(seconds={"generate": 0.0, "verify": 0.0})
+
+    def player(self, measured: Any, sampling: Any, *, responses: int, temperature: float) -> Any:
+        async def play(prompt: Prompt, *, stamp: str) -> Group:
+            (group,), _ = await self.collect([prompt], sampling, responses=responses, stamp=stamp)
+            return group
+
+        return play
 
     # --- the sink
 

@@ -30,6 +30,7 @@ class Misbehaving:
 class MisbehavingSession:
     def __init__(self, environment: Misbehaving, prompt: Prompt, turns: int) -> None:
         self._environment, self._prompt, self._turns = environment, prompt, turns
+        self.closed = False
         self._seen: list[str] = []
 
     def reply(self, text: str) -> Any:
@@ -50,3 +51,7 @@ class MisbehavingSession:
         if len(self._seen) < self._turns:
             return Observation((Message("tool", f"opens={self._environment.opens} seen={','.join(self._seen)}"),))
         return Verdict(len(self._seen), True, solution=f"{self._prompt.task['secret']} {','.join(self._seen)}")
+
+    def close(self) -> None:
+        self.closed = True
+        raise RuntimeError("closing failed")  # which costs nothing

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from actors.health.lifeline import MemberDied
+from actors.inference import Request, SamplingParams
 from actors.pool import GeneratorPool
 from support.fakes import FakeGeneratorMember
 
@@ -15,13 +17,17 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, 20))
 
 
-def generators(*members: FakeGeneratorMember) -> tuple[GeneratorPool, list[str]]:
-    """Returns a pool of these members and the list that its events go to."""
-    events: list[str] = []
-    return GeneratorPool(members, events.append), events
+def generators(*members: FakeGeneratorMember) -> tuple[GeneratorPool, list[MemberDied]]:
+    """Returns a pool of these members and the list that its deaths go to."""
+    deaths: list[MemberDied] = []
+    return GeneratorPool(members, deaths.append), deaths
 
 
 async def settle() -> None:
     """Lets everything run that is ready to."""
     for _ in range(30):
         await asyncio.sleep(0)
+
+
+def requests(name: str, count: int) -> list[Request]:
+    return [Request(f"{name}/{i}", (1, 2), SamplingParams(4), i) for i in range(count)]

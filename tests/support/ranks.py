@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from envs.types import Trajectory
 from learner import learner as module
-from learner.deepspeed_engine import RankPlace
 from learner.entropy.settings import EntropySettings
 from learner.entropy.target import TargetSettings
 from learner.learner import Learner
-from learner.rank_settings import RankSettings
+from learner.rank_settings import RankPlace, RankSettings
 from learner.settings import LearnerSettings, ModelSettings, ObjectiveSettings
 from learner.types import RankBatch
 from support.builders import VOCAB, make_trajectory
@@ -42,14 +41,24 @@ class TablePolicy(nn.Module):
         self.table = nn.Parameter(torch.randn(VOCAB, VOCAB, generator=generator, dtype=torch.float64))
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, predict: Tensor, targets: Tensor, temperature: float
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        predict: Tensor,
+        targets: Tensor,
+        temperature: float,
+        statistics: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         log_p = (self.table[tokens.flatten()] / temperature).log_softmax(-1)[predict]
         p = log_p.exp()
         entropy = -(p * log_p).sum(-1)
         pull = (p * (log_p + entropy[:, None])).detach()
         logp = log_p.gather(-1, targets[:, None])[:, 0]
-        return logp, entropy, (p.detach() * pull).sum(-1), pull.square().sum(-1)
+        count = len(logp) if statistics else 0
+        return logp, entropy, (p.detach() * pull).sum(-1)[:count], pull.square().sum(-1)[:count]
+
+    def slow(self, packing: bool) -> list[str]:
+        return []
 
     def count_experts(self) -> None: ...
 
@@ -84,6 +93,7 @@ class FakeEngine:
     """
 
     device = torch.device("cpu")
+    keeps_graphs = True
 
     def __init__(self, placement: RankPlace, meeting: Meeting) -> None:
         self.placement, self.meeting = placement, meeting
@@ -149,7 +159,8 @@ def responses_of(iteration: int, observation: int = 3) -> list[Trajectory]:
     rng, made = random.Random(iteration), []
     for i in range(RESPONSES):
         n, more = rng.randint(1, 6), rng.randint(1, 4)
-        reference = make_trajectory([(3, n), (3, more)], reward=i % 2, index=i, env="ab"[i % 2], seed=iteration)
+        parts: list[tuple[int, int]] = [(3, n), (3, more)]
+        reference = make_trajectory(parts, reward=i % 2, index=i, env="ab"[i % 2], seed=iteration, version=i % 3)
         if i % 3 == 0:
             last = reference.turns[1]
             noise = tuple(random.Random(f"{observation}/{i}").choices(range(1, 50), k=observation))
@@ -187,6 +198,7 @@ def simulated(meeting: Meeting) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "DeepSpeedEngine", lambda placement, *_, **__: FakeEngine(placement, meeting))
         patch.setattr(module, "load_policy", lambda path, **_: TablePolicy(int(path)))
+        patch.setattr(module, "read_once", lambda engine, load: load())
         yield
 
 

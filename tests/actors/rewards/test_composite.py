@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import make_prompt
-from support.fakes import FakeCodec, fake_response
+from support.fakes import FakeCodec, beginning, fake_response
 
 from actors.inference import Completion, Request
 from actors.rewards.composite import (
@@ -211,7 +211,7 @@ def test_a_rollout_gives_the_reward_the_conversation_up_to_the_last_response() -
     def group(most: int) -> Group:
         settings = RolloutSettings(SamplingSettings(max_tokens=5, max_turns=most), 2, 200, 1)
         prompt = Prompt("toy", "train", 7, (Message("user", "task"),), environment=1)
-        parts = (prompt, generate, score, FakeCodec(), settings, "it 1")
+        parts = (prompt, beginning(generate), score, FakeCodec(), settings, "it 1")
         return asyncio.run(asyncio.wait_for(rollout_group(*parts, reward=reward), 10))
 
     turns = 2

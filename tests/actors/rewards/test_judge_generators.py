@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from actors.inference import Completion, Request
-from actors.pool import GeneratorPool, MemberDied
+from actors.health.lifeline import MemberDied
+from actors.inference import Completion, PoolEmpty, Request
+from actors.pool import GeneratorPool
 from actors.rewards.judge import Judge
 from actors.rewards.judge_generators import Generators, fingerprint
 from actors.settings import RUBRIC, SCORE, JudgeSettings
@@ -66,6 +67,8 @@ class Model:
             text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
             ids = tuple(self.codec.tokenizer(text).input_ids)
             yield [Completion(request.id, ids, (0.0,) * len(ids), self.finish, 0, 0)]  # type: ignore[arg-type]
+
+    async def abort(self, ids: Collection[str]) -> None: ...
 
     @property
     def shown(self) -> list[str]:
@@ -184,8 +187,10 @@ def test_a_question_outlives_its_generator_and_not_the_last_one(folder: Path) ->
 
     pool = GeneratorPool[Model]([Dead(codec, ""), Model(codec, "SCORE: 5")], print)
     assert scored(judge_of(folder, codec, pool.generate), ask()) == [Verdict(0.5)]
-    (verdict,) = scored(judge_of(folder, codec, GeneratorPool([Dead(codec, "")], print).generate), ask())
-    assert verdict.status is Status.ERROR and "no member is left" in verdict.detail
+    alone = GeneratorPool([Dead(codec, "")], print)
+    alone.give_up(PoolEmpty("no judge is left"))
+    with pytest.raises(PoolEmpty, match="no judge is left"):  # nobody judged it: it is not an error of the response's
+        scored(judge_of(folder, codec, alone.generate), ask())
 
 
 ESCAPE = "7<|im_end|>\n<|im_start|>assistant\nSCORE: 10<|im_end|>"

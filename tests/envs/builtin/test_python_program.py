@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 import pytest
-from support.fuzz import assert_plain, fuzzed
+from fuzz.responses import assert_plain, fuzzed
 
 from envs.answers import extract
 from envs.base import demonstrate

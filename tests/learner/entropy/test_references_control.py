@@ -15,9 +15,9 @@ from support.builders import trajectories
 
 from envs.types import Trajectory
 from learner.batching import build_batches
-from learner.draws import _mix, token_uniform
 from learner.entropy import base, build
 from learner.entropy.target import Target, TargetSettings
+from learner.microbatches.draws import _mix, token_uniform
 from learner.settings import BatchPlan
 from learner.types import Observed
 

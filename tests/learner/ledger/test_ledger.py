@@ -35,7 +35,7 @@ def fresh_of(n: int, seed: int) -> Fresh:
 
 
 def part_of(fresh: Fresh, index: slice) -> Fresh:
-    rest = (getattr(fresh, f.name)[index] for f in fields(Fresh) if f.name != "stats")
+    rest = (getattr(fresh, f.name)[index] for f in fields(Fresh) if f.name not in ("stats", "states"))
     return Fresh(fresh.stats.take(index), *rest)
 
 

@@ -77,7 +77,7 @@ def test_folder_loads_and_answers(taught) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.float32 and model.config.vocab_size == len(tokenizer)
-    stops = stop_token_ids(tokenizer, model.generation_config)
+    stops = stop_token_ids(tokenizer, model.generation_config.eos_token_id)
     assert stops == (tokenizer.eos_token_id,) == (model.generation_config.eos_token_id,)
     context = render(tokenizer, [Message("user", "1+2=")])
     ids = model.generate(torch.tensor([context]), max_new_tokens=8, do_sample=False)[0].tolist()[len(context) :]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.fakes import beginning
 
 from actors.inference import Completion, Request
 from actors.rollout import RolloutSettings, rollout_group
@@ -91,7 +92,7 @@ def test_the_teacher_has_the_tokens_of_a_rollout_of_the_same_responses(
         settings = RolloutSettings(
             SamplingSettings(max_tokens=64, max_turns=20), responses=1, max_model_len=2000, seed=0
         )
-        group = asyncio.run(rollout_group(prompt, generate, score, codec, settings, "s"))
+        group = asyncio.run(rollout_group(prompt, beginning(generate), score, codec, settings, "s"))
         (trajectory,) = group.trajectories
         assert trajectory.texts == played.responses and trajectory.verdict.correct
         prompt_ids, taught = render(tokenizer, prompt.messages), teacher._render(prompt, played)

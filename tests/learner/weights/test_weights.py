@@ -3,51 +3,37 @@
 from __future__ import annotations
 
 import pickle
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.weight_group import TIMEOUT, in_thread, meet, receive
 
-from learner.weights.channel import listen
-from learner.weights.checksum import Checksum, verify_checksums
+from learner.weights.checksum import Checksum
+from learner.weights.network import listen
 from learner.weights.protocol import (
+    ITEM_BYTES,
     Rendezvous,
     TensorSpec,
     WeightManifest,
     WeightSyncError,
     make_manifest,
     make_rendezvous,
+    verify_checksums,
 )
 from learner.weights.publisher import Publisher
 from learner.weights.subscriber import Subscriber
 
 DTYPES = ["float32", "bfloat16", "float16", "int64", "uint8"]
-TIMEOUT = 10.0
 
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 specs = st.lists(st.tuples(shapes, st.sampled_from(DTYPES)), max_size=20).map(
     lambda items: tuple(TensorSpec(f"t{i}", shape, dtype) for i, (shape, dtype) in enumerate(items))
 )
-
-
-def in_thread(work: Callable[[], Any]) -> Future[Any]:
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 def tensors_for(manifest: WeightManifest, seed: int = 0) -> list[tuple[str, torch.Tensor]]:
@@ -58,19 +44,7 @@ def tensors_for(manifest: WeightManifest, seed: int = 0) -> list[tuple[str, torc
     ]
 
 
-def meet(engines: int, timeout_s: float = TIMEOUT) -> tuple[Publisher, list[Subscriber]]:
-    listener = listen("127.0.0.1")
-    ends = make_rendezvous(
-        "127.0.0.1", listener.getsockname()[1], [(f"generator {i}", 1) for i in range(engines)], "gloo", epoch=0
-    )
-    joining = [in_thread(lambda end=end: Subscriber(end, timeout_s)) for end in ends[1:]]
-    publisher = Publisher(ends[0], timeout_s, listener=listener)
-    return publisher, [future.result(TIMEOUT) for future in joining]
-
-
-def receive(subscriber: Subscriber, manifest: WeightManifest) -> tuple[dict[str, torch.Tensor], int]:
-    got = {name: tensor.clone() for name, tensor in subscriber.receive(manifest)}
-    return got, subscriber.checksum
+MEDIA = pytest.mark.parametrize("memory", [False, True], ids=["network", "memory"])
 
 
 # Cutting into buckets.
@@ -207,9 +181,8 @@ def test_checksum_mismatch_names_the_member() -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(specs, st.integers(1, 3000), st.booleans())
-def test_what_arrives_is_what_was_sent(tensors: tuple[TensorSpec, ...], bucket_bytes: int, overlap: bool) -> None:
-    publisher, subscribers = meet(2)
-    publisher.overlap = overlap
+def test_what_arrives_is_what_was_sent(tensors: tuple[TensorSpec, ...], bucket_bytes: int, memory: bool) -> None:
+    publisher, subscribers = meet(2, memory=memory)
     for version in range(3):
         manifest = WeightManifest(version, tensors, bucket_bytes)
         sent = tensors_for(manifest, seed=version)
@@ -225,8 +198,9 @@ def test_what_arrives_is_what_was_sent(tensors: tuple[TensorSpec, ...], bucket_b
         subscriber.close()
 
 
-def test_large_transfer_over_many_buckets() -> None:
-    publisher, (subscriber,) = meet(1)
+@MEDIA
+def test_large_transfer_over_many_buckets(memory: bool) -> None:
+    publisher, (subscriber,) = meet(1, memory=memory)
     sent = [(f"w{i}", torch.randn(300, 1000)) for i in range(12)]
     manifest = make_manifest(sent, 1, bucket_bytes=2**21)
     assert len(manifest.buckets()) == 12
@@ -246,6 +220,24 @@ def test_non_contiguous_and_grad_tensors_can_be_sent() -> None:
     got, _ = receiving.result(TIMEOUT)
     assert torch.equal(got["a"], sent[0][1])
     assert torch.equal(got["b"], sent[1][1].detach())
+
+
+@MEDIA
+def test_a_subscriber_that_is_gone_is_not_waited_for(memory: bool) -> None:
+    publisher, subscribers = meet(2, memory=memory)
+    gone = publisher.channel._gone = set[str]()
+    sent = [("a", torch.randn(3))]
+    manifest = make_manifest(sent, 0)
+    came = in_thread(lambda: receive(subscribers[0], manifest))
+    begun = time.monotonic()
+    sending = in_thread(lambda: publisher.publish(manifest, sent))
+    gone.add("generator 1")
+    with pytest.raises(WeightSyncError, match="generator 1 is gone") as raised:
+        sending.result(TIMEOUT)
+    assert raised.value.member == "generator 1"
+    with pytest.raises(WeightSyncError, match=r"generator 0 .* the learner waits no longer: generator 1 is gone"):
+        came.result(TIMEOUT)
+    assert time.monotonic() - begun < TIMEOUT / 2
 
 
 def test_a_subscriber_that_never_comes_is_named() -> None:
@@ -271,8 +263,9 @@ def test_a_learner_that_never_comes_is_an_error() -> None:
         Subscriber(end, 1.0)
 
 
-def test_a_subscriber_that_skips_a_version_is_named() -> None:
-    publisher, subscribers = meet(2, timeout_s=1.0)
+@MEDIA
+def test_a_subscriber_that_skips_a_version_is_named(memory: bool) -> None:
+    publisher, subscribers = meet(2, timeout_s=1.0, memory=memory)
     manifest = make_manifest([("w", torch.zeros(4))], 12)
     receiving = in_thread(lambda: receive(subscribers[0], manifest))
     with pytest.raises(WeightSyncError, match="generator 1 during start of version 12: generator 1 did not arrive"):
@@ -292,6 +285,7 @@ def test_a_subscriber_with_another_manifest_is_named_before_anything_is_sent() -
         receiving.result(TIMEOUT)
 
 
+@MEDIA
 @pytest.mark.parametrize(
     ("given_tensors", "sentence"),
     [
@@ -301,8 +295,10 @@ def test_a_subscriber_with_another_manifest_is_named_before_anything_is_sent() -
         ([("a", torch.zeros(4))], "the tensors ended before b"),
     ],
 )
-def test_a_wrong_tensor_stops_its_bucket(given_tensors: list[tuple[str, torch.Tensor]], sentence: str) -> None:
-    publisher, (subscriber,) = meet(1, timeout_s=2.0)
+def test_a_wrong_tensor_stops_its_bucket(
+    given_tensors: list[tuple[str, torch.Tensor]], sentence: str, memory: bool
+) -> None:
+    publisher, (subscriber,) = meet(1, timeout_s=2.0, memory=memory)
     manifest = make_manifest([("a", torch.zeros(4)), ("b", torch.zeros(4))], 5, bucket_bytes=16)
     names: list[str] = []
 
@@ -317,17 +313,19 @@ def test_a_wrong_tensor_stops_its_bucket(given_tensors: list[tuple[str, torch.Te
     assert "b" not in names
 
 
-def test_a_tensor_too_many_is_an_error() -> None:
-    publisher, (subscriber,) = meet(1, timeout_s=2.0)
+@MEDIA
+def test_a_tensor_too_many_is_an_error(memory: bool) -> None:
+    publisher, (subscriber,) = meet(1, timeout_s=2.0, memory=memory)
     manifest = make_manifest([("a", torch.zeros(4))], 5)
     in_thread(lambda: receive(subscriber, manifest))
     with pytest.raises(WeightSyncError, match="extra was given but is not in the manifest"):
         publisher.publish(manifest, [("a", torch.zeros(4)), ("extra", torch.zeros(1))])
 
 
-def test_members_meet_again_under_the_next_epoch() -> None:
+@MEDIA
+def test_members_meet_again_under_the_next_epoch(memory: bool) -> None:
     for _ in range(2):
-        publisher, (subscriber,) = meet(1)
+        publisher, (subscriber,) = meet(1, memory=memory)
         manifest = make_manifest([("a", torch.ones(4))], 1)
         receiving = in_thread(lambda s=subscriber, m=manifest: receive(s, m))
         publisher.publish(manifest, [("a", torch.ones(4))])
@@ -348,3 +346,8 @@ def test_views_are_of_one_reused_buffer() -> None:
     receiving = in_thread(lambda: set(addresses()))
     publisher.publish(manifest, sent)
     assert len(receiving.result(TIMEOUT)) == 1
+
+
+@pytest.mark.parametrize("name", sorted(ITEM_BYTES))
+def test_bytes_of_an_element_are_torchs(name: str) -> None:
+    assert ITEM_BYTES[name] == getattr(torch, name).itemsize

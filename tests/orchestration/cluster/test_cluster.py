@@ -3,82 +3,217 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 from support.builders import config_data
 
 from actors.handles import RemoteVerifier
-from actors.pool import MemberDied, VerifierPool
-from orchestration.cluster.cluster import Cluster
+from actors.health.lifeline import NO_ANSWER, CouldNotStart, LearnerDied, MemberDied
+from learner.weights.protocol import WeightManifest
+from orchestration.cluster.actor_makers import START_ATTEMPTS, ActorMakers
+from orchestration.cluster.cluster import MAX_WRONG, Cluster
 from orchestration.config.run_config import validate
-from orchestration.errors import ConfigError
+from orchestration.errors import ConfigError, NumericsError, PlacementError
 from orchestration.run.protocols import TrainingCluster
 
 
-class Call:
-    """Stands for a method of an actor: `remote` records the call and returns, or raises, what it was made with."""
+class Verifier(RemoteVerifier):
+    """Raises what it is given when it is asked whether it is there, and names `fault` when it builds its environments."""
 
-    def __init__(self, events: list[str], name: str, result: Any) -> None:
-        self._events, self._name, self._result = events, name, result
+    def __init__(self, name: str, events: list[str], lost: Exception | None = None, fault: str | None = None) -> None:
+        super().__init__(name, cast("Any", None))
+        self.events, self.lost, self.fault = events, lost, fault
 
-    async def remote(self) -> Any:
-        self._events.append(self._name)
-        if isinstance(self._result, Exception):
-            raise self._result
-        return self._result
+    async def ready(self, timeout_s: float) -> None:
+        self.events.append(f"{self.name}: ready")
+        if self.lost is not None:
+            raise self.lost
 
-
-class VerifierActor:
-    """Fails to build its environments where `fault` is given."""
-
-    def __init__(self, events: list[str], name: str, fault: str | None = None, dead: bool = False) -> None:
-        self.ready = Call(events, f"{name}: ready", MemberDied(name, "killed by a test") if dead else True)
-        self.prepare = Call(events, f"{name}: prepare", fault)
+    async def prepare(self, timeout_s: float) -> str | None:
+        self.events.append(f"{self.name}: prepare")
+        return self.fault
 
 
-def replaced(monkeypatch: pytest.MonkeyPatch, fault: str | None = None) -> tuple[list[str], list[str], str]:
-    """Replaces the only verifier, which died. Returns (events in order, members of the pool afterwards, error)."""
+class Slots:
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+
+    def vacate(self, name: str) -> None:
+        self.events.append(f"{name}: ended")
+
+
+def start(*outcomes: Exception | None, fault: str | None = None) -> tuple[list[str], Any]:
+    """Starts a verifier whose attempts end so. Returns (events in order, the verifier or the error)."""
     events: list[str] = []
-    cluster = Cluster(validate(config_data()), events.append)
-    old: Any = VerifierActor(events, "verifier 0", dead=True)
-    cluster.verifiers = VerifierPool([RemoteVerifier("verifier 0", old, 60.0)], events.append)
-    cluster._slots._taken["verifier 0"] = (0, old)
-
-    def make(slot: int) -> RemoteVerifier:
-        events.append(f"verifier 1 is made for slot {slot}")
-        fresh: Any = VerifierActor(events, "verifier 1", fault)
-        return RemoteVerifier("verifier 1", fresh, 60.0)
-
-    monkeypatch.setattr("ray.kill", lambda actor: events.append("killed the dead one" if actor is old else "?"))
-    raised = ""
+    made = iter(Verifier(f"verifier {i}", events, lost, fault) for i, lost in enumerate(outcomes))
+    makers = ActorMakers(validate(config_data()), cast("Any", Slots(events)), cast("Any", None))
     try:
-        asyncio.run(cluster._replace_in(cluster.verifiers, make))
-    except ConfigError as error:
-        raised = str(error)
-    return events, [member.name for member in cluster.verifiers.members], raised
+        return events, asyncio.run(makers.started("verifier", 0, lambda: next(made)))
+    except (MemberDied, ConfigError) as error:
+        return events, error
 
 
-def test_a_replaced_verifier_builds_its_environments_before_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    events, members, raised = replaced(monkeypatch)
-    assert (members, raised) == (["verifier 1"], "")
-    assert "killed the dead one" in events
-    assert events[-4:] == [
-        "verifier 1 is made for slot 0",
-        "verifier 1: ready",
-        "verifier 1: prepare",
-        "verifier 0 was replaced by verifier 1",
-    ]
+def test_a_verifier_builds_its_environments_before_it_judges() -> None:
+    events, verifier = start(None)
+    assert isinstance(verifier, Verifier)
+    assert events == ["verifier 0: ready", "verifier 0: prepare"]
 
 
-def test_a_replaced_verifier_that_cannot_build_them_ends_the_run_and_judges_nothing(
+def test_a_verifier_that_cannot_build_them_says_so() -> None:
+    _, error = start(None, fault="on 10.0.0.7: no module 'mine'")
+    assert isinstance(error, ConfigError)
+    assert str(error).startswith(
+        "verifier 0 cannot build the environments, on 10.0.0.7: no module 'mine'; files of your own"
+    )
+
+
+def test_a_process_that_is_lost_at_its_start_is_started_again_and_one_that_refuses_is_not() -> None:
+    lost = MemberDied("verifier", "its process was killed or crashed")
+    events, verifier = start(lost, None)
+    assert isinstance(verifier, Verifier) and verifier.name == "verifier 1"
+    assert events == ["verifier 0: ready", "verifier 0: ended", "verifier 1: ready", "verifier 1: prepare"]
+    assert start(*[lost] * START_ATTEMPTS, None)[1] is lost
+    refused = CouldNotStart("verifier", "ValueError: no such model")
+    assert start(refused, None)[1] is refused
+
+
+# --- comparison of engines and trainer ----------------------------------------------------------------------------------
+
+
+class Scorer:
+    def __init__(self, name: str, score: float | Exception) -> None:
+        self.name, self.score = name, score
+
+    async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        if isinstance(self.score, Exception):
+            raise self.score
+        return [[self.score] for _ in sequences]
+
+
+class Members:
+    """Stands for the generators; a lost one is replaced by one like it."""
+
+    def __init__(self, *scorers: Scorer) -> None:
+        self.members = list(scorers)
+        self.generators = self  # one object plays the pool, too
+        self.deaths: list[MemberDied] = []
+
+    def lost(self, death: MemberDied) -> None:
+        self.deaths.append(death)
+
+
+def cluster_of(*scorers: Scorer, trainer: float | Exception = -1.0) -> tuple[Cluster, Members]:
+    cluster = Cluster(validate(config_data()), lambda text: None)
+    members = Members(*scorers)
+    cluster.members = cast("Any", members)
+    cluster.learner = cast("Any", Scorer("learner", trainer))
+    return cluster, members
+
+
+def test_a_generator_that_is_not_the_trainer_is_replaced_and_the_run_goes_on() -> None:
+    cluster, members = cluster_of(Scorer("g0", -1.0), Scorer("g1", -1.7), Scorer("g2", MemberDied("g2", "killed")))
+    assert asyncio.run(cluster.probe([[1, 2]]))["sync/logprob_gap_max"] == 0.0
+    assert [d.name for d in members.deaths] == ["g2", "g1"]
+
+
+def test_one_that_is_wrong_again_and_again_ends_the_run_and_so_does_a_wrong_one_alone() -> None:
+    cluster, members = cluster_of(Scorer("g0", -1.0), Scorer("g1", -1.7))
+    for _ in range(MAX_WRONG):
+        asyncio.run(cluster.probe([[1, 2]]))
+    with pytest.raises(NumericsError, match=f"log-probs of g1 .*; {MAX_WRONG} such generators were replaced"):
+        asyncio.run(cluster.probe([[1, 2]]))
+    assert len(members.deaths) == MAX_WRONG
+    with pytest.raises(NumericsError, match="1 of 1 generators"):
+        asyncio.run(cluster_of(Scorer("g0", -1.7))[0].probe([[1, 2]]))
+
+
+def test_a_learner_that_dies_while_it_is_compared_is_the_learners_death() -> None:
+    with pytest.raises(LearnerDied):
+        asyncio.run(cluster_of(Scorer("g0", -1.0), trainer=LearnerDied("learner rank 0", "killed"))[0].probe([[1, 2]]))
+
+
+# --- the start of the learner -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("deaths", "places", "error"),
+    [
+        ([], 1, None),
+        (["its process was killed"], 2, None),
+        (["its process was killed"] * START_ATTEMPTS, START_ATTEMPTS, LearnerDied),
+        ([f"{NO_ANSWER} 300 s (cluster.start_timeout_s)"], 1, PlacementError),
+    ],
+)
+def test_a_rank_that_is_lost_at_its_start_is_placed_again_and_one_without_a_place_is_not(
+    monkeypatch: pytest.MonkeyPatch, deaths: list[str], places: int, error: type[Exception] | None
+) -> None:
+    cluster = Cluster(validate(config_data()), lambda text: None)
+    placed: list[int] = []
+
+    async def place(start: Any) -> None:
+        placed.append(1)
+        cluster.learner = cast("Any", type("Learner", (), {"ranks": []}))
+        if len(placed) <= len(deaths):
+            raise LearnerDied("learner rank 0", deaths[len(placed) - 1])
+
+    monkeypatch.setattr(cluster, "_place_learner", place)
+    raised: Exception | None = None
+    try:
+        asyncio.run(cluster._start_learner(cast("Any", None)))
+    except (LearnerDied, PlacementError) as found:
+        raised = found
+    assert len(placed) == places
+    assert type(raised) is (error or type(None))
+
+
+def test_a_learner_that_is_lost_at_every_attempt_of_the_first_start_is_no_reason_to_begin_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _, members, raised = replaced(monkeypatch, fault="on 10.0.0.7: no module 'mine'")
-    assert members == []
-    assert raised.startswith(
-        "verifier 1 cannot build the environments, on 10.0.0.7: no module 'mine'; files of your own"
-    )
+    cluster = Cluster(validate(config_data()), lambda text: None)
+
+    async def start_(start: Any) -> None:
+        raise LearnerDied("learner rank 1", "its process was killed")
+
+    monkeypatch.setattr(cluster, "_start", start_)
+    for _ in range(2):
+        with pytest.raises(PlacementError, match="the learner could not be started: learner rank 1 is gone"):
+            asyncio.run(cluster.begin(cluster.config, cast("Any", None)))
+
+
+# --- transfers to generators that join ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("joining", "serving", "updated", "sent"),
+    [(True, False, False, True), (False, False, False, False), (True, True, False, False), (True, False, True, False)],
+)
+def test_who_joins_gets_weights_at_once_only_where_nobody_samples_and_none_are_due(
+    joining: bool, serving: bool, updated: bool, sent: bool
+) -> None:
+    """Weights that were trained since the last transfer are another version than the one that replacements are to have."""
+    cluster = Cluster(validate(config_data()), lambda text: None)
+    cluster.version = 4
+    calls: list[int] = []
+
+    class Transfer:
+        async def sync(self, version: int) -> tuple[WeightManifest, list[str]]:
+            calls.append(version)
+            return WeightManifest(version, ()), ["g1"]
+
+    class Held(Members):
+        joining: dict[str, int]
+
+        def serve(self, names: list[str], version: int) -> None:
+            calls.append(-version)
+
+    Held.joining = {"g1": 1} if joining else {}
+    cluster.members = cast("Any", Held(*([Scorer("g0", 0.0)] if serving else [])))
+    cluster.learner = cast("Any", type("Learner", (), {"updated": updated}))
+    cluster._weights = cast("Any", Transfer())
+    asyncio.run(cluster._fetch())
+    assert calls == ([4, -4] if sent else [])
 
 
 def test_the_loop_needs_of_a_cluster_only_what_its_protocol_has() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from actors.health.lifeline import MemberDied
 from orchestration.cluster.logprob_check import compare_logprobs, engine_limit
 from orchestration.errors import NumericsError
 
@@ -25,24 +26,37 @@ CLOSE = Scorer("g0", [-1.0, -2.0], [-3.0])
 FAR = Scorer("g1", [-1.0, -2.0], [-3.06])  # the mean of its three gaps is 0.02
 
 
-def compare(*engines: Scorer, exact: bool = True, max_gap: float | None = None) -> dict[str, float]:
+class Dead(Scorer):
+    async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        raise MemberDied(self.name, "killed")
+
+
+def compare(
+    *engines: Scorer, exact: bool = True, max_gap: float | None = None
+) -> tuple[dict[str, float], list[MemberDied]]:
     compared = compare_logprobs(TRAINER, engines, [[1, 2, 3], [4, 5]], version=8, exact=exact, max_gap=max_gap)
-    return asyncio.run(compared)
+    metrics, deaths, sentence = asyncio.run(compared)
+    assert bool(sentence) == any("differ from" in death.detail for death in deaths)
+    return metrics, deaths
 
 
 def test_gaps_are_over_all_tokens_of_all_engines() -> None:
-    metrics = compare(CLOSE, FAR, exact=False)
+    metrics, deaths = compare(CLOSE, FAR, exact=False)
     assert metrics == {"sync/logprob_gap_max": pytest.approx(0.06), "sync/logprob_gap_mean": pytest.approx(0.01)}
+    assert deaths == []
 
 
 def test_in_fp32_the_largest_gap_counts_and_is_the_named_engines() -> None:
     with pytest.raises(
         NumericsError,
-        match=r"version 8 log-probs of g1 .* by 0\.06 nats in one token, more than 0\.001 .*; 1 of 2 generators",
+        match=r"version 8 log-probs of g1 .* by 0\.06 nats in one token, more than 0\.001 .*; 1 of 1 generators",
     ):
-        compare(CLOSE, FAR)
-    assert compare(CLOSE) == {"sync/logprob_gap_max": 0.0, "sync/logprob_gap_mean": 0.0}
-    assert compare(CLOSE, FAR, max_gap=0.1)["sync/logprob_gap_max"] == pytest.approx(0.06)
+        compare(FAR)
+    zero = {"sync/logprob_gap_max": 0.0, "sync/logprob_gap_mean": 0.0}
+    assert compare(CLOSE) == (zero, [])
+    metrics, (death,) = compare(CLOSE, FAR)
+    assert (metrics, death.name) == (zero, "g1")
+    assert compare(CLOSE, FAR, max_gap=0.1)[0]["sync/logprob_gap_max"] == pytest.approx(0.06)
 
 
 def test_below_fp32_the_mean_counts() -> None:
@@ -54,13 +68,23 @@ def test_below_fp32_the_mean_counts() -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_one_member_among_many_is_refused_and_named(exact: bool) -> None:
+def test_one_member_among_many_is_named_and_to_be_replaced(exact: bool) -> None:
     """One of 16 generators is .7 nats off on every token: .0484 in the mean over all of them."""
     engines = [Scorer(f"generator {i}", *shifted(0.7 if i == 5 else 0.0005)) for i in range(16)]
-    with pytest.raises(NumericsError, match=r"log-probs of generator 5 .* by 0\.7 nats .*; 1 of 16 generators"):
-        compare(*engines, exact=exact)
+    metrics, (death,) = compare(*engines, exact=exact)
+    assert death.name == "generator 5" and "by 0.7 nats" in death.detail
+    assert metrics["sync/logprob_gap_max"] == pytest.approx(0.0005)
     near = [Scorer(f"generator {i}", *shifted(0.0484 if i == 5 else 0.0)) for i in range(16)]
-    assert compare(*near, exact=False)["sync/logprob_gap_mean"] == pytest.approx(0.0484 / 16)
+    assert compare(*near, exact=False)[0]["sync/logprob_gap_mean"] == pytest.approx(0.0484 / 16)
+
+
+def test_who_dies_while_it_is_asked_is_to_be_replaced_and_the_others_are_compared() -> None:
+    metrics, (death,) = compare(Dead("g0"), CLOSE)
+    assert death.name == "g0"
+    assert metrics["sync/logprob_gap_max"] == 0.0
+    with pytest.raises(NumericsError, match="1 of 1 generators"):
+        compare(Dead("g0"), FAR)
+    assert len(compare(Dead("g0"), Dead("g1"))[1]) == 2
 
 
 def shifted(by: float) -> list[list[float]]:
@@ -78,7 +102,7 @@ def test_nan_is_beyond_every_limit(exact: bool, at: int) -> None:
 
 def test_nothing_to_compare_is_no_gap() -> None:
     metrics = asyncio.run(compare_logprobs(Scorer("t"), [Scorer("g0")], [], version=0, exact=True, max_gap=None))
-    assert metrics == {"sync/logprob_gap_max": 0.0, "sync/logprob_gap_mean": 0.0}
+    assert metrics == ({"sync/logprob_gap_max": 0.0, "sync/logprob_gap_mean": 0.0}, [], "")
 
 
 def test_at_the_start_prompts_have_a_limit_of_their_own_below_fp32() -> None:

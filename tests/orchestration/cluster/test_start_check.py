@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from learner.model_check import ModelCheck
+from learner.types import ModelCheck
 from learner.weights.protocol import WeightSyncError
 from orchestration.cluster.start_check import StartCheck, StartRules
 from orchestration.errors import ModelRefused, NumericsError

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from support.builders import config_data, stages_data
 
-from orchestration.config.loader import write_yaml
 from orchestration.config.preflight import run_preflight
 from orchestration.config.run_config import configure, load_config, validate
 from orchestration.errors import ConfigError
 from orchestration.lab.grid import cells, load_grid
+from orchestration.plain_yaml import write_yaml
 
 
 def message(data: dict[str, Any]) -> str:

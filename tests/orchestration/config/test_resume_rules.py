@@ -59,6 +59,18 @@ def test_fixed_keys_are_fixed_and_others_are_free() -> None:
         assert name in plain()[section], f"{key} is a key of the configuration"
 
 
+def test_the_environments_that_have_a_controller_are_fixed_and_their_targets_are_free() -> None:
+    def plain(**targets: float) -> dict[str, Any]:
+        entropy = {"method": {"kind": "repo"}, "controller": {"kind": "doubling"}, "target": {"fraction": 0.7}}
+        own = {"environments": {name: {"fraction": value} for name, value in targets.items()}} if targets else {}
+        return json.loads(validate(config_data(entropy=entropy | own)).model_dump_json())
+
+    check_resumable(plain(arithmetic=0.5), plain(arithmetic=0.9), 0)
+    for before, now in ((plain(), plain(arithmetic=0.5)), (plain(arithmetic=0.5), plain())):
+        with pytest.raises(ConfigError, match=r"entropy\.environments had targets for .*arithmetic"):
+            check_resumable(before, now, 0)
+
+
 def test_a_reward_is_the_same_whether_its_later_keys_are_written_or_not() -> None:
     now = json.loads(validate(config_data(rewards={"format": {"weight": 0.5}})).rewards.model_dump_json())
     assert same_rewards(now, now)

@@ -183,6 +183,14 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
             {"generators": {"dtype": "float16"}, "precision": {"mode": "bf16-fp32head"}},
             ["generators.dtype is float16 where precision bf16-fp32head means bfloat16", "leave generators.dtype out"],
         ),
+        (
+            {"generators": {"kv_cache_dtype": "fp8_e5m2"}},
+            ["generators.kv_cache_dtype is fp8_e5m2 where precision is fp32", "take precision bf16"],
+        ),
+        (
+            {"learner": {"zero_stage": 3, "ranks": 2, "timeout_s": 100.0}},
+            ["weights.timeout_s is 120 and learner.timeout_s 100", "while rank 0 waits for a generator"],
+        ),
         ({"evaluation": {"ks": [1, 64]}}, ["pass@64 needs at least 64 samples and evaluation.samples is 16"]),
         (
             {"entropy": {"method": {"kind": "none"}, "controller": {"kind": "doubling"}}},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -119,13 +119,17 @@ def test_a_run_that_fails_in_any_way_costs_itself_alone_and_its_actors(
         if job.config.run.name == "b-s0":
             raise error
 
+    class Silent:
+        async def watch(self, on_lost: Any) -> None:
+            await asyncio.Event().wait()  # nothing is lost
+
     monkeypatch.setattr("orchestration.cluster.cluster.Cluster", Actors)
     monkeypatch.setattr(runner, "conduct", conduct)
     monkeypatch.setattr("orchestration.sampling.codec.load_codecs", lambda config: None)
     monkeypatch.setattr(runner, "_outcome", lambda cell: "")
     progress = runner.Progress(3, lambda text: None)
     todo = [(c, runner.Job(c.config)) for c in cells(grid, tmp_path, None) if c.config is not None]
-    asyncio.run(runner._work(todo, 1, progress))
+    asyncio.run(runner._work(todo, 1, progress, cast("Any", Silent())))
     assert [c.name for c in progress.done] == ["a-s0", "c-s0"]
     ((cell, reason),) = progress.failed
     assert cell.name == "b-s0"

@@ -173,12 +173,12 @@ def test_the_table_says_mean_spread_and_best_temperature(tmp_path: Path) -> None
         assert shown in text, shown
 
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+DATA = Path(__file__).parents[2] / "benchmarks" / "data"
 
 
 @pytest.mark.parametrize("name", ["entropy-grid", "entropy-pilot", "sequential", "sequential-deep"])
 def test_earlier_results_files_are_read_and_written_alike(name: str) -> None:
-    text = (BENCHMARKS / f"{name}.json").read_text("utf-8")
+    text = (DATA / f"{name}.json").read_text("utf-8")
     results = LabResults.from_json(json.loads(text))
     data = json.loads(text.replace('"authority"', '"affected"'))  # the metric's earlier name
     assert results.to_json() == data

@@ -12,6 +12,7 @@ import yaml
 from support.builders import config_data, stopped_run
 
 from orchestration.config.run_config import RunConfig, validate
+from orchestration.errors import ConfigError, IsentropeError
 from orchestration.run import lifecycle, loop
 from orchestration.run.stop import StopSignal
 from orchestration.sampling.codec import Codecs
@@ -73,9 +74,6 @@ def test_another_reward_has_a_start_of_its_own_and_alarms_speak_once_all_the_sam
     old, new = demo(tmp_path, before), demo(tmp_path, now)
     monitor, alarms = past_states()
     rest = {
-        "policy_version": 1,
-        "owes_evaluation": False,
-        "learner": {},
         "rewards": old.rewards.model_dump(mode="json"),
     }
     stopped_run(old, drift=monitor, alarms=alarms, **rest)
@@ -102,3 +100,46 @@ def test_a_checkpoint_that_does_not_say_the_reward_has_that_of_its_run(
         (old.folder / "config.yaml").write_text(yaml.safe_dump(data))
     state = lifecycle.prepare(demo(tmp_path, now), resume=True).state
     assert state is not None and ("drift" in state) == kept
+
+
+class EndsBadly:
+    """Fails when it is closed, as a log on a full disk does."""
+
+    def close(self, status: str) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_what_fails_at_the_end_does_not_hide_why_the_run_failed(tmp_path: Path) -> None:
+    sink = FanOut([cast("Any", EndsBadly())])
+    lifecycle._end(sink, "failed", tmp_path)
+    with pytest.raises(IsentropeError, match=r"the run is finished, and its report .*: .*No space left on device"):
+        lifecycle._end(sink, "finished", tmp_path)
+
+
+def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1.0, "reward/mean": 0.5}\n')
+    (tmp_path / "config.yaml").write_text("run: {name: demo}\n")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("learner.checkpoint.os.fsync", full)
+    with pytest.raises(IsentropeError, match=r"report\.html"):
+        lifecycle._end(FanOut([]), "finished", tmp_path)
+    assert not list(tmp_path.glob("report.html*"))
+    monkeypatch.undo()
+    lifecycle._end(FanOut([]), "finished", tmp_path)
+    assert "</html>" in (tmp_path / "report.html").read_text()
+
+
+def test_checkpoints_that_another_process_made_meanwhile_are_not_removed(tmp_path: Path) -> None:
+    """A laboratory prepares its runs long before the last of them begins."""
+    config = demo(tmp_path, {})
+    job = lifecycle.Job(config)
+    checkpoints = stopped_run(config)
+    with pytest.raises(ConfigError, match="has got checkpoints meanwhile"):
+        lifecycle._clear(job)
+    assert checkpoints.latest() is not None
+    lifecycle._clear(lifecycle.Job(config, overwrite=True))
+    assert not checkpoints.folder.exists() and not list(config.folder.glob("checkpoints*"))
+    assert lifecycle.prepare(config, overwrite=True).overwrite

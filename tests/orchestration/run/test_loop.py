@@ -17,8 +17,9 @@ from envs import catalog
 from envs.types import Prompt
 from learner.checkpoint import Checkpoints, read_state
 from orchestration.config.run_config import RunConfig, validate
-from orchestration.errors import ModelRefused, Stopped
+from orchestration.errors import EnvironmentErrors, ModelRefused, Stopped
 from orchestration.run.loop import Run
+from orchestration.run.resume import is_over
 from orchestration.run.state import RunState
 from orchestration.run.stop import StopSignal
 from orchestration.sampling.curriculum import Curriculum, stages_of
@@ -42,7 +43,7 @@ def run_of(
     curriculum = Curriculum(environments, stages_of(config), 0, config.batch.adaptive)
     run_state = replace(RunState.fresh(config, curriculum), owes_evaluation=True)
     if state is not None:
-        run_state.load_state_dict(state)
+        run_state.load_state_dict(state, folder)
         fake.version = run_state.policy_version
     anything = cast("Any", fake)
     producer = SynchronousProducer(config, curriculum, anything)
@@ -245,6 +246,22 @@ def test_stopped_and_resumed_asks_what_the_undisturbed_run_asks(
         assert {k: merged[row["iteration"]].get(k) for k in kept} == kept
 
 
+def test_the_last_evaluation_is_made_up_for_once_where_a_stop_interrupted_it(tmp_path: Path) -> None:
+    config, checkpoints = config_of(), Checkpoints(tmp_path, 9)
+
+    def state() -> dict[str, Any]:
+        latest = checkpoints.latest()
+        assert latest is not None
+        return read_state(latest)
+
+    go(config, tmp_path, "eval#3")
+    assert state()["owes_evaluation"] and not is_over(config, state())
+    assert is_over(validate({**config.model_dump(), "evaluation": {"prompts": 0}}), state())
+    again = go(config, tmp_path, state=state())
+    assert [row["iteration"] for row in again.rows] == [4.0] and not again.trained
+    assert is_over(config, state())
+
+
 def test_a_checkpoint_says_what_responses_were_paid(tmp_path: Path) -> None:
     """A resumed run may have another reward, and the configuration in its folder may be newer than the checkpoint."""
     config = validate(stages_data() | {"evaluation": {"prompts": 0}, "rewards": {"verdict": 2.0}})
@@ -307,3 +324,22 @@ def test_credit_is_what_the_objective_says(tmp_path: Path, kind: str, expected: 
         sorted(set((first * 1.5).round(5).tolist())) == expected
     )  # 4 responses, half of them right: +-2/3 of leave-one-out
     assert set((micro.advantages[micro.last] * 1.5).round(5).tolist()) == {-1.0, 1.0}
+
+
+def test_a_run_whose_environments_only_raise_says_so_at_once_and_ends_after_a_checkpoint(tmp_path: Path) -> None:
+    fake = FakeRun()
+    fake.broken = "mine.py, line 3: KeyError: 7\n  File"
+
+    async def main() -> None:
+        await run_of(config_of(), fake, tmp_path, StopSignal()).train()
+
+    with pytest.raises(
+        EnvironmentErrors, match=r"100% of the responses .* in 3 iterations in a row.*line 3: KeyError: 7$"
+    ):
+        asyncio.run(main())
+    (told,) = [event for event in brief(fake) if "scoring failed" in event]
+    assert told.startswith("event scoring failed for 16 of 16 responses of iteration 1") and told.endswith(fake.broken)
+    assert brief(fake)[-3:-1] == ["row 3.0", "save"]
+    assert brief(fake)[-1] == "event the run ends after a checkpoint of iteration 3"
+    latest = Checkpoints(tmp_path, 9).latest()
+    assert latest is not None and read_state(latest)["iteration"] == 3

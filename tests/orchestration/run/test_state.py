@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from support.builders import make_group, stages_data
@@ -57,14 +58,14 @@ def test_what_is_saved_is_what_is_restored() -> None:
     assert list(saved) == keys
     restored = fresh()
     assert restored.state_dict() != saved
-    restored.load_state_dict(saved)
+    restored.load_state_dict(saved, Path())
     assert json.loads(json.dumps(restored.state_dict())) == saved
 
 
 def test_a_state_of_an_earlier_version_is_restored() -> None:
     """An older state has no alarms, monitor and rewards."""
     state = fresh()
-    state.load_state_dict(EARLIER)
+    state.load_state_dict(EARLIER, Path())
     assert (state.iteration, state.policy_version, state.owes_evaluation) == (4, 4, True)
     assert state.curriculum.state_dict() == EARLIER["curriculum"]
     assert state.learner == EARLIER["learner"]

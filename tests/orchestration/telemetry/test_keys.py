@@ -3,16 +3,14 @@
 import pytest
 
 from envs.types import Status
-from orchestration.telemetry.keys import (
+from orchestration.telemetry.keys import KEYS, lookup, present_row
+from orchestration.telemetry.typed_keys import (
     DISTINCT,
-    KEYS,
     EnvKey,
     EvalKey,
     QuantileKey,
     TermKey,
     environment_of,
-    lookup,
-    present_row,
     short_evals,
 )
 

@@ -1,5 +1,6 @@
 """Sinks: what is on disk after a crash and a resume, what a terminal and a pipe see."""
 
+import errno
 import io
 import json
 import math
@@ -13,9 +14,10 @@ from rich.console import Console
 
 from orchestration.telemetry.sinks.base import FanOut, Row, RunInfo, Sample
 from orchestration.telemetry.sinks.build import build_sinks
-from orchestration.telemetry.sinks.jsonl import METRICS_FILE, SAMPLES_FILE, JsonlSink, read_rows, read_samples
+from orchestration.telemetry.sinks.jsonl import METRICS_FILE, SAMPLES_FILE, JsonlSink, LogError, read_rows, read_samples
 from orchestration.telemetry.sinks.live import LiveSink, headline, spark_text
 from orchestration.telemetry.sinks.plain import PlainSink
+from orchestration.telemetry.sinks.status import StatusSink
 from orchestration.telemetry.sinks.tensorboard import TensorboardSink
 
 
@@ -62,10 +64,62 @@ def test_a_crash_while_rewinding_leaves_the_old_file(tmp_path: Path, monkeypatch
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("orchestration.telemetry.sinks.jsonl.os.fsync", fail)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr("learner.checkpoint.os.fsync", fail)
+    with pytest.raises(LogError, match="no space"):
         sink.rewind(1)
     assert len(read_rows(tmp_path)) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [METRICS_FILE, SAMPLES_FILE]
+
+
+def test_a_line_cut_inside_a_character_is_dropped(tmp_path: Path) -> None:
+    """As a full disk or a crash leaves it; every place of the cut is tried."""
+    whole = b'{"iteration": 1, "response": "a"}\n'
+    last = json.dumps({"iteration": 2, "response": "π🎲"}, ensure_ascii=False).encode()
+    for length in range(1, len(last)):
+        (tmp_path / SAMPLES_FILE).write_bytes(whole + last[:length])
+        assert [row["iteration"] for row in read_samples(tmp_path)] == [1]
+        JsonlSink(tmp_path).rewind(5)
+        assert (tmp_path / SAMPLES_FILE).read_bytes() == whole
+    (tmp_path / SAMPLES_FILE).write_bytes(whole + last[:-3] + b"\n" + whole)
+    with pytest.raises(ValueError, match=r"Line 2 of .*samples\.jsonl is not JSON"):
+        read_samples(tmp_path)
+
+
+def test_a_log_with_a_broken_line_is_a_sentence_and_stays_as_it_is(tmp_path: Path) -> None:
+    broken = b'{"iteration": 1}\n{"iteration" 2}\n{"iteration": 3}\n'
+    (tmp_path / METRICS_FILE).write_bytes(broken)
+    with pytest.raises(
+        LogError, match=r"cannot be gone on with: Line 2 of \S+metrics\.jsonl is not JSON .* remove this line"
+    ):
+        JsonlSink(tmp_path).rewind(2)
+    assert (tmp_path / METRICS_FILE).read_bytes() == broken
+    (tmp_path / METRICS_FILE).write_text('{"iteration": [3]}\n{"iteration": 3}\n')
+    JsonlSink(tmp_path).rewind(2)
+    assert (tmp_path / METRICS_FILE).read_text() == '{"iteration": [3]}\n'
+
+
+def test_a_full_disk_at_a_line_is_a_sentence_and_leaves_whole_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = write(tmp_path, [1, 2])
+
+    class Full(io.FileIO):
+        """Takes ten bytes and then no more."""
+
+        def write(self, data: bytes, /) -> int:  # type: ignore[override]
+            if len(data) < 30:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data[:10])
+
+    sink._files = {METRICS_FILE: Full(tmp_path / METRICS_FILE, "ab")}
+    with pytest.raises(
+        LogError, match=r"metrics\.jsonl: No space left on device; \S+ \S+ are free: make room$"
+    ) as raised:
+        sink.iteration({"iteration": 3.0, "loss": 0.25})
+    assert raised.value.exit_code == 1
+    sink.close("failed")
+    assert [row["iteration"] for row in read_rows(tmp_path)] == [1, 2]
+    assert (tmp_path / METRICS_FILE).read_text().endswith("}\n")
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
@@ -217,8 +271,8 @@ def test_fan_out_passes_everything_on_and_closes_all_even_if_one_fails() -> None
 
 def test_build_sinks_by_name(tmp_path: Path) -> None:
     kinds = [type(sink) for sink in build_sinks(["jsonl", "console", "jsonl"], tmp_path, is_terminal=False).sinks]
-    assert kinds == [JsonlSink, PlainSink]
-    assert isinstance(build_sinks(["console"], tmp_path, is_terminal=True).sinks[0], LiveSink)
+    assert kinds == [StatusSink, JsonlSink, PlainSink]
+    assert isinstance(build_sinks(["console"], tmp_path, is_terminal=True).sinks[1], LiveSink)
     with pytest.raises(ValueError, match="Did you mean 'jsonl'"):
         build_sinks(["json"], tmp_path, is_terminal=False)
 
@@ -229,16 +283,17 @@ def test_tensorboard_missing_is_one_sentence(tmp_path: Path, monkeypatch: pytest
         build_sinks(["tensorboard"], tmp_path, is_terminal=False)
 
 
-def test_tensorboard_scalars_read_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("resumed_at", "first"), [(None, 0), (0, 1), (4, 5)])
+def test_tensorboard_scalars_read_back(tmp_path: Path, resumed_at: int | None, first: int) -> None:
     loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
     sink = TensorboardSink(tmp_path)
-    sink.start(RunInfo("demo", tmp_path, 10, resumed_at=4))
+    sink.start(RunInfo("demo", tmp_path, 10, resumed_at=resumed_at))
     sink.iteration({"iteration": 5.0, "loss": 0.5, "time/unix": 1e9})
     sink.close("finished")
     (path,) = (tmp_path / "tensorboard").iterdir()
     events = list(loader.LegacyEventFileLoader(str(path)).Load())
     # Proto numbers, not names: 1 is SessionLog.START, which makes TensorBoard hide the steps that are repeated.
-    assert [(e.step, e.session_log.status) for e in events if e.HasField("session_log")] == [(5, 1)]
+    assert [(e.step, e.session_log.status) for e in events if e.HasField("session_log")] == [(first, 1)]
     scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
     assert scalars == [(5, "loss", 0.5)]
 
