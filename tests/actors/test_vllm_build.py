@@ -133,7 +133,8 @@ def test_the_keys_of_an_engine_reach_vllm(tmp_path: Path) -> None:
     found = arguments(cpu=False, **given)
     assert {key: found[key] for key in given} == given
     # vLLM knows every name. A model that is no folder would be looked for on the hub, also where there is none.
-    made = EngineArgs(**{k: v for k, v in found.items() if k != "quantization"} | {"model": str(tmp_path)})
+    here: dict[str, Any] = {k: v for k, v in found.items() if k != "quantization"} | {"model": str(tmp_path)}
+    made = EngineArgs(**here)
     assert made.kv_cache_dtype == "fp8_e5m2"
     assert arguments(cpu=True)["max_num_batched_tokens"] == vllm_build.CPU_BATCHED_TOKENS
     assert arguments(cpu=True, max_num_batched_tokens=64)["max_num_batched_tokens"] == 64
