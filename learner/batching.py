@@ -186,7 +186,9 @@ def _shares(
     shares: list[list[MicroBatch]] = []
     for share in _deal(length, plan.ranks):
         bins = _fill(share, [length[i] for i in share], plan)
-        rows = [micro_batch(b, trajectories, advantages, [weight[i] for i in b], envs, plan.packing) for b in bins]
+        rows = [
+            micro_batch(b, trajectories, advantages, [weight[i] for i in b], envs, bool(plan.packing)) for b in bins
+        ]
         shares.append(rows)
     longest = max(len(rows) for rows in shares)
     # An object each: the learner measures every micro-batch once, told apart by identity, and its passes must pair up.

@@ -270,6 +270,8 @@ class Learner:
             return passes.forward(micro, statistics=False)[0]
 
         packing = self.settings.learner.packing
+        if packing is None:
+            packing = self.policy.packs
         return check_model(self.policy, self.engine, forward, self.engine.device, sequences, packing)
 
     # --- weights --------------------------------------------------------------------------------------------------------

@@ -101,13 +101,27 @@ class Policy(nn.Module):
         self._plain_forward = head.forward
         head.forward = self._head_forward  # type: ignore[method-assign]
 
-    def slow(self, packing: bool) -> list[str]:
+    @property
+    def packs(self) -> bool:
+        """Returns whether attention over packed rows is computed without a mask over all pairs of their tokens."""
+        return self._attention not in ("eager", "sdpa")
+
+    @property
+    def _attention(self) -> str:
+        return cast(Any, self.model.config)._attn_implementation
+
+    def slow(self, packing: bool | None) -> list[str]:
         """Returns a sentence where attention is computed in a way that takes much longer than it could."""
-        how: str = cast(Any, self.model.config)._attn_implementation
-        if packing and how in ("eager", "sdpa"):
+        family = self.model.config.model_type
+        if packing and not self.packs:
             return [
-                f"learner.packing=true is slow for {self.model.config.model_type}: its attention ({how}) needs a mask over all "
-                "pairs of a packed row's tokens; set learner.packing=false"
+                f"learner.packing=true is slow for {family}: its attention ({self._attention}) needs a mask over all pairs of a "
+                "packed row's tokens; leave it out, or set learner.packing=false"
+            ]
+        if packing is False and self.packs:
+            return [
+                f"learner.packing=false is slow for {family} where responses differ much in length (1.4 times as long was "
+                "measured): leave it out"
             ]
         return []
 

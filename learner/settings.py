@@ -81,7 +81,9 @@ class BatchPlan(Settings):
     micro_batch_tokens: int = Field(default=8192, ge=1)
     # Share of the responses on which the effect of an iteration's steps on entropy is predicted and measured; 0: neither.
     ledger_share: float = Field(default=0.125, ge=0, le=1)
-    packing: bool = False  # several trajectories one after the other in a row, instead of padded rows
+    # Several trajectories one after the other in a row, instead of padded rows. None: where the model's attention needs no mask for
+    # it, and the start's check finds that its layers see where a trajectory ends.
+    packing: bool | None = None
     gpus: float = Field(default=0, ge=0)
 
     def slow(self) -> list[str]:

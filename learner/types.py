@@ -189,7 +189,7 @@ class ModelCheck:
 
     alone    as trained, one sequence in a micro-batch
     padded   as trained, all sequences in a micro-batch of rows padded on the right
-    packed   as trained, one behind the other in a row; None where learner.packing is off
+    packed   as trained, one behind the other in a row; None where batches are not packed
     head     one sequence a forward, the head's product in float32 whatever the precision
     plain    log_softmax of `model(input_ids).logits`, the head's product in float32 as well
 

@@ -263,9 +263,9 @@ class Cluster:
             if self.members.joining and not (self.generators.members or self.learner.updated or self._checking):
                 await self._send(self.version)
 
-    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> None:
+    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> bool:
         """Transfers what the learner holds as `version` to every generator, and compares trainer, engines and plain transformers
-        on these tokens. Raises ModelRefused, which names the part that disagrees."""
+        on these tokens. Returns whether batches are to be packed. Raises ModelRefused, which names the part that disagrees."""
         config = self.config
         rules = StartRules(
             model=config.model.path,
@@ -273,25 +273,30 @@ class Cluster:
             exact=config.exact,
             precision=config.precision.mode,
             max_gap=config.weights.max_logprob_gap,
+            packing=config.learner.packing,
         )
         check = StartCheck(self.learner, lambda: self.generators.members, lambda: self.sync(version), sequences, rules)
         self.on_progress("checking", 0, 1)
-        began = time.monotonic()
-        for left in reversed(range(START_CHECKS)):
+        began, left = time.monotonic(), START_CHECKS
+        while True:
+            left -= 1
             self._checking = True
             try:
-                remarks = await check.run(self._untouched)
+                found = await check.run(self._untouched)
             except MemberDied as death:
                 if not left or isinstance(death, LearnerDied):
                     raise
                 self.members.lost(death)
                 await self.sync(version)
             else:
-                for remark in remarks:
+                for remark in found.remarks:
                     self._report(remark)
-                seconds = time.monotonic() - began
-                self._report(f"trainer and engines compute the same, the first transfer included: {seconds:.1f} s")
-                return
+                how = "packed" if found.packs else "padded"
+                self._report(
+                    "trainer and engines compute the same, the first transfer included: "
+                    f"{time.monotonic() - began:.1f} s; batches are {how}"
+                )
+                return found.packs
             finally:
                 self._checking = False
 

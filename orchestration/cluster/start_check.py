@@ -57,6 +57,7 @@ class StartRules:
     exact      trainer and engines compute in fp32
     precision  the mode, as the recipe names it
     max_gap    weights.max_logprob_gap
+    packing    learner.packing; None packs batches where packed and single trajectories have the same log-probs
     """
 
     model: str
@@ -64,6 +65,16 @@ class StartRules:
     exact: bool
     precision: Mode
     max_gap: float | None
+    packing: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Holds what a comparison that refused nothing found. remarks: sentences that deserve an event; packs: whether batches are
+    to be packed."""
+
+    remarks: list[str]
+    packs: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +92,13 @@ class StartCheck:
     sequences: Sequence[Sequence[int]]
     rules: StartRules
 
-    async def run(self, untouched: bool) -> list[str]:
-        """Leaves every engine with the trainer's weights. Returns sentences that deserve an event and refuse nothing.
+    async def run(self, untouched: bool) -> Agreement:
+        """Leaves every engine with the trainer's weights. Raises ModelRefused.
 
-        Raises ModelRefused. untouched: engines hold what they loaded themselves, so that a transfer changes nothing; otherwise
-        what transfers do was seen when they did, and they are not measured before this one.
+        untouched: engines hold what they loaded themselves, so that a transfer changes nothing; otherwise what transfers do was
+        seen when they did, and they are not measured before this one.
         """
-        _refuse_trainer(await self.trainer.check_model(self.sequences), self.rules)
+        packs = _refuse_trainer(await self.trainer.check_model(self.sequences), self.rules)
         expected = await self.trainer.sequence_logprobs(self.sequences)
         loaded: Scores = {}
         if untouched:
@@ -95,7 +106,7 @@ class StartCheck:
             if self.rules.trainer != "fp16":
                 _refuse_stale(expected, loaded, *await self._with_other_weights(), self.rules)
         await self._transfer()
-        return _refuse_engines(expected, loaded, await self._scores(), self.rules)
+        return Agreement(_refuse_engines(expected, loaded, await self._scores(), self.rules), packs)
 
     async def _with_other_weights(self) -> tuple[list[list[float]], Scores]:
         """Returns the log-probs of the trainer and of every engine with halved weights: an engine that kept a copy of its old
@@ -125,8 +136,9 @@ class StartCheck:
             ) from error
 
 
-def _refuse_trainer(check: ModelCheck, rules: StartRules) -> None:
-    """Raises ModelRefused where the trainer's log-probs depend on the batch, or are not the model's."""
+def _refuse_trainer(check: ModelCheck, rules: StartRules) -> bool:
+    """Returns whether batches are to be packed. Raises ModelRefused where the trainer's log-probs depend on the batch, or are not
+    the model's."""
     head = gap_of("the trainer", check.plain, check.head)
     if HEAD.exceeded(head):
         raise ModelRefused(
@@ -138,19 +150,21 @@ def _refuse_trainer(check: ModelCheck, rules: StartRules) -> None:
     start = [logp[:BORDER] for logp in check.alone]
     if check.packed is not None:
         packed = gap_of("packed", start, [logp[:BORDER] for logp in check.packed])
-        if limit.exceeded(packed):
+        if not limit.exceeded(packed):
+            return True
+        if rules.packing:
             raise ModelRefused(
                 f"packing borders: log-probs of packed trajectories of {rules.model} differ from those of the same trajectories "
                 f"alone {limit.compared(packed)}: its layers do not see where a packed trajectory ends; set "
                 "learner.packing=false"
             )
-        return
     padded = gap_of("padded", check.alone, check.padded)
     if limit.exceeded(padded):
         raise ModelRefused(
             f"padding: log-probs of rows of {rules.model} that are padded on the right differ from those of the same rows alone "
             f"{limit.compared(padded)}; set learner.micro_batch_tokens=1, which gives every trajectory a micro-batch of its own"
         )
+    return False
 
 
 def _refuse_stale(

@@ -60,6 +60,7 @@ class Run:
     # Whether the learner's weights are those of a whole number of iterations, and the last of them while it has no row yet.
     _whole: bool = field(default=True, init=False)
     _done: Iteration | None = field(default=None, init=False)
+    _packs: bool = field(default=False, init=False)  # whether batches are packed; the check of the start says so
     errors: EnvironmentErrorWatch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -194,7 +195,7 @@ class Run:
         return build_batches(
             [t for g in groups for t in g.trajectories],
             advantages,
-            plan=config.learner,
+            plan=config.learner.model_copy(update={"packing": self._packs}),
             aggregation=config.objective.aggregation,
             temperature=config.sampling.temperature,
             length_scale=config.sampling.max_tokens,
@@ -225,7 +226,7 @@ class Run:
         each = -(-max(START_PROMPTS, self.config.weights.probe_responses) // len(curriculum.environments))
         prompts = curriculum.held_out("eval", each) or curriculum.held_out("train", each)
         sequences = [self.rollouts.render(p)[: self.config.generators.max_model_len] for p in prompts]
-        await self.cluster.check_start(self.state.policy_version, sequences)
+        self._packs = await self.cluster.check_start(self.state.policy_version, sequences)
 
     # --- stages of the curriculum ---------------------------------------------------------------------------------------
 

@@ -41,9 +41,9 @@ class TrainingCluster(Protocol):
         """Sends the learner's weights to every generator as `version`."""
         ...
 
-    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> None:
+    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> bool:
         """Sends the learner's weights as `version`, and compares trainer, engines and plain transformers on the same tokens.
-        Raises ModelRefused where they disagree."""
+        Returns whether batches are to be packed. Raises ModelRefused where they disagree."""
         ...
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:

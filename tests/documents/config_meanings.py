@@ -183,8 +183,9 @@ MEANINGS = {
     ),
     "learner.ledger_share": "Share of the responses on which the steps' effect on entropy is predicted and measured; 0: neither.",
     "learner.packing": (
-        "Put several trajectories into one row without padding. Attention needs no mask over the row under sdpa; where it is eager "
-        "attention's, which is slow, the learner warns."
+        "Put several trajectories into one row without padding. null: where attention needs no mask for it (sdpa, most families) "
+        "and the start's check finds that packed trajectories have the log-probs they have alone. The learner warns of what is "
+        "slow."
     ),
     "learner.router_aux_coefficient": (
         "Mixtures of experts: times the load-balancing loss of the routers (transformers' own), over the positions that predict a "

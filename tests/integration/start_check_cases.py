@@ -63,7 +63,7 @@ def refusals(folder: str, family: str = "qwen3", tied: bool = True) -> dict[str,
     from orchestration.errors import ModelRefused
 
     sequences = [list(ids) for ids in weight_sync_bench.prompts(4, 40)]
-    rules = StartRules(family, trainer="fp32", exact=True, precision="fp32", max_gap=None)
+    rules = StartRules(family, trainer="fp32", exact=True, precision="fp32", max_gap=None, packing=True)
     ended: dict[str, str] = {}
     with weight_sync_bench.bench(folder, family, tied) as bench:
         policy = Policy(bench.model)  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def refusals(folder: str, family: str = "qwen3", tied: bool = True) -> dict[str,
             engines: Any = lambda: [Engine()]  # noqa: E731
             check = StartCheck(trainer, engines, transfer, sequences, rules)
             try:
-                ended[name] = "; ".join(asyncio.run(check.run(untouched=True)))
+                ended[name] = "; ".join(asyncio.run(check.run(untouched=True)).remarks)
             except ModelRefused as error:
                 ended[name] = str(error)
 

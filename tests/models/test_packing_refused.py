@@ -43,7 +43,7 @@ async def _refusal(family: Family, folder: Path) -> str | None:
     make_model(family, str(folder))
     generator = torch.Generator().manual_seed(1)
     sequences = [torch.randint(2, VOCAB, (n,), generator=generator).tolist() for n in (24, 20, 16)]
-    rules = StartRules(family.name, trainer="fp32", exact=True, precision="fp32", max_gap=None)
+    rules = StartRules(family.name, trainer="fp32", exact=True, precision="fp32", max_gap=None, packing=True)
 
     async def transfer() -> None:
         return None

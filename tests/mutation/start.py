@@ -36,7 +36,8 @@ START_MUTATIONS: tuple[Mutation, ...] = (
         f"{_AT}test_start_check.py",
         ("the head is not compared", "if HEAD.exceeded(head):", "if False:"),
         ("the head bounded by its mean", "Limit(MAX_GAP_EXACT, exact=True)", "Limit(MAX_GAP_EXACT * 10, exact=False)"),
-        ("packed rows are not compared", "if limit.exceeded(packed):", "if False:"),
+        ("packed rows are not compared", "if not limit.exceeded(packed):", "if True:"),
+        ("nothing is packed unless asked for", "            return True\n", "            return False\n"),
         (
             "borders diluted",
             'packed = gap_of("packed", start, [logp[:BORDER] for logp in check.packed])',
@@ -52,8 +53,8 @@ START_MUTATIONS: tuple[Mutation, ...] = (
         ("the weights stay halved", "await self.trainer.scale_weights(2.0)", "pass"),
         (
             "no transfer of the real weights",
-            "        await self._transfer()\n        return _refuse_engines",
-            "        return _refuse_engines",
+            "        await self._transfer()\n        return Agreement",
+            "        return Agreement",
         ),
         ("halved in fp16", 'if self.rules.trainer != "fp16":', "if True:"),
         ("a broken channel is the model's fault", 'if not error.phase.startswith("load of"):', "if False:"),

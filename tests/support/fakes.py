@@ -260,15 +260,17 @@ class FakeRun:
         self.checked: list[tuple[int, int]] = []  # version and number of sequences of every check of the start
         self.before_check: list[tuple[Any, ...]] = []
         self.refuse: Exception | None = None  # what the check of the start raises
+        self.packs = False  # what the check of the start returns
         self.broken = ""  # what the environment raises for every response, if it does
 
     # --- the cluster and its learner
 
-    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> None:
+    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> bool:
         self.checked.append((version, len(sequences)))
         self.before_check = list(self.events)
         if self.refuse is not None:
             raise self.refuse
+        return self.packs
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
         return {}

@@ -222,9 +222,12 @@ def test_packing_that_needs_a_mask_is_told(name: str, attention: str, tmp_path: 
     policy = load_policy(str(tmp_path), attention=attention, checkpointing=False)
     (sentence,) = policy.slow(packing=True)
     assert sentence.startswith("learner.packing=true is slow") and sentence.endswith("set learner.packing=false")
-    assert not policy.slow(packing=False)
+    assert not policy.packs and not policy.slow(packing=False) and not policy.slow(packing=None)
 
 
 def test_packing_without_a_mask_is_not_slow(tmp_path: Path) -> None:
     make_model(BY_NAME["llama"], str(tmp_path))
-    assert not load_policy(str(tmp_path), attention="sdpa", checkpointing=False).slow(packing=True)
+    policy = load_policy(str(tmp_path), attention="sdpa", checkpointing=False)
+    assert policy.packs and not policy.slow(packing=True) and not policy.slow(packing=None)
+    (sentence,) = policy.slow(packing=False)
+    assert sentence.startswith("learner.packing=false is slow for llama")

@@ -18,8 +18,8 @@ from orchestration.cluster.start_check import StartCheck, StartRules
 from orchestration.errors import ModelRefused, NumericsError
 
 RIGHT = [[-1.0] * 20, [-2.0] * 20]
-EXACT = StartRules("models/m", trainer="fp32", exact=True, precision="fp32", max_gap=None)
-HALF = StartRules("models/m", trainer="bf16", exact=False, precision="bf16", max_gap=None)
+EXACT = StartRules("models/m", trainer="fp32", exact=True, precision="fp32", max_gap=None, packing=True)
+HALF = StartRules("models/m", trainer="bf16", exact=False, precision="bf16", max_gap=None, packing=True)
 CHECK = ModelCheck(alone=RIGHT, padded=RIGHT, packed=RIGHT, head=RIGHT, plain=RIGHT)
 
 
@@ -83,7 +83,7 @@ def check(
 
     start = StartCheck(learner, lambda: present, transfer, [[1] * 21] * 2, rules)
     try:
-        return asyncio.run(start.run(untouched))
+        return asyncio.run(start.run(untouched)).remarks
     finally:
         assert learner.scale == 1  # whatever happened, it trains the weights that it was given
 
@@ -119,6 +119,21 @@ def test_packing_borders_are_named_before_any_engine() -> None:
     assert text.startswith("packing borders: ")
     assert "by 0.3 nats in one token" in text
     assert text.endswith("set learner.packing=false")
+
+
+@pytest.mark.parametrize("rules", [EXACT, HALF])
+def test_where_nobody_asked_for_packing_batches_are_packed_if_the_borders_are_seen(rules: StartRules) -> None:
+    def packs(found: ModelCheck) -> bool:
+        async def transfer() -> None: ...
+
+        start = StartCheck(Trainer(found), list, transfer, [[1] * 21] * 2, replace(rules, packing=None))
+        return asyncio.run(start.run(untouched=False)).packs
+
+    assert packs(CHECK)
+    assert not packs(replace(CHECK, packed=shifted(0.3)))  # nothing is refused: rows are padded instead
+    assert not packs(replace(CHECK, packed=None))
+    with pytest.raises(ModelRefused, match="padding: "):  # which is then measured
+        packs(replace(CHECK, packed=shifted(0.3), padded=shifted(0.2)))
 
 
 def test_in_bf16_the_mean_behind_the_borders_counts() -> None:

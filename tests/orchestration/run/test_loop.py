@@ -169,6 +169,15 @@ def test_before_anything_else_a_fresh_and_a_resumed_run_check_what_they_begin_wi
     assert go(many, tmp_path / "many").checked == [(0, 22)]  # as many of each of two environments
 
 
+@pytest.mark.parametrize("packs", [False, True])
+def test_batches_are_packed_where_the_check_of_the_start_says_so(packs: bool, tmp_path: Path) -> None:
+    fake = FakeRun()
+    fake.packs = packs
+    asyncio.run(run_of(config_of(), fake, tmp_path, StopSignal()).train())
+    rows = {len(micro.tokens) for batch in fake.trained for update in batch.updates for micro in update}
+    assert (rows == {1}) == packs
+
+
 def test_a_refusal_at_the_start_writes_nothing(tmp_path: Path) -> None:
     fake = FakeRun()
     fake.refuse = ModelRefused("packing borders: ...")
