@@ -62,6 +62,11 @@ class EntropySettings(Settings):
         targets = [] if self.method.kind == "none" else [self.target, *self.environments.values()]
         return max((t.start_responses for t in targets if t.nats is None), default=0)
 
+    def annealed(self, iterations: int) -> EntropySettings:
+        """Returns the same control with a schedule over `iterations` for every target that is a pair of fractions."""
+        own = {name: target.annealed(iterations) for name, target in self.environments.items()}
+        return self.model_copy(update={"target": self.target.annealed(iterations), "environments": own})
+
     @property
     def kind(self) -> str:
         """Returns the method's kind."""

@@ -5,20 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
 from learner.settings import Settings
 
 SMALLEST = 1e-9  # nats
+Positive = Annotated[float, Field(gt=0)]
 
 
 class TargetSettings(Settings):
     """Sets at most one of `nats` and `fraction`; the default is the run's own start, as published. A schedule multiplies it."""
 
     nats: float | None = Field(default=None, gt=0)
-    fraction: float | None = Field(default=None, gt=0)
+    # [first, last]: in a straight line from the one to the other over the run, or over its stage.
+    fraction: Positive | tuple[Positive, Positive] | None = None
     # Responses that a fraction's start is measured on, before the first update. A first batch of as many is enough; for a
     # smaller one others are sampled for that alone.
     start_responses: int = Field(default=256, ge=1)
@@ -27,6 +29,11 @@ class TargetSettings(Settings):
     # (iteration, factor) points; straight lines between them, flat before the first and after the last.
     schedule: tuple[tuple[int, float], ...] = ()
     release_at: int | None = Field(default=None, ge=1)  # from this iteration on nothing is controlled
+
+    @field_validator("fraction", mode="before")
+    @classmethod
+    def _list_is_a_pair(cls, value: Any) -> Any:
+        return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
     @field_validator("schedule", mode="before")
     @classmethod
@@ -39,12 +46,30 @@ class TargetSettings(Settings):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.nats is not None and self.fraction is not None:
-            raise ValueError(f"nats ({self.nats:g}) and fraction ({self.fraction:g}) both set the target: give one")
+            raise ValueError(
+                f"nats ({self.nats:g}) and fraction ({_said(self.fraction)}) both set the target: give one"
+            )
+        if isinstance(self.fraction, tuple) and self.schedule:
+            raise ValueError(
+                f"fraction ({_said(self.fraction)}) and schedule both say how the target moves: give one number for fraction"
+            )
         when = [iteration for iteration, _ in self.schedule]
         if when != sorted(set(when)) or any(factor <= 0 for _, factor in self.schedule):
             points = ", ".join(f"[{i}, {f:g}]" for i, f in self.schedule)
             raise ValueError(f"the schedule {points} needs rising iterations and factors above 0")
         return self
+
+    def annealed(self, iterations: int) -> TargetSettings:
+        """Returns the same target with a schedule over `iterations` in the place of a pair of fractions."""
+        if not isinstance(self.fraction, tuple):
+            return self
+        first, last = self.fraction
+        points = ((1, 1.0), (iterations, last / first)) if iterations > 1 else ()
+        return self.model_copy(update={"fraction": first, "schedule": points})
+
+
+def _said(fraction: float | tuple[float, float]) -> str:
+    return "[" + ", ".join(f"{f:g}" for f in fraction) + "]" if isinstance(fraction, tuple) else f"{fraction:g}"
 
 
 def _point(values: Sequence[Any]) -> tuple[Any, ...]:
@@ -53,7 +78,10 @@ def _point(values: Sequence[Any]) -> tuple[Any, ...]:
 
 
 class Target:
-    """Follows the target over iterations. Its start is set before the first of them, or is the entropy of the first."""
+    """Follows the target over iterations. Its start is set before the first of them, or is the entropy of the first.
+
+    settings: a pair of fractions is what `TargetSettings.annealed` made of it, since their line needs the number of iterations.
+    """
 
     def __init__(self, settings: TargetSettings) -> None:
         self.settings = settings
@@ -83,6 +111,7 @@ class Target:
         if self.settings.nats is not None:  # the start is kept all the same: a resumed run may ask for a fraction of it
             return factor * self.settings.nats
         fraction = 1.0 if self.settings.fraction is None else self.settings.fraction
+        assert not isinstance(fraction, tuple)  # annealed
         # A policy that starts without any entropy gives a target that is not 0: errors are relative to it.
         return max(factor * fraction * (self.start if math.isfinite(self.start) else 0.0), SMALLEST)
 

@@ -9,6 +9,7 @@ from typing import Any
 from actors.settings import JudgeGeneratorSettings, RewardModelSettings, VLLMSettings
 from actors.verifier import EnvSpec
 from envs import catalog
+from learner.entropy.settings import EntropySettings
 from learner.rank_settings import LearnerStage, RankSettings
 from orchestration.config.loader import local
 from orchestration.config.reward_sections import RewardModelTerm
@@ -80,8 +81,21 @@ def environment_specs(config: RunConfig) -> list[EnvSpec]:
 def learner_stage(run: RunConfig, index: int) -> LearnerStage:
     """Returns what the learner changes where a stage of the run begins."""
     config, stage = run.at_stage(index), run.stages[index]
-    target = config.entropy.target
+    target = annealed(run, index, config).target
     return LearnerStage(config.objective, config.learner.lr, target, stage.controller, stage.optimiser)
+
+
+def annealed(run: RunConfig, index: int, config: RunConfig) -> EntropySettings:
+    """Returns the entropy section of `config`, the run in its stage `index`, with schedules in the place of pairs of fractions.
+
+    They are as long as the targets count on: the stage and those around it that keep the controllers, or a run without stages.
+    """
+    if not run.stages:
+        return config.entropy.annealed(run.iterations)
+    fresh = [i for i, stage in enumerate(run.stages) if i and stage.controller != "keep"]
+    first = max((i for i in fresh if i <= index), default=0)
+    after = min((i for i in fresh if i > index), default=len(run.stages))
+    return config.entropy.annealed(sum(stage.iterations for stage in run.stages[first:after]))
 
 
 def rank_settings(run: RunConfig, start: Start) -> RankSettings:
@@ -92,7 +106,7 @@ def rank_settings(run: RunConfig, start: Start) -> RankSettings:
         model=config.model.model_copy(update={"path": start.model}),
         learner=config.learner,
         objective=config.objective,
-        entropy=config.entropy,
+        entropy=annealed(run, start.stage, config),
         precision=config.trainer_precision,
         loss_scale_power=config.precision.loss_scale_power,
         fp32_head=config.fp32_head,

@@ -220,7 +220,9 @@ MEANINGS = {
     "entropy.target": "Where entropy should be. Left out together with `method`: 0.7 of the start.",
     "entropy.environments": "Targets of single environments, by the name their metrics go by.",
     "entropy.target.nats": "Target in nats per token.",
-    "entropy.target.fraction": "Target as a share of the entropy at the start.",
+    "entropy.target.fraction": (
+        "Target as a share of the entropy at the start; `[first, last]`: in a straight line over the run, or over its stage."
+    ),
     "entropy.target.start_responses": "Responses that the start is measured on, before the first update.",
     "entropy.target.over": "Responses whose entropy is held: all, or the correct ones.",
     "entropy.target.schedule": (

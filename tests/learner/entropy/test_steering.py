@@ -45,6 +45,9 @@ def test_the_target_is_a_fraction_of_the_entropy_before_the_first_update() -> No
     ("settings", "message"),
     [
         ({"nats": 0.5, "fraction": 0.7}, r"nats \(0\.5\) and fraction \(0\.7\) both set the target: give one"),
+        ({"nats": 0.5, "fraction": [1.0, 0.5]}, r"fraction \(\[1, 0\.5\]\) both set the target"),
+        ({"fraction": [1.0, 0.5], "schedule": [[1, 1.0]]}, r"fraction \(\[1, 0\.5\]\) and schedule both say"),
+        ({"fraction": [1.0, 0.0]}, "greater than 0"),
         ({"nats": 0.0}, "greater than 0"),
         ({"fraction": -1.0}, "greater than 0"),
         ({"start_responses": 0}, "greater than or equal to 1"),
@@ -66,6 +69,16 @@ def test_a_schedule_multiplies_the_target_along_straight_lines() -> None:
     assert [target.observe(9.0) for _ in range(6)] == [2.0, 2.0, 1.5, 1.0, 1.0, 1.0]
     relative = Target(TargetSettings(fraction=0.5, schedule=((1, 2.0), (3, 1.0))))
     assert [relative.observe(h) for h in (4.0, 0.1, 0.1)] == [4.0, 3.0, 2.0]
+
+
+def test_a_pair_of_fractions_is_a_straight_line_over_the_iterations() -> None:
+    settings = TargetSettings.model_validate({"fraction": [1.0, 0.5]})
+    target = Target(settings.annealed(5))
+    target.set_start(8.0)
+    assert [target.observe(3.0) for _ in range(6)] == pytest.approx([8.0, 7.0, 6.0, 5.0, 4.0, 4.0])
+    assert settings.annealed(1) == TargetSettings(fraction=1.0)
+    plain = TargetSettings(fraction=0.7, schedule=((1, 2.0),))
+    assert plain.annealed(5) is plain
 
 
 def test_an_entropy_that_was_not_measured_does_not_define_the_start() -> None:
