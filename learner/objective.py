@@ -31,12 +31,12 @@ from learner.types import LossData, LossTerms, Shaping
 class ClipRange:
     """Holds the ratio pi / pi_old in [1 - low, 1 + high]; a low of 1 or inf and a high of inf bound nothing."""
 
-    low: float
+    low: Tensor | float
     high: Tensor | float
 
     def apply(self, ratio: Tensor) -> Tensor:
-        high = torch.as_tensor(self.high, dtype=ratio.dtype, device=ratio.device)
-        return torch.minimum(ratio.clamp(min=1.0 - self.low), 1.0 + high)
+        low, high = (torch.as_tensor(x, dtype=ratio.dtype, device=ratio.device) for x in (self.low, self.high))
+        return torch.minimum(torch.maximum(ratio, 1.0 - low), 1.0 + high)
 
 
 def _consecutive(trajectory: Tensor) -> tuple[Tensor, Tensor, Tensor]:

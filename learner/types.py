@@ -120,7 +120,7 @@ class Shaping:
     """Lists what an entropy method changes in the loss; None leaves the objective's own value. All [N]."""
 
     advantages: Tensor | None = None  # replaces A
-    clip_low: float | None = None  # replaces the lower clip range; inf: no bound
+    clip_low: Tensor | float | None = None  # replaces the lower clip range; inf: no bound
     clip_high: Tensor | float | None = None  # replaces the upper clip range; inf: no bound
     weight: Tensor | None = None  # multiplies the token's loss weight
     bonus: Tensor | float | None = None  # coefficient of the differentiable exact entropy, added to the objective

@@ -4,10 +4,11 @@ base.py         the interface of a method, and the range of its coefficient
 none.py         no control: the baseline
 bonus.py        the exact-entropy bonus in the loss
 repo.py         REPO, REPO-R and REPO-D: the advantage is changed
-clip.py         clip-higher and ADAPO: the upper clip range is changed
+clip.py         clip-higher, ADAPO and lower clip: a clip range is changed
+entrocraft.py   Entrocraft: one sign of the advantages is left out
 covariance.py   Clip-Cov and KL-Cov: the few tokens whose advantage goes with their log-prob
 steering.py     a controller with its target is a loop; Steering joins a method and its loops
-controllers.py  fixed, doubling, proportional, additive, pi, isentropic: pure, bounded, validated
+controllers.py  fixed, doubling, proportional, additive, band, pi, isentropic: pure, bounded, validated
 target.py       the entropy to hold: nats or a fraction of the start, scheduled, over all or the correct responses
 build.py        the two dicts kind -> class, and build()
 settings.py     the section `entropy`: method, controller, target

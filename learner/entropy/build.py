@@ -8,9 +8,10 @@ from typing import Any, cast
 
 from learner.entropy import steering
 from learner.entropy.bonus import Bonus
-from learner.entropy.clip import Adapo, ClipHigher
-from learner.entropy.controllers import PI, Additive, Doubling, Fixed, Isentropic, Proportional
+from learner.entropy.clip import Adapo, ClipHigher, LowerClip
+from learner.entropy.controllers import PI, Additive, Band, Doubling, Fixed, Isentropic, Proportional
 from learner.entropy.covariance import ClipCov, KLCov
+from learner.entropy.entrocraft import Entrocraft
 from learner.entropy.none import NoControl
 from learner.entropy.repo import Repo, RepoD, RepoR
 from learner.entropy.target import Target, TargetSettings
@@ -24,6 +25,8 @@ METHODS: dict[str, Any] = {
     "repo_d": RepoD,
     "clip_higher": ClipHigher,
     "adapo": Adapo,
+    "lower_clip": LowerClip,
+    "entrocraft": Entrocraft,
     "clip_cov": ClipCov,
     "kl_cov": KLCov,
 }
@@ -33,6 +36,7 @@ CONTROLLERS: dict[str, Any] = {
     "doubling": Doubling,
     "proportional": Proportional,
     "additive": Additive,
+    "band": Band,
     "pi": PI,
     "isentropic": Isentropic,
 }
@@ -69,6 +73,11 @@ def build(
         raise ValueError(
             f"entropy.environments gives {len(environments)} targets of their own, and {method.kind} takes its "
             "statistics over the whole batch, with one coefficient: leave them out or choose another method"
+        )
+    still = isinstance(controller, Fixed.Settings) and not controller.value and not made.coefficient_range.start
+    if still and method.kind != "none":
+        raise ValueError(
+            f"{method.kind} with a coefficient fixed at 0 changes nothing: give a controller, such as {{kind: band}}"
         )
     released = {t.release_at for t in (target, *(environments or {}).values())}
     if len(released) > 1 and not made.coefficient_range.linear:

@@ -243,6 +243,32 @@ class Additive(_Base):
             self.move(self.value + (self.step if error > 0 else -self.step))
 
 
+class Band(_Base):
+    """Turns the coefficient fully up below the band around the target, fully down above it, and off within: +-`high` or 0.
+
+    The band is the dead band, 8 % to either side unless set: Entrocraft's (arXiv 2604.26326) of 0.6 to 0.7 of the start is a target
+    of 0.65 with that. A coefficient without a sign is `low` above the band. It is never saturated: all or nothing is what it does.
+    """
+
+    class Settings(Range):
+        kind: Literal["band"]
+        dead_band: float = Field(default=0.08, gt=0, lt=1)
+
+    def __init__(self, settings: Settings, bounds: base.CoefficientRange) -> None:
+        super().__init__(bounds, settings)
+
+    @property
+    def lowest(self) -> float:
+        return -self.coefficient_range.high if self.coefficient_range.signed else self.coefficient_range.low
+
+    def update(self, observed: Observed, target: float) -> None:
+        error = relative_error(observed.entropy, target)
+        self.move(self.coefficient_range.start if self.idle(error) else math.copysign(math.inf, error))
+
+    def saturated(self, entropy: float, target: float) -> bool:
+        return False
+
+
 class PI(_Base):
     """Acts proportionally and integrally on the logarithm of the coefficient, which stays positive.
 

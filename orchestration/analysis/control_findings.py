@@ -27,7 +27,7 @@ from orchestration.stats import finite, mean
 from orchestration.text import label, percent
 from orchestration.thresholds import NO_EFFECT, STEP_SIZE
 
-CLIPPERS = ("adapo", "clip_higher")  # methods that act through the upper clip range alone
+CLIPPERS = ("adapo", "clip_higher", "lower_clip")  # methods that act through the clip range alone
 
 
 def control_added(run: RunData) -> Finding | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mutation.entries import Mutation, entries
 
-_AT = "tests/learner/"
+_AT, _CLUSTER = "tests/learner/", "orchestration/cluster"
 CONTROL = f"{_AT}entropy/test_references_control.py"
 STEERING = (
     f"{_AT}entropy/test_controllers.py {_AT}entropy/test_steering.py "
@@ -15,6 +15,31 @@ LEARNER = f"{_AT}test_learner.py -k change_no and (kl_cov or k1) or reference_is
 DROPPED = f"{_AT}test_learner.py -k measured or dropped or learning_rate"
 
 CONTROL_MUTATIONS: tuple[Mutation, ...] = (
+    *entries(
+        "entropy/controllers",
+        f"{_AT}entropy/test_controllers.py -k band",
+        ("the band's other edge", "math.copysign(math.inf, error)", "math.copysign(math.inf, -error)"),
+        ("no band", "self.coefficient_range.start if self.idle(error) else math", "math"),
+    ),
+    *entries(
+        "entropy/target",
+        f"{_AT}entropy/test_steering.py -k pair",
+        ("it ends at the first", "(iterations, last / first)", "(iterations, first / last)"),
+        ("it starts below", "points = ((1, 1.0),", "points = ((1, first),"),
+    ),
+    *(
+        Mutation(
+            f"actor_settings: {what}",
+            f"{_CLUSTER}/actor_settings.py",
+            text,
+            new,
+            f"tests/{_CLUSTER}/test_actor_settings.py",
+        )
+        for what, text, new in (
+            ("a stage of its own though it keeps", 'if i and stage.controller != "keep"]', "if i]"),
+            ("the whole run", "for stage in run.stages[first:after])", "for stage in run.stages)"),
+        )
+    ),
     *entries(
         "entropy/controllers",
         CONTROL,

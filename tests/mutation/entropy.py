@@ -172,6 +172,25 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         ("the coefficient is not the range", "clip_high=coefficient,", "clip_high=1.0 + coefficient,"),
     ),
     *entries(
+        "entropy/clip",
+        f"{_AT}entropy/test_methods.py -k lower_clip",
+        ("wider with the coefficient", "low = PPO_LOW / coefficient", "low = PPO_LOW * coefficient"),
+        ("touched inside the range", "ratio < 1.0 - low)", "ratio > 1.0 - low)"),
+        ("touched whatever the sign", "(tokens.advantages < 0) & (ratio", "(tokens.advantages > 0) & (ratio"),
+    ),
+    *entries(
+        "entropy/entrocraft",
+        f"{_AT}entropy/test_methods.py -k entrocraft",
+        ("the other sign", "(1.0 - a.sign() * coefficient)", "(1.0 + a.sign() * coefficient)"),
+        ("the sign turns round", ".clamp(0.0, 1.0)", ".clamp(max=1.0)"),
+        ("the others grow", ".clamp(0.0, 1.0)", ".clamp(min=0.0)"),
+    ),
+    *entries(
+        "entropy/build",
+        f"{_AT}entropy/test_methods.py -k nothing_switches",
+        ("nothing is refused", 'if still and method.kind != "none":', "if False:"),
+    ),
+    *entries(
         "entropy/covariance",
         COVARIANCE,
         ("its sign", "return (a - a.mean()) * (x - x.mean())", "return -(a - a.mean()) * (x - x.mean())"),

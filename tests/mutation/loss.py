@@ -100,10 +100,10 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         ("cispo not clipped", "-clip.apply(log_ratio.exp()).detach()", "-log_ratio.exp().detach()"),
         (
             "the bounds swapped",
-            "torch.minimum(ratio.clamp(min=1.0 - self.low), 1.0 + high)",
-            "torch.minimum(ratio.clamp(min=1.0 - high), 1.0 + torch.as_tensor(self.low))",
+            "torch.minimum(torch.maximum(ratio, 1.0 - low), 1.0 + high)",
+            "torch.minimum(torch.maximum(ratio, 1.0 - high), 1.0 + low)",
         ),
-        ("the lower bound above", "ratio.clamp(min=1.0 - self.low)", "ratio.clamp(min=1.0 + self.low)"),
+        ("the lower bound above", "torch.maximum(ratio, 1.0 - low)", "torch.maximum(ratio, 1.0 + low)"),
         (
             "gspo sums log ratios",
             "(logp - old_logp).detach(), trajectory, mean=True)",

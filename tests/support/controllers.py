@@ -16,6 +16,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "doubling": {"kind": "doubling"},
     "proportional": {"kind": "proportional", "gain": 0.2},
     "additive": {"kind": "additive", "step": 0.004},
+    "band": {"kind": "band"},
     "pi": {"kind": "pi"},
     "isentropic": {"kind": "isentropic", "high": 0.1},
 }

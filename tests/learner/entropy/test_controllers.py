@@ -39,6 +39,16 @@ def test_without_allow_negative_it_stops_at_the_low_bound() -> None:
     assert walk(controller, [LOW]) == [0.002]
 
 
+def test_outside_its_band_a_coefficient_is_turned_fully_up_or_down() -> None:
+    controller = make("band", start=0.01)
+    assert walk(controller, [0.99, 0.9, 1.05, 1.1, 1.0]) == [0.01, 0.1, 0.01, -0.1, 0.01]
+    assert not controller.saturated(0.5, 1.0) and not controller.saturated(1.5, 1.0)
+    assert walk(make("band", UNSIGNED), [0.9, 1.1, 1.0]) == [0.1, 0.001, 0.01]
+    assert walk(make("band", dead_band=0.2, max_change=0.04), [0.9, 0.7, 0.7, 0.7]) == pytest.approx(
+        [0.01, 0.05, 0.09, 0.1]
+    )
+
+
 @given(
     st.sampled_from(sorted(build.CONTROLLERS)),
     st.booleans(),

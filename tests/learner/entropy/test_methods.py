@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -227,8 +228,46 @@ def test_clip_methods_widen_the_upper_range_and_count_the_tokens_at_it(
 
 
 def test_clip_methods_need_the_surrogate_that_clips() -> None:
-    assert {k for k, m in build.METHODS.items() if m.surrogates is not None} == {"clip_higher", "adapo"}
-    assert all(build.METHODS[k].surrogates == {"ppo", "gspo", "cispo"} for k in ("clip_higher", "adapo"))
+    clips = {"clip_higher", "adapo", "lower_clip"}
+    assert {k for k, m in build.METHODS.items() if m.surrogates is not None} == clips
+    assert all(build.METHODS[k].surrogates == {"ppo", "gspo", "cispo"} for k in clips)
+
+
+@given(seed=st.integers(0, 200), coefficient=st.floats(0.2, 20))
+def test_lower_clip_narrows_the_lower_range_and_counts_the_tokens_at_it(seed: int, coefficient: float) -> None:
+    stats = make_stats(30, seed)
+    shaping = make_method("lower_clip").shape(stats, coefficient)
+    assert shaping.clip_low == pytest.approx(0.2 / coefficient)
+    plain = (stats.logp, stats.entropy, loss_data(stats))
+    terms = token_loss(*plain, shaping, ObjectiveSettings())
+    assert shaping.touched is not None
+    assert terms.tokens["clipped_low"].tolist() == shaping.touched.tolist()
+    own = token_loss(*plain, Shaping(), ObjectiveSettings(clip_low=shaping.clip_low))
+    assert float(terms.loss) == float(own.loss)
+    each = make_method("lower_clip").shape(stats, torch.full((30,), coefficient, dtype=stats.logp.dtype))
+    assert float(token_loss(*plain, each, ObjectiveSettings()).loss) == pytest.approx(float(terms.loss))
+
+
+@given(seed=st.integers(0, 200), coefficient=st.floats(-3, 3))
+def test_entrocraft_weakens_one_sign_of_the_advantages(seed: int, coefficient: float) -> None:
+    stats = make_stats(30, seed)
+    shaping = make_method("entrocraft").shape(stats, coefficient)
+    assert shaping.advantages is not None
+    assert shaping.touched is not None
+    for a, shaped, touched in zip(
+        stats.advantages.tolist(), shaping.advantages.tolist(), shaping.touched.tolist(), strict=True
+    ):
+        weaker = a * coefficient > 0  # below the target the positive ones, above it the negative ones
+        assert shaped == pytest.approx(a * max(0.0, 1.0 - abs(coefficient)) if weaker else a)
+        assert touched == (weaker and shaped != a)
+
+
+def test_entrocraft_that_nothing_switches_is_refused() -> None:
+    method = build.parse(build.METHODS, {"kind": "entrocraft"}, "method")
+    for given_, refused in (({}, True), ({"value": 0.0}, True), ({"value": 0.5}, False)):
+        fixed = build.parse(build.CONTROLLERS, {"kind": "fixed", **given_}, "controller")
+        with pytest.raises(ValueError, match="entrocraft with a coefficient fixed at 0") if refused else nullcontext():
+            build.build(method, fixed, TargetSettings())
 
 
 def test_no_control_changes_nothing() -> None:
@@ -244,7 +283,8 @@ def test_no_control_changes_nothing() -> None:
 @pytest.mark.parametrize("kind", sorted(build.METHODS))
 def test_every_method_is_built_steered_and_shapes(kind: str) -> None:
     settings = build.parse(build.METHODS, SETTINGS[kind], "method")
-    steering = build.build(settings, build.parse(build.CONTROLLERS, {"kind": "fixed"}, "controller"), TargetSettings())
+    controller = {"kind": "band"} if kind == "entrocraft" else {"kind": "fixed"}
+    steering = build.build(settings, build.parse(build.CONTROLLERS, controller, "controller"), TargetSettings())
     method = steering.method
     assert method.scope in ("token", "batch")
     assert method.coefficient_range.low <= abs(method.coefficient_range.start) <= method.coefficient_range.high
@@ -259,10 +299,12 @@ def test_every_method_is_built_steered_and_shapes(kind: str) -> None:
         for a, b in zip((taken.advantages, taken.touched), (part.advantages, part.touched), strict=True):
             assert (a is None) == (b is None)
             assert a is None or b is None or torch.equal(a, b)
-        assert (taken.bonus, taken.clip_high) == (part.bonus, part.clip_high)
+        assert (taken.bonus, taken.clip_high, taken.clip_low) == (part.bonus, part.clip_high, part.clip_low)
 
 
-@pytest.mark.parametrize("kind", ["bonus", "repo", "repo_r", "repo_d", "clip_higher", "adapo"])
+@pytest.mark.parametrize(
+    "kind", ["bonus", "repo", "repo_r", "repo_d", "clip_higher", "adapo", "lower_clip", "entrocraft"]
+)
 def test_every_coefficient_is_oriented_towards_more_entropy(kind: str) -> None:
     """A policy-gradient step on softmax logits with a higher coefficient leaves at least as much entropy."""
     generator = torch.Generator().manual_seed(3)

@@ -106,6 +106,8 @@ METHODS: list[dict[str, Any]] = [
     {"kind": "repo_d"},
     {"kind": "clip_higher"},
     {"kind": "adapo"},
+    {"kind": "lower_clip"},
+    {"kind": "entrocraft"},
     {"kind": "clip_cov", "low": 0.5},
     {"kind": "kl_cov", "share": 0.004, "form": "kl", "clipped": True},
 ]
@@ -114,6 +116,7 @@ CONTROLLERS: list[dict[str, Any]] = [
     {"kind": "doubling", "low": 0.0125, "high": 0.05, "start": 0.02, "allow_negative": False},
     {"kind": "proportional", "gain": 0.3, "start": 0.03, "low": 0.02},
     {"kind": "additive", "step": 0.002, "gated": True, "dead_band": 0.05},
+    {"kind": "band", "dead_band": 0.1},
     {"kind": "pi", "integral": 0.5, "max_change": 0.01},
     {"kind": "isentropic", "gain": 0.5},
 ]
@@ -136,6 +139,9 @@ def test_a_configuration_survives_yaml(method: dict[str, Any], controller: dict[
     learner = {"lr": 1e-5, "betas": [0.9, 0.99], "updates": 2}
     if controller["kind"] == "isentropic" and method["kind"] not in ("bonus", "repo", "repo_r"):
         assert "linear in its coefficient" in message(entropy=entropy, learner=learner)
+        return
+    if (controller["kind"], method["kind"]) == ("pi", "entrocraft"):  # 0 is where it changes nothing
+        assert "have to be above 0" in message(entropy=entropy, learner=learner)
         return
     config = validate(config_data(entropy=entropy, learner=learner))
     again = validate(yaml.safe_load(config.to_yaml()))
