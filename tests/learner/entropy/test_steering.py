@@ -76,7 +76,9 @@ def test_a_pair_of_fractions_is_a_straight_line_over_the_iterations() -> None:
     target = Target(settings.annealed(5))
     target.set_start(8.0)
     assert [target.observe(3.0) for _ in range(6)] == pytest.approx([8.0, 7.0, 6.0, 5.0, 4.0, 4.0])
-    assert TargetSettings(fraction=(0.8, 0.2)).annealed(9) == TargetSettings(fraction=0.8, schedule=((1, 1.0), (9, 0.25)))
+    assert TargetSettings(fraction=(0.8, 0.2)).annealed(9) == TargetSettings(
+        fraction=0.8, schedule=((1, 1.0), (9, 0.25))
+    )
     assert settings.annealed(1) == TargetSettings(fraction=1.0)
     plain = TargetSettings(fraction=0.7, schedule=((1, 2.0),))
     assert plain.annealed(5) is plain
