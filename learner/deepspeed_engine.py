@@ -25,10 +25,11 @@ from learner.rank_settings import RankPlace
 from learner.settings import EngineSettings, TrainerPrecision
 from learner.tracing.spans import traced
 from learner.training_state import shards
-from learner.training_state.fragments import Fragment, fragments, scaler_state, set_scaler_state
+from learner.training_state.fragments import Fragment, beside_weights, fragments, scaler_state, set_scaler_state
+from learner.training_state.host_copy import HostCopy
 from learner.types import UnsupportedPrecision
 from learner.weights.network import open_store, prefer_interface
-from learner.weights.protocol import BUCKET_BYTES, TensorSpec, spec_of
+from learner.weights.protocol import BUCKET_BYTES, TensorSpec, grouped, spec_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Split = Callable[[str, Tensor], Iterable[tuple[str, Tensor]]]
@@ -36,21 +37,6 @@ Split = Callable[[str, Tensor], Iterable[tuple[str, Tensor]]]
 
 def _whole(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     return [(name, tensor)]
-
-
-def _grouped(weights: Iterator[tuple[str, Tensor]], limit: int) -> Iterator[list[tuple[str, Tensor]]]:
-    """Divides parameters into groups of up to `limit` bytes, counted whole; one that is larger is a group by itself."""
-    group: list[tuple[str, Tensor]] = []
-    size = 0
-    for name, parameter in weights:
-        nbytes = math.prod(getattr(parameter, "ds_shape", parameter.shape)) * parameter.element_size()
-        if group and size + nbytes > limit:
-            yield group
-            group, size = [], 0
-        group.append((name, parameter))
-        size += nbytes
-    if group:
-        yield group
 
 
 def untrainable(precision: TrainerPrecision, cuda: bool) -> str | None:
@@ -103,6 +89,7 @@ class DeepSpeedEngine:
         self.dtype = DTYPES[precision]  # of the parameters
         self._partitioned: Any = None  # a parameter that is, of which DeepSpeed takes others after
         self.done = 0  # forward passes, backward passes and steps: it grows as long as work makes progress
+        self._host = HostCopy(self._moved)
         self.device = torch.device("cuda", 0) if placement.cuda else torch.device("cpu")
         if placement.cuda:
             torch.cuda.set_device(self.device)
@@ -227,6 +214,7 @@ class DeepSpeedEngine:
     @traced("backward")
     def backward(self, loss: Tensor) -> None:
         self.done += 1
+        self.reload()
         scale = 1.0
         if self.settings.zero_stage == 0 and self.loss_scale is not None:
             # Without ZeRO, DeepSpeed divides fp16 gradients by the loss scale and leaves it to others to multiply the loss by it.
@@ -245,6 +233,7 @@ class DeepSpeedEngine:
         A step that fp16's loss scaler skipped returns nan: the gradient overflowed and the scale was lowered.
         """
         self.done += 1
+        self.reload()
         scale = self.loss_scale or 1.0  # the step may change it
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
@@ -262,6 +251,7 @@ class DeepSpeedEngine:
 
     def reset_optimiser(self) -> None:
         """Moments and step counts back to zero, as a new optimiser has them; weights and loss scale stay. Every rank its part."""
+        self.reload()
         optimizer = self.engine.optimizer
         state = getattr(optimizer, "optimizer", optimizer).state  # DeepSpeed's wrappers hold torch's AdamW
         for moments in state.values():
@@ -317,7 +307,7 @@ class DeepSpeedEngine:
         if self.settings.zero_stage < 3:
             yield from (part for name, parameter in weights for part in split(name, parameter.detach()))
             return
-        for group in _grouped(weights, bucket_bytes):
+        for group in grouped(weights, bucket_bytes):
             self.done += len(group)
             with self._deepspeed.zero.GatheredParameters([p for _, p in group], modifier_rank=None):
                 if self.placement.rank == 0:
@@ -368,19 +358,39 @@ class DeepSpeedEngine:
     def _moved(self) -> None:
         self.done += 1
 
+    @traced("offload")
+    def offload(self) -> None:
+        """Moves masters, moments and gradients to host memory until `reload`, or the first call that needs them.
+
+        The weights stay, for transfers and forward passes. Every rank its part; not a collective.
+        """
+        if not self._host.away:
+            self._host.take(beside_weights(self._fragments(), self.engine.optimizer, self.model.parameters()))
+        self._empty_cache()  # also of activations: another process on this GPU cannot have what torch keeps for later
+
+    @traced("reload")
+    def reload(self) -> None:
+        """Brings back what `offload` moved; nothing where nothing was."""
+        self._host.give_back()
+
+    def _empty_cache(self) -> None:
+        if self.placement.cuda:
+            torch.cuda.empty_cache()
+
     def _fragments(self) -> list[Fragment]:
+        self.reload()
         return fragments(
             self.engine.optimizer, self.model.named_parameters(), self.settings.zero_stage, self.placement.rank
         )
 
     def release(self) -> None:
         """Frees the model and the optimiser; the process group stays for the next engine of this process."""
+        self._host = HostCopy(self._moved)
         self.engine.destroy()
         self._partitioned = None
         del self.engine, self.model
         gc.collect()  # DeepSpeed's hooks and its engine refer to each other
-        if self.placement.cuda:
-            torch.cuda.empty_cache()
+        self._empty_cache()
 
     def close(self) -> None:
         self.engine.destroy()

@@ -83,6 +83,22 @@ def fragments(optimizer: Any, parameters: Iterable[tuple[str, nn.Parameter]], st
     return found
 
 
+def beside_weights(found: Iterable[Fragment], optimizer: Any, weights: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Returns masters, moments and gradients, but for what shares its memory with weights: fp32 masters without ZeRO do.
+
+    found: `fragments` of this rank. Of gradients there is only what DeepSpeed keeps between two updates, to fill it anew.
+    """
+    adam, parameters = getattr(optimizer, "optimizer", optimizer), list(weights)
+    masters = [master for group in adam.param_groups for master in group["params"]]
+    held: list[Any] = [tensor for fragment in found for tensor in fragment.tensors.values()]
+    held += [holder.grad for holder in (*parameters, *masters)]
+    held.append(getattr(optimizer, "grad_partitions_flat_buffer", None))  # ZeRO-3
+    held += getattr(optimizer, "fp32_groups_gradients_flat", ())  # BF16_Optimizer
+    parts = [getattr(parameter, "ds_tensor", None) for parameter in parameters]  # ZeRO-3: this rank's
+    kept = {t.untyped_storage().data_ptr() for t in (*parameters, *parts) if t is not None}
+    return [t for t in held if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in kept]
+
+
 def _fragment(name: str, size: int, start: int, adam: Any, holder: Tensor, offset: int, length: int) -> Fragment:
     state = adam.state[holder]
     if not state:  # before its first step AdamW has none: as it would make it
