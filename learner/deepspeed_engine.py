@@ -25,11 +25,18 @@ from learner.rank_settings import RankPlace
 from learner.settings import EngineSettings, TrainerPrecision
 from learner.tracing.spans import traced
 from learner.training_state import shards
-from learner.training_state.fragments import Fragment, beside_weights, fragments, scaler_state, set_scaler_state
+from learner.training_state.fragments import (
+    Fragment,
+    beside_weights,
+    fragments,
+    grouped,
+    scaler_state,
+    set_scaler_state,
+)
 from learner.training_state.host_copy import HostCopy
 from learner.types import UnsupportedPrecision
 from learner.weights.network import open_store, prefer_interface
-from learner.weights.protocol import BUCKET_BYTES, TensorSpec, grouped, spec_of
+from learner.weights.protocol import BUCKET_BYTES, TensorSpec, spec_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Split = Callable[[str, Tensor], Iterable[tuple[str, Tensor]]]

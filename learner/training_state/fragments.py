@@ -13,7 +13,7 @@ ZeRO-3                     3                         this rank's range of every 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,21 @@ def _fragment(name: str, size: int, start: int, adam: Any, holder: Tensor, offse
     views = {"master": holder, **{key: state[key] for key in MOMENTS}}
     tensors = {key: whole.detach().view(-1)[offset : offset + length] for key, whole in views.items()}
     return Fragment(name, size, start, tensors, state["step"])
+
+
+def grouped(weights: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """Divides parameters into groups of up to `limit` bytes, counted whole; one that is larger is a group by itself."""
+    group: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, parameter in weights:
+        nbytes = math.prod(getattr(parameter, "ds_shape", parameter.shape)) * parameter.element_size()
+        if group and size + nbytes > limit:
+            yield group
+            group, size = [], 0
+        group.append((name, parameter))
+        size += nbytes
+    if group:
+        yield group
 
 
 def scaler_state(optimizer: Any) -> dict[str, float]:

@@ -1,8 +1,7 @@
 """Keeps tensors in host memory while another process has the GPU, and puts them back where they were.
 
-What moves are storages: a tensor's storage is emptied and later filled again, so that every tensor and view of it stays the object
-it is, whoever holds it. DeepSpeed's own `offload_states` replaces tensors instead; it exists for ZeRO alone, and at stage 3 for its
-fused Adam alone.
+What moves are storages: a tensor's storage is emptied and later filled again, so that every tensor and view of it stays valid.
+DeepSpeed's own `offload_states` replaces tensors instead; it exists for ZeRO alone, and at stage 3 for its fused Adam alone.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class HostCopy:
 
     @property
     def away(self) -> bool:
-        """Returns whether tensors are away: whoever reads one of them meanwhile reads memory that is not there."""
+        """Returns whether tensors are away; none of them may be read before `give_back`."""
         return bool(self._away)
 
     def take(self, tensors: Iterable[Tensor]) -> int:

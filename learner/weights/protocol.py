@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -135,21 +135,6 @@ class WeightManifest:
 
 def spec_of(name: str, tensor: torch.Tensor) -> TensorSpec:
     return TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-
-
-def grouped(weights: Iterable[tuple[str, torch.Tensor]], limit: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Divides parameters into groups of up to `limit` bytes, counted whole; one that is larger is a group by itself."""
-    group: list[tuple[str, torch.Tensor]] = []
-    size = 0
-    for name, parameter in weights:
-        nbytes = math.prod(getattr(parameter, "ds_shape", parameter.shape)) * parameter.element_size()
-        if group and size + nbytes > limit:
-            yield group
-            group, size = [], 0
-        group.append((name, parameter))
-        size += nbytes
-    if group:
-        yield group
 
 
 def make_manifest(
