@@ -3,6 +3,7 @@
     STALE --receive_weights(version >= required)--> SERVING --require(a newer version) or a failed transfer--> STALE
     STALE --mark_current(the version it was built with)--> SERVING
     any   --forget, for another run's weights--> STALE, and versions start over
+    any   --sleep--> as it was, but serving nothing --wake, weights and KV cache--> as it was
 
 A generator that was just made or replaced is STALE: it has some weights, but they have not been confirmed as the current
 ones. What is asked while weights are on their way, or after a transfer that failed, waits for them: rollouts go on beside the
@@ -16,7 +17,7 @@ import threading
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 
-from actors.inference import Completion, EngineStats, InferenceEngine, Request
+from actors.inference import Completion, EngineStats, InferenceEngine, Memory, Request
 from learner.weights.protocol import Rendezvous, WeightManifest
 
 
@@ -30,6 +31,17 @@ class StaleGenerator(RuntimeError):
     def __str__(self) -> str:
         has = "weights nobody has called current" if self.loaded is None else f"version {self.loaded}"
         return f"{self.name} has {has}, but version {self.required} is the current one: it serves nothing until then"
+
+
+class GeneratorAsleep(RuntimeError):
+    """Refuses to work while the learner has the GPU: a request that comes then is a defect of the run's order."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name} sleeps while the learner has its GPU: it was asked for something before it was awake again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,7 @@ class Generator:
         self.required = required
         self._engine = engine
         self._version: int | None = None
+        self._asleep: set[Memory] = set()
         self._awaited = False  # whether weights are on their way, or are sent again after a transfer that failed
         self._changed = asyncio.Event()  # set whenever the two above change
 
@@ -85,7 +98,9 @@ class Generator:
         self._changed = asyncio.Event()
 
     async def _current(self) -> None:
-        """Returns once the current weights are there. Raises StaleGenerator where none are on their way."""
+        """Returns once the current weights are there. Raises StaleGenerator where none are on their way, and GeneratorAsleep."""
+        if self._asleep:
+            raise GeneratorAsleep(self.name)
         while self.stale:
             if not self._awaited:
                 raise StaleGenerator(self.name, self._version, self.required)
@@ -140,10 +155,21 @@ class Generator:
         self._version = None
         self.require(manifest.version)
         self._expect(True)
+        self._asleep.discard("weights")  # the engine wakes them
         checksum = await asyncio.to_thread(self._engine.receive_weights, manifest, timeout_s)
         self._version = manifest.version
         self._expect(False)
         return checksum
+
+    async def sleep(self) -> None:
+        """Frees the GPU, and ends what is under way. Nothing is served until the weights and the KV cache are awake again."""
+        self._asleep = {"weights", "kv_cache"}
+        await asyncio.to_thread(self._engine.sleep)
+
+    async def wake(self, memory: Memory) -> None:
+        """Takes a part of the GPU's memory again; the version of the weights is what it was."""
+        await asyncio.to_thread(self._engine.wake, memory)
+        self._asleep.discard(memory)
 
     def stats(self) -> GeneratorStats:
         return GeneratorStats(self.name, self._version, self.required, self.stale, self._engine.stats())

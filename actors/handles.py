@@ -16,7 +16,7 @@ from ray.actor import ActorProxy
 
 from actors.health.lifeline import LearnerDied, Lifeline, MemberDied
 from actors.health.stacks import Whereabouts
-from actors.inference import Completion, Request
+from actors.inference import Completion, Memory, Request
 from actors.remote import BaseActor, GeneratorActor, LearnerActor, RewardModelActor, VerifierActor
 from actors.verifier import EnvSpec, ScoreRequest
 from envs.types import Observation, Verdict
@@ -98,6 +98,14 @@ class RemoteGenerator(RemoteMember):
     async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
         """Loads one version; returns the checksum of what came. timeout_s: of each wait for the learner."""
         return await self._line.answer(self._actor.receive_weights.remote(manifest, timeout_s), None)
+
+    async def sleep(self) -> None:
+        """Frees the GPU, and ends what is under way; the generator serves nothing until `wake` was called for both parts."""
+        await self._line.answer(self._actor.sleep.remote(), self.timeout_s, "generators.timeout_s")
+
+    async def wake(self, memory: Memory) -> None:
+        """Takes a part of the GPU's memory again."""
+        await self._line.answer(self._actor.wake.remote(memory), self.timeout_s, "generators.timeout_s")
 
     async def abort(self, ids: Collection[str]) -> None:
         """Ends responses that nobody waits for any more. Raises MemberDied."""
@@ -218,6 +226,14 @@ class RemoteLearner:
     async def scale_weights(self, factor: float) -> None:
         """Multiplies the weights on every rank, until the inverse factor is given."""
         await self._all([a.scale_weights.remote(factor) for a in self._actors])
+
+    async def offload(self) -> None:
+        """Moves optimiser state and gradients of every rank to host memory. Progress bounds the wait, as of `reload`."""
+        await self._all([a.offload.remote() for a in self._actors])
+
+    async def reload(self) -> None:
+        """Brings back what `offload` moved."""
+        await self._all([a.reload.remote() for a in self._actors])
 
     async def save(self, hf: Path, engine: Path) -> None:
         await self._all([a.save.remote(hf, engine) for a in self._actors])

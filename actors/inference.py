@@ -46,6 +46,8 @@ class Completion:
     version_max: int
 
 
+# What an engine's memory is, by the names that vLLM gives the two parts.
+Memory = Literal["weights", "kv_cache"]
 GenerateFn = Callable[[Sequence[Request]], Awaitable[list[Completion]]]  # completions in the order of the requests
 # Begins all of them at once, on one generator, and returns one wait for each, in order.
 BeginFn = Callable[[Sequence[Request]], Sequence[Awaitable[Completion]]]
@@ -108,7 +110,18 @@ class InferenceEngine(Protocol):
         ...
 
     def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
-        """Receives one version, loads it, drops cached prefixes and returns the checksum. Nothing is served meanwhile."""
+        """Receives one version, loads it, drops cached prefixes and returns the checksum. Nothing is served meanwhile.
+
+        An engine whose weights are asleep wakes them first, so that a transfer always has the memory it writes to.
+        """
+        ...
+
+    def sleep(self) -> None:
+        """Frees the GPU: weights go to host memory, the KV cache is dropped. Ends what is under way, as `abort` does."""
+        ...
+
+    def wake(self, memory: Memory) -> None:
+        """Takes a part of the GPU's memory again: the weights as they were, or an empty KV cache. Nothing where it is there."""
         ...
 
     def abort(self, ids: Collection[str] | None = None) -> None:

@@ -21,7 +21,7 @@ import ray
 from ray.util import get_node_ip_address
 
 from actors.health.stacks import Whereabouts, answer_signal, here, stacks
-from actors.inference import Completion, EngineDead, InferenceEngine, Request
+from actors.inference import Completion, EngineDead, InferenceEngine, Memory, Request
 from actors.settings import RewardModelSettings, VLLMSettings, cpu_threads
 from actors.verifier import EnvSpec, ScoreRequest, Verifier
 from envs.isolation.killable import KillableError
@@ -124,6 +124,16 @@ class GeneratorActor(BaseActor):
     async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
         with span("receive weights"):
             return await self._generator.receive_weights(manifest, timeout_s)
+
+    @ray.method
+    async def sleep(self) -> None:
+        with span("sleep"):
+            await self._generator.sleep()
+
+    @ray.method
+    async def wake(self, memory: Memory) -> None:
+        with span(f"wake {memory}"):
+            await self._generator.wake(memory)
 
     @ray.method
     async def abort(self, ids: Collection[str]) -> None:
@@ -261,6 +271,15 @@ class LearnerActor(BaseActor):
     @ray.method
     def scale_weights(self, factor: float) -> None:
         self._learner.engine.scale_weights(factor)
+
+    @ray.method
+    def offload(self) -> None:
+        """Leaves the GPU to the generators: all but the weights goes to host memory."""
+        self._learner.engine.offload()
+
+    @ray.method
+    def reload(self) -> None:
+        self._learner.engine.reload()
 
     @ray.method
     def save(self, hf: Path, engine: Path) -> None:

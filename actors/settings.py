@@ -7,6 +7,7 @@ orchestration/config/reward_sections.py, and actors read the same objects: nothi
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
@@ -20,6 +21,13 @@ DTYPE_OF: dict[TrainerPrecision, EngineDtype] = {"fp32": "float32", "bf16": "bfl
 Quantization = Literal["fp8_per_tensor", "fp8_per_channel", "fp8_per_block", "int8_per_channel_weight_only"]
 MOST_ACTORS = 10_000  # of one kind
 MEMORY_SHARE = 0.85  # of its GPU, or of its share of one, for a generator's weights and KV cache
+# Of the learner's GPU: its weights and the forward passes of checks stay there while the generator is awake.
+COLOCATED_SHARE = 0.5
+KEEPS_MEMORY = (
+    "an engine that sleeps frees nothing with expandable segments, and generators.colocated has it sleep while the learner trains: "
+    "take expandable_segments out of that variable, or generators.colocated out of the recipe"
+)
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 CPU_KV_MB = 256
 RUBRIC = """\
 Judge the response to the task below. What counts is whether it does what was asked, correctly and completely.
@@ -35,6 +43,14 @@ SCORE = r"SCORE:\s*([0-9]+(?:\.[0-9]+)?)"
 def cpu_threads(cpus: float, gpus: float) -> int | None:
     """Returns the threads of an actor that works on the CPU; None on a GPU."""
     return None if gpus else max(1, int(cpus))
+
+
+def keeps_memory(variables: Mapping[str, str]) -> str | None:
+    """Returns what among a process's variables keeps a sleeping engine from freeing memory, as "NAME=value"; None without."""
+    for name in ALLOCATOR_VARIABLES:
+        if re.search(r"expandable_segments\s*:\s*true", variables.get(name, ""), re.IGNORECASE):
+            return f"{name}={variables[name]}"
+    return None
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------------
@@ -79,6 +95,9 @@ class GeneratorSettings(Settings):
     async_scheduling: bool = False
     cpus: float = Field(default=1, gt=0)
     gpus: float = Field(default=0, ge=0)  # 1, 0, or a share of a GPU that others have the rest of
+    colocated: bool = (
+        False  # on the learner's GPUs: asleep while it trains, as its optimiser's state is while they generate
+    )
     timeout_s: float = Field(default=120, gt=0)  # without an engine step or a response, while there is work
 
     @model_validator(mode="after")
@@ -107,14 +126,25 @@ class GeneratorSettings(Settings):
             "enforce_eager": "false" if self.enforce_eager is False else None,
             "quantization": self.quantization,
             "async_scheduling": "true" if self.async_scheduling else None,
+            "colocated": "true" if self.colocated else None,
         }
         for key, value in wanted.items():
             if value is not None and not self.gpus:
                 raise ValueError(f"{key} is {value} and gpus 0: vLLM does that on GPUs alone, leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if self.colocated and (self.min is not None or self.max is not None):
+            raise ValueError(
+                "colocated is true: there is one generator on each of the learner's GPUs, leave min and max out"
+            )
+        return self
+
     def check_count(self, count: int) -> None:
         """Raises ValueError where there may not be so many generators."""
+        if self.colocated and count != self.count:
+            raise ValueError(f"{count} generators, and generators.colocated keeps one on each of the learner's GPUs")
         low, high = self.min or 1, self.max or MOST_ACTORS
         if not low <= count <= high:
             raise ValueError(
@@ -140,7 +170,8 @@ class GeneratorSettings(Settings):
     @property
     def memory_share(self) -> float:
         """Returns the share of a GPU's memory that the engine may have, 0 to 1."""
-        return self.gpu_memory_utilization or MEMORY_SHARE * (self.gpus or 1.0)
+        own = COLOCATED_SHARE if self.colocated else MEMORY_SHARE * (self.gpus or 1.0)
+        return self.gpu_memory_utilization or own
 
 
 class JudgeGeneratorSettings(GeneratorSettings):
@@ -153,6 +184,8 @@ class JudgeGeneratorSettings(GeneratorSettings):
     def _stays(self) -> Self:
         if self.min is not None or self.max is not None:
             raise ValueError("generators that judge keep their number: leave min and max out, they are of `generators`")
+        if self.colocated:
+            raise ValueError("generators that judge have GPUs of their own: leave colocated out, it is of `generators`")
         return self
 
 

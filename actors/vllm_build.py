@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from actors.inference import EngineDead
+from actors.settings import KEEPS_MEMORY, keeps_memory
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import EngineArgs
@@ -28,6 +29,8 @@ _set_num_threads = torch.set_num_threads  # vLLM replaces torch's by one that do
 def build_core(settings: VLLMSettings) -> tuple[Any, int]:
     """Returns vLLM's engine core client for `settings`, and the vocabulary size."""
     cpu = not torch.cuda.is_available()
+    if settings.generator.colocated and (found := keeps_memory(os.environ)):
+        raise EngineDead(f"{found}: {KEEPS_MEMORY}")
     prepare_environment(cpu)
     if cpu:
         _import_without_inductor()
@@ -80,6 +83,8 @@ def engine_arguments(settings: VLLMSettings, cpu: bool) -> dict[str, Any]:
         options["kv_cache_memory_bytes"] = g.kv_cache_bytes
     if not cpu:  # vLLM wants this share to be free at its start even where the cache has a given size
         options["gpu_memory_utilization"] = g.memory_share
+    if g.colocated:
+        options["enable_sleep_mode"] = True
     if g.quantization is not None:
         options["quantization"] = g.quantization
     return {

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from actors.inference import Aborted, Completion, EngineDead, EngineStats, Request, ResponseFailed
+from actors.inference import Aborted, Completion, EngineDead, EngineStats, Memory, Request, ResponseFailed
 from actors.settings import VLLMSettings
 from actors.vllm_build import build_core
 from actors.vllm_requests import LiveResponse, LiveScore, core_request, drain, sampling_params, scoring_params
@@ -25,6 +25,9 @@ from learner.tracing.spans import Busy
 from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
 
 T = TypeVar("T")
+# Level 2 would keep no copy of the weights. But then every turn of the learner, a checkpoint's too, would need a transfer after it,
+# and tensors of a layer that are neither parameters nor buffers, which no transfer brings, would come back as whatever is there.
+SLEEP_LEVEL = 1
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +48,7 @@ class VLLMEngine:
         self._closing = False
         self._dead: BaseException | None = None
         self._live: dict[str, LiveResponse | LiveScore] = {}
+        self._asleep: set[Memory] = set()
         self._scoring = 0
         self._ids = itertools.count()
         self._counts = {
@@ -123,6 +127,7 @@ class VLLMEngine:
         """
 
         def receive() -> int:
+            self._rouse("weights")
             while self._scoring:  # a score is of one version
                 self._step()
             drain(self._core, self._step)
@@ -146,6 +151,24 @@ class VLLMEngine:
             return answers[0]
 
         return self._post(receive).result()
+
+    def sleep(self) -> None:
+        """Frees the GPU, see `InferenceEngine.sleep`."""
+
+        def sleep() -> None:
+            if len(self._asleep) == 2:
+                return
+            self._rouse("weights")  # vLLM would leave a cache awake whose weights sleep
+            drain(self._core, self._step)
+            self._fail(list(self._live), Aborted("it was ended: the engine goes to sleep"))
+            self._core.sleep(SLEEP_LEVEL, "abort")  # which drops requests and cached prefixes
+            self._asleep = {"weights", "kv_cache"}
+
+        self._post(sleep).result()
+
+    def wake(self, memory: Memory) -> None:
+        """Takes memory again, see `InferenceEngine.wake`."""
+        self._post(lambda: self._rouse(memory)).result()
 
     def abort(self, ids: Collection[str] | None = None) -> None:
         """Ends responses under way, see `InferenceEngine.abort`; without ids scores too."""
@@ -241,6 +264,11 @@ class VLLMEngine:
             self._step()
             self._busy.now(bool(self._live))
         return True
+
+    def _rouse(self, memory: Memory) -> None:
+        if memory in self._asleep:
+            self._core.wake_up([memory])  # requests are taken again once both parts are there
+            self._asleep.discard(memory)
 
     def _step(self) -> None:
         begun = time.perf_counter()

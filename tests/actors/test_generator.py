@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.fakes import FakeEngine, fake_response
 
-from actors.generator import Generator, StaleGenerator
+from actors.generator import Generator, GeneratorAsleep, StaleGenerator
 from actors.inference import Completion, Request, SamplingParams
 from learner.weights.protocol import WeightManifest, WeightSyncError
 
@@ -190,3 +190,47 @@ def test_after_a_failed_transfer_it_waits_for_the_next(end: str) -> None:
                 await asked
 
     asyncio.run(asyncio.wait_for(work(), 20))
+
+
+# --- sleep --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_generator_serves_only_with_both_parts_of_its_memory_awake() -> None:
+    async def work() -> None:
+        engine = FakeEngine()
+        generator = Generator(engine, name="generator 3")
+        generator.mark_current(0)
+        await generator.sleep()
+        for memory in ("weights", "kv_cache"):
+            for asked in (collect(generator, REQUESTS), generator.sequence_logprobs([[1, 2]])):
+                with pytest.raises(GeneratorAsleep, match="generator 3 sleeps while the learner has its GPU"):
+                    await asked
+            await generator.wake(memory)
+        assert len(await collect(generator, REQUESTS)) == len(REQUESTS)
+        assert [e[:2] for e in engine.events[:4]] == [
+            ("sleep",),
+            ("wake", "weights"),
+            ("wake", "kv_cache"),
+            engine.events[3][:2],
+        ]
+        assert engine.events[3][0] == "submit"
+
+    asyncio.run(work())
+
+
+def test_weights_that_arrive_wake_the_weights_and_nothing_else() -> None:
+    async def work() -> None:
+        generator = Generator(FakeEngine())
+        generator.mark_current(0)
+        await generator.sleep()
+        await generator.receive_weights(WeightManifest(1, ()), 1.0)
+        with pytest.raises(GeneratorAsleep):
+            await collect(generator, REQUESTS)
+        await generator.wake("kv_cache")
+        assert {r.version_min for r in await collect(generator, REQUESTS)} == {1}
+
+    asyncio.run(work())
+
+
+def test_being_asleep_can_be_told_across_processes() -> None:
+    assert str(pickle.loads(pickle.dumps(GeneratorAsleep("generator 0")))).startswith("generator 0 sleeps")

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from actors import vllm_engine
-from actors.inference import EngineDead, EngineStats
+from actors.inference import Aborted, EngineDead, EngineStats, Request, SamplingParams
 from actors.settings import GeneratorSettings, VLLMSettings
 from actors.vllm_engine import VLLMEngine
+from learner.weights.protocol import WeightManifest
 
 
 class Core:
@@ -104,3 +105,88 @@ def test_a_score_that_an_engine_had_no_time_for_ends_in_an_error(engines: Any) -
         gate.set()
         with pytest.raises(EngineDead, match="the core is broken"):
             asked.result(5)
+
+
+# --- sleep --------------------------------------------------------------------------------------------------------------
+
+
+class Sleepy(Core):
+    """Notes in order what frees and takes memory, what is sent and what is dropped. Requests wait for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Any] = []
+        self.engine_core = SimpleNamespace(batch_queue=None)
+        self.stepped = threading.Event()
+
+    def get_output(self) -> Any:
+        self.stepped.set()
+        time.sleep(0.01)
+        return SimpleNamespace(outputs=[])
+
+    def sleep(self, level: int, mode: str) -> None:
+        self.events.append(("sleep", level, mode))
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.events.append(("wake", *tags))
+
+    def reset_prefix_cache(self, reset_running_requests: bool) -> None:
+        self.events.append("reset")
+
+    def collective_rpc(self, name: str, args: Any = ()) -> Any:
+        self.events.append(name)
+        return [7]
+
+
+def test_an_engine_wakes_its_weights_before_a_transfer_whoever_forgot_to(engines: Any) -> None:
+    core = Sleepy()
+    engine: VLLMEngine = engines(core)
+    engine.sleep()
+    engine.sleep()  # it sleeps already
+    assert engine.receive_weights(WeightManifest(5, ()), 1.0) == 7
+    engine.wake("weights")
+    engine.wake("kv_cache")
+    engine.wake("kv_cache")
+    engine.receive_weights(WeightManifest(6, ()), 1.0)
+    assert core.events == [
+        ("sleep", 1, "abort"),
+        ("wake", "weights"),
+        "isentrope_receive",
+        "reset",
+        ("wake", "kv_cache"),
+        "isentrope_receive",
+        "reset",
+    ]
+
+
+@pytest.mark.parametrize(("awake", "first"), [("weights", []), ("kv_cache", [("wake", "weights")])])
+def test_an_engine_that_is_half_asleep_goes_to_sleep_whole(engines: Any, awake: Any, first: list[Any]) -> None:
+    core = Sleepy()
+    engine: VLLMEngine = engines(core)
+    engine.sleep()
+    engine.wake(awake)
+    engine.sleep()
+    assert core.events == [("sleep", 1, "abort"), ("wake", awake), *first, ("sleep", 1, "abort")]
+    engine.wake("weights")
+    engine.wake("kv_cache")
+    assert core.events[-2:] == [("wake", "weights"), ("wake", "kv_cache")]
+
+
+@pytest.mark.timeout(20)
+def test_what_is_under_way_when_an_engine_goes_to_sleep_is_answered(
+    engines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_engine, "sampling_params", lambda request: None)
+    core = Sleepy()
+    engine: VLLMEngine = engines(core)
+    answers: list[Any] = []
+    engine.submit([Request("a", (1, 2), SamplingParams(4), 0)], answers.append)
+    with ThreadPoolExecutor(1) as caller:
+        score = caller.submit(engine.sequence_logprobs, [[1, 2]])
+        while engine.stats().in_flight < 2:
+            core.stepped.wait(10)
+        engine.sleep()
+        with pytest.raises(Aborted, match="goes to sleep"):
+            score.result(10)
+    assert [type(a) for a in answers] == [Aborted]
+    assert engine.stats().in_flight == 0 and engine.stats().alive

@@ -72,6 +72,16 @@ def test_an_update_in_flight_changes_the_weights_between_two_tokens(child: Proce
     assert child.submit(weight_sync_cases.update_in_flight, str(tmp_path)).result(300) >= 12
 
 
+def test_an_engine_that_slept_is_the_engine_that_it_was_without_its_cache(
+    child: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    found = child.submit(weight_sync_cases.asleep, str(tmp_path)).result(300)
+    once = found["awake"]
+    assert once > 0
+    assert found["after a sleep"] == found["after a sleep and an update"] == once
+    assert found["awake again"] > once
+
+
 def test_broken_transfers_are_errors_and_heal(child: ProcessPoolExecutor, tmp_path: Path) -> None:
     messages = child.submit(weight_sync_cases.failures, str(tmp_path)).result(300)
     assert any("packing bucket" in message for message in messages)

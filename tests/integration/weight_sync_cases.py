@@ -16,7 +16,7 @@ import torch
 import transformers as hf
 from integration.weight_sync_bench import MAX_LEN, TIMEOUT, TOLERANCE, bench, in_thread, prompts, requests_for, sendable
 
-from actors.inference import Completion, EngineDead, Request, ResponseFailed, SamplingParams
+from actors.inference import Aborted, Completion, EngineDead, Request, ResponseFailed, SamplingParams
 from learner.policy import Policy
 from learner.weights.network import listen
 from learner.weights.protocol import WeightSyncError, make_manifest, make_rendezvous
@@ -226,6 +226,40 @@ def update_in_flight(folder: str) -> int:
         after = requests_for(8, SamplingParams(8))
         assert b.worst_sample(after, b.sample(after)) <= TOLERANCE
     return split
+
+
+def asleep(folder: str) -> dict[str, int]:
+    """Sleeps with responses under way, is sent weights asleep, sleeps and wakes with the same ones. On a CPU vLLM frees no memory,
+    and does all the rest. Returns how many prompt tokens were found in the cache, by when."""
+    sequences = [*prompts(2, 3, seed=1), *prompts(2, 40, seed=1)]  # with no prefix of the group's
+    group = [Request(f"g{i}", prompts(1, 80)[0], SamplingParams(4), seed=i) for i in range(4)]
+    found: dict[str, int] = {}
+    with bench(folder, "qwen3", True) as b:
+
+        def sample(when: str) -> list[Completion]:
+            before = b.engine.stats().cached_tokens
+            responses = b.sample(group)
+            found[when] = b.engine.stats().cached_tokens - before
+            return responses
+
+        first = sample("awake")
+        ended: list[Completion | BaseException] = []
+        b.engine.submit([Request("long", prompts(1, 5)[0], SamplingParams(MAX_LEN - 5), seed=1)], ended.append)
+        b.engine.sleep()
+        assert [type(end) for end in ended] == [Aborted]
+        for memory in ("weights", "kv_cache"):
+            b.engine.wake(memory)
+        assert sample("after a sleep") == first
+        b.engine.sleep()
+        b.perturb()
+        b.update()  # nobody has woken it
+        b.engine.wake("kv_cache")
+        assert b.worst_score(sequences) <= TOLERANCE
+        responses = sample("after a sleep and an update")
+        assert b.worst_sample(group, responses) <= TOLERANCE
+        assert {r.version_min for r in responses} == {1}
+        assert sample("awake again") == responses
+    return found
 
 
 def failures(folder: str) -> list[str]:

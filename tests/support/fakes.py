@@ -104,6 +104,12 @@ class FakeEngine:
         self.version = manifest.version
         return manifest.version
 
+    def sleep(self) -> None:
+        self.events.append(("sleep",))
+
+    def wake(self, memory: str) -> None:
+        self.events.append(("wake", memory))
+
     def abort(self, ids: Collection[str] | None = None) -> None:
         self.events.append(("abort", *sorted(ids or ())))
         with self._lock:
@@ -262,6 +268,7 @@ class FakeRun:
         self.refuse: Exception | None = None  # what the check of the start raises
         self.packs = False  # what the check of the start returns
         self.broken = ""  # what the environment raises for every response, if it does
+        self.turn = "generators"  # whose the GPUs are where learner and generators share them
 
     # --- the cluster and its learner
 
@@ -273,15 +280,24 @@ class FakeRun:
         return self.packs
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
+        assert self.turn == "generators"
         return {}
 
     def counts(self) -> dict[str, float]:
         return {}
 
+    async def learners_turn(self) -> None:
+        self.turn = "learner"
+
+    async def generators_turn(self) -> None:
+        self.turn = "generators"
+
     async def begin_stage(self, index: int) -> None:
+        self.turn = "learner"
         self.events.append(("begin_stage", index))
 
     async def train(self, batches: Sequence[Any]) -> dict[str, float]:
+        assert self.turn == "learner"
         self.events.append(("train",))
         self.trained.append(batches[0])
         return {"loss": 0.0}
@@ -289,6 +305,7 @@ class FakeRun:
     async def measure_start(self, batches: Sequence[Any]) -> dict[str, float]:
         assert batches[0].measured
         assert not batches[0].updates
+        assert self.turn == "learner"
         self.events.append(("measure_start",))
         return {"entropy/exact": 1.0}
 
@@ -296,10 +313,11 @@ class FakeRun:
         return {}
 
     async def save(self, hf: Any, engine: Any) -> None:
+        assert self.turn == "learner"
         self.events.append(("save",))
 
     async def sync(self, version: int) -> WeightManifest:
-        self.version = version
+        self.version, self.turn = version, "generators"
         return WeightManifest(version, ())
 
     # --- rollouts
@@ -312,6 +330,7 @@ class FakeRun:
     async def collect(
         self, prompts: Sequence[Prompt], sampling: Any, *, responses: int, stamp: str, **more: Any
     ) -> tuple[list[Group], dict[str, float]]:
+        assert self.turn == "generators"
         self.before_collect(stamp)
         for _tick in range(10):  # long enough for a stop that was asked for just now to come first
             await asyncio.sleep(0)
