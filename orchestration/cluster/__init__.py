@@ -15,5 +15,6 @@
 | session.py        | joins a Ray cluster or starts one of its own, watches that it answers, and leaves it |
 | start_check.py    | compares trainer, engines and plain transformers before anything is trained, and says which part disagrees |
 | start_progress.py | shows how many actors answer while a run starts, and what took how long |
+| turns.py          | gives GPUs that learner and generators share to one of them at a time |
 | weight_sync.py    | sends weights, and goes on without those that a transfer breaks at |
 """

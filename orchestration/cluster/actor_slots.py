@@ -72,7 +72,8 @@ class ActorSlots:
             await self._group([slot], limit)
 
     async def _group(self, slots: Sequence[placement.Slot], limit: float) -> PlacementGroup:
-        group = placement_group([s.bundle or {"CPU": 0.001} for s in slots], strategy="PACK")
+        reserved, at = placement.bundles(slots)
+        group = placement_group([bundle or {"CPU": 0.001} for bundle in reserved], strategy="PACK")
         try:
             await asyncio.wait_for(group.ready(), limit)
         except TimeoutError:
@@ -82,7 +83,7 @@ class ActorSlots:
                 f"the cluster is large enough but was busy for cluster.start_timeout_s = {limit:g} s: the run asks for "
                 f"{asked['CPU']:g} CPU and {asked['GPU']:g} GPU; free are {free.get('CPU', 0):g} and {free.get('GPU', 0):g}"
             ) from None
-        self._rooms |= {slot.role: _Room(slot, group, i) for i, slot in enumerate(slots)}
+        self._rooms |= {slot.role: _Room(slot, group, at[slot.role]) for slot in slots}
         return group
 
     def release(self, role: str) -> None:

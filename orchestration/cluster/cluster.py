@@ -29,6 +29,7 @@ from orchestration.cluster.logprob_check import compare_logprobs
 from orchestration.cluster.members import Members
 from orchestration.cluster.start_check import StartCheck, StartRules
 from orchestration.cluster.start_progress import StartProgress
+from orchestration.cluster.turns import Turns
 from orchestration.cluster.weight_sync import WeightBroadcast, WeightGroup
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import NumericsError, PlacementError
@@ -50,7 +51,8 @@ class Cluster:
         self._makers: ActorMakers
         self._placements: list[RankPlace]  # of the learner's ranks
         self._weights: WeightBroadcast
-        self._moving = asyncio.Lock()  # one transfer at a time
+        self._turns = Turns(self.members, lambda: self.learner, config.generators.colocated)
+        self._moving = asyncio.Lock()  # one transfer, or change of turns, at a time
         self.learner: RemoteLearner
         self._started = False
         self.version = 0  # of the generators' weights
@@ -127,6 +129,8 @@ class Cluster:
         starts, scorers = [*started("generator"), *started("judge")], [*started("verifier"), *started("reward-model")]
         if make.one_by_one:  # and after all other actors
             ended: list[Any] = await asyncio.gather(learner, *scorers)
+            if config.generators.colocated:  # engines begin with a turn of theirs
+                await self.learner.offload()
             engines: list[Any] = [await one for one in starts]
         else:  # engines take longest, and Ray starts as many processes at once as there are cores
             engines, ended = await asyncio.gather(asyncio.gather(*starts), asyncio.gather(learner, *scorers))
@@ -146,10 +150,10 @@ class Cluster:
         limit = self.config.cluster.start_timeout_s
         self.version, self._wrong = start.version, 0
         specs = actor_settings.environment_specs(self.config)
+        await self._turns.clear()  # a learner begins with its optimiser's state on the GPU
         # A member that is gone meanwhile ends nothing: it is replaced.
         renewed: list[tuple[AnyMember, Any]] = [(v, v.configure(specs, limit)) for v in self.verifiers.members]
-        engines = [*self.generators.members, *self.members.joining.values()]
-        renewed += [(g, g.forget(limit)) for g in engines]
+        renewed += [(g, g.forget(limit)) for g in self.members.present()]
         self._checking = True  # until the learner holds what is to be `version`, nobody who joins is sent anything
         try:
             await asyncio.gather(self._renew_learner(start, limit), *(self._ask(work) for _, work in renewed))
@@ -194,10 +198,23 @@ class Cluster:
             "cluster/replaced": float(self.members.replaced),
             "cluster/learner_restarts": float(self.restarts),
             "requests/aborted": self.generators.aborted / max(1, self.generators.begun),
+            **self._turns.seconds(),
         }
+
+    async def learners_turn(self) -> None:
+        """Gives GPUs that learner and generators share to the learner: generators sleep."""
+        async with self._moving:
+            await self._turns.to_learner()
+
+    async def generators_turn(self) -> None:
+        """Gives them to the generators, with the weights that they have; one that joined while none was left is sent them."""
+        async with self._moving:
+            await self._turns.to_generators()
+        await self._fetch()
 
     async def begin_stage(self, index: int) -> None:
         """Takes the learner to the stage. Verifiers have every environment already; sampling settings come with each request."""
+        await self.learners_turn()
         await self.learner.begin_stage(actor_settings.learner_stage(self.config, index))
 
     async def _start_learner(self, start: Start) -> None:
@@ -245,14 +262,16 @@ class Cluster:
     # --- weights and log-probs ----------------------------------------------------------------------------------------
 
     async def sync(self, version: int) -> WeightManifest:
-        """Sends the learner's weights to every generator as `version`, those that join among them."""
+        """Sends the learner's weights to every generator as `version`, those that join among them. Then it is their turn."""
         async with self._moving:
             return await self._send(version)
 
     async def _send(self, version: int) -> WeightManifest:
         self._untouched = False
+        await self._turns.to_transfer()
         manifest, names = await self._weights.sync(version)
         self.version, self.learner.updated = version, False
+        await self._turns.to_generators()
         self.members.serve(names, version)
         return manifest
 
@@ -260,7 +279,8 @@ class Cluster:
         """Sends the present weights to generators that joined while none was left. Does nothing where a transfer is due anyway:
         the learner's weights are newer than `version`."""
         async with self._moving:
-            if self.members.joining and not (self.generators.members or self.learner.updated or self._checking):
+            busy = self.learner.updated or self._checking or self._turns.learners
+            if self.members.joining and not (self.generators.members or busy):
                 await self._send(self.version)
 
     async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> bool:

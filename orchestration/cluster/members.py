@@ -55,7 +55,9 @@ class Members:
         self._scorers: dict[str, set[str]] = {}  # the slots of every other kind
         self._failing: dict[str, Exception] = {}  # slot -> why it could not be filled in ATTEMPTS attempts
         self._turns: dict[str, asyncio.Lock] = {}  # one change of a slot at a time
-        self._engine_starts = asyncio.Lock()
+        self.engine_starts = (
+            asyncio.Lock()
+        )  # held while one starts where they share a GPU, and while the learner has it
         self._came = asyncio.Event()  # a generator joined, or none will
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -203,9 +205,10 @@ class Members:
 
     @contextlib.asynccontextmanager
     async def _alone(self, kind: str) -> AsyncGenerator[None]:
-        """Lets one engine at a time start where engines share a GPU: each measures how much of it is free."""
+        """Lets one engine at a time start where engines share a GPU, and none while the learner has it: each measures how much of
+        it is free."""
         if self.makers.one_by_one and kind in ("generator", "judge"):
-            async with self._engine_starts:
+            async with self.engine_starts:
                 yield
         else:
             yield
@@ -259,9 +262,13 @@ class Members:
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
+    def present(self) -> Sequence[RemoteGenerator]:
+        """Returns the generators in service and those that join."""
+        return [*self.generators.members, *self.joining.values()]
+
     async def weight_receivers(self) -> Sequence[RemoteGenerator]:
         """Returns the generators in service and those that join; waits for one where there is none. Raises PoolEmpty."""
-        while not (members := [*self.generators.members, *self.joining.values()]):
+        while not (members := self.present()):
             self.generators.raise_if_over()
             self._came.clear()
             await self._came.wait()  # ended by a replacement, or by giving up

@@ -16,6 +16,7 @@ class Slot:
     role: str  # a kind and a number: "generator 0"
     cpus: float
     gpus: float
+    beside: str | None = None  # the role in whose bundle it is, and so on whose GPU
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -23,16 +24,19 @@ class Slot:
 
 
 def generator_slot(config: RunConfig, number: int) -> Slot:
-    """Returns the slot of a generator; a tensor-parallel one holds all its GPUs."""
+    """Returns the slot of a generator; a tensor-parallel one holds all its GPUs, a colocated one has half of a learner rank's."""
     g = config.generators
+    if g.colocated:  # Ray counts halves, so that both are on the one GPU of a bundle
+        return Slot(f"generator {number}", g.cpus, g.gpus / 2, beside=f"learner rank {number}")
     return Slot(f"generator {number}", g.cpus, g.gpus * g.tensor_parallel)
 
 
 def plan(config: RunConfig) -> list[Slot]:
     """Returns a slot for every actor that a run needs from its start on: of generators `generators.min`, if that is set."""
-    model, judge = config.rewards.model, config.judge_generator
+    model, judge, c = config.rewards.model, config.judge_generator, config.learner
+    gpus = c.gpus / 2 if config.generators.colocated else c.gpus
     return [
-        *(Slot(f"learner rank {r}", config.learner.cpus, config.learner.gpus) for r in range(config.learner.ranks)),
+        *(Slot(f"learner rank {r}", c.cpus, gpus) for r in range(c.ranks)),
         *(generator_slot(config, i) for i in range(config.generators.least)),
         *(Slot(f"verifier {i}", config.verifiers.cpus, 0.0) for i in range(config.verifiers.count)),
         *((Slot(f"reward-model {i}", model.cpus, model.gpus) for i in range(model.count)) if model else ()),
@@ -60,13 +64,29 @@ def learner_threads(config: RunConfig) -> int | None:
     return max(1, int(reserved / config.learner.ranks + 1e-9))
 
 
+def bundles(slots: Sequence[Slot]) -> tuple[list[dict[str, float]], dict[str, int]]:
+    """Returns what is reserved together, and in which of these bundles each role is: who is beside another, which comes before it,
+    is in its bundle. Of slots of several runs, one run's after the other's, the roles are the last one's."""
+    found: list[dict[str, float]] = []
+    at: dict[str, int] = {}
+    for slot in slots:
+        if slot.beside is None:
+            at[slot.role] = len(found)
+            found.append(dict(slot.bundle))
+        else:
+            at[slot.role] = at[slot.beside]
+            shared = found[at[slot.role]]
+            shared |= {kind: round(shared.get(kind, 0.0) + value, 6) for kind, value in slot.bundle.items()}
+    return found, at
+
+
 def totals(slots: Sequence[Slot]) -> dict[str, float]:
     return {"CPU": round(sum(s.cpus for s in slots), 6), "GPU": round(sum(s.gpus for s in slots), 6)}
 
 
 def check(slots: Sequence[Slot], cluster: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> None:
     """Raises PlacementError when the cluster as a whole, or its largest node, cannot hold what is asked."""
-    asked = totals(slots)
+    asked, (reserved, at) = totals(slots), bundles(slots)
     for kind in ("CPU", "GPU"):
         there = cluster.get(kind, 0.0)
         if asked[kind] > there + 1e-9:
@@ -77,11 +97,15 @@ def check(slots: Sequence[Slot], cluster: Mapping[str, float], nodes: Sequence[M
                 f"the run asks for {asked[kind]:g} {kind} ({parts}) and the cluster has {there:g}: lower generators.count, "
                 f"learner.ranks or their {kind.lower()}s, or give the cluster more"
             )
-        largest = max((s.bundle.get(kind, 0.0) for s in slots), default=0.0)
+        sizes = [bundle.get(kind, 0.0) for bundle in reserved]
+        largest = max(sizes, default=0.0)
         biggest = max((n.get(kind, 0.0) for n in nodes), default=0.0)
         if largest > biggest + 1e-9:
-            role = max(slots, key=lambda s: s.bundle.get(kind, 0.0)).role
-            raise PlacementError(f"{role} asks for {largest:g} {kind} on one node and the largest node has {biggest:g}")
+            whole = max(range(len(sizes)), key=lambda i: (sizes[i], i))  # the last of the largest: its roles are known
+            roles = " and ".join(role for role, i in at.items() if i == whole)
+            raise PlacementError(
+                f"{roles} asks for {largest:g} {kind} on one node and the largest node has {biggest:g}"
+            )
 
 
 def _by_role(slots: Sequence[Slot], kind: str) -> dict[str, tuple[int, float]]:

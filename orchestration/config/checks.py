@@ -160,6 +160,33 @@ def gpus_fit(config: RunSections) -> None:
             )
 
 
+def colocated_fits(config: RunSections) -> None:
+    """Requires one generator on each of the learner's GPUs, and turns, where they are colocated."""
+    g, c = config.generators, config.learner
+    if not g.colocated:
+        return
+    if (g.gpus, c.gpus) != (1, 1):
+        raise ValueError(
+            f"generators.colocated is true, generators.gpus {g.gpus:g} and learner.gpus {c.gpus:g}: both have the whole GPU in "
+            "turn, set both to 1"
+        )
+    if g.tensor_parallel > 1:
+        raise ValueError(
+            f"generators.colocated is true and generators.tensor_parallel {g.tensor_parallel}: a colocated generator has one GPU, "
+            "that of its learner rank; set tensor_parallel to 1, or give generators GPUs of their own"
+        )
+    if g.count != c.ranks:
+        raise ValueError(
+            f"generators.colocated is true, generators.count {g.count} and learner.ranks {c.ranks}: there is one generator on the "
+            "GPU of each rank; make the two equal"
+        )
+    if config.batch.staleness:
+        raise ValueError(
+            f"generators.colocated is true and batch.staleness {config.batch.staleness}: generators would have to work while the "
+            "learner trains, and they sleep then; set batch.staleness to 0, or give generators GPUs of their own"
+        )
+
+
 def rewards_fit(config: RunSections) -> None:
     """Requires that terms of the length, and a judge's answer, go with the limits on tokens."""
     limit, length, overlong = config.sampling.max_tokens, config.rewards.length, config.rewards.overlong
@@ -249,6 +276,7 @@ CHECKS = (
     stale_responses_corrected,
     entropy_method_acts,
     gpus_fit,
+    colocated_fits,
     rewards_fit,
     one_precision,
     rounding_fits,

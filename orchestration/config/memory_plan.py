@@ -81,6 +81,34 @@ def generator_need(config: RunConfig, model: ModelSize, gpu_bytes: int | None = 
     return Need("generator", g.least, g.gpus > 0, parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Holds what is on one GPU of a colocated run in each turn, and in host memory for all of them, in bytes. All of it certain.
+
+    training    the learner's own; generators have put theirs into host memory
+    generating  the generator's own, and what of the learner's stays
+    host        masters and moments while generators have the GPUs, or their weights while the learner has them
+    """
+
+    training: int
+    generating: int
+    host: int
+
+    def __str__(self) -> str:
+        return (
+            f"{size(self.training)} while the learner trains, {size(self.generating)} while the generator has the GPU; "
+            f"{size(self.host)} of host memory, which is kept in both"
+        )
+
+
+def turns(learner: Need, generator: Need) -> Turns:
+    """Returns what the actors of a colocated run need in turn."""
+    parts = learner.parts
+    stays = parts["weights"] + parts["reference"] + parts["transfer buffers"]
+    host = learner.count * (parts["masters"] + parts["moments"]) + generator.count * generator.parts["weights"]
+    return Turns(learner.certain, generator.certain + stays, host)
+
+
 def kv_tokens(config: RunConfig, model: ModelSize, cache: int) -> int:
     """Returns how many tokens the keys and values of a cache are of, over all layers."""
     a_token = 2 * model.layers * model.key_width * BYTES[config.engine_dtype] // config.generators.tensor_parallel
@@ -92,6 +120,8 @@ def misfit(config: RunConfig, needs: list[Need], host_bytes: int, gpu_bytes: int
 
     gpu_bytes: of one GPU; actors share it where the configuration gives them shares of one.
     """
+    if config.generators.colocated:
+        return _misfit_in_turn(turns(needs[0], needs[1]), host_bytes, gpu_bytes)
     on_host = sum(need.certain * need.count for need in needs if not need.on_gpu)
     if on_host > host_bytes:
         return (
@@ -107,6 +137,28 @@ def misfit(config: RunConfig, needs: list[Need], host_bytes: int, gpu_bytes: int
         return (
             f"{who} need {size(together)} at least and the GPU has {size(gpu_bytes)}: lower generators.gpu_memory_utilization or "
             "generators.kv_cache_mb, raise learner.zero_stage with more learner.ranks, or give each a GPU of its own"
+        )
+    return None
+
+
+def _misfit_in_turn(both: Turns, host_bytes: int, gpu_bytes: int | None) -> str | None:
+    """Returns the sentence where a turn of a colocated run does not fit the GPU, or what is away meanwhile the host; else None."""
+    if both.host > host_bytes:
+        return (
+            f"learner and generators put {size(both.host)} into host memory when they leave their GPU to each other and this node "
+            f"has {size(host_bytes)}: take a smaller model, or leave generators.colocated out and give each a GPU of its own"
+        )
+    if gpu_bytes is None:
+        return None
+    if both.training > gpu_bytes:
+        return (
+            f"the learner needs {size(both.training)} at least while it trains and the GPU has {size(gpu_bytes)}: raise "
+            "learner.zero_stage with more learner.ranks and generators.count, or take a smaller model"
+        )
+    if both.generating > gpu_bytes:
+        return (
+            f"a generator and the learner's weights beside it need {size(both.generating)} at least and the GPU has "
+            f"{size(gpu_bytes)}: lower generators.gpu_memory_utilization or generators.kv_cache_mb"
         )
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from actors.settings import KEEPS_MEMORY, keeps_memory
 from envs import catalog
 from envs.base import Environment, HasForm
 from orchestration.config.model_folder import check_model, check_positions
@@ -21,6 +22,8 @@ def run_preflight(config: RunConfig) -> None:
     if config.judge_generator is not None:
         check_model(config.judge_generator.path)
         check_positions("rewards.judge.generator", config.judge_generator.max_model_len, config.judge_generator.path)
+    if config.generators.colocated and (found := keeps_memory(os.environ)):
+        raise ConfigError(f"{found}: {KEEPS_MEMORY}")
     _check_key(config)
     first: dict[str, str] = {}  # the name metrics go by -> the first environment that has it
     for env in config.all_environments:

@@ -57,7 +57,7 @@ class RunConfig(RunSections):
     @property
     def shares_gpus(self) -> bool:
         """Returns whether actors of the run may share a GPU: NCCL refuses them then, and weights travel over gloo."""
-        return any(0 < gpus < 1 for gpus in (self.generators.gpus, self.learner.gpus))
+        return self.generators.colocated or any(0 < gpus < 1 for gpus in (self.generators.gpus, self.learner.gpus))
 
     def at_stage(self, index: int) -> RunConfig:
         """Returns the run as it is in one stage: its environments and overrides, and no stages. Without stages, the run itself.

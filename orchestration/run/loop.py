@@ -94,11 +94,13 @@ class Run:
                 stage = await self._begin_stage()
             began, number = time.perf_counter(), state.iteration + 1
 
+            await self.cluster.generators_turn()
             sampled = await self.stop.interrupts(self.producer.next_batch(number, stage))
             if sampled is None:
                 self.producer.abandon()
                 await self._stopped()
             sampled = self._judged(number, sampled)
+            await self.cluster.learners_turn()
             self._whole = False
             update, train_seconds = await timed(self._update(stage, sampled))
             self._done = done = self._finish(number, sampled, update, train_seconds)
@@ -252,10 +254,12 @@ class Run:
         kept = curriculum.index > 0 and self.config.stages[curriculum.index].controller == "keep"
         if kept or curriculum.iteration or wanted <= config.batch.prompts * config.batch.responses:
             return
+        await self.cluster.generators_turn()
         groups = await self.stop.interrupts(self.producer.before_training(config, wanted))
         if groups is None:
             await self._stopped()
         trajectories = [t for g in groups for t in g.trajectories]
+        await self.cluster.learners_turn()
         measured = await self.cluster.learner.measure_start(self._batches(config, (), trajectories))
         self.sink.event(
             f"entropy at the start: {measured['entropy/exact']:.4g} nats per token, on {len(trajectories)} responses of version "
@@ -272,6 +276,7 @@ class Run:
     @traced("evaluation")
     async def _evaluate(self) -> dict[str, float]:
         """Evaluates every environment of every stage, under the run's own sampling: evaluations differ by the policy alone."""
+        await self.cluster.generators_turn()
         held_out = self.state.curriculum.held_out("eval", self.config.evaluation.prompts)
         return await evaluate(self.config.evaluation, self.config.sampling, held_out, self.rollouts, self.sink.progress)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from orchestration.cluster import node_memory, placement
-from orchestration.config.memory_plan import Need, kv_tokens, memory_plan, misfit
+from orchestration.config.memory_plan import Need, kv_tokens, memory_plan, misfit, turns
 from orchestration.config.model_size import model_size
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import PlacementError
@@ -38,6 +38,8 @@ def _memory(config: RunConfig) -> list[str]:
         return [f"memory: not known before {config.model.path} is on this machine"]
     lines = [f"memory of each actor, beside the libraries it loads: {model.parameters:,} parameters"]
     lines += [f"  {need.kind:<14} {need}" for need in needs]
+    if config.generators.colocated:
+        lines.append(f"  on each GPU    {turns(needs[0], needs[1])}")
     lines += _cache(config, needs[-1], kv_tokens(config, model, needs[-1].parts["KV cache"]))
     sentence = misfit(config, needs, host, gpu)
     return [*lines, f"  does not fit this node: {sentence}"] if sentence else lines

@@ -37,8 +37,16 @@ class TrainingCluster(Protocol):
     @property
     def learner(self) -> LearnerGroup: ...
 
+    async def learners_turn(self) -> None:
+        """Gives the learner the GPUs that it shares with generators; before it trains, measures, saves or begins a stage."""
+        ...
+
+    async def generators_turn(self) -> None:
+        """Gives the generators the GPUs that they share with the learner; before they are asked for anything but after `sync`."""
+        ...
+
     async def sync(self, version: int) -> WeightManifest:
-        """Sends the learner's weights to every generator as `version`."""
+        """Sends the learner's weights to every generator as `version`. Then it is the generators' turn."""
         ...
 
     async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> bool:

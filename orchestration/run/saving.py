@@ -75,6 +75,7 @@ class Saver:
         try:
             draft = await asyncio.to_thread(checkpoints.begin, self.state.iteration)
             folder = draft.resolve()
+            await self.cluster.learners_turn()
             await self.cluster.learner.save(folder / "hf", folder / "engine")
             await asyncio.to_thread(self.rollouts.save_tokenizer, folder / "hf")
             await asyncio.to_thread(write_groups, folder, waiting)

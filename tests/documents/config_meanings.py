@@ -81,7 +81,7 @@ MEANINGS = {
     "generators.max_model_len": "Longest context, prompt and responses together, in tokens.",
     "generators.max_num_seqs": "Sequences an engine runs at the same time.",
     "generators.kv_cache_mb": "Size of the key-value cache; `null`: `gpu_memory_utilization` decides on CUDA.",
-    "generators.gpu_memory_utilization": "Share of the GPU's memory; `null`: 0.85 of the share in `gpus`.",
+    "generators.gpu_memory_utilization": "Share of the GPU's memory; `null`: 0.85 of the share in `gpus`, colocated 0.5.",
     "generators.enforce_eager": "Run without CUDA graphs; `null`: with them on a GPU. `false` needs a GPU.",
     "generators.prefix_caching": (
         "Reuse the key-value cache of shared prefixes: a group computes its prompt once, but for what does not fill a block "
@@ -106,6 +106,10 @@ MEANINGS = {
     ),
     "generators.cpus": "CPUs that Ray reserves for one engine.",
     "generators.gpus": "1, 0, or a share of a GPU whose rest others use.",
+    "generators.colocated": (
+        "Put one generator on the GPU of each learner rank (`gpus` 1 for both). Generators sleep while the learner trains, its "
+        "optimiser's state is in host memory while they work; [operations](operations.md#one-gpu) has how. Not run on a GPU yet."
+    ),
     "generators.timeout_s": "Seconds a generator with work may be without an engine step before it is replaced.",
     "verifiers.count": "Number of verifier processes.",
     "verifiers.cpus": "CPUs that Ray reserves for one verifier.",

@@ -14,6 +14,7 @@ from actors.health.lifeline import NO_ANSWER, CouldNotStart, LearnerDied, Member
 from learner.weights.protocol import WeightManifest
 from orchestration.cluster.actor_makers import START_ATTEMPTS, ActorMakers
 from orchestration.cluster.cluster import MAX_WRONG, Cluster
+from orchestration.cluster.turns import Turns
 from orchestration.config.run_config import validate
 from orchestration.errors import ConfigError, NumericsError, PlacementError
 from orchestration.run.protocols import TrainingCluster
@@ -220,3 +221,83 @@ def test_the_loop_needs_of_a_cluster_only_what_its_protocol_has() -> None:
     """Pyright reports an error in the first line if the cluster lacks a method of the protocol."""
     cluster: TrainingCluster = Cluster(validate(config_data()), print)
     assert cluster.version == 0
+
+
+# --- turns of a colocated run ---------------------------------------------------------------------------------------------
+
+
+class Shared:
+    """Plays members, the one generator, learner and transfer of a colocated run; notes what they are told."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.engine_starts = asyncio.Lock()
+        self.generators, self.name, self.updated, self.aborted, self.begun = self, "g0", False, 0, 0
+        self.members: list[Any] = [self]
+        self.joining: dict[str, Any] = {}
+        self.replaced = 0
+        self.cluster = Cluster(
+            validate(config_data(generators={"gpus": 1, "colocated": True}, learner={"gpus": 1})), self.events.append
+        )
+        held: Any = self
+        self.cluster.members = self.cluster.learner = self.cluster._weights = held
+        self.cluster._turns = Turns(held, lambda: self.cluster.learner, True)
+
+    def present(self) -> list[Any]:
+        return [*self.members, *self.joining.values()]
+
+    def serve(self, names: list[str], version: int) -> None:
+        self.members += [self.joining.pop(name) for name in names if name in self.joining]
+        self.events.append(f"serve {version}")
+
+    async def sleep(self) -> None:
+        self.events.append("sleep")
+
+    async def wake(self, memory: str) -> None:
+        self.events.append(f"wake {memory}")
+
+    async def offload(self) -> None:
+        self.events.append("offload")
+
+    async def reload(self) -> None:
+        self.events.append("reload")
+
+    async def begin_stage(self, stage: Any) -> None:
+        self.events.append("begin stage")
+
+    async def sync(self, version: int) -> tuple[WeightManifest, list[str]]:
+        self.events.append(f"transfer {version}")
+        return WeightManifest(version, ()), [one.name for one in self.present()]
+
+
+def test_a_transfer_is_between_the_weights_and_the_cache_and_ends_the_learners_turn() -> None:
+    async def work() -> None:
+        shared = Shared()
+        cluster = shared.cluster
+        await cluster.learners_turn()
+        await cluster.sync(3)
+        order = ["sleep", "reload", "offload", "wake weights", "transfer 3", "wake kv_cache", "serve 3"]
+        assert shared.events == order
+        await cluster.generators_turn()
+        await cluster.sync(4)  # awake: a transfer alone, as for the check at the start
+        assert shared.events[len(order) :] == ["transfer 4", "serve 4"]
+        assert cluster.counts()["time/turns"] > 0
+
+    asyncio.run(work())
+
+
+def test_who_joins_while_nobody_is_left_is_sent_weights_once_it_is_the_generators_turn() -> None:
+    """A turn of the learner need not end in a transfer: a checkpoint has none."""
+
+    async def work() -> None:
+        shared = Shared()
+        cluster = shared.cluster
+        cluster.version = 5
+        await cluster.learners_turn()
+        shared.members, shared.joining = [], {"g0": shared}
+        await cluster._fetch()  # begun before the turn, and too late
+        assert shared.events == ["sleep", "reload"]
+        await cluster.generators_turn()
+        assert shared.events[2:] == ["offload", "wake weights", "wake kv_cache", "transfer 5", "serve 5"]
+
+    asyncio.run(work())

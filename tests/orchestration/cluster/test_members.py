@@ -169,3 +169,18 @@ def test_where_the_transfer_to_a_replacement_waits_and_it_dies_the_next_one_come
         assert r.names == ["generator 2"]
 
     going(work, count=1)
+
+
+def test_a_generator_that_dies_while_the_learner_has_the_gpu_is_replaced_when_it_leaves() -> None:
+    async def work(r: Run) -> None:
+        r.makers.one_by_one = True  # as where they share GPUs
+        await r.members.engine_starts.acquire()
+        r.members.lost(MemberDied("generator 0", "killed asleep"))
+        await settle()
+        assert len(r.makers.made) == 3 and not r.members.joining  # two generators and a verifier: nothing was started
+        assert [m.name for m in r.members.present()] == ["generator 1"]
+        r.members.engine_starts.release()
+        await settle()
+        assert [m.name for m in r.members.present()] == ["generator 1", "generator 2"]
+
+    going(work)

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from support.builders import config_data
 
+from orchestration.cluster import placement
 from orchestration.cluster.placement import learner_threads
 from orchestration.config.run_config import validate
+from orchestration.errors import PlacementError
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,29 @@ def test_a_rank_has_the_threads_that_generators_leave_idle(
     learner: dict[str, Any], generators: dict[str, Any], threads: int | None
 ) -> None:
     assert learner_threads(validate(config_data(learner=learner, generators=generators))) == threads
+
+
+def colocated(ranks: int, **learner: Any) -> list[placement.Slot]:
+    generators = {"gpus": 1, "colocated": True, "count": ranks, "cpus": 2}
+    return placement.plan(validate(config_data(learner={"gpus": 1, "ranks": ranks, **learner}, generators=generators)))
+
+
+def test_a_colocated_generator_is_in_the_bundle_of_its_rank() -> None:
+    slots = colocated(2)
+    reserved, at = placement.bundles(slots)
+    assert reserved == [{"CPU": 3, "GPU": 1.0}, {"CPU": 3, "GPU": 1.0}, {"CPU": 0.1}]
+    assert at == {"learner rank 0": 0, "learner rank 1": 1, "generator 0": 0, "generator 1": 1, "verifier 0": 2}
+    assert placement.totals(slots) == {"CPU": 6.1, "GPU": 2.0}
+    apart, one_by_one = placement.bundles(placement.plan(validate(config_data())))
+    assert len(apart) == len(one_by_one) == 3
+
+
+def test_what_is_reserved_together_has_to_fit_one_node_also_for_runs_side_by_side() -> None:
+    slots = colocated(1)
+    placement.check(slots * 3, {"CPU": 100, "GPU": 3}, [{"CPU": 4, "GPU": 1}] * 3)
+    with pytest.raises(
+        PlacementError, match="learner rank 0 and generator 0 asks for 3 CPU on one node and the largest node has 2"
+    ):
+        placement.check(slots * 3, {"CPU": 100, "GPU": 3}, [{"CPU": 2, "GPU": 1}] * 3)
+    with pytest.raises(PlacementError, match=r"the run asks for 2 GPU \(2 learner 1, 2 generators 1\)"):
+        placement.check(colocated(2), {"CPU": 100, "GPU": 1}, [{"CPU": 100, "GPU": 1}])

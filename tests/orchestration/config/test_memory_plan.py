@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.builders import config_data
 
 from learner.policy import load_policy
-from orchestration.config.memory_plan import generator_need, kv_tokens, learner_need, memory_plan, misfit
+from orchestration.config.memory_plan import generator_need, kv_tokens, learner_need, memory_plan, misfit, turns
 from orchestration.config.model_size import ModelSize, model_size
 from orchestration.config.run_config import RunConfig, validate
 
@@ -161,3 +161,42 @@ def test_what_fits_is_not_refused_and_what_cannot_fit_is_one_sentence() -> None:
     sentence = misfit(shared, needs, GIB, 24 * GIB)  # nothing of it is on the host
     assert sentence is not None and "on one GPU need" in sentence and "the GPU has 24.0 GiB" in sentence
     assert misfit(shared, [learner_need(shared, SIZE), generator_need(shared, SIZE, 24 * GIB)], GIB, 24 * GIB) is None
+
+
+COLOCATED: dict[str, Any] = {"max_model_len": 32, "gpus": 1, "colocated": True}
+BILLION = ModelSize(1_500_000_000, 24, 1024, 4096, 256, 150_000)
+
+
+def test_colocated_actors_need_the_larger_of_their_turns() -> None:
+    made = config(generators=COLOCATED, learner={"lr": 1e-4, "gpus": 1}, precision={"mode": "bf16"})
+    learner, generator = learner_need(made, BILLION), generator_need(made, BILLION, 24 * GIB)
+    both = turns(learner, generator)
+    p, buffers = BILLION.parameters, learner.parts["transfer buffers"]
+    assert both.training == learner.certain == (2 + 2 + 4 + 8) * p + buffers
+    assert generator.parts["weights"] + generator.parts["KV cache"] == 12 * GIB  # half of the GPU
+    assert both.generating == generator.certain + 2 * p + buffers
+    assert both.host == (4 + 8 + 2) * p
+    assert both.training < 24 * GIB < learner.certain + generator.certain
+    assert misfit(made, [learner, generator], 32 * GIB, 24 * GIB) is None  # side by side they would not fit
+    assert misfit(made, [learner, generator], 32 * GIB, None) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "gpu", "share", "sentence"),
+    [
+        (16, 24, None, "learner and generators put 19.6 GiB into host memory"),
+        (32, 16, None, "the learner needs 22.5 GiB at least while it trains and the GPU has 16.0 GiB"),
+        (
+            32,
+            24,
+            0.95,
+            "a generator and the learner's weights beside it need 25.8 GiB at least and the GPU has 24.0 GiB",
+        ),
+    ],
+)
+def test_a_turn_that_does_not_fit_is_named(host: int, gpu: int, share: float | None, sentence: str) -> None:
+    generators = COLOCATED | {"gpu_memory_utilization": share}
+    made = config(generators=generators, learner={"lr": 1e-4, "gpus": 1}, precision={"mode": "bf16"})
+    needs = [learner_need(made, BILLION), generator_need(made, BILLION, gpu * GIB)]
+    found = misfit(made, needs, host * GIB, gpu * GIB)
+    assert found is not None and sentence in found, found

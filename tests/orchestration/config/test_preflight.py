@@ -30,6 +30,13 @@ def test_a_valid_configuration_passes(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_an_allocator_that_keeps_a_sleeping_engines_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    preflight(config_data())
+    with pytest.raises(ConfigError, match=r"^PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: an engine that sleeps"):
+        preflight(config_data(generators={"gpus": 1, "colocated": True}, learner={"gpus": 1}))
+
+
 def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
     for path in (str(tmp_path / "gone"), "./gone", "models/gone", "runs/gone/model"):
         with pytest.raises(ConfigError, match=r"the model folder \S+ does not exist: give .* `isentrope init-model`"):

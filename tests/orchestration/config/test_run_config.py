@@ -243,6 +243,23 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
             {"generators": {"gpus": 0.3, "gpu_memory_utilization": 0.4}, "learner": {"gpus": 0.5}},
             ["generators.gpu_memory_utilization is 0.4", "0.3 of its GPU"],
         ),
+        (
+            {"generators": {"gpus": 0.5, "colocated": True}, "learner": {"gpus": 1}},
+            ["generators.colocated is true, generators.gpus 0.5 and learner.gpus 1", "set both to 1"],
+        ),
+        (
+            {"generators": {"gpus": 1, "colocated": True, "tensor_parallel": 2}, "learner": {"gpus": 1, "ranks": 2}},
+            ["generators.tensor_parallel 2", "a colocated generator has one GPU"],
+        ),
+        (
+            {"generators": {"gpus": 1, "colocated": True}, "learner": {"gpus": 1, "ranks": 2}},
+            ["generators.count 1 and learner.ranks 2", "make the two equal"],
+        ),
+        (
+            {"generators": {"gpus": 1, "colocated": True}, "learner": {"gpus": 1}, "batch": {"staleness": 1}},
+            ["batch.staleness 1: generators would have to work while the learner trains"],
+        ),
+        ({"generators": {"colocated": True}}, ["colocated is true and gpus 0"]),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_the_numbers(change: dict[str, Any], parts: list[str]) -> None:
@@ -257,6 +274,9 @@ def test_what_does_not_fit_together_is_refused_with_the_numbers(change: dict[str
 def test_a_share_of_a_gpu_is_taken_for_a_neighbour_on_it(generators: float, learner: float, shared: bool) -> None:
     config = validate(config_data(generators={"gpus": generators}, learner={"gpus": learner}))
     assert config.shares_gpus == shared
+    if generators == learner == 1:
+        config = validate(config_data(generators={"gpus": 1, "colocated": True}, learner={"gpus": 1}))
+        assert config.shares_gpus
 
 
 def test_several_mistakes_are_counted() -> None:

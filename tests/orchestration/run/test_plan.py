@@ -44,6 +44,19 @@ def test_the_plan_names_every_actors_bytes(model: Path) -> None:
     assert "not known before" in describe_plan(config("somebody/model"))
 
 
+def test_the_plan_of_a_colocated_run_has_both_turns(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_memory, "gpu_bytes", lambda: GIB)
+    generators = {"max_model_len": 32, "gpus": 1, "colocated": True}
+    plan = describe_plan(config(model, generators=generators, learner={"lr": 1e-3, "gpus": 1}))
+    # 128 parameters in fp32: weights, gradients, two moments, two buffers of a bucket; beside the engine weights and buffers.
+    assert (
+        "on each GPU    3.0 KiB while the learner trains, 512.0 MiB while the generator has the GPU; 1.5 KiB of host"
+        in plan
+    )
+    assert "learner rank 0 1 CPU  0.5 GPU" in plan and "generator 0    1 CPU  0.5 GPU" in plan
+    assert "total          2.1 CPU  1 GPU" in plan
+
+
 def test_what_cannot_fit_is_refused_on_a_cluster_of_our_own_alone(model: Path) -> None:
     large: dict[str, Any] = {"generators": {"max_model_len": 32, "kv_cache_mb": 5000}}
     check_memory(config(model))

@@ -54,13 +54,15 @@ class Setting:
         self.checkpoints = Checkpoints(folder / "checkpoints", 2)
         self.saver = Saver(
             section,
-            cast("Any", SimpleNamespace(learner=self.learner)),
+            cast("Any", SimpleNamespace(learner=self.learner, learners_turn=self.learners_turn)),
             cast("Any", SimpleNamespace(save_tokenizer=lambda folder: None)),
             cast("Any", self.state),
             self.checkpoints,
             cast("Any", SimpleNamespace(progress=lambda *_: None, event=self.events.append)),
             lambda: self.time,
         )
+
+    async def learners_turn(self) -> None: ...
 
     def save(self, last: bool = False) -> None:
         asyncio.run(self.saver.save(last=last))
