@@ -24,15 +24,7 @@ from torch import Tensor, nn
 from learner.rank_settings import RankPlace
 from learner.settings import EngineSettings, TrainerPrecision
 from learner.tracing.spans import traced
-from learner.training_state import shards
-from learner.training_state.fragments import (
-    Fragment,
-    beside_weights,
-    fragments,
-    grouped,
-    scaler_state,
-    set_scaler_state,
-)
+from learner.training_state import fragments, shards
 from learner.training_state.host_copy import HostCopy
 from learner.types import UnsupportedPrecision
 from learner.weights.network import open_store, prefer_interface
@@ -314,7 +306,7 @@ class DeepSpeedEngine:
         if self.settings.zero_stage < 3:
             yield from (part for name, parameter in weights for part in split(name, parameter.detach()))
             return
-        for group in grouped(weights, bucket_bytes):
+        for group in fragments.grouped(weights, bucket_bytes):
             self.done += len(group)
             with self._deepspeed.zero.GatheredParameters([p for _, p in group], modifier_rank=None):
                 if self.placement.rank == 0:
@@ -354,13 +346,13 @@ class DeepSpeedEngine:
         rank, world = self.placement.rank, self.placement.world_size
         shards.write(folder, self._fragments(), rank, world if self.settings.zero_stage == 0 else 1, self._moved)
         if rank == 0:
-            shards.write_scaler(folder, scaler_state(self.engine.optimizer))
+            shards.write_scaler(folder, fragments.scaler_state(self.engine.optimizer))
 
     def load(self, folder: Path) -> None:
         """Loads what any number of ranks saved at any ZeRO stage, into an engine whose model has the weights of that moment."""
         names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         shards.read(folder, self._fragments(), names, self._moved)
-        set_scaler_state(self.engine.optimizer, shards.read_scaler(folder))
+        fragments.set_scaler_state(self.engine.optimizer, shards.read_scaler(folder))
 
     def _moved(self) -> None:
         self.done += 1
@@ -372,7 +364,7 @@ class DeepSpeedEngine:
         The weights stay, for transfers and forward passes. Every rank its part; not a collective.
         """
         if not self._host.away:
-            self._host.take(beside_weights(self._fragments(), self.engine.optimizer, self.model.parameters()))
+            self._host.take(fragments.beside_weights(self._fragments(), self.engine.optimizer, self.model.parameters()))
         self._empty_cache()  # also of activations: another process on this GPU cannot have what torch keeps for later
 
     @traced("reload")
@@ -384,9 +376,9 @@ class DeepSpeedEngine:
         if self.placement.cuda:
             torch.cuda.empty_cache()
 
-    def _fragments(self) -> list[Fragment]:
+    def _fragments(self) -> list[fragments.Fragment]:
         self.reload()
-        return fragments(
+        return fragments.fragments(
             self.engine.optimizer, self.model.named_parameters(), self.settings.zero_stage, self.placement.rank
         )
 
