@@ -83,8 +83,8 @@ def engine_arguments(settings: VLLMSettings, cpu: bool) -> dict[str, Any]:
         options["kv_cache_memory_bytes"] = g.kv_cache_bytes
     if not cpu:  # vLLM wants this share to be free at its start even where the cache has a given size
         options["gpu_memory_utilization"] = g.memory_share
-    if g.colocated:
-        options["enable_sleep_mode"] = True
+        if g.colocated:
+            options["enable_sleep_mode"] = True
     if g.quantization is not None:
         options["quantization"] = g.quantization
     return {

@@ -203,14 +203,16 @@ class Cluster:
 
     async def learners_turn(self) -> None:
         """Gives GPUs that learner and generators share to the learner: generators sleep."""
-        async with self._moving:
-            await self._turns.to_learner()
+        if self.config.generators.colocated:
+            async with self._moving:
+                await self._turns.to_learner()
 
     async def generators_turn(self) -> None:
         """Gives them to the generators, with the weights that they have; one that joined while none was left is sent them."""
-        async with self._moving:
-            await self._turns.to_generators()
-        await self._fetch()
+        if self.config.generators.colocated:
+            async with self._moving:
+                await self._turns.to_generators()
+            await self._fetch()
 
     async def begin_stage(self, index: int) -> None:
         """Takes the learner to the stage. Verifiers have every environment already; sampling settings come with each request."""

@@ -7,12 +7,13 @@
     engine     vLLM on the device: updates, in-flight updates, sampling rules and broken transfers of test_weight_sync.py
     nccl       the weight channel over NCCL, as far as one GPU goes: a group of one, and the refusal of two members on one device
     ipc        weights that an engine on the learner's GPU reads out of its memory, and out of the host's (shared_weights.py)
+    colocated  learner and generator in turn on the GPU: what sleep and offloading free, and whole runs (colocated.py)
     run        `isentrope train` with learner and generator on shares of the GPU, one run a precision
     ledger     what the entropy ledger costs beside a model of a size that GPUs are for
     size       `isentrope train` with a model of 0.6 billion random parameters: where an iteration's time goes
 
-Every part is a process of its own with a limit; what fails is a line of the table. `run` and `size` need models/countdown-tiny:
-`isentrope init-model --recipe lab-countdown steps=1000`.
+Every part is a process of its own with a limit; what fails is a line of the table. `colocated`, `run` and `size` need
+models/countdown-tiny: `isentrope init-model --recipe lab-countdown steps=1000`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 MODEL = ROOT / "models" / "countdown-tiny"
 LIMITS = {
-    "packed": 90, "maths": 90, "head": 180, "learner": 240, "engine": 240, "nccl": 90, "ipc": 90, "run": 520, "ledger": 120,
-    "size": 300,
+    "packed": 90, "maths": 90, "head": 180, "learner": 240, "engine": 240, "nccl": 90, "ipc": 90, "colocated": 480,
+    "run": 520, "ledger": 120, "size": 300,
 }  # fmt: skip
 
 Say = Callable[..., None]  # (what, found, ok)
@@ -397,8 +398,15 @@ def ipc(say: Say) -> None:
     check(say)
 
 
+def colocated(say: Say) -> None:
+    from gpu.colocated import colocated as check
+
+    check(say)
+
+
 PARTS = {
-    "packed": packed, "maths": maths, "head": head, "learner": learner, "engine": engine, "nccl": nccl, "ipc": ipc, "run": run,
+    "packed": packed, "maths": maths, "head": head, "learner": learner, "engine": engine, "nccl": nccl, "ipc": ipc,
+    "colocated": colocated, "run": run,
     "ledger": ledger, "size": size,
 }  # fmt: skip
 

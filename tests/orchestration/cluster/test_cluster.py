@@ -301,3 +301,13 @@ def test_who_joins_while_nobody_is_left_is_sent_weights_once_it_is_the_generator
         assert shared.events[2:] == ["offload", "wake weights", "wake kv_cache", "transfer 5", "serve 5"]
 
     asyncio.run(work())
+
+
+def test_a_run_with_gpus_for_each_has_no_turns() -> None:
+    async def work() -> None:
+        cluster, _ = cluster_of(Scorer("g0", -1.0))
+        await cluster._moving.acquire()  # a transfer, beside which an asynchronous run goes on
+        await cluster.learners_turn()
+        await cluster.generators_turn()
+
+    asyncio.run(asyncio.wait_for(work(), 10))
