@@ -24,6 +24,8 @@ def bottleneck(run: RunData) -> Finding | None:
     text = f"In {duration(total)} of iterations the learner waited {percent(learner)} of the time, the generators "
     text += f"{percent(generators)}; sending weights took {percent(sending)}: "
     in_turn = not run.has("time/learner_waits")
+    if run.has("time/turns") and parts["verify"] <= parts["generate"]:
+        return Finding("time", "bottleneck", text + _colocated(rows, total))
     if sending > LONG_TRANSFER:
         text += "the transfer is the bottleneck. Sample more responses between two transfers (batch.prompts)."
     elif learner > generators + CLEARLY_LONGER:
@@ -36,6 +38,15 @@ def bottleneck(run: RunData) -> Finding | None:
     else:
         text += "the two are balanced."
     return Finding("time", "bottleneck", text)
+
+
+def _colocated(rows: list[Row], total: float) -> str:
+    """Says what would shorten a run whose learner and generators have the same GPUs in turn: there cannot be more of one alone."""
+    changes = math.fsum(row.get("time/turns", 0.0) for row in rows) / total
+    text = f"they have the same GPUs in turn, and changes of turn took {percent(changes)}. "
+    if changes > LONG_TRANSFER:
+        return text + "Sample more responses between two of them (batch.prompts)."
+    return text + "More GPUs for both make it faster (learner.ranks and generators.count)."
 
 
 def _learner_waits(row: Row) -> float:

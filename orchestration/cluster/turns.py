@@ -21,7 +21,7 @@ from actors.inference import Memory
 from learner.tracing.spans import traced
 
 
-class Sleeper(Protocol):
+class CanSleep(Protocol):
     """Frees its GPU and takes it again: one generator."""
 
     name: str
@@ -31,7 +31,7 @@ class Sleeper(Protocol):
     async def wake(self, memory: Memory) -> None: ...
 
 
-class Guest(Protocol):
+class CanOffload(Protocol):
     """Leaves room on its GPUs and takes it again: the learner."""
 
     async def offload(self) -> None: ...
@@ -39,12 +39,12 @@ class Guest(Protocol):
     async def reload(self) -> None: ...
 
 
-class Sharers(Protocol):
+class Generators(Protocol):
     """Holds the generators of the policy."""
 
     engine_starts: asyncio.Lock  # an engine starts under it, and measures how much of its GPU is free
 
-    def present(self) -> Sequence[Sleeper]:
+    def present(self) -> Sequence[CanSleep]:
         """Returns the generators in service, and those that join."""
         ...
 
@@ -57,9 +57,9 @@ class Turns:
     While the learner has the GPUs it holds `engine_starts`: a generator that dies asleep is replaced in the generators' next turn.
     """
 
-    def __init__(self, sharers: Sharers, learner: Callable[[], Guest], colocated: bool) -> None:
-        self._sharers, self._learner, self._colocated = sharers, learner, colocated
-        self._asleep: dict[str, Sleeper] = {}
+    def __init__(self, generators: Generators, learner: Callable[[], CanOffload], colocated: bool) -> None:
+        self._generators, self._learner, self._colocated = generators, learner, colocated
+        self._asleep: dict[str, CanSleep] = {}
         self.learners = False  # whether it is the learner's turn
         self._seconds = 0.0
 
@@ -69,9 +69,9 @@ class Turns:
         if not self._colocated or self.learners:
             return
         began = time.perf_counter()
-        await self._sharers.engine_starts.acquire()
+        await self._generators.engine_starts.acquire()
         self.learners = True
-        present = list(self._sharers.present())
+        present = list(self._generators.present())
         self._asleep |= {one.name: one for one in present}  # also where it breaks off: waking who is awake does nothing
         await self._all((one, one.sleep()) for one in present)
         self._seconds += time.perf_counter() - began
@@ -87,11 +87,11 @@ class Turns:
         """Ends the learner's turn: generators may be sent weights, and start. Raises LearnerDied."""
         if self.learners:
             await self._timed(self._learner().offload())
-            living = {one.name for one in self._sharers.present()}
+            living = {one.name for one in self._generators.present()}
             self._asleep = {name: one for name, one in self._asleep.items() if name in living}
             await self._timed(self._all((one, one.wake("weights")) for one in self._asleep.values()))
             self.learners = False
-            self._sharers.engine_starts.release()
+            self._generators.engine_starts.release()
 
     async def to_generators(self) -> None:
         """Begins the generators' turn, or makes it whole after a transfer. Raises LearnerDied."""
@@ -109,12 +109,12 @@ class Turns:
         await work
         self._seconds += time.perf_counter() - began
 
-    async def _all(self, calls: Iterable[tuple[Sleeper, Coroutine[Any, Any, None]]]) -> None:
+    async def _all(self, calls: Iterable[tuple[CanSleep, Coroutine[Any, Any, None]]]) -> None:
         """Waits for one call a generator. One that dies is out of service, and replaced."""
         names, work = zip(*pairs, strict=True) if (pairs := [(one.name, call) for one, call in calls]) else ((), ())
         for name, answer in zip(names, await asyncio.gather(*work, return_exceptions=True), strict=True):
             if isinstance(answer, MemberDied) and not isinstance(answer, LearnerDied):
                 self._asleep.pop(name, None)
-                self._sharers.lost(answer)
+                self._generators.lost(answer)
             elif isinstance(answer, BaseException):
                 raise answer

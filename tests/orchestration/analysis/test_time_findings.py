@@ -35,6 +35,9 @@ def row(generate: float, verify: float, train: float, sync: float, **more: float
         (row(1, 0, 8, 1), "the learner waited 10 % of the time, the generators 80 %", "(learner.ranks)"),
         (row(4, 0, 2, 4), "sending weights took 40 %", "(batch.prompts)"),
         (row(5, 0, 5, 0), "the learner waited 50 % of the time, the generators 50 %", "take turns"),
+        (row(8, 1, 1, 1, turns=1), "changes of turn took 10 %", "(learner.ranks and generators.count)"),
+        (row(3, 1, 3, 4, turns=5), "changes of turn took 50 %", "(batch.prompts)"),
+        (row(2, 8, 1, 1, turns=1), "the learner waited 80 % of the time", "(verifiers.count)"),
         # Overlapping: what is measured counts, whatever the other times add up to.
         (
             row(9, 1, 9, 1, iteration=10, learner_waits=0.5, generators_wait=4),
