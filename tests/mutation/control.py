@@ -24,7 +24,6 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
         "entropy/target",
         f"{_AT}entropy/test_steering.py -k pair",
-        ("it ends at the first", "(iterations, last / first)", "(iterations, first / last)"),
         ("it starts below", "points = ((1, 1.0),", "points = ((1, first),"),
     ),
     *(

@@ -176,7 +176,6 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         f"{_AT}entropy/test_methods.py -k lower_clip",
         ("wider with the coefficient", "low = PPO_LOW / coefficient", "low = PPO_LOW * coefficient"),
         ("touched inside the range", "ratio < 1.0 - low)", "ratio > 1.0 - low)"),
-        ("touched whatever the sign", "(tokens.advantages < 0) & (ratio", "(tokens.advantages > 0) & (ratio"),
     ),
     *entries(
         "entropy/entrocraft",

@@ -44,7 +44,7 @@ TESTS = {
     "learner/schedule.py": f"{_T}test_schedule.py",
     "learner/entropy/repo.py": f"{_T}entropy/test_references_methods.py -k repo",
     "learner/entropy/covariance.py": f"{_T}entropy/test_references_methods.py -k cov or order or share",
-    "learner/entropy/clip.py": f"{_T}entropy/test_methods.py -k clip_methods or no_control",
+    "learner/entropy/clip.py": f"{_T}entropy/test_methods.py -k clip or no_control",
     "learner/entropy/bonus.py": f"{_T}entropy/test_methods.py -k bonus or oriented",
     "learner/entropy/controllers.py": CONTROLLERS,
     "learner/entropy/target.py": CONTROLLERS,
