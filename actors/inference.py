@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Holds a finished response: ids and log-probs of the same length, the end token included when finish == "stop"."""
+    """Holds a finished response: ids and log-probs of the same length, the end token included when finish == "stop".
+
+    seconds: from the engine step of its first token to its end, without the time it waited for the engine before.
+    """
 
     id: str
     response_ids: tuple[int, ...]
@@ -44,6 +47,7 @@ class Completion:
     finish: Literal["stop", "length"]
     version_min: int
     version_max: int
+    seconds: float = field(default=0.0, compare=False)
 
 
 # What an engine's memory is, by the names that vLLM gives the two parts.

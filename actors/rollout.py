@@ -70,10 +70,10 @@ async def rollout_group(
 
     stamp    names the pass over the prompt (an iteration, an evaluation): part of the seeds and of the request ids
     reward   None leaves verdicts as the environment gave them
+    clock    measures verdicts, for sampling.max_seconds; responses come with the seconds their engine worked on them
     release  gets the name of every session that ended; `score` sees the end by a verdict alone, not a limit or a cancellation
     """
-    began = clock()
-    player = _Player(prompt, begin, score, codec, settings, lambda: clock() - began)
+    player = _Player(prompt, begin, score, codec, settings, clock)
 
     async def finish(session: str, first: Awaitable[Completion]) -> Trajectory:
         try:
@@ -113,14 +113,14 @@ def _request(name: str, turn: int, ids: tuple[int, ...], settings: RolloutSettin
 
 @dataclass(frozen=True, slots=True)
 class _Player:
-    """Plays the trajectories of one prompt. elapsed: seconds since its rollout began."""
+    """Plays the trajectories of one prompt."""
 
     prompt: Prompt
     begin: BeginFn
     score: ScoreFn
     codec: Codec
     settings: RolloutSettings
-    elapsed: Callable[[], float]
+    clock: Callable[[], float]
 
     async def play(self, name: str, context: tuple[int, ...], first: Awaitable[Completion]) -> FinishedTrajectory:
         """Plays one trajectory from its first completion, which follows `context`, to its verdict."""
@@ -129,11 +129,15 @@ class _Player:
         texts: list[str] = []
         ids = context
         before: list[Message] = list(self.prompt.messages)
+        # Without what requests wait for an engine: that depends on how many others are under way (batch.ahead).
+        seconds = 0.0
         while True:
             turns.append(_turn(context, completion))
             texts.append(self.codec.decode(completion.response_ids))
             conversation = (*before, Message("assistant", texts[-1]))
+            asked = self.clock()
             answer = await self.score(ScoreRequest(name, self.prompt, tuple(texts)))
+            seconds += completion.seconds + self.clock() - asked
             if isinstance(answer, Verdict):
                 break
             turns[-1] = replace(turns[-1], reward=answer.reward)
@@ -141,7 +145,7 @@ class _Player:
             ids = (*ids, *completion.response_ids, *context)
             before = [*conversation, *answer.messages]
             sampled = sum(len(turn.response_ids) for turn in turns)
-            limit = _limit_reached(self.settings, len(turns), sampled, len(ids), self.elapsed())
+            limit = _limit_reached(self.settings, len(turns), sampled, len(ids), seconds)
             if limit is not None:
                 answer = Verdict(0.0, status=limit[0], detail=f"{limit[1]} reached")
                 break

@@ -64,8 +64,9 @@ class SamplingSettings(Settings):
     max_tokens: int = Field(ge=1)  # of one response
     max_turns: int = Field(default=8, ge=1)
     max_total_tokens: int | None = Field(default=None, ge=1)  # of all responses of a trajectory; None: no such limit
-    # Of a trajectory, waiting included; looked at between its turns, so a response under way is finished. What ends there
-    # depends on the machine: a resumed run no longer equals one that was never stopped.
+    # Of a trajectory's responses, each from the engine step of its first token on, and of its verdicts; looked at between its
+    # turns, so a response under way is finished. What ends there depends on the machine: a resumed run no longer equals one that
+    # was never stopped.
     max_seconds: float | None = Field(default=None, gt=0)
 
 

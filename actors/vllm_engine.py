@@ -273,7 +273,8 @@ class VLLMEngine:
     def _step(self) -> None:
         begun = time.perf_counter()
         outputs = self._core.get_output().outputs
-        self._step_s += time.perf_counter() - begun
+        ended = time.perf_counter()
+        self._step_s += ended - begun
         self._counts["steps"] += 1
         for output in outputs:
             work = self._live.get(output.request_id)
@@ -287,11 +288,11 @@ class VLLMEngine:
                     self._scoring -= 1
                     work.finish(output)
                 continue
-            work.extend(output)
+            work.extend(output, begun)
             if output.prefill_stats is not None:
                 self._counts["cached_tokens"] += output.prefill_stats.num_cached_tokens
             if finished:
-                done = work.completion(str(output.finish_reason), self.version)
+                done = work.completion(str(output.finish_reason), self.version, ended)
                 if isinstance(done, Completion):
                     self._counts["responses"] += 1
                     self._counts["response_tokens"] += len(done.response_ids)

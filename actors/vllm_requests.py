@@ -20,26 +20,33 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class LiveResponse:
-    """Collects one response as it is sampled. version_min: the oldest policy version of its tokens."""
+    """Collects one response as it is sampled.
+
+    version_min: the oldest policy version of its tokens. began: when the engine step of its first token began, None until then.
+    """
 
     request: Request
     on_done: Callable[[Completion | BaseException], None]
     version_min: int
     ids: list[int] = field(default_factory=list[int])
     logprobs: list[NDArray[np.float32]] = field(default_factory=list["NDArray[np.float32]"])  # of each engine step
+    began: float | None = None
 
-    def extend(self, output: Any) -> None:
+    def extend(self, output: Any, step_began: float) -> None:
         """Appends the tokens of one engine step; `output`: vLLM's EngineCoreOutput."""
+        if self.began is None:
+            self.began = step_began
         self.ids.extend(output.new_token_ids)
         if output.new_logprobs is not None:
             self.logprobs.append(output.new_logprobs.logprobs[:, 0])
 
-    def completion(self, reason: str, version: int) -> Completion | ResponseFailed:
-        """Returns the finished response; an error where vLLM ended it for a reason of its own."""
+    def completion(self, reason: str, version: int, now: float) -> Completion | ResponseFailed:
+        """Returns the finished response; an error where vLLM ended it for a reason of its own. now: by the clock of `began`."""
         if reason != "stop" and reason != "length":
             return ResponseFailed(f"vLLM ended request {self.request.id} with {reason!r}")
         logprobs = tuple(np.concatenate(self.logprobs).tolist()) if self.logprobs else ()
-        return Completion(self.request.id, tuple(self.ids), logprobs, reason, self.version_min, version)
+        seconds = 0.0 if self.began is None else now - self.began
+        return Completion(self.request.id, tuple(self.ids), logprobs, reason, self.version_min, version, seconds)
 
 
 @dataclass(slots=True)

@@ -175,6 +175,21 @@ def test_a_trajectory_stops_when_its_time_is_over() -> None:
     assert Stage(turns=3).group(max_seconds=3.0, responses=1).trajectories[0].verdict.status is Status.OK
 
 
+def test_what_a_request_waits_for_its_engine_is_not_of_a_trajectorys_time() -> None:
+    """With batch.ahead there are more requests than an engine has places; once their waiting ended trajectories."""
+
+    class Crowded(Stage):
+        async def generate(self, requests: Sequence[Request]) -> list[Completion]:
+            self.now += 100.0
+            return [replace(c, seconds=2.0) for c in await super().generate(requests)]
+
+    assert Crowded(turns=3).group(max_seconds=9.0, responses=1).trajectories[0].verdict.status is Status.OK
+    # Two seconds of its response and one of its verdict, each turn.
+    (trajectory,) = Crowded(turns=9).group(max_seconds=9.0, responses=1).trajectories
+    assert (len(trajectory.turns), trajectory.verdict.status) == (3, Status.SECONDS)
+    assert len(Crowded(turns=9).group(max_seconds=9.5, responses=1).trajectories[0].turns) == 4
+
+
 def test_each_turn_keeps_the_policy_versions_that_sampled_it() -> None:
     class Updated(Stage):
         async def generate(self, requests: Sequence[Request]) -> list[Completion]:

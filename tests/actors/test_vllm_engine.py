@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -50,11 +51,37 @@ class Core:
     def shutdown(self) -> None: ...
 
 
+class OnePlace(Core):
+    """Samples one response at a time, three tokens of a second each; the others wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.tokens = 0.0, 0
+
+    def get_output(self) -> Any:
+        self.now += 1.0
+        self.tokens += 1
+        key, _ = self.waiting[0]
+        done = self.tokens == 3
+        if done:
+            self.tokens = 0
+            self.waiting.pop(0)
+        output = SimpleNamespace(
+            request_id=key,
+            finish_reason="length" if done else None,
+            new_token_ids=[self.tokens],
+            new_logprobs=None,
+            prefill_stats=None,
+        )
+        return SimpleNamespace(outputs=[output])
+
+
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made: list[VLLMEngine] = []
     monkeypatch.setattr(vllm_engine, "core_request", lambda key, prompt, params: (key, prompt))
     monkeypatch.setattr(vllm_engine, "scoring_params", lambda last: None)
+    monkeypatch.setattr(vllm_engine, "sampling_params", lambda request: None)
 
     def build(core: Core) -> VLLMEngine:
         monkeypatch.setattr(vllm_engine, "build_core", lambda settings: (core, 32))
@@ -76,6 +103,20 @@ def test_sequences_are_scored_in_their_order(engines: Any) -> None:
     assert engine.sequence_logprobs([[1, 2, 3], [7], [5, 6]]) == [[-2.0, -9.0], [], [-9.0]]
     stats = engine.stats()
     assert stats == EngineStats(4, alive=True, in_flight=0, step_s=stats.step_s, steps=1)
+
+
+def test_the_seconds_of_a_response_are_without_its_time_in_the_queue(
+    engines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = OnePlace()
+    monkeypatch.setattr(vllm_engine, "time", SimpleNamespace(perf_counter=lambda: core.now))
+    engine: VLLMEngine = engines(core)
+    done: queue.Queue[Any] = queue.Queue()
+    engine.submit([Request(f"r{i}", (1, 2), SamplingParams(3), i) for i in range(4)], done.put)
+    answers = [done.get(timeout=10) for _ in range(4)]
+    assert [a.id for a in answers] == ["r0", "r1", "r2", "r3"]
+    assert [a.seconds for a in answers] == [3.0] * 4
+    assert core.now == 12.0  # the last one waited for nine seconds
 
 
 def test_a_core_that_breaks_ends_every_score(engines: Any) -> None:

@@ -69,8 +69,10 @@ MEANINGS = {
     "sampling.max_turns": "Most turns of a conversation.",
     "sampling.max_total_tokens": "Most tokens of all responses of a trajectory; `null`: no such limit.",
     "sampling.max_seconds": (
-        "Longest time of a trajectory, waiting included; checked between turns. The result then depends on the machine, so a "
-        "resumed run no longer equals an undisturbed one."
+        "Longest time of a trajectory: of its responses, each from its first token's engine step on, and of its verdicts, waiting "
+        "for a verifier included; checked between turns. What a request waits for an engine is not counted: "
+        "`generators.timeout_s` bounds how long an engine may make no progress. The result depends on the machine, so a resumed "
+        "run no longer equals an undisturbed one."
     ),
     # generators and verifiers
     "generators.count": "Number of vLLM engines.",
