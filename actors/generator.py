@@ -17,7 +17,7 @@ import threading
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 
-from actors.inference import Completion, EngineStats, InferenceEngine, Memory, Request
+from actors.inference import Aborted, Completion, EngineStats, InferenceEngine, Memory, Request
 from learner.weights.protocol import Rendezvous, WeightManifest
 
 
@@ -66,6 +66,7 @@ class Generator:
         self._asleep: set[Memory] = set()
         self._awaited = False  # whether weights are on their way, or are sent again after a transfer that failed
         self._changed = asyncio.Event()  # set whenever the two above change
+        self._waiting: list[dict[str, Request]] = []  # turns that wait for weights, by id
 
     @property
     def version(self) -> int | None:
@@ -104,11 +105,15 @@ class Generator:
         while self.stale:
             if not self._awaited:
                 raise StaleGenerator(self.name, self._version, self.required)
-            # Ended by a transfer, `forget`, `close`, or the health monitor, which gives up who is busy without progress.
+            # Ended by a transfer, by `forget` or `close`, by the health monitor, which gives up a generator that has turns and gets
+            # nothing done for generators.timeout_s, or by Ray, which ends this process with its driver.
             await self._changed.wait()
 
     async def abort(self, ids: Collection[str]) -> None:
-        """Ends responses that nobody waits for any more, by the ids of their requests."""
+        """Ends responses that nobody waits for any more, by the ids of their requests; what waits for weights is not begun."""
+        for turns in self._waiting:
+            for name in ids:
+                turns.pop(name, None)
         await asyncio.to_thread(self._engine.abort, ids)
 
     def mark_current(self, version: int) -> None:
@@ -125,12 +130,16 @@ class Generator:
         Raises StaleGenerator before anything is submitted, ValueError for a request that cannot be served, and, after all others
         were answered, what ended the engine or a request in it.
         """
-        await self._current()
-        if not requests:
-            return
+        turns = {request.id: request for request in requests}
+        self._waiting.append(turns)
+        try:
+            await self._current()
+        finally:
+            self._waiting = [others for others in self._waiting if others is not turns]
         mailbox = _Mailbox(asyncio.get_running_loop())
-        self._engine.submit(requests, mailbox.put)
-        left, failed = len(requests), None
+        if turns:
+            self._engine.submit(list(turns.values()), mailbox.put)
+        left, failed = len(turns), None
         while left:
             done = await mailbox.take()
             finished = [item for item in done if isinstance(item, Completion)]
@@ -138,6 +147,8 @@ class Generator:
             left -= len(done)
             if finished:
                 yield finished
+        if failed is None and len(turns) < len(requests):
+            failed = Aborted("it was ended before it began: nobody waits for it")
         if failed is not None:
             raise failed
 

@@ -74,6 +74,13 @@ class RemoteGenerator(RemoteMember):
         super().__init__(name, actor)
         self.timeout_s = timeout_s
         self._actor = actor
+        self._receiving = 0
+
+    @property
+    def busy(self) -> bool:
+        """Returns whether calls are under way that have to make progress; none has to while weights come, which has limits of its
+        own and may take longer than a generator may be without an engine step."""
+        return super().busy and not self._receiving
 
     async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         """Yields completions as they finish, for as long as the engine makes progress. Raises MemberDied."""
@@ -97,7 +104,11 @@ class RemoteGenerator(RemoteMember):
 
     async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
         """Loads one version; returns the checksum of what came. timeout_s: of each wait for the learner."""
-        return await self._line.answer(self._actor.receive_weights.remote(manifest, timeout_s), None)
+        self._receiving += 1
+        try:
+            return await self._line.answer(self._actor.receive_weights.remote(manifest, timeout_s), None)
+        finally:
+            self._receiving -= 1
 
     async def sleep(self) -> None:
         """Frees the GPU, and ends what is under way; the generator serves nothing until `wake` was called for both parts."""
