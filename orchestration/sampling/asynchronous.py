@@ -3,7 +3,9 @@
 An admission gate as AReaL's (arXiv 2505.24298, section 5.1), with a bound that holds for every group. Let P be batch.prompts, A
 batch.ahead and S batch.staleness. When the loop asks for the batch of iteration n, groups are begun until (A + 1) P are under way
 or wait. A group that was begun for iteration b is due by iteration b + S. The batch is the P oldest that are finished, as soon as
-what is left can still be trained on in time: for every d >= n, at most (d - n) P of the groups that are due by d.
+what is left can still be trained on in time: for every d >= n, at most (d - n) P of the groups under way are due by d. Those that
+wait fit in then as well, the oldest being taken first. After a resume with a lower S more may wait than that: those that are due
+are all in one batch.
 
 So no token that is trained on is from a policy more than S versions older than the one that is trained. Nothing is dropped for its
 age, which would favour short responses: a slow group is passed by S - A times, its tokens being sampled by ever newer policies, and
@@ -106,7 +108,7 @@ class AsynchronousProducer:
 
         With refill, groups that teach nothing leave room for others, up to max_rounds batches of groups for one of them.
         """
-        batches = min(self._ahead + 1, self._curriculum.left, self._config.iterations - iteration + 1)
+        batches = min(self._ahead + 1, self._curriculum.left)
         kept, dropped = self._finished()
         live = len(self._pending.running) + len(kept)
         room = batches * self._prompts - live
@@ -120,13 +122,9 @@ class AsynchronousProducer:
     def _ready(self, iteration: int, kept: Sequence[int], dropped: Sequence[int]) -> bool:
         """Decides whether the batch can be taken: it is full, or nothing more will come, and all that is left can be in time."""
         running = self._pending.running.values()
-        coming = [self._due(begun) for begun in running]
-        waiting = [self._due(self._pending.finished[n][0]) for n in kept]
-        taken = self._size(iteration, waiting)
+        due = [self._due(begun) for begun in running]
         for later in range(self._staleness + 1):
-            due = iteration + later
-            passed = sum(d <= due for d in coming) + max(0, sum(d <= due for d in waiting) - taken)
-            if passed > later * self._prompts:
+            if sum(d <= iteration + later for d in due) > later * self._prompts:
                 return False
         rounds = self._config.batch.dynamic.max_rounds
         return not running or len(kept) >= self._prompts or len(kept) + len(dropped) >= rounds * self._prompts

@@ -277,6 +277,91 @@ def test_a_resumed_run_begins_again_what_was_under_way_and_takes_what_waited(tmp
     asyncio.run(after(state))
 
 
+def resumed(before: Scene, config: RunConfig, folder: Path) -> Scene:
+    """Returns the scene after a resume with another configuration: iteration 2 comes next."""
+    scene = Scene(config)
+    scene.curriculum.next(before.pending.next)
+    scene.version = 1
+    write_groups(folder, before.pending.waiting())
+    scene.pending.load(before.pending.state_dict(), folder, scene.curriculum.redraw, 2)
+    return scene
+
+
+def test_what_waited_goes_before_what_was_begun_again_since_it_is_older(tmp_path: Path) -> None:
+    async def main() -> None:
+        before = Scene(config_of(2, ahead=2))
+        before.end(0, 1, 2, 4, 8, 9, 10)
+        assert indices(await before.batch(1)) == [0, 1, 2, 4]
+        await before.producer.close()
+        scene = resumed(before, config_of(2, ahead=2), tmp_path)
+        scene.end(3, 5, 6, 7, 11)  # all at once
+        assert indices(await scene.batch(2)) == [3, 8, 9, 10]
+        assert indices(await scene.batch(3)) == [5, 6, 7, 11]
+        await scene.producer.close()
+
+    asyncio.run(main())
+
+
+def test_a_resume_with_a_lower_bound_goes_on_with_more_groups_than_it_would_begin(tmp_path: Path) -> None:
+    """It once waited for groups that had all come, with none under way, and ended in an error of asyncio's."""
+
+    async def main() -> None:
+        before = Scene(config_of(5, ahead=5))
+        before.end(*range(24))
+        assert indices(await before.batch(1)) == [0, 1, 2, 3]
+        await settle()
+        await before.producer.close()
+        scene = resumed(before, config_of(2), tmp_path)
+        scene.end(*range(24, 60))
+        assert indices(await scene.batch(2)) == [4, 5, 6, 7]
+        assert indices(await scene.batch(3)) == list(
+            range(8, 24)
+        )  # begun for version 0: with the fourth they would be too old
+        assert indices(await scene.batch(4)) == [24, 25, 26, 27]
+        await scene.producer.close()
+
+    asyncio.run(main())
+
+
+def test_no_group_is_begun_that_no_iteration_of_the_stage_trains_on() -> None:
+    async def main() -> None:
+        scene = Scene(config_of(2, ahead=2))
+        stages = [Stage("first", (1.0,), 2), Stage("second", (1.0,), 48)]
+        scene.curriculum = Curriculum([Numbered("n", None)], stages, 0)
+        scene.producer = AsynchronousProducer(scene.config, scene.curriculum, cast("Any", scene), scene.pending)
+        scene.end(*range(40))
+        await scene.batch(1)
+        await scene.batch(2)
+        assert len(scene.began) == 2 * PROMPTS
+        assert await scene.producer.end_stage() == ""
+        scene.curriculum.advance()
+        await scene.batch(3)
+        assert len(scene.began) == 5 * PROMPTS
+        await scene.producer.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("ahead", "rounds"), [(1, 1), (1, 3), (2, 2)])
+def test_refill_asks_for_so_many_rounds_of_groups_and_no_more(ahead: int, rounds: int) -> None:
+    async def main() -> None:
+        scene = Scene(config_of(ahead, dynamic={"kind": "refill", "max_rounds": rounds}, ahead=ahead))
+        scene.rewards = lambda index: [0.0, 0.0]  # nothing is learned from any of them
+        most = (ahead + rounds) * PROMPTS
+        waiting = asyncio.ensure_future(scene.batch(1))
+        for _ in range(200):
+            await settle()
+            if waiting.done():
+                break
+            scene.end(*(b.prompt.index for b in list(scene.pending.running.values())[:1]))
+        sampled = waiting.result()
+        assert rounds * PROMPTS <= len(sampled.groups) <= len(scene.began) <= most
+        assert not sampled.trained
+        await scene.producer.close()
+
+    asyncio.run(main())
+
+
 def test_a_synchronous_run_that_becomes_asynchronous_goes_on_behind_its_ordinals(tmp_path: Path) -> None:
     config = config_of(1)
     environments = [catalog.load(e.name, e.params, seed=0) for e in config.all_environments]
