@@ -87,6 +87,17 @@ def test_without_a_difference_every_state_counts_the_same() -> None:
     assert state_weights(torch.zeros(5), torch.tensor([0, 0, 1, 1, 1])).tolist() == [1.0] * 5
 
 
+def test_sums_over_a_long_batch_are_exact_enough_and_carry_no_gradient() -> None:
+    """The sum over all tokens before is taken away again: in float32 nothing would be left of a ratio behind a million others."""
+    before = torch.full((400, 1000), 0.7)
+    own = torch.tensor([0.1, -0.2, 0.05])
+    log_ratio = torch.cat([before.flatten(), own]).requires_grad_()
+    trajectory = torch.cat([torch.arange(400).repeat_interleave(1000), torch.full((3,), 400)])
+    weight = state_weights(log_ratio, trajectory)
+    assert not weight.requires_grad
+    assert weight[-3:].tolist() == pytest.approx([1.0, math.exp(0.1), math.exp(-0.1)], rel=1e-6)
+
+
 def tallied(weight: Tensor, age: Tensor, entropy: Tensor) -> Tally:
     tally = Tally()
     member = torch.ones(1, len(weight), dtype=torch.float64)
@@ -120,3 +131,15 @@ def test_one_token_that_carries_the_mean_takes_the_correction_away() -> None:
     assert chosen_power(tallied(heavy, torch.zeros(100), torch.ones(100))) == 0.0
     assert chosen_power(tallied(torch.ones(100), torch.zeros(100), torch.ones(100))) == 1.0
     assert chosen_power(Tally()) == 0.0
+    assert chosen_power(tallied(torch.tensor([1.0, 0.0]), torch.zeros(2), torch.ones(2))) == 1.0  # half is enough
+
+
+def test_tokens_beyond_the_bound_count_with_the_oldest() -> None:
+    """After a resume with a lower bound there are some; every rank has the same keys all the same."""
+    tally = tallied(torch.ones(4), torch.tensor([0, 2, 3, 7]), torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    metrics = state_metrics(tally, 0.0, 0.5)
+    assert {k: v for k, v in metrics.items() if k.startswith("staleness/")} == {
+        "staleness/tokens/0": 0.25, "staleness/entropy/0": 0.0, "staleness/tokens/1": 0.0, "staleness/tokens/2": 0.75,
+        "staleness/entropy/2": 2.0,
+    }  # fmt: skip
+    assert metrics["entropy/dead_time"] == 3.0

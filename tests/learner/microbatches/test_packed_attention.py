@@ -173,11 +173,41 @@ def test_another_mask_is_built_as_ever() -> None:
         {"mask_function": lambda b, h, q, k: (q >= k) | (k < 3)},  # a prefix that sees all of itself
         {"mask_function": lambda b, h, q, k: (q >= k) & (q - k < 4)},  # a window that nobody told of
         {"mask_function": lambda b, h, q, k: (q >= k) & (q - k < 4), "local_size": 3},
+        {"mask_function": lambda b, h, q, k: (q >= k) & (q - k < 4), "local_size": 5},
         {"attention_mask": torch.ones(1, total, dtype=torch.bool)},
         {"use_vmap": True},
+        {"batch_size": 2},
+        {"q_length": 5, "q_offset": 7},  # behind a cache
     ):
         made, mask = mask_of(lengths, None, **cast("Any", changes))
         assert torch.equal(made, mask)
+
+
+def test_a_row_that_is_not_packed_has_no_borders() -> None:
+    """transformers builds no mask for it either: sdpa's own causal kernel is called."""
+    causal: dict[str, Any] = {"q_length": 12, "kv_length": 12, "mask_function": lambda b, h, q, k: q >= k}
+    assert sdpa_mask(batch_size=1, **causal) is None
+    assert packed_mask(batch_size=1, **causal) is None
+
+
+def test_a_trajectory_one_token_longer_than_the_window_has_a_band() -> None:
+    row = PackedRow((0, 6, 11), 5, CPU)
+    assert row.band(5) is None
+    band = row.band(6)
+    assert band is not None and torch.equal(band, row.mask()[0, 0, :6, :6])
+    assert band.sum() == 21 - 1
+
+
+@pytest.mark.parametrize("asked", [{"dropout": 0.5}, {"cache": object()}])
+def test_layers_that_ask_for_more_than_attention_are_given_the_mask(
+    asked: dict[str, Any], attended: list[PackedRow]
+) -> None:
+    row = PackedRow((0, 3, 8), None, CPU)
+    q, k, v = (torch.randn(1, 2, 8, 4) for _ in range(3))
+    packed_attention(torch.nn.Module(), q, k, v, row, scaling=None, **asked)
+    assert not attended
+    packed_attention(torch.nn.Module(), q, k, v, row, scaling=None)
+    assert attended == [row]
 
 
 def test_layers_that_add_to_the_mask_are_given_it() -> None:
@@ -212,7 +242,14 @@ def test_blocks_hold_each_token_once_and_pad_little() -> None:
     assert row.longest == 40
     assert sum(n for n, _ in blocks.shapes) == len(lengths)
     assert torch.equal(blocks.take[blocks.back], torch.arange(sum(lengths)))
-    assert len(blocks.shapes) > 1
+    assert blocks.shapes == ((3, 40), (4, 6))  # a call of sdpa costs more than the padding of similar lengths
+    few = PackedRow((0, *torch.tensor([200, 190, 10, 9, 150]).cumsum(0).tolist()), None, CPU).blocks
+    assert few.shapes == (
+        (1, 200),
+        (1, 190),
+        (1, 150),
+        (2, 10),
+    )  # and less than that of long ones, whose pairs it multiplies
     assert len(blocks.take) < 1.5 * sum(lengths)
 
 

@@ -57,6 +57,17 @@ def test_an_overhead_joins_rows_and_padding_parts_them() -> None:
     assert divided([64, 64, 8, 8], 0.1, 100) == [[64], [64], [8, 8]]
 
 
+def test_a_part_takes_as_many_rows_as_fit() -> None:
+    assert divided([10, 10, 10], 1e6, 30) == [[10, 10, 10]]
+    assert sorted(map(len, divided([10, 10, 10], 1e6, 29))) == [1, 2]
+    assert divided([31, 10, 10, 10], 1e6, 30) == [[31], [10, 10, 10]]
+
+
+def test_a_division_that_is_found_later_does_not_hide_a_better_one() -> None:
+    assert divided([64, 48, 8], 50.0, None) == [[64, 48], [8]]
+    assert divided([64, 48, 32, 32], 50.0, None) == [[64, 48], [32, 32]]
+
+
 def test_a_row_at_the_length_of_the_quadratic_term_costs_twice_its_slots() -> None:
     assert row_cost(int(QUADRATIC)) == 2 * QUADRATIC
 
