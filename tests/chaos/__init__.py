@@ -7,6 +7,7 @@
 | checks.py     | what has to hold of an ending, of rows, of a checkpoint                               |
 | scenarios.py  | one row a fault: when, what is expected                                               |
 | resuming.py   | the rows about checkpoints, disks and resumes                                         |
+| asynchronous.py | the rows of asynchronous runs: every prompt once, within the bound on staleness     |
 | storm.py      | many random faults in one run, with the ids of everything that was trained on         |
 | elastic.py    | generators that come and go                                                           |
 | netns.py      | two network namespaces with a cable between them that can be cut                      |

@@ -109,17 +109,17 @@ def learner_killed(lab: Lab) -> str:
     run.until_iteration(3)
     (rank,) = faults.hold(run, ["learner rank 1"], ("train",))
     faults.kill(rank)
-    return f"{_goes_on(run, REPLACED_S)}, {finished(run, lab)}"
+    return f"{goes_on(run, REPLACED_S)}, {finished(run, lab)}"
 
 
 def learner_frozen(lab: Lab) -> str:
     run = lab.start("learner.timeout_s=40")
     run.until_iteration(3)
     faults.hold(run, ["learner rank 1"], ("train",))
-    return f"{_goes_on(run, REPLACED_S + 40)}, {finished(run, lab)}"
+    return f"{goes_on(run, REPLACED_S + 40)}, {finished(run, lab)}"
 
 
-def _goes_on(run: Run, limit_s: float) -> str:
+def goes_on(run: Run, limit_s: float) -> str:
     """Waits for the iteration that is under way, and says how long it took."""
     began, number = time.monotonic(), run.iteration() + 1
     run.until_iteration(number, limit_s)
@@ -132,7 +132,7 @@ def learner_killed_again_and_again(lab: Lab) -> str:
     for more in (1, 0):
         faults.kill(run.named(run.names("learner rank")[0]))
         if more:  # else it would meet a group that starts, which is only another attempt at that
-            _goes_on(run, REPLACED_S)
+            goes_on(run, REPLACED_S)
     checks.ending(run, (1,), END_S)
     checks.says(run, "learner.restarts")
     return f"exit 1 after {run.iteration()} iterations, checkpoint {checks.whole_checkpoint(run, 2)}"

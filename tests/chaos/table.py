@@ -13,13 +13,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from chaos.asynchronous import ASYNCHRONOUS
 from chaos.elastic import ELASTIC
 from chaos.harness import Failed, Lab, end_on_signals
 from chaos.scenarios import SCENARIOS, SHORT, Scenario
 from chaos.storm import STORM
 from chaos.two_nodes import ROWS as TWO_NODES
 
-ROWS = (*SCENARIOS, Scenario(*STORM), Scenario(*ELASTIC), *(Scenario(*row) for row in TWO_NODES))
+ROWS = (
+    *SCENARIOS,
+    *(Scenario(*row) for row in ASYNCHRONOUS),
+    Scenario(*STORM),
+    Scenario(*ELASTIC),
+    *(Scenario(*row) for row in TWO_NODES),
+)
 
 
 def play(row: Scenario, lab: Lab) -> dict[str, Any]:

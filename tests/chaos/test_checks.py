@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chaos import elastic, soak, storm
+from chaos import asynchronous, elastic, soak, storm
 from chaos.harness import Failed, Run
 from chaos.soak import Memory
 
@@ -123,3 +123,48 @@ def test_memory_that_grows_is_refused_and_a_warm_up_is_not() -> None:
     lines, grown = soak.table({1: flat, 2: grows, 3: small, 4: late})
     assert grown == ["generator 0"]
     assert len(lines) == 2 + 3 and "| raylet | 100 | 100 | +0.0% | 100 |" in lines
+
+
+def ahead(folder: Path, *, iterations: int = 2, row: dict[str, Any] | None = None, **changed: Any) -> Run:
+    """Returns an asynchronous run in which the first prompt of the last iteration has other responses than it should."""
+    rows = [
+        {
+            "iteration": float(i),
+            "staleness/max": 1.0,
+            "sync/logprob_gap_max": 1e-6,
+            "gap/engine_max": 0.1,
+            **(row or {}),
+        }
+        for i in range(1, iterations + 1)
+    ]
+    samples = [
+        sample(i, asynchronous.PROMPTS * (i - 1) + j, versions=[max(0, i - 2), i - 1])
+        for i in range(1, iterations + 1)
+        for j in range(asynchronous.PROMPTS)
+        for _ in range(asynchronous.RESPONSES)
+    ]
+    samples[-1] |= changed
+    return run_with(folder, samples, metrics=rows)
+
+
+def test_an_asynchronous_run_that_trained_on_every_prompt_once_passes(tmp_path: Path) -> None:
+    assert asynchronous.each_once(ahead(tmp_path), 2) == "2 iterations, every prompt once, at most 1 version old"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"index": 3}, "2 prompts were not trained on once with 8 responses (prompt: responses): 3: 9, 15: 7"),
+        ({"index": 99}, "15: 7, 99: 1"),
+        ({"index": 15, "versions": [-1, 1]}, "a response of prompt 15 is 2 versions old"),
+        ({"row": {"staleness/max": 2.0}}, "iteration 1: staleness/max is 2"),
+        ({"row": {"sync/logprob_gap_max": 0.1}}, "an engine is 0.1 nats off"),
+        ({"row": {"gap/engine_max": float("inf")}}, "gap/engine_max"),
+        ({"iterations": 3}, "the iterations are [1, 2, 3], each of 1 to 2 was expected once"),
+        ({"row": {"status/error": 0.5, "status/timeout": 0.0}}, "50% of the verdicts are errors"),
+    ],
+)
+def test_an_asynchronous_run_with_a_breach_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(Failed) as error:
+        asynchronous.each_once(ahead(tmp_path, **changed), 2)
+    assert said in str(error.value)
