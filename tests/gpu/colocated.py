@@ -90,7 +90,7 @@ def learner(say: Callable[..., None], model: str) -> None:
 
 def colocated(say: Callable[..., None]) -> None:
     """Runs all of it; `run` needs models/countdown-tiny."""
-    from gpu import check
+    from gpu import whole_runs
     from integration import learner_cases
 
     folder = Path(tempfile.mkdtemp())
@@ -112,14 +112,14 @@ def colocated(say: Callable[..., None]) -> None:
         "generators.gpu_memory_utilization=0.3",
     )
     for precision in ("fp32", "bf16"):
-        code, output, rows = check.train(
+        code, output, rows = whole_runs.train(
             folder, precision, 150, *turns, f"precision={precision}", "run.iterations=4", "evaluation.prompts=20",
             "evaluation.samples=4", "evaluation.ks=[1,4]", "checkpoint.every=2",
         )  # fmt: skip
         if code or len(rows) < 4:
             say(f"{precision}: isentrope train", f"exit {code}: {' '.join(output.split())[-700:]}", False)
             continue
-        gap = max(check.column(rows, "sync/logprob_gap_max"))
-        took, whole = (check.middle(check.column(rows, key)) for key in ("time/turns", "time/iteration"))
+        gap = max(whole_runs.column(rows, "sync/logprob_gap_max"))
+        took, whole = (whole_runs.middle(whole_runs.column(rows, key)) for key in ("time/turns", "time/iteration"))
         text = f"engine gap max {gap:.1e}, {took:.2f} of {whole:.2f} s an iteration are changes of turn"
         say(f"{precision}: isentrope train, 4 iterations", text, True)
