@@ -10,6 +10,7 @@ objective.py         pure: the loss and its scaling contract
 schedule.py          pure: the learning rate of a step
 ledger/              pure: entropy, exact and sampled, predicted and realised, over the global batch
 entropy/             one entropy-control method a file, the controllers, and the dict of both
+diversity/           rewards by how common a solution is, and what holds the number of solutions
 microbatches/        what is computed together, and attention without padding
 families/            what one model family does and another does not: logits, routers
 policy.py            a Hugging Face causal LM as a module that returns token statistics

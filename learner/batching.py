@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from envs.types import Group, Trajectory
 from learner.advantages import Advantage, returns_to_go, turn_baselines, whitened
+from learner.diversity.rewards import tells_apart
+from learner.diversity.settings import DiversitySettings
 from learner.microbatches.partition import partition, row_cost
 from learner.settings import BatchPlan
 from learner.types import Aggregation, MicroBatch, RankBatch, SignalOf
@@ -88,21 +90,26 @@ def turn_advantages(
     return np.split(flat, np.cumsum([len(v) for v in values])[:-1])
 
 
-def informative(group: Group, by: SignalOf = "reward") -> bool:
+def informative(group: Group, by: SignalOf = "reward", diversity: DiversitySettings | None = None) -> bool:
     """Returns whether a group baseline leaves the group an advantage, and one that `by` lets count.
 
     It leaves none where all scored rewards are equal, or one is. With by "verdict" the environment's own rewards have to differ
     too, those before the terms that shape them (`Verdict.terms`); with "correct", whether responses are right.
+    diversity: the section, where it is on: correct responses whose solutions are not equally frequent are then paid differently,
+    and that counts whatever `by` says, which is about terms. The present coefficient does not matter, as it may move before a
+    group is trained on.
     """
+    if diversity is not None and tells_apart(group, diversity.compare_texts):
+        return True
     verdicts = [t.verdict for t in group.trajectories if t.verdict.status.scored]
     own = {v.terms.get("verdict", v.reward) for v in verdicts}
     differ = {"reward": True, "verdict": len(own) > 1, "correct": len({v.correct for v in verdicts}) > 1}
     return len({v.reward for v in verdicts}) > 1 and differ[by]
 
 
-def no_signal(groups: Sequence[Group]) -> int:
+def no_signal(groups: Sequence[Group], diversity: DiversitySettings | None = None) -> int:
     """Counts the groups without a gradient under a group baseline."""
-    return sum(not informative(g) for g in groups)
+    return sum(not informative(g, diversity=diversity) for g in groups)
 
 
 def build_batches(

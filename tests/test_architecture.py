@@ -32,6 +32,7 @@ LIGHT = (
     "envs",
     "learner/settings.py",
     "learner/entropy",
+    "learner/diversity",
     "actors/settings.py",
     "orchestration/config",
     "orchestration/telemetry",

@@ -42,18 +42,18 @@ CONTROLLERS: dict[str, Any] = {
 }
 
 
-def parse(kinds: Mapping[str, Any], value: Any, what: str) -> KindSettings:
+def parse(kinds: Mapping[str, Any], value: Any, what: str, section: str = "entropy") -> KindSettings:
     """Parses {kind: ..., ...} as the kind's Settings. Raises ValueError naming the nearest kind, or pydantic's ValidationError."""
     if isinstance(value, KindSettings):
         return value
     fields: Mapping[str, object] = cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
     kind = fields.get("kind")
     if not isinstance(kind, str):
-        raise ValueError(f"the entropy {what} needs a kind, one of: {', '.join(kinds)}")
+        raise ValueError(f"the {section} {what} needs a kind, one of: {', '.join(kinds)}")
     if kind not in kinds:
         near = difflib.get_close_matches(kind, kinds, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ValueError(f"unknown entropy {what} '{kind}': {hint}one of: {', '.join(kinds)}")
+        raise ValueError(f"unknown {section} {what} '{kind}': {hint}one of: {', '.join(kinds)}")
     return kinds[kind].Settings.model_validate(dict(fields))
 
 

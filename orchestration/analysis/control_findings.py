@@ -16,16 +16,19 @@ from orchestration.analysis.findings import (
     Check,
     Finding,
     capital,
+    late_mean,
     method_name,
+    moved,
     off_by,
     percent_small,
     signed,
+    start_and_end,
     totals,
 )
 from orchestration.analysis.run_data import RunData
 from orchestration.stats import finite, mean
 from orchestration.text import label, percent
-from orchestration.thresholds import NO_EFFECT, STEP_SIZE
+from orchestration.thresholds import MOSTLY_SATURATED, NO_EFFECT, STEP_SIZE
 
 CLIPPERS = ("adapo", "clip_higher", "lower_clip")  # methods that act through the clip range alone
 
@@ -120,6 +123,25 @@ def release(run: RunData) -> Finding | None:
     return Finding("control", "released", f"The controller released the coefficient at iteration {when:g}.")
 
 
+def diversity(run: RunData) -> Finding | None:
+    """Says what became of the number of solutions, and warns of a coefficient that had nothing to act on or stood at its bound."""
+    if not run.has("diversity/coefficient"):
+        return None
+    if not run.has("diversity/solutions"):
+        text = "Solution diversity changed nothing: no two correct responses to a prompt had a solution to compare."
+        return Finding("control", "no_solutions", text, "warning")
+    text = f"The effective number of solutions {moved(*start_and_end(run, 'diversity/solutions'), '.1f')}"
+    target, last = start_and_end(run, "diversity/target")[1], late_mean(run, "diversity/coefficient")
+    text += f" under a coefficient of diversity of {label(float(f'{last:.2g}'))} in the last third"
+    if math.isfinite(target) and run.setting("diversity.controller.kind") != "fixed":
+        text += f", with a target of {target:.1f}"
+    share = mean(run.column("diversity/saturated"))
+    if share > MOSTLY_SATURATED:
+        text += f": the coefficient stood at its bound in {percent(share)} of iterations, with the number off target"
+        return Finding("control", "diversity_saturated", f"{text}.", "warning")
+    return Finding("control", "diversity", f"{text}.")
+
+
 CHECKS: tuple[Check, ...] = (
     control_added,
     forgone,
@@ -128,4 +150,5 @@ CHECKS: tuple[Check, ...] = (
     environment_coefficients,
     step_size,
     release,
+    diversity,
 )

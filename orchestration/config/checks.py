@@ -98,6 +98,15 @@ def objective_fits(config: RunSections) -> None:
         )
 
 
+def diversity_acts(config: RunSections) -> None:
+    """Refuses to compare the solutions of groups in which they cannot differ in how common they are."""
+    if config.diversity is not None and config.batch.responses < 3:
+        raise ValueError(
+            f"diversity compares how common the solutions of a prompt's correct responses are, and of fewer than 3 none is more "
+            f"common than another: batch.responses is {config.batch.responses}, give 3 or more, or leave diversity out"
+        )
+
+
 def stale_responses_corrected(config: RunSections) -> None:
     """Refuses to train on responses of older policies without a correction for it."""
     if config.batch.staleness and config.objective.importance.kind == "none":
@@ -273,6 +282,7 @@ CHECKS = (
     sampling_fits,
     sampled_as_trained,
     objective_fits,
+    diversity_acts,
     stale_responses_corrected,
     entropy_method_acts,
     gpus_fit,

@@ -7,6 +7,7 @@ from typing import Any, cast
 from pydantic import Field, field_validator
 
 from actors.settings import GeneratorSettings, JudgeGeneratorSettings, SamplingSettings, VerifierSettings
+from learner.diversity.settings import DiversitySettings
 from learner.entropy.settings import EntropySettings
 from learner.settings import BODY, LearnerSettings, ModelSettings, ObjectiveSettings, PrecisionSettings, Settings
 from learner.types import SignalOf
@@ -39,6 +40,7 @@ class RunSections(Settings):
     learner: LearnerSettings
     objective: ObjectiveSettings = ObjectiveSettings()
     entropy: EntropySettings = Field(default_factory=lambda: EntropySettings.model_validate({}))
+    diversity: DiversitySettings | None = None  # None: correct responses are worth the same however common
     weights: WeightsSection = WeightsSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()

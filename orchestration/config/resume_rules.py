@@ -46,6 +46,9 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any], stage: int) -> 
         was, is_now = before[section].get(name), now[section][name]
         if was != is_now:
             raise ConfigError(f"{key} was {was} and is now {is_now}: a resumed run cannot change it")
+    was, is_now = ((data.get("diversity") or {}).get("controller") for data in (before, now))
+    if was and is_now and was != is_now:
+        raise ConfigError(f"diversity.controller was {was} and is now {is_now}: a resumed run cannot change it")
     own, other = (sorted(data["entropy"].get("environments") or {}) for data in (before, now))
     if own != other:
         raise ConfigError(

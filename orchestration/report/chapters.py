@@ -57,6 +57,7 @@ CHARTS: Mapping[str, Draw] = {
     "quality against coverage": lambda shown: charts.front_chart(shown.runs, shown.k),
     "distinct solutions": lambda shown: charts.distinct_chart(shown.runs),
     "distinct responses": lambda shown: charts.responses_chart(shown.runs),
+    "effective solutions": lambda shown: charts.solutions_chart(shown.runs),
     "coefficient": lambda shown: charts.coefficient_chart(shown.runs),
     "predicted and realised": lambda shown: charts.dh_chart(shown.runs),
     "predicted by sign": lambda shown: charts.ledger_chart(shown.runs),
@@ -92,7 +93,7 @@ CHAPTERS: Mapping[Chapter, tuple[str, tuple[str, ...]]] = {
     "control": ("What control did", ("with and without control", "coefficient")),
     "cost": (
         "What it cost, what it kept",
-        ("reward", "reward terms", "pass over time", "distinct solutions", "distinct responses"),
+        ("reward", "reward terms", "pass over time", "distinct solutions", "distinct responses", "effective solutions"),
     ),
     "trust": ("Can the numbers be trusted", ("gap quantiles", "effective sample size")),
     "time": ("Where the time went", ("time", "throughput")),
@@ -106,6 +107,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "quality against coverage",
         "distinct solutions",
         "distinct responses",
+        "effective solutions",
     ),
     "The entropy ledger": (
         "coefficient",

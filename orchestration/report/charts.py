@@ -185,6 +185,11 @@ def responses_chart(runs: Sequence[RunData]) -> str:
     return _pair(runs, parts, "Distinct responses a prompt, in training", y_label="responses", zero=True)
 
 
+def solutions_chart(runs: Sequence[RunData]) -> str:
+    parts = [("diversity/solutions", "measured"), ("diversity/target", "target")]
+    return _pair(runs, parts, "Effective number of solutions", y_label="solutions a prompt", zero=True)
+
+
 def quantile_chart(runs: Sequence[RunData], family: str, title: str, **options: Any) -> str:
     """Draws the quantiles family/q50, family/q99.9, ... that were reported; of several runs the highest one each."""
     series = []

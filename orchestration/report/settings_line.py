@@ -14,7 +14,7 @@ VALUE_LIMIT = 60  # characters of a value
 _SHOWN = re.compile(
     r"run\.(seed|iterations)|model\.path|environments\.\d+\.name|stages\.\d+\.name|batch\.\w+|sampling\.(temperature|max_tokens)"
     r"|learner\.(ranks|zero_stage|precision|lr|updates|epochs)|generators\.(count|dtype)|objective\.\w+"
-    r"|entropy\.(method|controller|target)\.\w+"
+    r"|entropy\.(method|controller|target)\.\w+|diversity\.(controller|target)\.\w+"
 )
 
 

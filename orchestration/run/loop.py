@@ -154,6 +154,7 @@ class Run:
             seconds=sampled.seconds | {"train": train_seconds},
             total_seconds=math.nan,
             sent_bytes=0,
+            diversity=self.config.diversity,
         )
 
     async def _rescue(self, error: Exception) -> None:
@@ -178,9 +179,13 @@ class Run:
     async def _update(self, config: RunConfig, sampled: Sampled) -> dict[str, float]:
         """Builds the batch and takes all optimiser steps of the iteration, on every rank. config: in the present stage."""
         self.sink.progress("train", 0, 1)
-        metrics = await self.cluster.learner.train(self._batches(config, sampled.trained, sampled.measured))
+        groups, diversity = sampled.trained, {}
+        if (control := self.state.diversity) is not None:
+            diversity = control.observe(sampled.groups, bool(groups))
+            groups = control.apply(groups)
+        metrics = await self.cluster.learner.train(self._batches(config, groups, sampled.measured))
         self.sink.progress("train", 1, 1)
-        return metrics
+        return metrics | diversity
 
     @traced("batch")
     def _batches(
@@ -240,24 +245,32 @@ class Run:
         curriculum.advance()
         await self.cluster.begin_stage(curriculum.index)
         self.sink.event(f"stage {curriculum.index + 1} of {len(curriculum.stages)} begins: {curriculum.stage.name}")
+        if self.state.diversity is not None:
+            self.state.diversity.begin_stage(self.config.stages[curriculum.index].controller)
         config = self.config.at_stage(curriculum.index)
         await self._measure_start(config)
         return config
 
     async def _measure_start(self, config: RunConfig) -> None:
-        """Measures the entropy that targets are fractions of, on responses of the present policy, before it is updated.
+        """Measures what targets are fractions of, on responses of the present policy, before it is updated.
 
         config: in the present stage. A first batch with responses enough is itself the measurement. A run that was stopped while it
         measured comes here again, with a stage that has begun and had no iteration.
         """
-        curriculum, wanted = self.state.curriculum, config.entropy.start_responses
+        curriculum, diversity = self.state.curriculum, self.state.diversity
+        batch, of_entropy = config.batch.prompts * config.batch.responses, config.entropy.start_responses
+        wanted = max(of_entropy, 0 if config.diversity is None else config.diversity.start_responses)
         kept = curriculum.index > 0 and self.config.stages[curriculum.index].controller == "keep"
-        if kept or curriculum.iteration or wanted <= config.batch.prompts * config.batch.responses:
+        if kept or curriculum.iteration or wanted <= batch:
             return
         await self.cluster.generators_turn()
         groups = await self.stop.interrupts(self.producer.before_training(config, wanted))
         if groups is None:
             await self._stopped()
+        if diversity is not None:
+            diversity.set_start(groups)
+        if of_entropy <= batch:
+            return
         trajectories = [t for g in groups for t in g.trajectories]
         await self.cluster.learners_turn()
         measured = await self.cluster.learner.measure_start(self._batches(config, (), trajectories))

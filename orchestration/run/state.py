@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from learner.diversity.control import DiversityControl
 from orchestration.config.run_config import RunConfig
 from orchestration.sampling.curriculum import Curriculum
 from orchestration.sampling.pending import Pending
@@ -23,6 +24,7 @@ class RunState:
     policy_version   version of the weights that the generators have
     owes_evaluation  whether the evaluation due after `iteration`, or before training, was interrupted or is still to come
     learner          the learner's own state: controller, target, ledger
+    diversity        coefficient and target of the section `diversity`; None without it
     pending          the groups that were begun and not trained on; None in a synchronous run
     """
 
@@ -34,6 +36,7 @@ class RunState:
     owes_evaluation: bool = False
     monitor: RewardHackingMonitor = field(default_factory=RewardHackingMonitor)
     learner: dict[str, Any] = field(default_factory=dict)
+    diversity: DiversityControl | None = None
     pending: Pending | None = None
 
     @classmethod
@@ -44,6 +47,7 @@ class RunState:
             Alarms(config.entropy.kind),
             config.rewards.model_dump(mode="json"),
             owes_evaluation=bool(config.evaluation.prompts) and config.evaluation.start,
+            diversity=None if config.diversity is None else DiversityControl(config.diversity),
             pending=Pending() if config.batch.staleness else None,
         )
 
@@ -58,6 +62,7 @@ class RunState:
             "drift": self.monitor.state_dict(),
             "alarms": self.alarms.state_dict(),
             "learner": self.learner,
+            **({} if self.diversity is None else {"diversity": self.diversity.state_dict()}),
             **({} if self.pending is None else {"pending": self.pending.state_dict()}),
         }
 
@@ -66,7 +71,8 @@ class RunState:
         configuration. Raises CheckpointError.
 
         A checkpoint may be older than "alarms" and "drift", and resuming with another reward leaves "drift" out. A run that was
-        synchronous before has no "pending": its ordinals go on behind its iterations.
+        synchronous before has no "pending": its ordinals go on behind its iterations. One that was without "diversity" measures its
+        start now.
         """
         self.iteration, self.policy_version = int(state["iteration"]), int(state["policy_version"])
         self.curriculum.load_state_dict(state["curriculum"])
@@ -76,6 +82,8 @@ class RunState:
             self.monitor.load_state_dict(state["drift"])
         if "alarms" in state:
             self.alarms.load_state_dict(state["alarms"])
+        if self.diversity is not None and "diversity" in state:
+            self.diversity.load_state_dict(state["diversity"])
         if self.pending is not None and "pending" in state:
             self.pending.load(state["pending"], checkpoint, self.curriculum.redraw, self.iteration + 1)
         elif self.pending is not None:

@@ -150,7 +150,8 @@ class AsynchronousProducer:
         return kept, [n for n in order if n not in kept]
 
     def _keeps(self, group: Group) -> bool:
-        return self._config.batch.dynamic.kind == "none" or informative(group, self._config.dynamic_by)
+        config = self._config
+        return config.batch.dynamic.kind == "none" or informative(group, config.dynamic_by, config.diversity)
 
     # --- groups under way -----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from envs.types import Group, Prompt, Trajectory
 from learner.batching import informative
+from learner.diversity.settings import DiversitySettings
 from learner.tracing.spans import traced
 from learner.types import SignalOf
 from orchestration.config.sections import BatchSection
@@ -84,7 +85,13 @@ def dropped_because(group: Group) -> str:
 
 
 @traced("sample")
-async def sample(batch: BatchSection, draw: DrawFn, collect: CollectFn, by: SignalOf = "reward") -> Sampled:
+async def sample(
+    batch: BatchSection,
+    draw: DrawFn,
+    collect: CollectFn,
+    by: SignalOf = "reward",
+    diversity: DiversitySettings | None = None,
+) -> Sampled:
     """Generates an iteration's groups: batch.prompts, or with refill until so many are informative or the rounds are used up."""
     dynamic = batch.dynamic
     groups: list[Group] = []
@@ -94,7 +101,7 @@ async def sample(batch: BatchSection, draw: DrawFn, collect: CollectFn, by: Sign
     while rounds == 0 or (dynamic.kind == "refill" and rounds < dynamic.max_rounds and sum(kept) < batch.prompts):
         collected, took = await collect(draw(batch.prompts - sum(kept)))
         groups += collected
-        kept += [dynamic.kind == "none" or informative(group, by) for group in collected]
+        kept += [dynamic.kind == "none" or informative(group, by, diversity) for group in collected]
         seconds.update(took)
         rounds += 1
     return Sampled(groups, kept, rounds, dict(seconds), by)

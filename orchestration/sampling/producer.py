@@ -35,7 +35,9 @@ class SynchronousProducer:
             temperature=stage.sampling.temperature,
             stamp=f"iteration {iteration}",
         )
-        return sample(self._config.batch, self._curriculum.next, collect, self._config.dynamic_by)
+        return sample(
+            self._config.batch, self._curriculum.next, collect, self._config.dynamic_by, self._config.diversity
+        )
 
     async def before_training(self, stage: RunConfig, responses: int) -> list[Group]:
         """Samples groups that are not trained on: see `before_training`."""

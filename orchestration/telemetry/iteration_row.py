@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from envs.types import Group
+from learner.diversity.settings import DiversitySettings
 from orchestration.telemetry.rollout_metrics import describe
 
 
@@ -24,6 +25,7 @@ class Iteration:
     seconds         by stage: generate, verify, train, sync, and the waits of an asynchronous run
     total_seconds   wall time of the iteration, without evaluation and checkpoint
     sent_bytes      size of the weights that were sent
+    diversity       the section, where it is on: which groups have a gradient depends on it
     cluster         metrics of its actors
     ended_at        seconds since the epoch
     """
@@ -38,6 +40,7 @@ class Iteration:
     seconds: Mapping[str, float]
     total_seconds: float
     sent_bytes: int
+    diversity: DiversitySettings | None = None
     cluster: Mapping[str, float] = field(default_factory=dict[str, float])
     ended_at: float = field(default_factory=time.time)
 
@@ -47,7 +50,7 @@ def iteration_row(iteration: Iteration) -> dict[str, float]:
     tokens = sum(t.response_tokens for g in iteration.groups for t in g.trajectories)
     return {
         **iteration.update,
-        **describe(iteration.groups),
+        **describe(iteration.groups, iteration.diversity),
         **iteration.logprob_gap,
         **{f"time/{stage}": seconds for stage, seconds in iteration.seconds.items()},
         **iteration.sampling,

@@ -30,7 +30,10 @@ KEYS: dict[str, tuple[str, str]] = {
     "term/{term}/{env}": ("Mean of that term in one environment", ""),
     "correct/mean": ("Share of responses scored correct", "share"),
     "correct/{env}": ("Share of responses scored correct in one environment", "share"),
-    "groups/no_signal/{env}": ("Groups of one environment whose scored rewards are all equal", "groups"),
+    "groups/no_signal/{env}": (
+        "Groups of one environment whose scored rewards are all equal, with `diversity` those that are trained on",
+        "groups",
+    ),
     # the reward-hacking monitor: the last 5 iterations of the stage against its first 5
     "drift/reward": ("Change of the mean reward since the start", ""),
     "drift/check": ("Change of the environment's own verdict since the start", ""),
@@ -42,7 +45,8 @@ KEYS: dict[str, tuple[str, str]] = {
     ),
     "drift/longer": ("1 while the reward has risen and the mean length changed by more than half", "0/1"),
     "groups/no_signal": (
-        "Groups whose scored rewards are all equal: without turn-level advantages they have no gradient",
+        "Groups whose scored rewards, with `diversity` those that are trained on, are all equal: without turn-level advantages "
+        "they have no gradient",
         "groups",
     ),
     # dynamic sampling, where it is on
@@ -62,6 +66,15 @@ KEYS: dict[str, tuple[str, str]] = {
     "adaptive/solved": ("Estimated probability that a response is correct, mean over these prompts", "share"),
     "adaptive/informative": ("Share of the groups whose scored rewards differ", "share"),
     "adaptive/informative_again": ("Share of revisited groups whose scored rewards differ", "share"),
+    # solution diversity, where it is on; what is observed needs groups with two correct responses that have a solution
+    "diversity/coefficient": ("How much a correct response loses where all others solved the task alike", ""),
+    "diversity/solutions": (
+        "Effective number of solutions: 1 over the probability that two correct responses to a prompt are alike",
+        "solutions",
+    ),
+    "diversity/target": ("Effective number of solutions the controller aims at", "solutions"),
+    "diversity/shared": ("Share of these correct responses whose solution another one of the group has", "share"),
+    "diversity/saturated": ("1 when the coefficient is at its bound and the number still off target", "0/1"),
     # the entropy ledger
     "entropy/exact": ("Entropy of the policy from the full distribution", "nats/token"),
     "entropy/sampled": ("Entropy estimated from the sampled tokens alone", "nats/token"),

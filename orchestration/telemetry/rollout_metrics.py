@@ -6,12 +6,16 @@ from collections.abc import Sequence
 
 from envs.types import Group, Status, Trajectory, Verdict
 from learner.batching import no_signal
+from learner.diversity.settings import DiversitySettings
 from orchestration.group_stats import by_env, distinct_solutions, mean_reward, scored_rewards
 from orchestration.telemetry.sinks.base import Sample
 
 
-def describe(groups: Sequence[Group]) -> dict[str, float]:
-    """Returns rewards, their terms, lengths and statuses of an iteration's responses, over all of them and by environment."""
+def describe(groups: Sequence[Group], diversity: DiversitySettings | None = None) -> dict[str, float]:
+    """Returns rewards, their terms, lengths and statuses of an iteration's responses, over all of them and by environment.
+
+    Rewards are those that were given, not what `diversity` makes of them.
+    """
     trajectories = [t for g in groups for t in g.trajectories]
     rewards = scored_rewards(t.verdict for t in trajectories)
     lengths = [t.response_tokens for t in trajectories]
@@ -20,7 +24,7 @@ def describe(groups: Sequence[Group]) -> dict[str, float]:
         "reward/mean": mean,
         "reward/std": (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5,
         "correct/mean": sum(t.verdict.correct for t in trajectories) / len(trajectories),
-        "groups/no_signal": float(no_signal(groups)),
+        "groups/no_signal": float(no_signal(groups, diversity)),
         "response/length_mean": sum(lengths) / len(lengths),
         "response/length_max": float(max(lengths)),
         "responses/distinct": sum(len({t.texts for t in g.trajectories}) for g in groups) / len(groups),
@@ -30,17 +34,17 @@ def describe(groups: Sequence[Group]) -> dict[str, float]:
         row[f"status/{status}"] = sum(t.verdict.status is status for t in trajectories) / len(trajectories)
     row |= _terms([t.verdict for t in trajectories])
     for env, members in by_env(groups).items():
-        row |= _of_environment(env, members)
+        row |= _of_environment(env, members, diversity)
     return row
 
 
-def _of_environment(env: str, groups: Sequence[Group]) -> dict[str, float]:
+def _of_environment(env: str, groups: Sequence[Group], diversity: DiversitySettings | None) -> dict[str, float]:
     verdicts = [t.verdict for g in groups for t in g.trajectories]
     row = {
         f"reward/{env}": mean_reward(groups),
         f"correct/{env}": sum(v.correct for v in verdicts) / len(verdicts),
         f"response/length/{env}": sum(t.response_tokens for g in groups for t in g.trajectories) / len(verdicts),
-        f"groups/no_signal/{env}": float(no_signal(groups)),
+        f"groups/no_signal/{env}": float(no_signal(groups, diversity)),
     }
     row |= {f"{key}/{env}": value for key, value in _terms(verdicts).items()}
     for status in Status:

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,20 @@ def make_trajectory(
 def make_group(rewards: Sequence[float], *, index: int = 0, version: int = 0) -> Group:
     responses = [make_trajectory(reward=r, index=index, seed=i, version=version) for i, r in enumerate(rewards)]
     return Group(make_prompt(index), tuple(responses))
+
+
+def group_of(members: Sequence[tuple[float, str | None, bool]]) -> Group:
+    """Builds a group of (reward, solution, whether it is correct)."""
+    made = [
+        replace(make_trajectory(seed=i), verdict=Verdict(reward, correct, solution))
+        for i, (reward, solution, correct) in enumerate(members)
+    ]
+    return Group(make_prompt(), tuple(made))
+
+
+def solved_group(names: Sequence[str]) -> Group:
+    """Builds a group of rewards 0 and 1: the solution of each response, "" for one that is not correct."""
+    return group_of([(float(bool(name)), name or None, bool(name)) for name in names])
 
 
 @st.composite

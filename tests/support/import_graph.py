@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "learner/training_state": (r"learner/training_state/", ("learner: types, settings",)),
     "learner/ledger": (r"learner/ledger/", ("learner: types, settings",)),
     "learner/entropy": (r"learner/entropy/", ("learner/ledger",)),
+    "learner/diversity": (r"learner/diversity/", ("envs", "learner/entropy")),
     "learner/tracing": (r"learner/tracing/", ()),
     "learner/weights": (r"learner/weights/", ()),
     "learner/families": (r"learner/families/", ()),
@@ -39,7 +40,7 @@ LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "learner": (
         r"learner/\w+\.py",
         (
-            "learner/entropy",
+            "learner/diversity",
             "learner/weights",
             "learner/families",
             "learner/head",

@@ -23,6 +23,13 @@ SAFE: dict[str, Column] = {
 LOW: dict[str, Column] = SAFE | {"entropy/exact": 0.66}  # a third under target, all the time
 EVALS: dict[str, Column] = {"eval/a/pass@1": lambda i: 0.3 + 0.2 * i / N, "eval/a/pass@16": lambda i: 0.9 - 0.2 * i / N}
 
+DIVERSE: dict[str, Column] = {
+    "diversity/coefficient": lambda i: 0.8 if i < 30 else 0.6,
+    "diversity/solutions": lambda i: 8.0 if i < 30 else 4.0,
+    "diversity/target": 4.4,
+    "diversity/saturated": 0.0,
+}
+
 
 def adapo(**more: Any) -> dict[str, Any]:
     return {"entropy": {"method": {"kind": "adapo"}, "controller": {"kind": "doubling"}}, **more}
@@ -228,6 +235,20 @@ CASES: list[tuple[str, str, dict[str, Column], list[dict[str, Column]]]] = [
         {"eval/a/distinct_correct": lambda i: 4.0 if i < 30 else 2.0, "responses/distinct_correct": 3.0},
         [{"eval/a/distinct_correct": 4.0}],
     ),
+    (
+        "diversity",
+        "The effective number of solutions fell from 8.0 to 4.0 under a coefficient of diversity of 0.6 in the last third, with a "
+        "target of 4.4.",
+        DIVERSE,
+        [DIVERSE | {"diversity/saturated": 1.0}, DIVERSE | {"diversity/solutions": math.nan}, SAFE],
+    ),
+    (
+        "diversity_saturated",
+        "with a target of 4.4: the coefficient stood at its bound in 67 % of iterations",
+        DIVERSE | {"diversity/saturated": after(20, 1.0)},
+        [DIVERSE | {"diversity/saturated": after(40, 1.0)}, SAFE],
+    ),
+    ("no_solutions", "no two correct responses", {"diversity/coefficient": 0.8}, [DIVERSE, SAFE]),
     ("no_signal", "75 % of groups", {"groups/no_signal": 12.0}, [{"groups/no_signal": 4.0}, {}]),
     (
         "some_signal",
@@ -268,6 +289,7 @@ def test_what_is_so_is_said_and_what_is_not_is_not(
 
 
 WARNINGS = (
+    "diversity_saturated no_solutions "
     "off_target too_few_tokens saturated saturated_environments step_size gamed longer coverage_lost no_signal "
     "phantom_clipping low_ess limited not_finite"
 )
