@@ -56,7 +56,7 @@ def diverse_rewards(rewards: Array, margins: Array, solutions: Sequence[str], co
     if len(rewards) < 2 or not margins.any():
         return rewards
     share = shares(solutions)
-    if np.ptp(share) == 0:
+    if np.ptp(share[margins > 0]) == 0:  # the factors cancel, which rounding would spoil
         return rewards
     factor, relative = 1 - coefficient * share, margins / margins.max()
     return rewards + margins * (factor * (relative.sum() / (relative @ factor)) - 1)

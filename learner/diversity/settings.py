@@ -14,7 +14,7 @@ from learner.settings import KindSettings, Settings
 
 # 0.8 is what was tried, as a fixed coefficient.
 RANGE = CoefficientRange(start=0.8, low=0.05, high=0.95, signed=False)
-# The coefficient acts on rewards, of which there is no prediction to cancel.
+# Isentropic control cancels a predicted change, and the number of solutions is not predicted.
 STEERING = {kind: made for kind, made in CONTROLLERS.items() if kind != "isentropic"}
 # Goes through the whole range in 48 iterations: the number of solutions in one batch is noisy.
 HELD: dict[str, Any] = {"kind": "additive", "step": 0.02}

@@ -38,7 +38,7 @@ MEANINGS = {
     "stages[].iterations": "Iterations of the stage; with an advance rule, at most.",
     "stages[].advance": "Rule that ends the stage early.",
     "stages[].overrides": "Dotted keys, as on the command line: `{learner.lr: 1e-4, objective.clip_high: 0.28}`.",
-    "stages[].controller": "What the entropy controller keeps at the start of the stage.",
+    "stages[].controller": "What the controllers of entropy and diversity keep at the start of the stage.",
     "stages[].optimiser": "Whether the optimiser's state is kept or reset at the start of the stage.",
     "stages[].advance.reward": "Ends the stage when the mean over the last `window` iterations has reached this.",
     "stages[].advance.plateau": (
@@ -260,6 +260,17 @@ MEANINGS = {
     "entropy.controller.isentropic.lookahead": "Iterations that the effect of the last steps is taken to go on for.",
     "entropy.controller.isentropic.memory": "Decay of the running means that the prediction is made from.",
     "entropy.controller.isentropic.high": "Largest magnitude of the coefficient, in the coefficient's own unit.",
+    # diversity
+    "diversity.controller": (
+        "What moves the coefficient, in [0.05, 0.95] unless it says otherwise: one of `entropy.controller`, with its keys, but not "
+        "`isentropic`. Left out: `fixed` at 0.8, or beside a `target` `{kind: additive, step: 0.02}`."
+    ),
+    "diversity.target": "How many solutions there should be; without `solutions` and `fraction` as many as at the start.",
+    "diversity.compare_texts": (
+        "Compare texts, without case and white space, where the environment gives a correct response no solution."
+    ),
+    "diversity.target.solutions": "Target as an effective number of solutions.",
+    "diversity.target.fraction": "Target as a share of the effective number at the start.",
     # weights, evaluation, checkpoint, cluster
     "weights.bucket_mb": "Size of one broadcast. With learner.zero_stage 3 also of what rank 0 gathers at a time.",
     "weights.shared_memory": (

@@ -45,8 +45,8 @@ meaning says. Names that keys had before (`batch.replies`, `weights.probe_replie
 `isentrope train RECIPE --dry-run` prints the whole configuration of a run with all defaults filled in.
 """
 
-# Sections whose settings depend on `kind`: the path of the key, and the kinds.
-KINDS = {"entropy.method": build.METHODS, "entropy.controller": build.CONTROLLERS}
+# Sections whose settings depend on `kind`: the path of the key, and the kinds that are listed under it.
+KINDS = {"entropy.method": build.METHODS, "entropy.controller": build.CONTROLLERS, "diversity.controller": {}}
 
 
 def reference() -> str:

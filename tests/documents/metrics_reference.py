@@ -33,6 +33,10 @@ NOTES = {
     ),
     "dynamic": "Only with dynamic sampling (`batch.dynamic`).",
     "adaptive": "Only with adaptive difficulty (`batch.adaptive`).",
+    "diversity": (
+        "Only with `diversity`. Numbers of solutions are of groups with two correct responses that have one, and missing where "
+        "no group has."
+    ),
     "entropy": "The entropy ledger and the controller. [entropy.md](entropy.md) explains both.",
     "coefficient": "Only for environments with an entropy target of their own, as are `target/`, `error/` and `saturated/`.",
     "sync": "The probe after a weight transfer: the trainer's log-probs against the engine's.",

@@ -12,6 +12,9 @@ GENERATORS = "tests/actors/rewards/test_judge_generators.py"
 CONTROL = "tests/orchestration/analysis/test_control.py tests/orchestration/analysis/test_run_summary.py"
 RETENTION = "tests/orchestration/analysis/test_retention.py"
 MODEL = "tests/actors/rewards/test_reward_model.py"
+DIVERSITY = "tests/learner/diversity/test_rewards.py"
+DIVERSITY_CONTROL = "tests/learner/diversity/test_control.py"
+DIVERSITY_LOOP = "tests/orchestration/run/test_loop_diversity.py"
 
 
 def _entries(file: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutation]:
@@ -167,6 +170,84 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         CONTROL,
         ("few tokens without exception", "method not in FEW_BY_DESIGN and affected", "affected"),
         ("few tokens whatever they do", " and not effect >= NO_EFFECT", ""),
+    ),
+    *_entries(
+        "learner/diversity/rewards",
+        DIVERSITY,
+        ("a response among its own others", "(count[s] - 1) / (len(solutions) - 1)", "count[s] / len(solutions)"),
+        ("a share of all", "(count[s] - 1) / (len(solutions) - 1)", "(count[s] - 1) / len(solutions)"),
+        ("common is worth more", "factor, relative = 1 - coefficient", "factor, relative = 1 + coefficient"),
+        ("the sum shrinks", "factor * (relative.sum() / (relative @ factor)) - 1", "factor - 1"),
+        ("the mean of the factors", "relative.sum() / (relative @ factor)", "len(factor) / factor.sum()"),
+        ("the whole reward is multiplied", "return rewards + margins * (", "return rewards + rewards * ("),
+        ("no floor", "v.reward for v in others), default=0.0", "0.0 for v in others), default=0.0"),
+        ("the floor is the worst", "max((v.reward for v in others)", "min((v.reward for v in others)"),
+        ("below the floor too", "np.maximum(before - floor, 0.0)", "before - floor"),
+        ("equal factors are divided", "if np.ptp(share[margins > 0]) == 0:", "if False:"),
+        ("shares of those without a margin", "np.ptp(share[margins > 0])", "np.ptp(share)"),
+        ("what failed is counted", "if not (verdict.status.scored and verdict.correct):", "if not verdict.correct:"),
+        (
+            "what is wrong is counted",
+            "if not (verdict.status.scored and verdict.correct):",
+            "if not verdict.status.scored:",
+        ),
+        (
+            "a failure is the floor",
+            "if t.verdict.status.scored and not t.verdict.correct)",
+            "if not t.verdict.correct)",
+        ),
+        ("texts with their case", "texts[-1].casefold().split()", "texts[-1].split()"),
+        ("the first text", "texts[-1].casefold()", "texts[0].casefold()"),
+        ("texts before solutions", "verdict.solution is None and compare_texts", "compare_texts"),
+        ("groups of one", "if len(solutions) >= 2:", "if len(solutions) >= 3:"),
+        ("more than there are pairs", "else float(pairs), sum(shared)", "else math.inf, sum(shared)"),
+        ("the collision probability itself", "1 / mean if mean > 0", "mean if mean > 0"),
+        ("shared by all", "(share > 0).tolist()", "(share == 1).tolist()"),
+    ),
+    *_entries(
+        "learner/diversity/control",
+        DIVERSITY_CONTROL,
+        ("moves without an update", "trained=trained)", "trained=True)"),
+        ("a reset keeps", 'if controller == "reset":', "if False:"),
+        ("an anchor of before", 'elif controller == "reanchor":', "elif False:"),
+        ("a coefficient of its own", "diversified(group, self.coefficient,", "diversified(group, 0.8,"),
+    ),
+    *_entries(
+        "learner/diversity/settings",
+        DIVERSITY_CONTROL,
+        ("any coefficient", "if not 0 <= low <= high < 1:", "if not 0 <= low <= high:"),
+        ("a target without control", 'HELD if "target" in parts else {"kind": "fixed"}', '{"kind": "fixed"}'),
+    ),
+    *_entries(
+        "orchestration/run/loop",
+        DIVERSITY_LOOP,
+        ("rewards as given", "groups = control.apply(groups)", "pass"),
+        (
+            "observes what is trained on",
+            "control.observe(sampled.groups, bool(groups))",
+            "control.observe(groups, bool(groups))",
+        ),
+        ("no boundary", "self.state.diversity.begin_stage(self.config.stages[curriculum.index].controller)", "pass"),
+        ("no start before training", "            diversity.set_start(groups)\n", "            pass\n"),
+    ),
+    *_entries(
+        "orchestration/run/state",
+        DIVERSITY_LOOP,
+        ("a fresh control", 'self.diversity.load_state_dict(state["diversity"])', "pass"),
+    ),
+    *_entries(
+        "orchestration/telemetry/rollout_metrics",
+        DIVERSITY_LOOP,
+        (
+            "no signal without diversity",
+            '"groups/no_signal": float(no_signal(groups, diversity))',
+            '"groups/no_signal": float(no_signal(groups))',
+        ),
+    ),
+    *_entries(
+        "learner/batching",
+        f"{DIVERSITY} {DIVERSITY_LOOP}",
+        ("diversity is no signal", "if diversity is not None and tells_apart", "if False and tells_apart"),
     ),
     *_entries(
         "actors/rewards/reward_model",

@@ -261,6 +261,7 @@ class FakeRun:
         self.learner = self  # one object plays them all
         self.before_collect: Callable[[str], None] = lambda stamp: None
         self.reward: Callable[[Prompt, int], float] = lambda prompt, i: float(i % 2)
+        self.solution: Callable[[Prompt, int], str | None] = lambda prompt, i: None  # of a correct response
         self.turns = 1  # of every response
         self.trained: list[Any] = []  # rank 0's batch of every iteration
         self.checked: list[tuple[int, int]] = []  # version and number of sequences of every check of the start
@@ -341,7 +342,10 @@ class FakeRun:
         for p in prompts:
             rewards = [self.reward(p, i) for i in range(responses)]
             failed = Verdict(0.0, status=Status.ERROR, detail=self.broken)
-            verdicts = [failed if self.broken else Verdict(r, r > 0) for r in rewards]
+            verdicts = [
+                failed if self.broken else Verdict(r, r > 0, self.solution(p, i) if r > 0 else None)
+                for i, r in enumerate(rewards)
+            ]
             turns = (turn,) * self.turns
             groups.append(Group(p, tuple(Trajectory(p, turns, ("x",) * self.turns, verdict) for verdict in verdicts)))
         return groups, {"generate": 0.0, "verify": 0.0}

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from support.builders import solved_group
 from support.configs import message
 
-from envs.types import Group
-from learner.advantages import grpo
+from learner.advantages import ADVANTAGES
+from learner.batching import trajectory_advantages
 from learner.diversity.control import DiversityControl
 from learner.diversity.rewards import diverse_rewards
 from learner.diversity.settings import DiversitySettings
@@ -76,8 +76,7 @@ def test_the_coefficient_rises_below_the_target_and_falls_above_it() -> None:
         "diversity/saturated": 0.0,
     }
     assert c.observe([FOUR], trained=True)["diversity/coefficient"] == pytest.approx(0.5)
-    for _ in range(9):
-        last = c.observe([ONE], trained=True)
+    last = [c.observe([ONE], trained=True) for _ in range(9)][-1]
     assert (last["diversity/coefficient"], last["diversity/saturated"]) == (0.95, 1.0)
 
 
@@ -138,37 +137,57 @@ def test_a_stage_keeps_resets_or_anchors_anew() -> None:
     assert math.isnan(reset.loop.target.start) and math.isnan(anchored.loop.target.start)
 
 
-def test_it_holds_the_number_of_solutions_of_a_tabular_policy() -> None:
-    """Six correct answers of twelve, one policy a prompt: GRPO ends at one of them, with diversity several stay."""
+def tabular(section: dict[str, Any] | None, advantage: str) -> tuple[float, float, list[float]]:
+    """Trains a policy of twelve answers, six of them correct, for each of eight prompts.
 
-    def end(section: dict[str, Any] | None) -> tuple[float, float, float]:
-        rng = np.random.default_rng(3)
-        logits = rng.normal(size=(8, 12))
-        c = None if section is None else control(**section)
-        for _ in range(300):
-            drawn: list[tuple[np.ndarray, Group]] = []
-            for z in logits:
-                p = np.exp(z - z.max())
-                actions = rng.choice(12, 16, p=p / p.sum())
-                drawn.append((actions, solved_group([str(a) if a < 6 else "" for a in actions])))
-            groups = [g for _, g in drawn]
-            if c is not None:
-                c.observe(groups, trained=True)
-                groups = c.apply(groups)
-            for z, (actions, _), group in zip(logits, drawn, groups, strict=True):
-                p = np.exp(z - z.max())
-                advantage = grpo(np.array([t.verdict.reward for t in group.trajectories]))
-                gradient = np.bincount(actions, advantage, 12) - advantage.sum() * p / p.sum()
-                z += 0.5 * gradient / 16
+    Returns the effective number of solutions and the share correct, means over the last 100 of 300 iterations, and the
+    coefficient of each of these.
+    """
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(8, 12))
+    control_ = None if section is None else control(**section)
+    numbers, solved, coefficients = [], [], []
+    for _ in range(300):
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         right = p[:, :6] / p[:, :6].sum(1, keepdims=True)
-        return 1 / float((right**2).sum(1).mean()), float(p[:, :6].sum(1).mean()), 0.0 if c is None else c.coefficient
+        numbers.append(1 / float((right**2).sum(1).mean()))
+        solved.append(float(p[:, :6].sum(1).mean()))
+        drawn = [rng.choice(12, 16, p=row) for row in p]
+        groups = [solved_group([str(a) if a < 6 else "" for a in actions]) for actions in drawn]
+        if control_ is not None:
+            control_.observe(groups, trained=True)
+            groups = control_.apply(groups)
+            coefficients.append(control_.coefficient)
+        values = trajectory_advantages(groups, ADVANTAGES[advantage]).reshape(8, 16)
+        for z, row, actions, a in zip(logits, p, drawn, values, strict=True):
+            z += 0.5 * (np.bincount(actions, a, 12) - a.sum() * row) / 16
+    return float(np.mean(numbers[-100:])), float(np.mean(solved[-100:])), coefficients[-100:]
 
-    alone, solved_alone, _ = end(None)
-    held, solved, coefficient = end({"target": {"solutions": 2.5}})
-    assert alone < 1.6 and solved_alone > 0.9
-    assert held == pytest.approx(2.5, rel=0.15) and solved > 0.9
-    assert 0 < coefficient < 0.95
+
+@pytest.mark.parametrize(
+    ("advantage", "controller", "within"), [("rloo", {"kind": "pi"}, 0.05), ("grpo", {"kind": "additive"}, 0.2)]
+)
+def test_it_holds_the_number_of_solutions_of_a_tabular_policy(
+    advantage: str, controller: dict[str, Any], within: float
+) -> None:
+    if advantage == "grpo":
+        controller = controller | {"step": 0.02}
+    alone, solved_alone, _ = tabular(None, advantage)
+    held, solved, coefficients = tabular({"controller": controller, "target": {"solutions": 2.5}}, advantage)
+    assert alone < 2.0 and solved_alone > 0.9
+    assert held == pytest.approx(2.5, rel=within) and solved > 0.9
+    assert max(coefficients) < 0.95
+
+
+@pytest.mark.parametrize("advantage", ["grpo", "rloo"])
+def test_the_size_of_the_coefficient_matters_in_a_group_that_is_all_correct_but_to_grpo(advantage: str) -> None:
+    """GRPO divides by the std, and where all are correct diversity alone makes it: docs/entropy.md tells that."""
+    group = solved_group(["a", "a", "a", "b"])
+    small, large = (
+        trajectory_advantages(control(controller={"kind": "fixed", "value": v}).apply([group]), ADVANTAGES[advantage])
+        for v in (0.1, 0.8)
+    )
+    assert (small == pytest.approx(large, rel=1e-3)) == (advantage == "grpo")
 
 
 def test_diverse_rewards_without_a_coefficient_are_the_rewards() -> None:

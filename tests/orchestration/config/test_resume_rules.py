@@ -71,6 +71,20 @@ def test_the_environments_that_have_a_controller_are_fixed_and_their_targets_are
             check_resumable(before, now, 0)
 
 
+def test_diversity_may_come_and_go_and_its_target_change_but_not_its_controller() -> None:
+    def plain(**section: Any) -> dict[str, Any]:
+        return json.loads(validate(config_data(diversity=section)).model_dump_json())
+
+    off = json.loads(validate(config_data()).model_dump_json())
+    assert off["diversity"] is None
+    older = {key: value for key, value in off.items() if key != "diversity"}
+    for before, now in ((off, plain()), (older, plain()), (plain(), off), (older, off)):
+        check_resumable(before, now, 0)
+    check_resumable(plain(target={"fraction": 0.9}), plain(target={"solutions": 3.0}), 0)
+    with pytest.raises(ConfigError, match=r"diversity\.controller was .*'value': 0\.5.* and is now .*'value': 0\.6"):
+        check_resumable(*(plain(controller={"kind": "fixed", "value": v}) for v in (0.5, 0.6)), 0)
+
+
 def test_a_reward_is_the_same_whether_its_later_keys_are_written_or_not() -> None:
     now = json.loads(validate(config_data(rewards={"format": {"weight": 0.5}})).rewards.model_dump_json())
     assert same_rewards(now, now)
