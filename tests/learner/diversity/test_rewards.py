@@ -131,9 +131,10 @@ def test_tiny_and_huge_margins_stay_finite() -> None:
 def test_what_was_not_scored_or_has_no_solution_is_neither_counted_nor_changed() -> None:
     whole = solved_group(["a", "a", "b", ""])
     lost = replace(make_trajectory(seed=9), verdict=Verdict(9.0, True, "b", Status.ERROR))
+    also = replace(make_trajectory(seed=7), verdict=Verdict(0.9, False, None, Status.TIMEOUT))
     nameless = replace(make_trajectory(seed=8), verdict=Verdict(1.0, True))
-    more = Group(whole.prompt, (*whole.trajectories, lost, nameless))
-    assert rewards(diversified(more, 0.8)) == [*rewards(diversified(whole, 0.8)), 9.0, 1.0]
+    more = Group(whole.prompt, (*whole.trajectories, lost, also, nameless))
+    assert rewards(diversified(more, 0.8)) == [*rewards(diversified(whole, 0.8)), 9.0, 0.9, 1.0]
     assert measure([more]) == measure([whole])
 
 

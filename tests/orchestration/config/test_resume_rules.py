@@ -82,7 +82,8 @@ def test_diversity_may_come_and_go_and_its_target_change_but_not_its_controller(
         check_resumable(before, now, 0)
     check_resumable(plain(target={"fraction": 0.9}), plain(target={"solutions": 3.0}), 0)
     with pytest.raises(ConfigError, match=r"diversity\.controller was .*'value': 0\.5.* and is now .*'value': 0\.6"):
-        check_resumable(*(plain(controller={"kind": "fixed", "value": v}) for v in (0.5, 0.6)), 0)
+        before, now = (plain(controller={"kind": "fixed", "value": value}) for value in (0.5, 0.6))
+        check_resumable(before, now, 0)
 
 
 def test_a_reward_is_the_same_whether_its_later_keys_are_written_or_not() -> None:

@@ -122,6 +122,14 @@ def test_charts_of_the_wider_ledger_name_what_they_show(tmp_path: Path) -> None:
     assert "under control" not in report(tmp_path, same).pieces
 
 
+def test_the_number_of_solutions_is_shown_with_its_target(tmp_path: Path) -> None:
+    one = run_folder(tmp_path / "one", more={"diversity/solutions": 3.0, "diversity/target": 2.5})
+    page = report(tmp_path, one)
+    assert page.pieces.count("Effective number of solutions") == 1
+    assert {"measured", "target"} <= set(page.pieces[page.pieces.index("Effective number of solutions") :])
+    assert "Effective number of solutions" not in report(tmp_path, run_folder(tmp_path / "two")).pieces
+
+
 def test_the_terms_of_a_reward_are_shown_together_and_a_gamed_one_is_a_warning(tmp_path: Path) -> None:
     gamed = {"drift/hacking": 1.0, "drift/reward": 0.4, "drift/check": -0.1}
     one = run_folder(tmp_path / "one", more={"term/verdict": 0.2, "term/judge": 0.9, "term/judge/a": 0.9} | gamed)

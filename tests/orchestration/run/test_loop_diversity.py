@@ -109,6 +109,9 @@ def test_filtering_keeps_groups_that_diversity_alone_tells_apart(tmp_path: Path)
     fake = go(config_of({}, batch), tmp_path, solved=True)
     assert [row["dynamic/trained"] for row in fake.rows[:2]] == [1.0, 1.0]  # one of abca
     assert [row["dynamic/all_right"] for row in fake.rows[:2]] == [3.0, 3.0]  # aaaa, abab, abcd
+    everything = go(config_of({}), tmp_path / "all", solved=True)  # what is observed is of all groups
+    for key in ("diversity/solutions", "diversity/shared"):
+        assert fake.rows[0][key] == everything.rows[0][key]
     without = go(config_of(None, batch), tmp_path / "without", solved=True)
     assert [row["dynamic/trained"] for row in without.rows[:2]] == [0.0, 0.0]
 
