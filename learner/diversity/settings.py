@@ -25,8 +25,8 @@ class DiversityTarget(Settings):
 
     solutions: float | None = Field(default=None, ge=1)  # effective number
     fraction: float | None = Field(default=None, gt=0)
-    # Responses that a fraction's start is measured on, before the first update.
-    start_responses: int = Field(default=256, ge=1)
+    # Responses that a fraction's start is measured on, before the first update: only pairs of correct ones count.
+    start_responses: int = Field(default=1024, ge=1)
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

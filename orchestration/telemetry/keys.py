@@ -72,6 +72,7 @@ KEYS: dict[str, tuple[str, str]] = {
         "Effective number of solutions: 1 over the probability that two correct responses to a prompt are alike",
         "solutions",
     ),
+    "diversity/controlled": ("Its running mean, which the controller observes", "solutions"),
     "diversity/target": ("Effective number of solutions the controller aims at", "solutions"),
     "diversity/shared": ("Share of these correct responses whose solution another one of the group has", "share"),
     "diversity/saturated": ("1 when the coefficient is at its bound and the number still off target", "0/1"),

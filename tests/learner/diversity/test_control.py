@@ -36,7 +36,7 @@ def test_the_defaults() -> None:
     assert DiversityControl(plain).coefficient == 0.8
     held = DiversitySettings.model_validate({"target": {"fraction": 0.9}})
     assert held.controller.model_dump()["step"] == 0.02
-    assert (held.controller.kind, held.start_responses) == ("additive", 256)
+    assert (held.controller.kind, held.start_responses) == ("additive", 1024)
     assert DiversitySettings.model_validate({"target": {"solutions": 3.0}}).start_responses == 0
     assert control(controller={"kind": "fixed", "value": 0.3}).coefficient == 0.3
 
@@ -71,11 +71,13 @@ def test_the_coefficient_rises_below_the_target_and_falls_above_it() -> None:
     assert first == {
         "diversity/coefficient": pytest.approx(0.6),
         "diversity/solutions": 1.0,
+        "diversity/controlled": pytest.approx(1.0),
         "diversity/target": 2.0,
         "diversity/shared": 1.0,
         "diversity/saturated": 0.0,
     }
-    assert c.observe([FOUR], trained=True)["diversity/coefficient"] == pytest.approx(0.5)
+    above = control(controller=STEP, target={"solutions": 2.0})
+    assert above.observe([FOUR], trained=True)["diversity/coefficient"] == pytest.approx(0.4)
     last = [c.observe([ONE], trained=True) for _ in range(9)][-1]
     assert (last["diversity/coefficient"], last["diversity/saturated"]) == (0.95, 1.0)
 
@@ -95,6 +97,15 @@ def test_nothing_moves_without_two_correct_responses_or_without_updates() -> Non
     c.set_start([FOUR])
     assert c.observe([ONE], trained=False)["diversity/coefficient"] == 0.5
     assert c.observe([ONE], trained=True)["diversity/coefficient"] == 0.6
+
+
+def test_what_is_observed_is_a_running_mean_of_the_collision_probability() -> None:
+    c = control(controller=STEP, target={"solutions": 2.0})
+    seen = [c.observe([group], trained=True) for group in (ONE, FOUR, solved_group(["a", ""]), TWO)]
+    assert [row.get("diversity/solutions") for row in seen] == pytest.approx([1.0, 6.0, None, 3.0])
+    collisions = [1.0, (0.8 * 1.0 + 1 / 6) / 1.8, None, (0.64 * 1.0 + 0.8 / 6 + 1 / 3) / 2.44]
+    assert [row.get("diversity/controlled") for row in seen] == pytest.approx([c and 1 / c for c in collisions])
+    assert [row["diversity/coefficient"] for row in seen] == pytest.approx([0.6, 0.7, 0.7, 0.6])
 
 
 def test_rewards_are_changed_at_the_present_coefficient() -> None:

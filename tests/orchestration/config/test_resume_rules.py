@@ -81,8 +81,8 @@ def test_diversity_may_come_and_go_and_its_target_change_but_not_its_controller(
     for before, now in ((off, plain()), (older, plain()), (plain(), off), (older, off)):
         check_resumable(before, now, 0)
     check_resumable(plain(target={"fraction": 0.9}), plain(target={"solutions": 3.0}), 0)
+    before, now = (plain(controller={"kind": "fixed", "value": value}) for value in (0.5, 0.6))
     with pytest.raises(ConfigError, match=r"diversity\.controller was .*'value': 0\.5.* and is now .*'value': 0\.6"):
-        before, now = (plain(controller={"kind": "fixed", "value": value}) for value in (0.5, 0.6))
         check_resumable(before, now, 0)
 
 
