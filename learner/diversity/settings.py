@@ -74,7 +74,7 @@ class DiversitySettings(Settings):
         low, high = made.lowest, made.coefficient_range.high
         if not 0 <= low <= high < 1:
             raise ValueError(
-                f"diversity.controller can move the coefficient to {low if low < 0 else high:g}: keep it from 0 to under 1, so "
+                f"the controller can move the coefficient to {low if low < 0 else high:g}: keep it from 0 to under 1, so "
                 "that a correct response stays worth more than one that is not"
             )
         return self
