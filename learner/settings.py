@@ -1,8 +1,8 @@
 """Declares what can be set about training: a recipe's sections `model`, `precision`, `learner` and `objective`. Without torch.
 
 The sections of a RunConfig are these classes, and the code that trains reads the same objects: nothing is declared twice and
-nothing is copied. The section `entropy` is in learner/entropy/settings.py. Values that follow from several sections are in
-learner/rank_settings.py.
+nothing is copied. The sections `entropy` and `diversity` are in learner/entropy/settings.py and learner/diversity/settings.py.
+Values that follow from several sections are in learner/rank_settings.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Declares the sections of a RunConfig that concern the run itself, with the rules about each section alone. Without torch.
 
-The other sections are declared beside their readers: learner/settings.py, learner/entropy/settings.py, actors/settings.py.
+The other sections are declared beside their readers: learner/settings.py, learner/entropy/settings.py,
+learner/diversity/settings.py, actors/settings.py.
 """
 
 from __future__ import annotations

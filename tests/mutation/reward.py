@@ -235,6 +235,11 @@ REWARD_MUTATIONS: tuple[Mutation, ...] = (
         ("no start before training", "            diversity.set_start(groups)\n", "            pass\n"),
     ),
     *_entries(
+        "orchestration/sampling/asynchronous",
+        DIVERSITY_LOOP,
+        ("diversity is no signal beside training", "config.dynamic_by, config.diversity)", "config.dynamic_by)"),
+    ),
+    *_entries(
         "orchestration/run/state",
         DIVERSITY_LOOP,
         ("a fresh control", 'self.diversity.load_state_dict(state["diversity"])', "pass"),

@@ -19,6 +19,7 @@ from orchestration.errors import Stopped
 from orchestration.run.loop import Run
 from orchestration.run.state import RunState
 from orchestration.run.stop import StopSignal
+from orchestration.sampling.asynchronous import AsynchronousProducer
 from orchestration.sampling.curriculum import Curriculum, stages_of
 from orchestration.sampling.producer import SynchronousProducer
 
@@ -55,11 +56,17 @@ def go(config: RunConfig, folder: Path, stop_at: str = "", saved: Path | None = 
         state.load_state_dict(read_state(saved), saved)
         fake.version = state.policy_version
     anything = cast("Any", fake)
-    producer = SynchronousProducer(config, curriculum, anything)
+    if state.pending is None:
+        producer = SynchronousProducer(config, curriculum, anything)
+    else:
+        producer = AsynchronousProducer(config, curriculum, anything, state.pending)
     run = Run(config, anything, producer, anything, state, Checkpoints(folder, 9), anything, stop)
 
     async def main() -> None:
-        await run.train()
+        try:
+            await run.train()
+        finally:
+            await producer.close()
 
     if stop_at:
         with pytest.raises(Stopped):
@@ -114,6 +121,14 @@ def test_filtering_keeps_groups_that_diversity_alone_tells_apart(tmp_path: Path)
         assert fake.rows[0][key] == everything.rows[0][key]
     without = go(config_of(None, batch), tmp_path / "without", solved=True)
     assert [row["dynamic/trained"] for row in without.rows[:2]] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_refilling_counts_groups_that_diversity_alone_tells_apart(tmp_path: Path, staleness: int) -> None:
+    batch = {"staleness": staleness, "dynamic": {"kind": "refill", "max_rounds": 5}}
+    fake = go(config_of({}, batch), tmp_path, solved=True)
+    assert all(0 < row["dynamic/trained"] < row["dynamic/generated"] for row in fake.rows)
+    assert all(np.array(a).any() for a in advantages(fake))
 
 
 def test_a_target_is_a_fraction_of_what_is_measured_before_the_first_update(tmp_path: Path) -> None:
