@@ -14,8 +14,9 @@ from learner.settings import KindSettings, Settings
 
 # 0.8 is what was tried, as a fixed coefficient.
 RANGE = CoefficientRange(start=0.8, low=0.05, high=0.95, signed=False)
-# Isentropic control cancels a predicted change, and the number of solutions is not predicted.
-STEERING = {kind: made for kind, made in CONTROLLERS.items() if kind != "isentropic"}
+# Not isentropic, which cancels a predicted change: the number of solutions is not predicted. Nor band, which is off within its band
+# where a coefficient starts at 0, as this one does not.
+STEERING = {kind: CONTROLLERS[kind] for kind in ("fixed", "doubling", "proportional", "additive", "pi")}
 # Goes through the whole range in 48 iterations: the number of solutions in one batch is noisy.
 HELD: dict[str, Any] = {"kind": "additive", "step": 0.02}
 

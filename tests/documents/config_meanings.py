@@ -263,7 +263,7 @@ MEANINGS = {
     # diversity
     "diversity.controller": (
         "What moves the coefficient, in [0.05, 0.95] unless it says otherwise: one of `entropy.controller`, with its keys, but not "
-        "`isentropic`. Left out: `fixed` at 0.8, or beside a `target` `{kind: additive, step: 0.02}`."
+        "`isentropic` and `band`. Left out: `fixed` at 0.8, or beside a `target` `{kind: additive, step: 0.02}`."
     ),
     "diversity.target": "How many solutions there should be; without `solutions` and `fraction` as many as at the start.",
     "diversity.compare_texts": (

@@ -48,6 +48,7 @@ def test_the_defaults() -> None:
         ({"controller": {"kind": "fixed", "value": -0.5}}, "a fixed coefficient of -0.5 is negative"),
         ({"controller": {"kind": "additive", "high": 2.0}}, "can move the coefficient to 2: keep it"),
         ({"controller": {"kind": "isentropic"}}, "unknown diversity controller 'isentropic'"),
+        ({"controller": {"kind": "band"}}, "unknown diversity controller 'band'"),
         ({"controller": {}}, "the diversity controller needs a kind"),
         ({"controller": {"kind": "pi", "low": 0.9, "high": 0.5}}, "low (0.9) is above high (0.5)"),
         ({"target": {"fraction": 0.9, "solutions": 3.0}}, "both set the target: give one"),
