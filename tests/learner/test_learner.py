@@ -86,8 +86,10 @@ def run(case: str, **plan: Any) -> tuple[list[dict[str, float]], Any]:
     controller: dict[str, Any] = {"kind": "fixed"}
     if method["kind"] in ("repo", "repo_r", "bonus"):
         controller = {"kind": "isentropic"}
-    elif method["kind"] in ("adapo", "clip_cov"):
+    elif method["kind"] in ("adapo", "clip_cov", "lower_clip"):
         controller = {"kind": "doubling"}
+    elif method["kind"] == "entrocraft":
+        controller = {"kind": "band", "dead_band": 0.01}
     return train(
         learner_settings(objective, method, controller), [batches_of(i, aggregation, **plan) for i in range(2)]
     )
