@@ -2,6 +2,8 @@
 
     prompt  3 4 5 6=21        response  4+5*3-6        because ((4+5)*3)-6 = 21
 
+With `use: some` two or more of the numbers are enough: 4*6-3 is another solution, and prompts have many more of them.
+
 Every correct expression can be listed, counted and drawn uniformly, so diversity is measured rather than guessed. The
 counts come from dynamic programming over the numbers left:
 
@@ -14,8 +16,11 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import combinations
+from typing import Literal
 
 from envs.checks import check_operators, check_range
 from envs.tasks import OneReply, check_index, in_split, task_random
@@ -35,9 +40,10 @@ _TOKEN = re.compile(r"[0-9]+|[-+*]")
 
 
 class Countdown:
-    """Asks for a target from all numbers and left-to-right + - *; every solution is known.
+    """Asks for a target from the numbers and left-to-right + - *; every solution is known.
 
     numbers        how many numbers, 2 to 6
+    use            "all" of them, or "some": two or more
     low, high      range of each number, 1 to 99
     operators      those a solution may use, out of "+-*"
     min_solutions  distinct correct expressions that a prompt has at least
@@ -54,6 +60,7 @@ class Countdown:
         seed: int = 0,
         *,
         numbers: int = 4,
+        use: Literal["all", "some"] = "all",
         low: int = 1,
         high: int = 9,
         operators: str = "+-*",
@@ -64,6 +71,8 @@ class Countdown:
         system: str = "",
     ) -> None:
         check_range("countdown", "numbers", numbers, 2, MAX_NUMBERS)
+        if use not in ("all", "some"):
+            raise ValueError(f"countdown: use is {use!r}, it must be 'all' or 'some'")
         if not 1 <= low <= high <= MAX_HIGH:
             raise ValueError(
                 f"countdown: low is {low} and high is {high}, they must meet 1 <= low <= high <= {MAX_HIGH}"
@@ -73,7 +82,7 @@ class Countdown:
         if target_low > target_high:
             raise ValueError(f"countdown: target_low {target_low} is above target_high {target_high}")
         self._seed = seed
-        self._numbers = numbers
+        self._numbers, self._use = numbers, use
         self._low, self._high = low, high
         self._operators = "".join(o for o in "+-*" if o in operators)  # one order, so that equal settings share a cache
         self._min_solutions = min_solutions
@@ -108,20 +117,31 @@ class Countdown:
 
     def solutions(self, prompt: Prompt) -> tuple[str, ...]:
         """Returns every correct expression, sorted, in the form of `Verdict.solution`."""
-        return _solutions(*_task(prompt), self._operators)
+        numbers, target = _task(prompt)
+        return tuple(
+            sorted(e for chosen in self._choices(numbers) for e in _solutions(chosen, target, self._operators))
+        )
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
         """Returns a solution drawn uniformly from `solutions(prompt)`."""
         return rng.choice(self.solutions(prompt))
 
+    def _choices(self, numbers: Numbers) -> list[Numbers]:
+        """Lists what a solution may use: all numbers, or every choice of two or more, equal ones once."""
+        sizes = range(2, len(numbers) + 1) if self._use == "some" else (len(numbers),)
+        return sorted({chosen for size in sizes for chosen in combinations(numbers, size)})
+
     def alphabet(self) -> Iterable[str]:
         return sorted(set("0123456789 =+-*") | set(self._system))
 
     def _find_targets(self, numbers: Numbers, split: Split) -> tuple[int, ...]:
+        counts: Counter[int] = Counter()
+        for chosen in self._choices(numbers):
+            counts.update(_counts(chosen, self._operators))
         return tuple(
             sorted(
                 value
-                for value, count in _counts(numbers, self._operators).items()
+                for value, count in counts.items()
                 if count >= self._min_solutions
                 and self._target_low <= value <= self._target_high
                 and in_split(_text(numbers, value), split)
@@ -138,8 +158,10 @@ class Countdown:
         if not _EXPRESSION.fullmatch(expression):
             return Verdict(0.0, detail="not an expression")
         used = [token for token in _TOKEN.findall(expression) if token.isdigit()]
-        if sorted(used) != sorted(map(str, numbers)):  # as texts: 03 is not 3
-            return Verdict(0.0, detail=f"uses {' '.join(used)}, not each number once")
+        over = Counter(used) - Counter(map(str, numbers))  # as texts: 03 is not 3
+        if over or len(used) < (2 if self._use == "some" else len(numbers)):
+            each = "two or more of the numbers, each once" if self._use == "some" else "each number once"
+            return Verdict(0.0, detail=f"uses {' '.join(used)}, not {each}")
         if any(o in "+-*" and o not in self._operators for o in expression):
             return Verdict(0.0, detail=f"uses an operator that is not among {self._operators}")
         value = left_to_right(expression)

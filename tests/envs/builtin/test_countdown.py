@@ -69,6 +69,33 @@ def test_tables_agree_with_brute_force(numbers: int, high: int, operators: str, 
     assert _counts(tuple(prompt.task["numbers"]), operators) == counts  # what min_solutions is compared with
 
 
+@given(st.integers(0, 10_000), st.sampled_from(SPLITS), st.integers(3, 4), st.integers(1, 4))
+@settings(max_examples=25, deadline=None)
+def test_some_numbers_are_enough_where_the_parameter_says_so(
+    index: int, split: Split, numbers: int, least: int
+) -> None:
+    tasks = Countdown(seed=1, numbers=numbers, use="some", min_solutions=least)
+    prompt = tasks.prompt(split, index)
+    given_numbers, target = prompt.task["numbers"], prompt.task["target"]
+    chosen = {c for size in range(2, numbers + 1) for c in itertools.combinations(given_numbers, size)}
+    expressions = {x for c in chosen for x in every_expression(list(c), "+-*")}
+    expected = {x for x in expressions if left_to_right(x) == target}
+    assert set(tasks.solutions(prompt)) == expected and len(tasks.solutions(prompt)) == len(expected) >= least
+    session = tasks.open(prompt)
+    assert all((session.reply(x).reward == 1.0) == (x in expected) for x in expressions)
+
+
+def test_of_some_numbers_none_is_used_twice_and_one_is_too_few() -> None:
+    prompt = Prompt("countdown", "train", 0, (), {"numbers": [2, 4, 6, 6], "target": 6})
+    session = Countdown(use="some").open(prompt)
+    assert (
+        session.reply("4+2").correct
+        and session.reply("6+6-6").detail == "uses 6 6 6, not two or more of the numbers, each once"
+    )
+    assert not session.reply("6").correct and not session.reply("3+3").correct
+    assert Countdown().open(prompt).reply("4+2").detail == "uses 4 2, not each number once"
+
+
 def test_text_is_compact() -> None:
     prompt = TASKS.prompt("train", 3)
     numbers, target = prompt.task["numbers"], prompt.task["target"]
@@ -139,6 +166,7 @@ def test_prompts_are_a_pure_function_of_the_parameters() -> None:
     [
         ({"numbers": 1}, "numbers is 1"),
         ({"low": 0}, "low is 0"),
+        ({"use": "most"}, "use is 'most'"),
         ({"operators": "+/"}, "operators is '+/'"),
         ({"operators": "++"}, "operators is '++'"),
         ({"min_solutions": 0}, "min_solutions is 0"),
