@@ -54,7 +54,8 @@ class Outlet(Protocol):
 class Inlet(Protocol):
     """Brings buckets to an engine.
 
-    lasting: whether what `take` returns stays as it is until the next version, and not only until the next bucket is taken.
+    lasting: whether what `take` returns is the learner's own memory: it stays as it is until the next version, and not only until
+    the next bucket is taken.
     """
 
     lasting: bool

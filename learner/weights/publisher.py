@@ -55,15 +55,15 @@ class Publisher:
     def publish(self, manifest: WeightManifest, tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
         """Sends every tensor of `manifest`, taken from `tensors` in manifest order; returns the checksum.
 
-        WeightSyncError if a member is missing or slow, or if a tensor is not the one the manifest names; such a
-        bucket is not sent.
+        In memory that engines share it is of a part of every page (checksum.py). WeightSyncError if a member is missing or slow,
+        or if a tensor is not the one the manifest names; such a bucket is not sent.
         """
         version, channel, buckets = manifest.version, self.channel, manifest.buckets()
         start = f"start of version {version}"
         outlet = self._choice.outlet(buckets, channel.begin(manifest.digest, start, channel.timeout_s), start)
         source, index = iter(tensors), 0
         try:
-            with _Summing() as total:
+            with _Summing(pages=self.medium == "memory") as total:
                 for index, bucket in enumerate(buckets):
                     phase = f"bucket {index + 1} of {len(buckets)} of version {version}"
                     buffer = outlet.room(index, bucket, phase)
@@ -97,14 +97,15 @@ class Publisher:
 class _Summing:
     """Adds buckets up in a thread, while the next one is packed; at most one is under way, so that buffers can be used in turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, pages: bool) -> None:
+        self._pages = pages
         self._pool = ThreadPoolExecutor(1, "weights-checksum")
         self._last: Future[None] | None = None
         self._checksum: Checksum | None = None
 
     def add(self, buffer: torch.Tensor) -> None:
         """Adds a bucket, once the one before it is done."""
-        checksum = self._checksum = self._checksum or Checksum(buffer.device)
+        checksum = self._checksum = self._checksum or Checksum(buffer.device, self._pages)
         self._wait()
         if buffer.device.type == "cpu":
             self._last = self._pool.submit(checksum.update, buffer)

@@ -48,7 +48,7 @@ class Subscriber:
         self.lasting, checksum = inlet.lasting, None
         for index, bucket in enumerate(buckets):
             buffer = inlet.take(index, bucket, f"bucket {index + 1} of {len(buckets)} of version {version}", limit)
-            checksum = checksum or Checksum(buffer.device)
+            checksum = checksum or Checksum(buffer.device, pages=inlet.lasting)
             checksum.update(buffer)
             for slot in bucket.slots:
                 view = buffer[slot.start : slot.stop].view(getattr(torch, slot.spec.dtype)).view(slot.spec.shape)

@@ -160,6 +160,28 @@ def test_checksum_beyond_one_stripe() -> None:
     assert swapped.value != base.value
 
 
+@given(st.integers(1, 6 * 256), st.data())
+def test_of_shared_memory_every_page_counts_and_the_rest_of_it_does_not(pairs: int, draw: st.DataObject) -> None:
+    data = torch.arange(16 * pairs, dtype=torch.int64).mul(7919).to(torch.uint8)
+
+    def total(data: torch.Tensor) -> int:
+        made = Checksum(pages=True)
+        made.update(data)
+        return made.value
+
+    at = draw.draw(st.integers(0, len(data) - 1))
+    changed = data.clone()
+    changed[at] ^= 1
+    counts = (
+        at % 4096 < 64 or at >= len(data) - len(data) % 4096
+    )  # a cache line of every page, and what is no whole page
+    assert (total(changed) != total(data)) == counts
+    for page in range(len(data) // 4096):  # of another version, or at another place
+        other = data.clone()
+        other[4096 * page : 4096 * (page + 1)] += 1
+        assert total(other) != total(data)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_checksum_is_the_same_on_a_gpu() -> None:
