@@ -1,6 +1,6 @@
 """Measures the head (hidden states to log-prob, entropy, kappa and their gradients) beside plain autograd on all logits.
 
-    python tests/benchmarks/head.py [--hidden 256,896] [--vocab 151936] [--tokens 4096] [--repeats 5] [--json FILE]
+    python tests/benchmarks/head.py [--hidden 256,896] [--vocab 151936] [--tokens 4096] [--repeats 3] [--json FILE]
 
 Plain is what is written without a second thought, and well: float32 logits, log_softmax, the entropy from it, a gather, the two
 statistics without a gradient, autograd backward through log-prob and entropy. Both take forward and backward in turn within one
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--hidden", default="256,896")
     parser.add_argument("--vocab", type=int, default=151936)
     parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--memory-tokens", type=int, help="Tokens that plain's memory is measured with; 0 leaves it out."
     )

@@ -41,7 +41,7 @@ class Part:
 
 
 PARTS = (
-    Part("head", "benchmarks.head", "the fused head on and off: time and memory", 240),
+    Part("head", "benchmarks.head", "the fused head on and off: time and memory", 480),
     Part("learner", "benchmarks.learner", "the learner, packed and padded, against plain torch", 300),
     Part("weights", "benchmarks.weights", "a transfer of weights against memcpy", 180),
     Part("startup", "benchmarks.startup", "what a start consists of", 240),
