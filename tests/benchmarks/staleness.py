@@ -24,13 +24,18 @@ LAST = 5
 CONTROL = ("entropy.method.kind=repo", "entropy.target.fraction=0.7")
 
 
+def stale(value: int) -> tuple[str, str]:
+    """Returns the overrides of a staleness, with as many batches under way ahead of the learner: with one it would never be more."""
+    return f"batch.staleness={value}", f"batch.ahead={max(1, value)}"
+
+
 def speed(values: Sequence[int], folder: Path, iterations: int = 5) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Returns tokens a second of each value against those of the first."""
     runs.make_model("heavy")
     rates: dict[int, list[float]] = {}
     details: dict[str, Any] = {}
     common = ("learner.threads=1", f"run.iterations={iterations + 1}")
-    given = {f"speed-{value}": (f"batch.staleness={value}", *common) for value in values}
+    given = {f"speed-{value}": (*stale(value), *common) for value in values}
     measured = runs.in_turn(runs.WORKLOADS / "heavy.yaml", folder, given)
     for value, found in zip(values, measured.values(), strict=True):
         rates[value] = [t / s for t, s in zip(found.steady("tokens/generated"), found.walls, strict=True)]
@@ -78,7 +83,7 @@ def curves(
     order = [(seed, value) for seed in seeds for value in values]
     given = {
         f"curve-{value}-{seed}": (
-            f"batch.staleness={value}",
+            *stale(value),
             f"run.seed={seed}",
             f"run.iterations={iterations}",
             *CONTROL,
