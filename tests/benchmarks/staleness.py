@@ -25,7 +25,7 @@ CONTROL = ("entropy.method.kind=repo", "entropy.target.fraction=0.7")
 
 
 def stale(value: int) -> tuple[str, str]:
-    """Returns the overrides of a staleness, with as many batches under way ahead of the learner: with one it would never be more."""
+    """Returns the overrides of a staleness, with as many batches ahead of the learner: with one ahead it would never be more."""
     return f"batch.staleness={value}", f"batch.ahead={max(1, value)}"
 
 
