@@ -147,7 +147,7 @@ def build_batches(
         updates = min(updates, max(1, count * updates // full_batch), count)
     per_rank: list[list[tuple[MicroBatch, ...]]] = [[] for _ in range(plan.ranks)]
     for k in range(updates):
-        members = list(range(k * count // updates, (k + 1) * count // updates))
+        members = list(_of_update(k, updates, count, plan.mixed))
         per_update = len(members)
         tokens = sum(trajectories[i].response_tokens for i in members)
         scale = {"token": tokens, "constant": per_update * length_scale}
@@ -172,6 +172,11 @@ def build_batches(
         )
         for trained, measured_only, ledger in zip(per_rank, untrained, followed, strict=True)
     ]
+
+
+def _of_update(k: int, updates: int, count: int, mixed: bool) -> range:
+    """Returns which of `count` trajectories, which stand by prompt, update k has: every so manieth, or a part of them."""
+    return range(k, count, updates) if mixed else range(k * count // updates, (k + 1) * count // updates)
 
 
 def ledger_sample(count: int, share: float) -> list[int]:

@@ -73,10 +73,12 @@ CPU_OVERHEAD, GPU_OVERHEAD = 80, 1000
 
 
 class BatchPlan(Settings):
-    """Divides a batch into updates, ranks and micro-batches. None of these but `updates` and `epochs` changes the training."""
+    """Divides a batch into updates, ranks and micro-batches. Of these `updates`, `mixed` and `epochs` alone change the training."""
 
     ranks: int = Field(default=1, ge=1, le=10_000)
     updates: int = Field(default=1, ge=1)  # optimiser steps per pass over the batch
+    # Whether every update has responses of every prompt, as far as there are enough, or all responses of its share of the prompts.
+    mixed: bool = True
     epochs: int = Field(default=1, ge=1)  # passes over the batch; each pass is `updates` steps
     micro_batch_tokens: int = Field(default=8192, ge=1)
     # Share of the responses on which the effect of an iteration's steps on entropy is predicted and measured; 0: neither.

@@ -182,6 +182,9 @@ MEANINGS = {
     "learner.weight_decay": "AdamW's weight decay.",
     "learner.grad_clip": "Largest gradient norm; 0: no clipping.",
     "learner.updates": "Optimiser steps in one pass over the batch.",
+    "learner.mixed": (
+        "Every update has responses of every prompt, as far as there are enough; `false`: all responses of a share of the prompts."
+    ),
     "learner.epochs": "Passes over the batch of an iteration.",
     "learner.micro_batch_tokens": (
         "Most token slots of one forward and backward pass, padding included: what memory allows. Within it responses of similar "

@@ -37,8 +37,15 @@ def cases(draw: st.DrawFn) -> tuple[list[Trajectory], dict[str, Any]]:
         "ranks": draw(st.integers(1, 4)),
         "micro_batch_tokens": draw(st.integers(1, 60)),
         "packing": draw(st.booleans()),
+        "mixed": draw(st.booleans()),
     }
     return responses, plan
+
+
+def members_of(k: int, responses: list[Trajectory], plan: dict[str, Any]) -> list[int]:
+    """Returns which responses an update has: every so manieth, or a part of them that stand together."""
+    updates, each = plan["updates"], len(responses) // plan["updates"]
+    return [i for i in range(len(responses)) if (i % updates if plan["mixed"] else i // each) == k]
 
 
 @given(cases(), st.sampled_from(["token", "sequence"]))
@@ -48,9 +55,7 @@ def test_every_action_token_is_trained_once_an_epoch_with_its_own_data(
     responses, plan = case
     batches = build(responses, aggregation, **plan)
     assert len(batches) == plan["ranks"]
-    per_update = len(responses) // plan["updates"]
     for k in range(plan["updates"] * plan["epochs"]):
-        part = k % plan["updates"]
         actual: list[tuple[Any, ...]] = []
         for batch in batches:
             for micro in batch.updates[k]:
@@ -67,7 +72,7 @@ def test_every_action_token_is_trained_once_an_epoch_with_its_own_data(
                     assert batch.envs[micro.env[n]] == responses[i].prompt.env
         expected = [
             (i, at, token)
-            for i in range(part * per_update, (part + 1) * per_update)
+            for i in members_of(k % plan["updates"], responses, plan)
             for at, (token, sampled) in enumerate(zip(responses[i].token_ids, responses[i].action_mask, strict=True))
             if sampled
         ]
@@ -82,7 +87,7 @@ def test_weights_sum_to_one_and_follow_the_aggregation(
     batches = build(responses, aggregation, **plan)
     per_update = len(responses) // plan["updates"]
     for k in range(plan["updates"]):
-        members = responses[k * per_update : (k + 1) * per_update]
+        members = [responses[i] for i in members_of(k, responses, plan)]
         total = sum(t.response_tokens for t in members)
         weights = [(w, i) for b in batches for m in b.updates[k] for w, i in zip(m.weight, m.trajectory, strict=True)]
         assert sum(float(w) for w, _ in weights) == pytest.approx(1, abs=1e-6)
@@ -110,6 +115,17 @@ def test_ranks_have_equally_many_micro_batches_within_the_token_budget(
             if micro.action_tokens == 0:  # a filler: one forward pass that counts for nothing
                 assert (micro.tokens.shape, micro.weight.shape) == ((1, 1), (0,))
     assert len({b.envs for b in batches}) == 1
+
+
+def test_a_mixed_update_has_responses_of_every_prompt() -> None:
+    responses = [make_trajectory([(3, 2)], index=i // 4) for i in range(24)]  # six prompts, four responses each
+
+    def prompts(**plan: Any) -> list[set[int]]:
+        (batch,) = build(responses, updates=2, **plan)
+        return [{int(i) // 4 for m in update for i in m.trajectory} for update in batch.updates]
+
+    assert prompts() == [set(range(6))] * 2
+    assert prompts(mixed=False) == [{0, 1, 2}, {3, 4, 5}]
 
 
 @given(cases())

@@ -261,7 +261,7 @@ def test_each_update_is_the_loss_of_its_own_trajectories(
     responses: list[Trajectory], ranks: int, budget: int, packing: bool
 ) -> None:
     advantages = np.array([1.0, -0.5, 0.25, -2.0])
-    plan = {"ranks": ranks, "micro_batch_tokens": budget, "packing": packing}
+    plan = {"mixed": False, "ranks": ranks, "micro_batch_tokens": budget, "packing": packing}
     losses = update_losses(responses, advantages, "token", updates=2, **plan)
     halves = [plain_loss(responses[s], advantages[s], "token") for s in (slice(0, 2), slice(2, 4))]
     assert losses == pytest.approx(halves, rel=1e-6, abs=1e-6)

@@ -218,6 +218,11 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
     *entries("entropy/steering", DROPPED, ("a coefficient without an update moves", " and observed.trained", "")),
     *entries(
         "batching",
+        f"{_AT}test_batching.py -k mixed",
+        ("never mixed", "range(k, count, updates) if mixed else", "range(k, count, updates) if not mixed else"),
+    ),
+    *entries(
+        "batching",
         f"{_AT}test_batching.py -k usual_size or informative",
         ("as many updates of what is left", "max(1, count * updates // full_batch)", "updates"),
         (
