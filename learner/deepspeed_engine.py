@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from learner.rank_settings import RankPlace
 from learner.settings import EngineSettings, TrainerPrecision
-from learner.tracing.spans import traced
+from learner.tracing.spans import span, traced
 from learner.training_state import fragments, shards
 from learner.training_state.host_copy import HostCopy
 from learner.types import UnsupportedPrecision
@@ -367,10 +367,11 @@ class DeepSpeedEngine:
             self._host.take(fragments.beside_weights(self._fragments(), self.engine.optimizer, self.model.parameters()))
         self._empty_cache()  # also of activations: another process on this GPU cannot have what torch keeps for later
 
-    @traced("reload")
     def reload(self) -> None:
         """Brings back what `offload` moved; nothing where nothing was."""
-        self._host.give_back()
+        if self._host.away:
+            with span("reload"):
+                self._host.give_back()
 
     def _empty_cache(self) -> None:
         if self.placement.cuda:

@@ -63,11 +63,13 @@ class Turns:
         self.learners = False  # whether it is the learner's turn
         self._seconds = 0.0
 
-    @traced("generators leave")
     async def clear(self) -> None:
         """Sends every generator to sleep, once those that start have started: the GPUs are the learner's, or its successor's."""
-        if not self._colocated or self.learners:
-            return
+        if self._colocated and not self.learners:
+            await self._clear()
+
+    @traced("generators leave")
+    async def _clear(self) -> None:
         began = time.perf_counter()
         await self._generators.engine_starts.acquire()
         self.learners = True
@@ -82,16 +84,19 @@ class Turns:
         if self._colocated:
             await self._timed(self._learner().reload())
 
-    @traced("learner leaves")
     async def to_transfer(self) -> None:
         """Ends the learner's turn: generators may be sent weights, and start. Raises LearnerDied."""
         if self.learners:
-            await self._timed(self._learner().offload())
-            living = {one.name for one in self._generators.present()}
-            self._asleep = {name: one for name, one in self._asleep.items() if name in living}
-            await self._timed(self._all((one, one.wake("weights")) for one in self._asleep.values()))
-            self.learners = False
-            self._generators.engine_starts.release()
+            await self._leave()
+
+    @traced("learner leaves")
+    async def _leave(self) -> None:
+        await self._timed(self._learner().offload())
+        living = {one.name for one in self._generators.present()}
+        self._asleep = {name: one for name, one in self._asleep.items() if name in living}
+        await self._timed(self._all((one, one.wake("weights")) for one in self._asleep.values()))
+        self.learners = False
+        self._generators.engine_starts.release()
 
     async def to_generators(self) -> None:
         """Begins the generators' turn, or makes it whole after a transfer. Raises LearnerDied."""

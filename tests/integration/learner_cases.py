@@ -95,7 +95,7 @@ def batches(iteration: int, ranks: int, tokens: int, packing: bool, aggregation:
     return build_batches(
         [t for g in groups for t in g.trajectories],
         trajectory_advantages(groups, ADVANTAGES["grpo"]),
-        plan=BatchPlan(updates=UPDATES, epochs=1, ranks=ranks, micro_batch_tokens=tokens, packing=packing),
+        plan=BatchPlan(updates=UPDATES, mixed=False, epochs=1, ranks=ranks, micro_batch_tokens=tokens, packing=packing),
         aggregation=aggregation,
         temperature=0.9,
     )
