@@ -225,7 +225,7 @@ def test_generators_and_verifiers_that_die_are_replaced(model: Path, tmp_path: P
     more = (
         "generators.count=2",
         "generators.cpus=0.3",
-        "run.iterations=40",
+        "run.iterations=100000",  # it is stopped: how many fit beside an engine's start depends on the machine
         "evaluation.prompts=0",
         "checkpoint.every=0",
     )
@@ -238,14 +238,17 @@ def test_generators_and_verifiers_that_die_are_replaced(model: Path, tmp_path: P
     assert len(generators) == 2
     generators[0].kill()
     verifier.kill()
+    served = lambda row: row["cluster/replaced"] == 2 and row["cluster/generators"] == 2  # noqa: E731
+    wait_for(lambda: sum(map(served, rows(folder))) >= 5, process)
+    os.killpg(process.pid, signal.SIGINT)
     code, out = finish(process)
-    assert code == 0, out
+    assert code == 130, out
     assert "generator 2 replaces one that is gone" in out and "generator 2 serves from version" in out
     assert "verifier 1 replaces one that is gone" in out
     recorded = rows(folder)
-    assert [r["iteration"] for r in recorded] == list(range(1, 41))
-    # Base weights would be off by whole nats; forty updates on, rounding reaches 1e-5 on unlikely tokens.
-    assert all(r["sync/logprob_gap_max"] < 1e-4 for r in recorded)
+    assert [r["iteration"] for r in recorded] == list(range(1, len(recorded) + 1))
+    # Base weights would be off by whole nats; hundreds of updates on, rounding may reach 1e-4 on unlikely tokens.
+    assert all(r["sync/logprob_gap_max"] < 1e-3 for r in recorded)
     assert recorded[-1]["status/error"] == 0
 
 
