@@ -120,8 +120,8 @@ class Policy(nn.Module):
             ]
         if packing is False and self.packs:
             return [
-                f"learner.packing=false is slow for {family} where responses differ much in length (1.4 times as long was "
-                "measured): leave it out"
+                f"learner.packing=false is slow for {family} where responses differ much in length (1.2 to 1.4 times as long "
+                "was measured): leave it out"
             ]
         return []
 
