@@ -69,11 +69,18 @@ def check_same_stages(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping
         )
     for index in range(min(current + 1, len(before))):
         for key in ("name", "environments", *(("iterations", "advance") if index < current else ()), "overrides"):
-            if before[index][key] != now[index][key]:
+            if not _same(before[index][key], now[index][key]):
                 raise ConfigError(
                     f"stages.{index}.{key} was {before[index][key]} and is now {now[index][key]}: the stage has begun, a resumed "
                     "run cannot change it"
                 )
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Compares values of a stage. An environment of a run that is older than `train_prompts` is one without it."""
+    if isinstance(before, list) and isinstance(now, list):
+        return [{"train_prompts": None, **e} for e in before] == now
+    return before == now
 
 
 def changed_keys(before: Any, now: Any, key: str = "") -> list[str]:

@@ -86,10 +86,10 @@ class RunConfig(RunSections):
     @property
     def all_environments(self) -> list[EnvironmentSection]:
         """Returns every environment of the run once: an environment's index counts in this list. Of stages, in order of first
-        mention; the same name with other params is another environment. Weights are the stages' own matter."""
+        mention; the same name with other params or train_prompts is another environment. Weights are the stages' own matter."""
         distinct = list(self.environments)
         for environment in (e for stage in self.stages for e in stage.environments):
-            if not any((e.name, e.params) == (environment.name, environment.params) for e in distinct):
+            if not any(e.key == environment.key for e in distinct):
                 distinct.append(environment)
         return distinct
 

@@ -34,9 +34,17 @@ class RunSection(Settings):
 
 
 class EnvironmentSection(EnvironmentSettings):
-    """Gives one environment its weight in the mixture."""
+    """Gives one environment its weight in the mixture, and says how many of its prompts are trained on."""
 
     weight: float = Field(default=1.0, gt=0)
+    train_prompts: int | None = Field(
+        default=None, ge=1
+    )  # the first so many of the training split; left out: all of it
+
+    @property
+    def key(self) -> tuple[str, dict[str, Any], int | None]:
+        """Returns what tells two environments of a run's stages apart: everything but the weight."""
+        return self.name, self.params, self.train_prompts
 
 
 class AdvanceSection(Settings):

@@ -276,7 +276,8 @@ async def _train(job: Job, cluster: Cluster, sink: FanOut, codecs: Codecs, stop:
 
     config = job.config
     environments = [catalog.load(e.name, e.params, seed=config.run.seed) for e in config.all_environments]
-    curriculum = Curriculum(environments, stages_of(config), config.run.seed, config.batch.adaptive)
+    limits = [e.train_prompts for e in config.all_environments]
+    curriculum = Curriculum(environments, stages_of(config), config.run.seed, config.batch.adaptive, limits)
     state = RunState.fresh(config, curriculum)
     if job.state is not None and job.checkpoint is not None:
         await asyncio.to_thread(state.load_state_dict, job.state, job.checkpoint)

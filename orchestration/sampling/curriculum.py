@@ -52,13 +52,13 @@ class Stage:
 
 def stages_of(config: RunConfig) -> list[Stage]:
     """Lists the stages of a run; a run without any is its own only stage."""
-    environments = [(e.name, e.params) for e in config.all_environments]
+    environments = [e.key for e in config.all_environments]
 
     def stage(name: str, part: RunConfig, iterations: int, advance: AdvanceSection | None) -> Stage:
         weights = [0.0] * len(environments)
         for position, e in enumerate(part.environments):
             # Without stages the list is the run's own, in which the same environment may be twice.
-            weights[environments.index((e.name, e.params)) if config.stages else position] += e.weight
+            weights[environments.index(e.key) if config.stages else position] += e.weight
         return Stage(name, tuple(w / sum(weights) for w in weights), iterations, advance)
 
     if not config.stages:
@@ -83,8 +83,11 @@ class Curriculum:
         stages: Sequence[Stage],
         seed: int,
         adaptive: AdaptiveSection | None = None,
+        limits: Sequence[int | None]
+        | None = None,  # by environment: how many of its training prompts are used; None: all
     ) -> None:
         self.environments, self.stages, self.seed = list(environments), list(stages), seed
+        self._limits = list(limits or [None] * len(self.environments))
         self.index = 0  # of the stage
         self.iteration = 0  # how many the stage has had
         self.rewards: list[float] = []  # of the last of these
@@ -189,7 +192,14 @@ class Curriculum:
         return self._prompt(i, "train", index)
 
     def _prompt(self, i: int, split: Split, index: int) -> Prompt:
-        return replace(self.environments[i].prompt(split, index), environment=i)
+        # An environment without end knows nothing of a limit: it is asked for one of its first prompts, whatever the pass.
+        asked = index if split == "eval" or self._limits[i] is None else self._task(i, index)
+        return replace(self.environments[i].prompt(split, asked), environment=i, index=index)
+
+    def _size(self, i: int) -> int | None:
+        """The number of prompts in a pass over an environment's training split; None: it has no end."""
+        size, limit = self.environments[i].size("train"), self._limits[i]
+        return size if limit is None else min(limit, size or limit)
 
     @property
     def _in_stage(self) -> list[int]:
@@ -205,11 +215,11 @@ class Curriculum:
 
     def _task(self, i: int, index: int) -> int:
         """The number of the task that a prompt asks: in a finite split, which wraps around, its position in the split."""
-        size = self.environments[i].size("train")
+        size = self._size(i)
         return index if size is None else index % size
 
     def _index(self, i: int, position: int) -> int:
-        size = self.environments[i].size("train")
+        size = self._size(i)
         if size is None:
             return position
         epoch, offset = divmod(position, size)

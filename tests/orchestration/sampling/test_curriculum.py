@@ -44,6 +44,20 @@ def test_equal_weights_take_turns_and_a_weight_is_a_ratio() -> None:
     assert Counter(p.environment for p in mixture([0.3, 0.1]).next(400)) == {0: 300, 1: 100}
 
 
+@given(st.none() | st.integers(1, 9), st.integers(1, 6), st.integers(0, 3))
+def test_a_limit_keeps_to_the_first_prompts_and_walks_them_in_a_new_order_every_pass(
+    size: int | None, limit: int, seed: int
+) -> None:
+    environments, stage = [Numbered("e", size)], Stage("only", (1.0,), 9)
+    limited = Curriculum(environments, [stage], seed, limits=[limit])
+    used = min(limit, size or limit)
+    passes = [[p.task["task"] for p in limited.next(used)] for _ in range(20)]
+    assert all(sorted(tasks) == list(range(used)) for tasks in passes)
+    assert used < 3 or len({tuple(tasks) for tasks in passes}) > 1
+    assert len({p.index for p in Curriculum(environments, [stage], seed, limits=[limit]).next(5 * used)}) == 5 * used
+    assert [p.task["task"] for p in limited.held_out("eval", 9)] == list(range(9 if size is None else size))
+
+
 @given(WEIGHTS, SIZES, st.integers(0, 40), st.integers(1, 20), st.integers(0, 3))
 def test_the_state_after_n_prompts_is_a_fresh_run_without_its_first_n(
     weights: list[float], sizes: list[int | None], n: int, more: int, seed: int
