@@ -9,9 +9,10 @@ from typing import Any, cast
 from learner.entropy import steering
 from learner.entropy.bonus import Bonus
 from learner.entropy.clip import Adapo, ClipHigher, LowerClip
-from learner.entropy.controllers import PI, Additive, Band, Doubling, Fixed, Isentropic, Proportional
+from learner.entropy.controllers import PI, Additive, Band, Doubling, Fixed, Proportional
 from learner.entropy.covariance import ClipCov, KLCov
 from learner.entropy.entrocraft import Entrocraft
+from learner.entropy.isentropic import Isentropic
 from learner.entropy.none import NoControl
 from learner.entropy.repo import Repo, RepoD, RepoR
 from learner.entropy.target import Target, TargetSettings

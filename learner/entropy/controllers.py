@@ -25,7 +25,9 @@ class Limits(KindSettings):
 
 
 class Range(Limits):
-    """Bounds the coefficient's magnitude as well; what is left out of the bounds comes from the method."""
+    """Bounds the coefficient's magnitude as well.
+
+    What is left out comes from the method; `high` then rises to what the batches turn out to need: see `Base.follow`."""
 
     start: float | None = None
     low: float | None = Field(default=None, ge=0)
@@ -70,6 +72,11 @@ class Controller(Protocol):
         """Returns the smallest value the coefficient can take."""
         ...
 
+    @property
+    def needed(self) -> float:
+        """Returns the coefficient that is predicted to hold entropy where it is; nan where no prediction is linear in it."""
+        ...
+
     def update(self, observed: Observed, target: float) -> None:
         """Moves the coefficient. target: nats per token, > 0."""
         ...
@@ -83,16 +90,54 @@ class Controller(Protocol):
     def load_state_dict(self, state: dict[str, float]) -> None: ...
 
 
-class _Base:
-    """The coefficient's value, its bounds, and the state every controller has. `STATE` names what is saved."""
+MEANS = ("free", "slope")  # of `Observed`, in every controller's state
+
+
+class Base:
+    """Holds the coefficient's value, its bounds, and the state every controller has. `STATE` names what is saved."""
 
     STATE: ClassVar[tuple[str, ...]] = ("value",)
+    SPAN: ClassVar[float] = (
+        8.0  # an upper bound that was left out is at least so many times what is needed: three doublings
+    )
 
     def __init__(self, bounds: base.CoefficientRange, settings: Range | None = None) -> None:
         self.coefficient_range = bounds if settings is None else settings.over(bounds)
         self.dead_band = settings.dead_band if settings else 0.0
         self.max_change = settings.max_change if settings else None
         self.value = self.coefficient_range.start
+        self._given_high = self.coefficient_range.high
+        self._open = settings is not None and settings.high is None and bounds.linear  # the upper bound was left out
+        self.memory = 0.9  # of the running means, over iterations
+        self.free = self.slope = 0.0
+
+    def update(self, observed: Observed, target: float) -> None:
+        self.follow(observed)
+        self.act(observed, target)
+
+    def act(self, observed: Observed, target: float) -> None:
+        """Moves the coefficient, once the bounds follow the batch."""
+        raise NotImplementedError
+
+    def follow(self, observed: Observed) -> None:
+        """Keeps running means of the prediction, and raises an upper bound that was left out to SPAN times what it needs.
+
+        Published bounds suit the models they were published for: 0.05 is the highest coefficient of REPO-R for models of billions
+        of parameters, and one of a hundred thousand needs four times that to hold its entropy. The lower bound stays: a
+        coefficient that had to jump over it would not be the published one."""
+        if math.isfinite(observed.free) and math.isfinite(observed.slope):
+            self.free = self.memory * self.free + (1 - self.memory) * observed.free
+            self.slope = self.memory * self.slope + (1 - self.memory) * observed.slope
+            self._widen()
+
+    def _widen(self) -> None:
+        if self._open and self.needed > 0:
+            high = max(self._given_high, self.SPAN * self.needed)
+            self.coefficient_range = self.coefficient_range.model_copy(update={"high": high})
+
+    @property
+    def needed(self) -> float:
+        return -self.free / self.slope if self.slope > 0 else math.nan
 
     @property
     def effective(self) -> float:
@@ -118,22 +163,23 @@ class _Base:
         return self.value >= self.coefficient_range.high if entropy < target else self.value <= self.lowest
 
     def state_dict(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in self.STATE}
+        return {name: getattr(self, name) for name in (*self.STATE, *MEANS)}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        for name in self.STATE:
-            value = state[name]
+        for name in (*self.STATE, *MEANS):
+            value = state.get(name, 0.0) if name in MEANS else state[name]  # older checkpoints have no means
             if not math.isfinite(value):
                 what = "coefficient" if name == "value" else f"controller's {name}"
                 raise ValueError(f"the saved {what} is {value}: the checkpoint cannot be resumed")
             setattr(self, name, value)
+        self._widen()
 
 
 def relative_error(entropy: float, target: float) -> float:
     return (target - entropy) / target
 
 
-class Fixed(_Base):
+class Fixed(Base):
     """Keeps the coefficient where it was set. A fixed coefficient is never saturated: nothing steers it."""
 
     class Settings(KindSettings):
@@ -149,13 +195,13 @@ class Fixed(_Base):
             bounds = bounds.model_copy(update={"start": settings.value, "low": settings.value, "high": settings.value})
         super().__init__(bounds)
 
-    def update(self, observed: Observed, target: float) -> None: ...
+    def act(self, observed: Observed, target: float) -> None: ...
 
     def saturated(self, entropy: float, target: float) -> bool:
         return False
 
 
-class Doubling(_Base):
+class Doubling(Base):
     """Doubles the coefficient while entropy is below its target and halves it while above, as published (arXiv 2603.11682).
 
     At `low` it changes sign, if the method's coefficient can, so that it may push entropy down too. That flip undershoots early
@@ -181,7 +227,7 @@ class Doubling(_Base):
     def lowest(self) -> float:
         return -self.coefficient_range.high if self.negative else self.coefficient_range.low
 
-    def update(self, observed: Observed, target: float) -> None:
+    def act(self, observed: Observed, target: float) -> None:
         if self.idle(relative_error(observed.entropy, target)):
             return
         # `up` is the direction of the coefficient's sign: a negative coefficient grows in magnitude when entropy is too high.
@@ -193,7 +239,7 @@ class Doubling(_Base):
         self.move(sign * min(max(magnitude, self.coefficient_range.low), self.coefficient_range.high))
 
 
-class Proportional(_Base):
+class Proportional(Base):
     """Sets coefficient = gain * (target - H) / target, within +-high (signed) or [low, high]: on REPO, its proportional form."""
 
     class Settings(Range):
@@ -208,13 +254,13 @@ class Proportional(_Base):
     def lowest(self) -> float:
         return -self.coefficient_range.high if self.coefficient_range.signed else self.coefficient_range.low
 
-    def update(self, observed: Observed, target: float) -> None:
+    def act(self, observed: Observed, target: float) -> None:
         error = relative_error(observed.entropy, target)
         if not self.idle(error):
             self.move(self.gain * error)
 
 
-class Additive(_Base):
+class Additive(Base):
     """Adds `step` to the coefficient while entropy is below its target and takes it away while above, down to 0.
 
     With `gated: true` the coefficient acts only while entropy is at or below its target: the adaptive entropy control of
@@ -236,14 +282,14 @@ class Additive(_Base):
     def effective(self) -> float:
         return self.value * self.gate
 
-    def update(self, observed: Observed, target: float) -> None:
+    def act(self, observed: Observed, target: float) -> None:
         error = relative_error(observed.entropy, target)
         self.gate = float(not self.gated or error >= 0)
         if not self.idle(error):
             self.move(self.value + (self.step if error > 0 else -self.step))
 
 
-class Band(_Base):
+class Band(Base):
     """Turns the coefficient fully up below the band around the target, fully down above it, and off within: +-`high` or 0.
 
     The band is the dead band, 8 % to either side unless set: Entrocraft's (arXiv 2604.26326) of 0.6 to 0.7 of the start is a target
@@ -261,7 +307,7 @@ class Band(_Base):
     def lowest(self) -> float:
         return -self.coefficient_range.high if self.coefficient_range.signed else self.coefficient_range.low
 
-    def update(self, observed: Observed, target: float) -> None:
+    def act(self, observed: Observed, target: float) -> None:
         error = relative_error(observed.entropy, target)
         self.move(self.coefficient_range.start if self.idle(error) else math.copysign(math.inf, error))
 
@@ -269,7 +315,7 @@ class Band(_Base):
         return False
 
 
-class PI(_Base):
+class PI(Base):
     """Acts proportionally and integrally on the logarithm of the coefficient, which stays positive.
 
     log coefficient += gain * (e - e before) + integral * e,  e = (target - H) / target: the velocity form, so that a coefficient
@@ -292,89 +338,9 @@ class PI(_Base):
         self.gain, self.integral = settings.gain, settings.integral
         self.before = 0.0
 
-    def update(self, observed: Observed, target: float) -> None:
+    def act(self, observed: Observed, target: float) -> None:
         error = relative_error(observed.entropy, target)
         change = self.gain * (error - self.before) + self.integral * error
         self.before = error
         if not self.idle(error):
             self.move(self.value * math.exp(min(max(change, -5.0), 5.0)))
-
-
-class Isentropic(_Base):
-    """Cancels the predicted change of entropy, and adds feedback for what the prediction misses.
-
-        coefficient = M(-free) / M(slope) + unit * (gain * max(e - lookahead * d, -REACH) + integral * sum(e within +-REACH)),
-        e = (target - H) / target,    d = what the last iteration's steps did to H / target
-
-    The predicted dH of a batch is free + coefficient * slope (learner/ledger/predicted.py), so the first term holds entropy
-    where it is, to first order; M is a running mean over iterations. `unit` is the root mean square of the advantages for
-    coefficients that are added to advantages, 1 for coefficients that multiply them: the gains need no tuning to the scale of
-    rewards. Nor does a range need tuning: the bounds are +-`high`, in the same unit. Nothing winds up on the way to a
-    distant target: the sum counts no error as larger than REACH and stops growing while the coefficient is at its bound. A target
-    far below the start is let come: policy gradients lower entropy by themselves, and pushing towards it with all force would
-    spend the first updates on unlearning. `lookahead` is for how many iterations the steps' present effect is taken to go on, by
-    the optimiser's momentum above all: a policy that falls fast is caught above its target. The effect is that on the same
-    responses (learner/ledger/step_effect.py), free of the noise between two batches. Nor may the coefficient move by more than
-    `max_change`, in the same unit, in one iteration: the first ones follow from a few responses. Needs a method whose effect is
-    linear in the coefficient: repo, repo_r, bonus."""
-
-    class Settings(Limits):
-        kind: Literal["isentropic"]
-        gain: float = Field(default=3.0, ge=0)
-        integral: float = Field(default=0.15, ge=0)
-        lookahead: float = Field(default=3.0, ge=0)
-        memory: float = Field(default=0.9, ge=0, lt=1)  # of the running means
-        high: float = Field(default=5.0, gt=0)
-        max_change: float | None = Field(default=0.5, gt=0)
-
-    STATE = ("value", "free", "slope", "advantage", "weight", "sum")
-    REACH = 0.1
-
-    def __init__(self, settings: Settings, bounds: base.CoefficientRange) -> None:
-        if not bounds.linear:
-            raise ValueError(
-                "the isentropic controller needs a method whose effect is linear in its coefficient: repo, repo_r or bonus"
-            )
-        super().__init__(bounds.model_copy(update={"start": 0.0, "low": 0.0, "high": settings.high}))
-        self.settings = settings
-        self.dead_band = settings.dead_band
-        self.free = self.slope = self.advantage = self.weight = self.sum = 0.0
-
-    @property
-    def lowest(self) -> float:
-        return -self.coefficient_range.high
-
-    def _scale(self) -> float:
-        """Returns the unit of the coefficient by now; the bounds follow it."""
-        unit = 1.0
-        if self.coefficient_range.unit == "advantage" and self.weight:
-            unit = max(math.sqrt(self.advantage / self.weight), 1e-6)
-        self.coefficient_range = self.coefficient_range.model_copy(update={"high": self.settings.high * unit})
-        self.max_change = None if self.settings.max_change is None else self.settings.max_change * unit
-        return unit
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        super().load_state_dict(state)
-        self._scale()
-
-    def update(self, observed: Observed, target: float) -> None:
-        s, error = self.settings, relative_error(observed.entropy, target)
-        for name, value in (
-            ("free", observed.free),
-            ("slope", observed.slope),
-            ("advantage", observed.advantage**2),
-            ("weight", 1.0),
-        ):
-            setattr(self, name, s.memory * getattr(self, name) + (1 - s.memory) * value)
-        unit = self._scale()
-        if self.idle(error):
-            return
-        held = -self.free / self.slope if self.slope > 0 else 0.0
-        step = min(max(error, -self.REACH), self.REACH)
-        drift = observed.step / target if math.isfinite(observed.step) else 0.0
-        ahead = error - s.lookahead * drift
-        wanted = held + unit * (s.gain * max(ahead, -self.REACH) + s.integral * (self.sum + step))
-        highest = self.coefficient_range.high
-        if self.lowest < wanted < highest or wanted * error < 0:  # not pushed further into its bound
-            self.sum += step
-        self.move(wanted)

@@ -47,7 +47,9 @@ class ControlLoop:
     @property
     def saturated(self) -> bool:
         measured = math.isfinite(self.entropy) and not self.target.released
-        return measured and self.controller.saturated(self.entropy, self.aim)
+        # A coefficient that only raises entropy waits at its lower bound while entropy comes down from the start to the target.
+        waits = self.controller.lowest >= 0 and self.aim < self.entropy <= self.target.start
+        return measured and not waits and self.controller.saturated(self.entropy, self.aim)
 
 
 class Steering:
@@ -132,6 +134,8 @@ class Steering:
         }
         if math.isfinite(common.target.start):
             out["entropy/start"] = common.target.start
+        if math.isfinite(common.controller.needed):
+            out["entropy/coefficient_needed"] = common.controller.needed
         for name, loop in self.loops.items():
             if name != COMMON:
                 out |= {

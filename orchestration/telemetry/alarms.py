@@ -69,9 +69,11 @@ class Alarms:
                 if error > 0
                 else "lower entropy.controller.low or allow a negative coefficient"
             )
+            needed = row.get("entropy/coefficient_needed", math.nan)
+            about = f" (about {needed:.2g} is predicted to hold entropy where it is)" if math.isfinite(needed) else ""
             return (
                 f"the coefficient of {self.method} is saturated: it stands at its bound {row['entropy/coefficient']:.3g} and "
-                f"{where} for {PATIENCE} iterations: {bound}"
+                f"{where} for {PATIENCE} iterations: {bound}{about}"
             )
         return (
             f"{self.method} acts on too few tokens: it touches {row['entropy/affected']:.2%} of them and {where} for {PATIENCE} "

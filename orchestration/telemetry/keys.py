@@ -125,6 +125,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "entropy/coefficient": ("Coefficient the controller moves, as used in this iteration's updates", ""),
     "entropy/coefficient_low": ("Lower bound of the coefficient", ""),
     "entropy/coefficient_high": ("Upper bound of the coefficient", ""),
+    "entropy/coefficient_needed": ("Coefficient that is predicted to hold entropy where it is, a running mean", ""),
     "entropy/affected": ("Share of tokens the coefficient touches", "share"),
     "entropy/saturated": ("1 when the coefficient is at its bound and entropy is still off target", "0/1"),
     "entropy/released": ("1 once the controller has released the coefficient", "0/1"),

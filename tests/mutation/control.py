@@ -61,8 +61,11 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
         ("pi without what was before", "self.gain * (error - self.before)", "self.gain * error"),
         ("pi without the integral", "+ self.integral * error\n", "+ 0 * error\n"),
         ("pi linear", "self.value * math.exp(min(max(change, -5.0), 5.0))", "self.value * (1 + change)"),
-        ("isentropic's sign", "held = -self.free / self.slope", "held = self.free / self.slope"),
-        ("a slope below 0", "if self.slope > 0 else 0.0", "if self.slope != 0 else 0.0"),
+    ),
+    *entries(
+        "entropy/isentropic",
+        CONTROL,
+        ("isentropic's sign", "held = self.needed if", "held = -self.needed if"),
         ("feedback's sign", "wanted = held + unit * (s.gain", "wanted = held - unit * (s.gain"),
         ("feedback without the unit", "unit * (s.gain * max(", "(s.gain * max("),
         ("a push towards a distant target", "s.gain * max(ahead, -self.REACH)", "s.gain * ahead"),
@@ -89,6 +92,24 @@ CONTROL_MUTATIONS: tuple[Mutation, ...] = (
             'self.coefficient_range.unit == "advantage" and',
             'self.coefficient_range.unit == "factor" and',
         ),
+    ),
+    *entries(
+        "entropy/controllers",
+        f"{_AT}entropy/test_controllers.py -k upper_bound or narrowed or published",
+        ("a bound that was set follows", "and settings.high is None and", "and"),
+        ("a bound that is lowered", "max(self._given_high, self.SPAN * self.needed)", "self.SPAN * self.needed"),
+        ("a slope below 0", "if self.slope > 0 else math.nan", "if self.slope else math.nan"),
+        (
+            "a bound of the batches is not restored",
+            "setattr(self, name, value)\n        self._widen()",
+            "setattr(self, name, value)",
+        ),
+    ),
+    *entries(
+        "entropy/steering",
+        f"{_AT}entropy/test_steering.py -k waits",
+        ("a signed coefficient waits", "self.controller.lowest >= 0 and", ""),
+        ("waiting above the start", "< self.entropy <= self.target.start", "< self.entropy"),
     ),
     *entries(
         "entropy/controllers",

@@ -47,6 +47,7 @@ TESTS = {
     "learner/entropy/clip.py": f"{_T}entropy/test_methods.py -k clip or no_control",
     "learner/entropy/bonus.py": f"{_T}entropy/test_methods.py -k bonus or oriented",
     "learner/entropy/controllers.py": CONTROLLERS,
+    "learner/entropy/isentropic.py": CONTROLLERS,
     "learner/entropy/target.py": CONTROLLERS,
     "envs/reward_terms/length.py": "tests/envs/reward_terms/test_length.py",
     "orchestration/stats.py": "tests/orchestration/test_stats.py",
@@ -56,7 +57,7 @@ ALL_SITES = frozenset({"learner/objective.py"})
 EXCLUDED = frozenset(
     {
         "learner/entropy/controllers.py:Range.over",
-        "learner/entropy/controllers.py:_Base.load_state_dict",
+        "learner/entropy/controllers.py:Base.load_state_dict",
         "learner/entropy/target.py:TargetSettings._possible",
     }
 )

@@ -56,7 +56,7 @@ def test_generated_mutations_are_different_programs_and_no_curated_entry_repeats
 
 
 def test_generated_mutations_stay_few_and_their_exceptions_exist() -> None:
-    assert 100 <= len(GENERATED) <= 200
+    assert 100 <= len(GENERATED) <= 220
     assert EQUIVALENT.keys() <= {m.name for m in EVERY}
     functions = {
         f"{file}:{getattr(outer, 'name', '')}{'.' if isinstance(outer, ast.ClassDef) else ''}{node.name}"

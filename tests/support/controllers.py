@@ -30,7 +30,8 @@ def make(kind: str, coefficient: base.CoefficientRange = RANGE, **settings: Any)
 
 
 def observed(entropy: float) -> Observed:
-    return Observed(entropy, free=-0.02 * entropy, slope=1.0, advantage=0.9)
+    """Returns an observation in which the coefficient has no predicted effect, so that bounds stay where they were set."""
+    return Observed(entropy, free=-0.02 * entropy, slope=0.0, advantage=0.9)
 
 
 def row(entropy: float, correct: float = math.nan) -> LedgerRow:
@@ -41,8 +42,13 @@ def row(entropy: float, correct: float = math.nan) -> LedgerRow:
 
 
 def walk(controller: Any, entropies: list[float], target: float = 1.0) -> list[float]:
+    return walk_on(controller, [observed(entropy) for entropy in entropies], target)
+
+
+def walk_on(controller: Any, seen: list[Observed], target: float = 1.0) -> list[float]:
+    """Shows the controller one observation after the other. Returns the coefficients it takes."""
     values = []
-    for entropy in entropies:
-        controller.update(observed(entropy), target)
+    for one in seen:
+        controller.update(one, target)
         values.append(controller.value)
     return values

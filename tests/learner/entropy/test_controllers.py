@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.controllers import HIGH, LOW, RANGE, SETTINGS, UNSIGNED, make, observed, walk
+from support.controllers import HIGH, LOW, RANGE, SETTINGS, UNSIGNED, make, observed, walk, walk_on
 
 from learner.entropy import base, build
 from learner.entropy.target import TargetSettings
@@ -93,6 +93,51 @@ def test_saturation_is_the_bound_the_error_pushes_against() -> None:
         assert not stopped.saturated(LOW, 1.0)
 
 
+def test_an_upper_bound_that_nobody_set_follows_what_the_batches_need() -> None:
+    """Where the coefficient has to be 0.4 to hold entropy it may be eight times that."""
+    needs = Observed(LOW, free=-0.04, slope=0.1, advantage=0.9)
+    for kind in ("doubling", "pi", "additive", "proportional"):
+        controller = make(kind, RANGE)
+        for _ in range(4):
+            controller.update(needs, 1.0)
+        assert controller.needed == pytest.approx(0.4)
+        assert controller.coefficient_range.high == pytest.approx(3.2)
+        again = make(kind, RANGE)
+        again.load_state_dict(controller.state_dict())
+        assert again.coefficient_range == controller.coefficient_range
+    assert walk_on(make("doubling", RANGE), [needs] * 12)[-1] == pytest.approx(3.2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "free", "slope", "high"),
+    [
+        ({"high": 0.05}, -0.04, 0.1, 0.05),  # what was set stays
+        ({"low": 0.002}, -0.04, 0.1, 3.2),
+        ({}, -1e-4, 0.1, 0.1),  # what was published is not lowered
+        ({}, 0.04, 0.1, 0.1),  # entropy rises by itself
+        ({}, -0.04, -0.1, 0.1),
+        ({}, 0.04, -0.1, 0.1),  # a coefficient that lowers it
+        ({}, math.nan, math.nan, 0.1),
+    ],
+)
+def test_what_was_set_or_published_is_not_narrowed(
+    settings: dict[str, float], free: float, slope: float, high: float
+) -> None:
+    controller = make("doubling", RANGE, **settings)
+    low = controller.coefficient_range.low
+    controller.update(Observed(LOW, free, slope, 0.9), 1.0)
+    assert controller.coefficient_range.high == pytest.approx(high)
+    assert controller.coefficient_range.low == low
+
+
+def test_the_state_of_an_older_checkpoint_has_no_running_means() -> None:
+    controller = make("doubling", RANGE)
+    controller.load_state_dict({"value": 0.05})
+    assert controller.value == 0.05
+    assert math.isnan(controller.needed)
+    assert controller.coefficient_range.high == RANGE.high
+
+
 # --- fixed, proportional ------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +182,8 @@ def test_gated_it_acts_only_at_or_below_its_target_as_skywork_does() -> None:
         controller.update(observed(entropy), 1.0)
         assert controller.value == pytest.approx(value)
         assert controller.effective == pytest.approx(effective)
-    assert controller.state_dict() == {"value": pytest.approx(0.012), "gate": 0.0}
+    state = controller.state_dict()
+    assert (state["value"], state["gate"]) == (pytest.approx(0.012), 0.0)
 
 
 def test_pi_is_proportional_and_integral_on_the_logarithm() -> None:

@@ -33,6 +33,8 @@ TARGET = st.floats(0.1, 3)
 
 
 def controller(kind: str, coefficient: base.CoefficientRange = RANGE, **more: Any) -> Any:
+    if kind in ("doubling", "proportional", "additive", "pi"):
+        more = {"high": HIGH, **more}  # left out it would follow the observations
     return build.CONTROLLERS[kind](build.parse(build.CONTROLLERS, {"kind": kind, **more}, "controller"), coefficient)
 
 

@@ -137,11 +137,29 @@ def test_what_is_observed_moves_the_coefficient_of_the_updates_that_follow() -> 
     assert metrics["entropy/controlled"] == 1.0
     assert metrics["entropy/error"] == pytest.approx(-0.3 / 0.7)
     assert metrics["entropy/coefficient"] == made.controller.value == before / 2
-    assert (metrics["entropy/coefficient_low"], metrics["entropy/coefficient_high"]) == (-0.05, 0.05)
+    assert metrics["entropy/coefficient_needed"] == pytest.approx(0.04)
+    assert metrics["entropy/coefficient_high"] == -metrics["entropy/coefficient_low"] == pytest.approx(0.32)
     assert metrics["entropy/saturated"] == 0.0
     for _ in range(12):
         metrics = made.observe(row(1e-6))
-    assert (metrics["entropy/coefficient"], metrics["entropy/saturated"]) == (0.05, 1.0)
+    assert (metrics["entropy/coefficient"], metrics["entropy/saturated"]) == (pytest.approx(0.32), 1.0)
+
+
+def test_a_coefficient_that_only_raises_entropy_waits_for_it_to_come_down_from_the_start() -> None:
+    method = build.parse(build.METHODS, {"kind": "repo_r"}, "method")
+    controller = build.parse(build.CONTROLLERS, {"kind": "doubling", "allow_negative": False}, "controller")
+    made = build.build(method, controller, TargetSettings(fraction=0.7))
+    made.set_start(row(1.0))
+    for entropy, saturated in ((1.0, 0.0), (0.9, 0.0), (1.2, 1.0), (0.8, 0.0)):
+        for _ in range(12):
+            metrics = made.observe(row(entropy))
+        assert metrics["entropy/coefficient"] == metrics["entropy/coefficient_low"]
+        assert metrics["entropy/saturated"] == saturated
+    signed = steering("doubling")  # it could have pushed entropy down, and is at the end of that
+    signed.set_start(row(1.0))
+    for _ in range(40):
+        metrics = signed.observe(row(0.9))
+    assert metrics["entropy/saturated"] == 1.0
 
 
 def test_entropy_over_successful_responses_is_held_where_that_was_asked_for() -> None:
