@@ -3,6 +3,8 @@
     prompt  3 4 5 6=21        response  4+5*3-6        because ((4+5)*3)-6 = 21
 
 With `use: some` two or more of the numbers are enough: 4*6-3 is another solution, and prompts have many more of them.
+With `abstain: 0.2` the response ? says that the model does not know, and earns that much whatever the prompt: more than trying
+while few attempts succeed, less than what trying can learn to earn.
 
 Every correct expression can be listed, counted and drawn uniformly, so diversity is measured rather than guessed. The
 counts come from dynamic programming over the numbers left:
@@ -30,6 +32,8 @@ Numbers = tuple[int, ...]  # sorted: a multiset
 
 MAX_NUMBERS = 6  # 6 numbers have up to 720 * 3^5 expressions
 MAX_HIGH = 99
+ABSTAIN = "?"
+ABSTENTIONS = 0.1  # share of the demonstrations, so that a warm-started model knows that it may
 MAX_EXPRESSION = 256  # characters of a response that is scored, spaces included
 DRAWS = 5_000  # of numbers, before the parameters are reported as impossible
 
@@ -48,6 +52,7 @@ class Countdown:
     operators      those a solution may use, out of "+-*"
     min_solutions  distinct correct expressions that a prompt has at least
     target_low, target_high   range of the target
+    abstain        reward of the response "?", from 0 to under 1; 0: it is as wrong as any other
     name           name of its metrics
     system         text of a system message, to explain the rules to a model that does not know them; none by default
     Raises ValueError, with the numbers in the sentence, for parameters that allow no task.
@@ -67,6 +72,7 @@ class Countdown:
         min_solutions: int = 4,
         target_low: int = 1,
         target_high: int = 99,
+        abstain: float = 0.0,
         name: str = "countdown",
         system: str = "",
     ) -> None:
@@ -81,7 +87,12 @@ class Countdown:
         check_range("countdown", "min_solutions", min_solutions, 1)
         if target_low > target_high:
             raise ValueError(f"countdown: target_low {target_low} is above target_high {target_high}")
+        if not 0 <= abstain < 1:
+            raise ValueError(f"countdown: abstain is {abstain:g}, it must be from 0 to under 1, what a solution earns")
         self._seed = seed
+        self._abstain = abstain
+        if abstain:
+            self.form = rf"(?:{self.form})|\{ABSTAIN}"
         self._numbers, self._use = numbers, use
         self._low, self._high = low, high
         self._operators = "".join(o for o in "+-*" if o in operators)  # one order, so that equal settings share a cache
@@ -123,7 +134,9 @@ class Countdown:
         )
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
-        """Returns a solution drawn uniformly from `solutions(prompt)`."""
+        """Returns a solution drawn uniformly from `solutions(prompt)`, or now and then ? where abstaining earns something."""
+        if self._abstain and rng.random() < ABSTENTIONS:
+            return ABSTAIN
         return rng.choice(self.solutions(prompt))
 
     def _choices(self, numbers: Numbers) -> list[Numbers]:
@@ -132,7 +145,7 @@ class Countdown:
         return sorted({chosen for size in sizes for chosen in combinations(numbers, size)})
 
     def alphabet(self) -> Iterable[str]:
-        return sorted(set("0123456789 =+-*") | set(self._system))
+        return sorted(set("0123456789 =+-*") | set(self._system) | set(ABSTAIN if self._abstain else ""))
 
     def _find_targets(self, numbers: Numbers, split: Split) -> tuple[int, ...]:
         counts: Counter[int] = Counter()
@@ -155,6 +168,8 @@ class Countdown:
 
     def _score(self, text: str, numbers: Numbers, target: int) -> Verdict:
         expression = "".join(text.split())
+        if self._abstain and expression == ABSTAIN:
+            return Verdict(self._abstain, detail="abstains")
         if not _EXPRESSION.fullmatch(expression):
             return Verdict(0.0, detail="not an expression")
         used = [token for token in _TOKEN.findall(expression) if token.isdigit()]

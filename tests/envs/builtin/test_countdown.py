@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -96,6 +97,24 @@ def test_of_some_numbers_none_is_used_twice_and_one_is_too_few() -> None:
     assert Countdown().open(prompt).reply("4+2").detail == "uses 4 2, not each number once"
 
 
+def test_abstaining_earns_what_the_parameter_says_and_is_not_correct() -> None:
+    abstaining, plain = Countdown(abstain=0.2), Countdown()
+    prompt = abstaining.prompt("train", 3)
+    assert prompt == plain.prompt("train", 3)
+    verdict = abstaining.open(prompt).reply(" ? ")
+    assert (verdict.reward, verdict.correct, verdict.solution) == (0.2, False, None)
+    assert plain.open(prompt).reply("?").reward == 0.0
+    solution = plain.solutions(prompt)[0]
+    assert abstaining.open(prompt).reply(solution) == plain.open(prompt).reply(solution)
+    assert "?" in abstaining.alphabet() and "?" not in plain.alphabet()
+    assert re.fullmatch(abstaining.form, "?") and re.fullmatch(abstaining.form, solution)
+    assert not re.fullmatch(plain.form, "?")
+    rng = random.Random(0)
+    shown = [abstaining.demonstration(prompt, rng) for _ in range(2000)]
+    assert shown.count("?") / 2000 == pytest.approx(0.1, abs=0.02)
+    assert {abstaining.open(prompt).reply(text).reward for text in shown} == {0.2, 1.0}
+
+
 def test_text_is_compact() -> None:
     prompt = TASKS.prompt("train", 3)
     numbers, target = prompt.task["numbers"], prompt.task["target"]
@@ -170,6 +189,7 @@ def test_prompts_are_a_pure_function_of_the_parameters() -> None:
         ({"operators": "+/"}, "operators is '+/'"),
         ({"operators": "++"}, "operators is '++'"),
         ({"min_solutions": 0}, "min_solutions is 0"),
+        ({"abstain": 1.0}, "abstain is 1"),
         ({"target_low": 9, "target_high": 3}, "target_low 9"),
         ({"min_solutions": 5000}, "5000 solutions"),
     ],
