@@ -42,6 +42,8 @@ class Range(Limits):
     def over(self, bounds: base.CoefficientRange) -> base.CoefficientRange:
         """Returns the method's range with what was set here; a start outside the bounds is refused, not clamped."""
         own = self.model_dump(include={"start", "low", "high"}, exclude_none=True)
+        if self.start is not None and self.high is None and bounds.linear:
+            own["high"] = max(bounds.high, abs(self.start))
         made = bounds.model_copy(update=own)
         if made.low > made.high:
             raise ValueError(

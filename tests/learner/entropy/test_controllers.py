@@ -113,6 +113,7 @@ def test_an_upper_bound_that_nobody_set_follows_what_the_batches_need() -> None:
     [
         ({"high": 0.05}, -0.04, 0.1, 0.05),  # what was set stays
         ({"low": 0.002}, -0.04, 0.1, 3.2),
+        ({"start": 0.2}, math.nan, math.nan, 0.2),  # a start above what was published
         ({}, -1e-4, 0.1, 0.1),  # what was published is not lowered
         ({}, 0.04, 0.1, 0.1),  # entropy rises by itself
         ({}, -0.04, -0.1, 0.1),
@@ -316,7 +317,7 @@ def test_a_rate_limit_bounds_what_one_iteration_can_do(kind: str, entropies: lis
     [
         ("doubling", RANGE, {"low": 0.5, "high": 0.2}, r"low \(0\.5\) is above high \(0\.2\): give low <= high"),
         ("doubling", RANGE, {"low": 0.5}, r"the coefficient's low \(0\.5\) is above its high \(0\.1\)"),
-        ("doubling", RANGE, {"start": 0.2}, r"the coefficient starts at 0\.2, outside its bounds \[0\.001, 0\.1\]"),
+        ("doubling", RANGE, {"start": 0.2, "high": 0.1}, r"the coefficient starts at 0\.2, outside its bounds \[0\.001, 0\.1\]"),
         ("doubling", UNSIGNED, {"start": -0.01}, r"the coefficient starts at -0\.01, outside its bounds"),
         ("doubling", RANGE, {"low": 0.0}, "needs a low bound above 0: halving never reaches 0"),
         (
