@@ -276,13 +276,12 @@ def doctor() -> None:
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="Seed of both runs.")] = 0,
-    runs: Annotated[Path, typer.Option(help="Folder in which the two runs' folders are made.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="Folder in which the demo's own folder is made.")] = Path("runs"),
 ) -> None:
-    """Compares GRPO with REPO-R on countdown. Warm start, both runs, a table and RUNS/demo.html; needs no GPU."""
-    from orchestration.commands.demo import run
+    """Trains a tiny model on two tasks, one after the other, without entropy control and with it. Needs no GPU."""
+    from orchestration.lab.runner import run
 
-    run(seed, runs)
+    run("demo", runs, overwrite=True)
 
 
 if __name__ == "__main__":

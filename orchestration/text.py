@@ -7,12 +7,14 @@
 | `percent`   | 0.063 is "6.3 %"                                  |
 | `with_sign` | -0.35 with "0.35" is "−0.35"                      |
 | `duration`  | 117 s is "1 min 57 s"                             |
+| `listed`    | words as "a, b and c"                             |
 | `one_line`  | an error's message with its line breaks taken out |
 | `size`      | 3 221 225 472 bytes are "3.0 GiB"                 |
 | `disk_problem` | a file that could not be written, why, and the free space |
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -51,6 +53,11 @@ def with_sign(value: float, magnitude: str) -> str:
     if not any(digit in magnitude for digit in "123456789"):
         return magnitude
     return ("+" if value > 0 else "\N{MINUS SIGN}" if value < 0 else "") + magnitude
+
+
+def listed(words: Sequence[str]) -> str:
+    """Joins words as a; a and b; a, b and c."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,6 @@
 | file               | what                                                                                        |
 |--------------------|---------------------------------------------------------------------------------------------|
 | control.py         | `isentrope status`, `stop` and `scale`: a run that goes on                                   |
-| demo.py            | `isentrope demo`: GRPO against REPO-R on countdown                                          |
 | doctor.py          | `isentrope doctor`: checks this machine for what a run needs                                |
 | init_model.py      | `isentrope init-model`: makes and warm-starts a tiny model                                  |
 | logs.py            | `isentrope logs`: events of a run, output of its actors                                      |

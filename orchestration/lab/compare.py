@@ -27,6 +27,7 @@ class Difference(NamedTuple):
     error: float
     pairs: int
     clear: bool
+    half_interval: float = math.nan  # half of the 95 % interval of the mean
 
 
 def difference(a: ArmResult, b: ArmResult, metric: str) -> Difference:
@@ -51,7 +52,8 @@ def difference(a: ArmResult, b: ArmResult, metric: str) -> Difference:
 
 def _difference(gap: float, error: float, pairs: int, freedom: int) -> Difference:
     # Equal metrics differ by rounding alone, and rounding has a standard error too.
-    return Difference(gap, error, pairs, abs(gap) > 1e-9 and abs(gap) > T95[min(freedom, len(T95)) - 1] * error)
+    width = T95[min(freedom, len(T95)) - 1] * error
+    return Difference(gap, error, pairs, abs(gap) > 1e-9 and abs(gap) > width, width)
 
 
 def pareto(arms: Sequence[ArmResult], x: str, y: str) -> list[str]:

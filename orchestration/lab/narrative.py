@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 
 from orchestration.lab.compare import difference, pareto, within_noise
+from orchestration.lab.headline import headline
 from orchestration.lab.results import ArmResult, LabResults
 from orchestration.lab.tables import percent_text, spread_text, temperature_text
 from orchestration.report.page import Paragraph
-from orchestration.text import percent
+from orchestration.text import listed, percent
 from orchestration.thresholds import OFF_TARGET, OFTEN_SATURATED
 
 
@@ -18,6 +19,7 @@ def narrative(results: LabResults) -> list[Paragraph]:
         return [Paragraph("", "No run has finished." if arms else "The lab has no arms.")]
     both, own = f"pass@1 and pass@{k}", "at each arm's best temperature"
     paragraphs = [
+        ("", [headline(results)]),
         ("", [_size(arms)]),
         ("Targets", _targets(arms)),
         (f"Front of {both} at {heat}", _front(results, "pass@1/end", f"pass@{k}/end")),
@@ -34,11 +36,6 @@ def narrative(results: LabResults) -> list[Paragraph]:
 def named(arm: ArmResult) -> str:
     """Returns the arm's name, in quotes where a list would otherwise be read wrongly."""
     return f"‘{arm.name}’" if "," in arm.name or " and " in arm.name else arm.name
-
-
-def listed(words: Sequence[str]) -> str:
-    """Joins words as a; a and b; a, b and c."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _count(n: int, what: str) -> str:

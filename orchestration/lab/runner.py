@@ -23,6 +23,7 @@ from orchestration.config.run_config import RunConfig
 from orchestration.errors import ConfigError, IsentropeError, Stopped
 from orchestration.lab.collect import ArmRuns, collect
 from orchestration.lab.grid import Cell, Grid, cells, load_grid, notes, to_yaml
+from orchestration.lab.headline import headline
 from orchestration.lab.lab_report import write_lab_report
 from orchestration.lab.tables import matrices, tables
 from orchestration.run.lifecycle import Job, conduct, prepare, watched
@@ -238,6 +239,8 @@ def publish(grid: Grid, root: Path, progress: Progress, console: Console) -> Pat
     write_whole(root / "results.json", json.dumps(results.to_json(), indent=1))
     write_whole(root / "results.md", "\n".join(table.to_markdown() for table in [*shown, *matrices(results)]))
     report = write_lab_report(grid.name, arms, results, root / "report.html")
+    if found := headline(results):
+        console.print(found, style="bold", highlight=False, markup=False)
     for table in shown:
         Console(width=max(console.width, 160)).print(table.to_rich(), "")
     console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)

@@ -253,7 +253,7 @@ def test_generators_and_verifiers_that_die_are_replaced(model: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "recipe", ["demo-grpo", "demo-repo-r", "lab-countdown", "reasoning-gym", "sequential-cpu", "toolbox-cpu"]
+    "recipe", ["countdown-grpo", "countdown-repo-r", "lab-countdown", "reasoning-gym", "sequential-cpu", "toolbox-cpu"]
 )
 def test_shipped_cpu_recipes_run(model: Path, tmp_path: Path, recipe: str) -> None:
     """Two generators and everything else of the recipe, but for a small batch and a model that learned something else."""

@@ -317,7 +317,12 @@ def test_a_rate_limit_bounds_what_one_iteration_can_do(kind: str, entropies: lis
     [
         ("doubling", RANGE, {"low": 0.5, "high": 0.2}, r"low \(0\.5\) is above high \(0\.2\): give low <= high"),
         ("doubling", RANGE, {"low": 0.5}, r"the coefficient's low \(0\.5\) is above its high \(0\.1\)"),
-        ("doubling", RANGE, {"start": 0.2, "high": 0.1}, r"the coefficient starts at 0\.2, outside its bounds \[0\.001, 0\.1\]"),
+        (
+            "doubling",
+            RANGE,
+            {"start": 0.2, "high": 0.1},
+            r"the coefficient starts at 0\.2, outside its bounds \[0\.001, 0\.1\]",
+        ),
         ("doubling", UNSIGNED, {"start": -0.01}, r"the coefficient starts at -0\.01, outside its bounds"),
         ("doubling", RANGE, {"low": 0.0}, "needs a low bound above 0: halving never reaches 0"),
         (
