@@ -24,6 +24,10 @@ FEW_TOKENS = 0.01  # share of tokens: ADAPO with 0.1 to 0.3 % of them clipped co
 FEW_BY_DESIGN = ("clip_cov", "kl_cov")  # methods that pick few tokens on purpose
 NO_EFFECT = 0.05  # control's part of the predicted change below which it adds next to nothing
 STEP_SIZE = 0.1  # |log scale|: 10 % more or less step is another learning rate
+COLLAPSED = (
+    0.5  # relative fall of entropy: GRPO loses half to nine tenths on every task measured, held policies a third
+)
+SEVERAL_SOLUTIONS = 1.5  # distinct correct solutions a prompt: one right answer gives 1, countdown two to nine
 UNEVEN = 1.25  # ratio of two entropies that is called a difference
 
 # ---------------------------------------------------------------- the first-order prediction

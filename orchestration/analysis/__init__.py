@@ -2,6 +2,7 @@
 
 | file | what |
 |---|---|
+| advice.py           | which control a run's numbers ask for |
 | control.py          | what steered, off target, saturated and without effect mean, for reports and labs |
 | control_findings.py | the findings on what control did |
 | diagnosis.py        | all findings of a run, in reading order |

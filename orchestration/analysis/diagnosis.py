@@ -6,7 +6,7 @@ diagnose(load_run(Path("runs/demo"))) ->
 
 from collections.abc import Sequence
 
-from orchestration.analysis import control_findings, entropy_findings, outcome_findings, time_findings
+from orchestration.analysis import advice, control_findings, entropy_findings, outcome_findings, time_findings
 from orchestration.analysis.findings import Check, Finding
 from orchestration.analysis.run_data import RunData
 
@@ -14,6 +14,7 @@ CHECKS: tuple[Check, ...] = (
     *entropy_findings.CHECKS,
     *control_findings.CHECKS,
     *outcome_findings.CHECKS,
+    *advice.CHECKS,
     *time_findings.CHECKS,
 )
 

@@ -116,6 +116,12 @@ def cells(grid: Grid, runs: Path, model: str | None) -> list[Cell]:
     return [cell for seed in sorted(by_seed) for cell in by_seed[seed]]
 
 
+def warm_start(settings: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Completes a grid's `warm_start`: the demonstrations are of the run's environments, unless it names others."""
+    environments = [{"name": e.name, "params": e.params} for e in config.all_environments]
+    return {"environments": environments, **settings}
+
+
 def _cell(grid: Grid, arm: str, seed: int, overrides: Mapping[str, Any], runs: Path, model: str | None) -> Cell:
     own = {"run.name": f"{arm}-s{seed}", "run.dir": str(runs), "run.seed": seed, "run.sinks": ["jsonl"]}
     if model is not None:

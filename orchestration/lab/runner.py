@@ -22,7 +22,7 @@ from orchestration.cluster.placement import plan, totals
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import ConfigError, IsentropeError, Stopped
 from orchestration.lab.collect import ArmRuns, collect
-from orchestration.lab.grid import Cell, Grid, cells, load_grid, notes, to_yaml
+from orchestration.lab.grid import Cell, Grid, cells, load_grid, notes, to_yaml, warm_start
 from orchestration.lab.headline import headline
 from orchestration.lab.lab_report import write_lab_report
 from orchestration.lab.tables import matrices, tables
@@ -86,8 +86,7 @@ def run(path: str, runs: Path, *, overwrite: bool = False, dry_run: bool = False
         say(describe(grid, all_cells))
         return None
     if grid.warm_start is not None:
-        environments = [{"name": e.name, "params": e.params} for e in configs[0].all_environments]
-        model = make_model({**grid.warm_start, "environments": environments}, None, Path("models/cache"))
+        model = make_model(warm_start(grid.warm_start, configs[0]), None, Path("models/cache"))
         all_cells = cells(grid, root / "arms", str(model))
     progress = Progress(len(all_cells), say)
     todo = [job for cell in all_cells if (job := _todo(cell, progress, overwrite)) is not None]

@@ -12,7 +12,7 @@ from support.builders import config_data
 
 from orchestration.errors import ConfigError, NumericsError
 from orchestration.lab import runner
-from orchestration.lab.grid import GRIDS, cells, load_grid, notes, to_yaml
+from orchestration.lab.grid import GRIDS, cells, load_grid, notes, to_yaml, warm_start
 
 
 def grid_file(folder: Path, **changes: Any) -> str:
@@ -135,3 +135,13 @@ def test_a_run_that_fails_in_any_way_costs_itself_alone_and_its_actors(
     assert cell.name == "b-s0"
     assert "\n" not in reason
     assert events == ["made", "a-s0", "b-s0", "closed", "made", "c-s0", "closed"]
+
+
+def test_a_warm_start_demonstrates_the_runs_environments_unless_it_has_its_own(tmp_path: Path) -> None:
+    (cell, *_) = cells(load_grid(grid_file(tmp_path)), tmp_path / "arms", None)
+    assert cell.config is not None
+    made = warm_start({"steps": 3}, cell.config)
+    assert made["steps"] == 3
+    assert made["environments"] == [{"name": e.name, "params": e.params} for e in cell.config.all_environments]
+    own = [{"name": "countdown", "params": {"abstain": 0.3}}]
+    assert warm_start({"environments": own}, cell.config) == {"environments": own}
