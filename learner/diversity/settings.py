@@ -18,6 +18,7 @@ RANGE = CoefficientRange(start=0.8, low=0.05, high=0.95, signed=False)
 # where a coefficient starts at 0, as this one does not.
 STEERING = {kind: CONTROLLERS[kind] for kind in ("fixed", "doubling", "proportional", "additive", "pi")}
 # Goes through the whole range in 48 iterations: the number of solutions in one batch is noisy.
+FEWEST = 3  # responses a prompt: of fewer none is more common than another
 HELD: dict[str, Any] = {"kind": "additive", "step": 0.02}
 
 

@@ -124,12 +124,12 @@ def release(run: RunData) -> Finding | None:
 
 
 def diversity(run: RunData) -> Finding | None:
-    """Says what became of the number of solutions, and warns of a coefficient that had nothing to act on or stood at its bound."""
+    """Says what became of the number of solutions, and warns of a coefficient that stood at its bound."""
     if not run.has("diversity/coefficient"):
         return None
     if not run.has("diversity/solutions"):
         text = "Solution diversity changed nothing: no two correct responses to a prompt had a solution to compare."
-        return Finding("control", "no_solutions", text, "warning")
+        return Finding("control", "no_solutions", text)
     text = f"The effective number of solutions {moved(*start_and_end(run, 'diversity/solutions'), '.1f')}"
     target, last = start_and_end(run, "diversity/target")[1], late_mean(run, "diversity/coefficient")
     text += f" under a coefficient of diversity of {label(float(f'{last:.2g}'))} in the last third"

@@ -6,6 +6,7 @@ A rule about one section alone is a validator of that section.
 from __future__ import annotations
 
 from actors.settings import DTYPE_OF
+from learner.diversity.settings import FEWEST
 from learner.entropy.build import METHODS
 from learner.settings import BATCH_BASELINES, BODY
 from orchestration.config.composition import RunSections
@@ -100,10 +101,10 @@ def objective_fits(config: RunSections) -> None:
 
 def diversity_acts(config: RunSections) -> None:
     """Refuses to compare the solutions of groups in which they cannot differ in how common they are."""
-    if config.diversity is not None and config.batch.responses < 3:
+    if config.diversity is not None and config.batch.responses < FEWEST:
         raise ValueError(
-            f"diversity compares how common the solutions of a prompt's correct responses are, and of fewer than 3 none is more "
-            f"common than another: batch.responses is {config.batch.responses}, give 3 or more, or leave diversity out"
+            f"diversity compares how common the solutions of a prompt's correct responses are, and of fewer than {FEWEST} none is "
+            f"more common than another: batch.responses is {config.batch.responses}, give {FEWEST} or more, or leave diversity out"
         )
 
 

@@ -26,7 +26,7 @@ from learner.settings import (
     TrainerPrecision,
 )
 from orchestration.config.checks import CHECKS
-from orchestration.config.composition import RunSections, with_correction
+from orchestration.config.composition import RunSections, with_correction, with_diversity
 from orchestration.config.loader import parse_overrides, put, read_yaml, sentence
 from orchestration.config.sections import (
     EnvironmentSection,
@@ -42,9 +42,12 @@ class RunConfig(RunSections):
 
     @model_validator(mode="before")
     @classmethod
-    def _correct_staleness(cls, data: Any) -> Any:
-        """Corrects responses of older policies unless the configuration says how: truncated importance weights, cap 2."""
-        return with_correction(data)
+    def _left_out(cls, data: Any) -> Any:
+        """Fills in what follows from other keys.
+
+        Responses of older policies are corrected unless the configuration says how, by truncated importance weights with cap 2; a
+        configuration that says nothing of control has solution diversity."""
+        return with_diversity(with_correction(data))
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

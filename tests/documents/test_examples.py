@@ -100,7 +100,9 @@ def test_the_judge_on_generators_is_valid() -> None:
 @pytest.mark.parametrize("document", [ROOT / "README.md", DOCS / "entropy.md"], ids=lambda path: path.name)
 def test_the_default_of_entropy_control_is_as_documented(document: Path) -> None:
     text = block("yaml", "Entropy control", 0, document)
-    assert validate(config_data() | yaml.safe_load(text)).entropy == validate(without("entropy")).entropy
+    assert validate(config_data() | yaml.safe_load(text)).entropy == validate(config_data(entropy={})).entropy
+    uncontrolled = validate(without("entropy"))
+    assert (uncontrolled.entropy.kind, uncontrolled.diversity is None) == ("none", False)
 
 
 def test_the_stages_are_valid(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def loss_data(stats: TokenStats, weight: Tensor | None = None, **more: Tensor) -
 
 
 def config_data(**sections: dict[str, Any]) -> dict[str, Any]:
-    """Returns the smallest valid configuration, with the given keys of sections replaced."""
+    """Returns the smallest valid configuration that holds entropy, with the given keys of sections replaced."""
     data: dict[str, Any] = {
         "run": {"name": "demo", "iterations": 3},
         "model": {"path": "someone/some-model"},
@@ -143,6 +143,7 @@ def config_data(**sections: dict[str, Any]) -> dict[str, Any]:
         "sampling": {"max_tokens": 16},
         "generators": {"max_model_len": 64},
         "learner": {"lr": 0.001},
+        "entropy": {},
     }
     for name, values in sections.items():
         data[name] = {**data.get(name, {}), **values}

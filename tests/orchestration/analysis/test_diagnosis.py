@@ -289,7 +289,7 @@ def test_what_is_so_is_said_and_what_is_not_is_not(
 
 
 WARNINGS = (
-    "diversity_saturated no_solutions "
+    "diversity_saturated "
     "off_target too_few_tokens saturated saturated_environments step_size gamed longer coverage_lost no_signal "
     "phantom_clipping low_ess limited not_finite"
 )

@@ -44,7 +44,7 @@ def test_the_nearest_recipe_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (None, ("repo", "isentropic", 0.7)),
+        ({}, ("repo", "isentropic", 0.7)),
         ({"target": {"fraction": 0.9}}, ("repo", "isentropic", 0.9)),
         ({"target": {"nats": 0.3}}, ("repo", "isentropic", None)),
         ({"controller": {"kind": "fixed"}}, ("repo", "fixed", 0.7)),
@@ -52,8 +52,8 @@ def test_the_nearest_recipe_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ({"method": {"kind": "repo_r"}, "target": {"fraction": 0.5}}, ("repo_r", "fixed", 0.5)),
     ],
 )
-def test_entropy_is_held_unless_a_recipe_names_another_method(given: Any, expected: tuple[Any, ...]) -> None:
-    entropy = validate(config_data(**({} if given is None else {"entropy": given}))).entropy
+def test_an_entropy_section_holds_entropy_unless_it_names_another_method(given: Any, expected: tuple[Any, ...]) -> None:
+    entropy = validate(config_data(entropy=given)).entropy
     controller = entropy.controller.model_dump()["kind"]
     assert (entropy.kind, controller, entropy.target.fraction) == expected
 
@@ -69,6 +69,30 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, expected: str) -> N
 
 
 # --- sentences ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "responses", "expected"),
+    [
+        ({}, 4, ("none", "fixed")),
+        ({}, 3, ("none", "fixed")),
+        ({}, 2, ("none", None)),  # in groups of two no solution is more common than another
+        ({"entropy": {}}, 4, ("repo", None)),
+        ({"entropy": {"method": {"kind": "none"}}}, 4, ("none", None)),
+        ({"diversity": None}, 4, ("none", None)),
+        ({"diversity": {"target": {"fraction": 0.7}}}, 4, ("none", "additive")),
+    ],
+)
+def test_without_a_word_on_control_a_run_has_solution_diversity(
+    sections: dict[str, Any], responses: int, expected: tuple[str, str | None]
+) -> None:
+    data = {**config_data(batch={"responses": responses}), **sections}
+    if "entropy" not in sections:
+        del data["entropy"]
+    config = validate(data)
+    kind = None if config.diversity is None else config.diversity.controller.kind
+    assert (config.entropy.kind, kind) == expected
+    assert validate(config.model_dump(mode="json")) == config  # as a resumed run reads it
 
 
 def test_the_smallest_configuration_is_valid_and_fills_in_the_rest() -> None:
@@ -198,7 +222,7 @@ def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], expected:
         ),
         ({"entropy": {"target": {"nats": 1.0, "fraction": 0.5}}}, ["nats (1) and fraction (0.5) both set the target"]),
         (
-            {"entropy": {"method": {"kind": "repo"}, "controller": {"kind": "doubling", "start": 1.0}}},
+            {"entropy": {"method": {"kind": "repo"}, "controller": {"kind": "doubling", "start": 1.0, "high": 0.05}}},
             ["the coefficient starts at 1, outside its bounds [0.0001, 0.05]"],
         ),
         (

@@ -12,7 +12,7 @@ from orchestration.config.run_config import load_config
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "smollm2"
 
 
-def test_the_recipe_holds_the_default_target_of_what_is_there_before_the_first_update() -> None:
+def test_the_recipe_holds_a_target_of_what_is_there_before_the_first_update() -> None:
     config = load_config(str(FOLDER / "control.yaml"))
     assert (config.entropy.method.kind, config.entropy.controller.kind) == ("repo", "isentropic")
     assert (config.entropy.target.fraction, config.entropy.start_responses) == (0.7, 256)
