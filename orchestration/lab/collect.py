@@ -43,7 +43,14 @@ def collect(arms: Sequence[ArmRuns]) -> LabResults:
         start=_start(made),
         k=max(set.intersection(*evaluated), default=1) if evaluated else 1,
         temperature=first_temperatures.pop() if len(first_temperatures) == 1 else None,
+        stages=_stages([run for _, runs, _ in loaded for run in runs.values()]),
     )
+
+
+def _stages(runs: Sequence[RunData]) -> tuple[str, ...]:
+    """Returns the names of the stages that all runs have; none where they differ."""
+    found = {tuple(str(stage.get("name", "")) for stage in run.setting("stages") or ()) for run in runs}
+    return found.pop() if len(found) == 1 else ()
 
 
 def _read(arm: ArmRuns) -> tuple[dict[int, RunData], dict[int, str]]:

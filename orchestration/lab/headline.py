@@ -41,7 +41,7 @@ def _metrics(results: LabResults) -> dict[str, str]:
     names = dict.fromkeys(metric for arm in results.arms for metric in arm.metrics)
     parsed = [StageKey.parse(name) for name in names]
     stages = sorted({key.stage for key in parsed if key is not None and key.metric == "area/reward"}, reverse=True)
-    out = {str(StageKey("area/reward", stage)): f"the mean reward of stage {stage}" for stage in stages}
+    out = {str(StageKey("area/reward", stage)): f"the mean reward of {results.stage(stage)}" for stage in stages}
     for k in results.ks:
         out[f"pass@{k}/best"] = f"pass@{k} at each one's best temperature"
     return out

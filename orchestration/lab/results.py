@@ -3,7 +3,7 @@
 An arm is one setting run under several seeds; a cell is an arm under one seed. `collect.py` makes a `LabResults` from run
 folders; results.json holds one as
 
-    {"temperature": 1.0, "k": 16, "start": ARM, "arms": [ARM, ...]}
+    {"temperature": 1.0, "k": 16, "stages": [], "start": ARM, "arms": [ARM, ...]}
     ARM = {"name": "repo-r", "note": "", "seeds": {"0": {"reward_end": 0.61, ...}}, "failed": {"1": "..."},
            "figures": {"reward_end": {"mean": 0.61, "std": null, "n": 1}, ...},
            "best": {"pass@1": {"temperature": 0.3, "mean": 0.55, "std": null, "n": 1}}, "steered": true}
@@ -127,13 +127,19 @@ class ArmResult:
 class LabResults:
     """Holds the arms of a lab, and `start`, the policy before training as an arm of its own.
 
-    `temperature` is the first one of the evaluations (None when the arms differ in it), `k` the largest that all runs have.
+    `temperature` is the first one of the evaluations (None when the arms differ in it), `k` the largest that all runs have,
+    `stages` the names of the runs' stages (empty when the runs have none, or differ in them).
     """
 
     arms: Sequence[ArmResult]
     start: ArmResult = field(default_factory=lambda: ArmResult("start", "the policy before training"))
     k: int = 1
     temperature: float | None = None
+    stages: Sequence[str] = ()
+
+    def stage(self, index: int) -> str:
+        """Returns the name of a stage, or its number where it has none."""
+        return self.stages[index] if index < len(self.stages) else f"stage {index}"
 
     @property
     def ks(self) -> list[int]:
@@ -143,12 +149,14 @@ class LabResults:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LabResults:
         arms = tuple(map(ArmResult.from_json, data["arms"]))
-        return cls(arms, ArmResult.from_json(data["start"]), data["k"], data["temperature"])
+        start, stages = ArmResult.from_json(data["start"]), tuple(data.get("stages", ()))
+        return cls(arms, start, data["k"], data["temperature"], stages)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "temperature": self.temperature,
             "k": self.k,
+            **({"stages": list(self.stages)} if self.stages else {}),
             "start": self.start.to_json(),
             "arms": [arm.to_json() for arm in self.arms],
         }

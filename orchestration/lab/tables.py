@@ -126,11 +126,15 @@ def retention_table(results: LabResults) -> Table | None:
         ]
     parsed = [StageKey.parse(metric) for metric in metrics]
     stages = sorted({key.stage for key in parsed if key is not None and key.metric == "area/reward"})
-    columns += [_spread_column(f"reward, stage {stage}", str(StageKey("area/reward", stage))) for stage in stages]
+    columns += [
+        _spread_column(f"reward, {results.stage(stage)}", str(StageKey("area/reward", stage))) for stage in stages
+    ]
     for stage in stages:
         if (key := str(StageKey("entropy_change", stage))) in metrics:
             columns.append(
-                Column(f"entropy, stage {stage}", lambda arm, key=key: percent_text(arm.spread(key), sign=True))
+                Column(
+                    f"entropy, {results.stage(stage)}", lambda arm, key=key: percent_text(arm.spread(key), sign=True)
+                )
             )
     return _table(results, columns) if columns else None
 
@@ -164,7 +168,7 @@ def matrices(results: LabResults) -> list[Table]:
         rows = []
         for arm in results.arms:
             for stage in stages:
-                after = "before training" if stage is None else f"stage {stage}"
+                after = "before training" if stage is None else results.stage(stage)
                 scores = [spread_text(arm.spread(str(MatrixKey(k, stage, env)))) for env in environments]
                 rows.append([Cell(arm.name), Cell(after), *map(Cell, scores)])
         if rows:

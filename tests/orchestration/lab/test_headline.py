@@ -26,9 +26,9 @@ def test_ahead_behind_and_not_told_apart_with_their_numbers() -> None:
     held = arm(
         "held", area__reward__0=[0.2, 0.21, 0.19], area__reward__1=[0.22, 0.22, 0.22], pass1__best=[0.1, 0.3, 0.2]
     )
-    assert headline(LabResults([base, held], k=1)) == (
+    assert headline(LabResults([base, held], k=1, stages=["first"])) == (
         "held against grpo, 3 seeds: ahead in the mean reward of stage 1 (0.220 against 0.020, +0.200 ± 0.025); behind in the mean "
-        "reward of stage 0 (0.200 against 0.300, -0.100 ± 0.000); not told apart in pass@1 at each one's best temperature (0.200 "
+        "reward of first (0.200 against 0.300, -0.100 ± 0.000); not told apart in pass@1 at each one's best temperature (0.200 "
         "against 0.200, +0.000 ± 0.430)."
     )
 
