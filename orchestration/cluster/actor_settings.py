@@ -39,6 +39,7 @@ def layout_key(config: RunConfig) -> dict[str, Any]:
         "generators": config.generators.model_dump(),
         "verifiers": config.verifiers.model_dump(),
         "precision": config.precision.model_dump(),
+        "nodes": config.cluster.node_resources,
         "learner": (c.ranks, c.zero_stage, c.precision, c.cpus, c.gpus, c.threads, c.timeout_s),
         "weights": (config.weights.timeout_s, config.weights.shared_memory),
     }

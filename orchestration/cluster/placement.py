@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import PlacementError
 
+NODE_SHARE = 0.001  # of a node's custom resource, which tells where an actor may be and is never used up
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -17,10 +19,12 @@ class Slot:
     cpus: float
     gpus: float
     beside: str | None = None  # the role in whose bundle it is, and so on whose GPU
+    node: str | None = None  # the custom resource that its node has
 
     @property
     def bundle(self) -> dict[str, float]:
-        return {k: v for k, v in (("CPU", self.cpus), ("GPU", self.gpus)) if v}
+        asked = {k: v for k, v in (("CPU", self.cpus), ("GPU", self.gpus)) if v}
+        return asked if self.node is None else {**asked, self.node: NODE_SHARE}
 
 
 def generator_slot(config: RunConfig, number: int) -> Slot:
@@ -28,17 +32,22 @@ def generator_slot(config: RunConfig, number: int) -> Slot:
     g = config.generators
     if g.colocated:  # Ray counts halves, so that both are on the one GPU of a bundle
         return Slot(f"generator {number}", g.cpus, g.gpus / 2, beside=f"learner rank {number}")
-    return Slot(f"generator {number}", g.cpus, g.gpus * g.tensor_parallel)
+    return Slot(
+        f"generator {number}", g.cpus, g.gpus * g.tensor_parallel, node=config.cluster.node_resources.get("generators")
+    )
 
 
 def plan(config: RunConfig) -> list[Slot]:
     """Returns a slot for every actor that a run needs from its start on: of generators `generators.min`, if that is set."""
     model, judge, c = config.rewards.model, config.judge_generator, config.learner
-    gpus = c.gpus / 2 if config.generators.colocated else c.gpus
+    gpus, nodes = c.gpus / 2 if config.generators.colocated else c.gpus, config.cluster.node_resources
     return [
-        *(Slot(f"learner rank {r}", c.cpus, gpus) for r in range(c.ranks)),
+        *(Slot(f"learner rank {r}", c.cpus, gpus, node=nodes.get("learner")) for r in range(c.ranks)),
         *(generator_slot(config, i) for i in range(config.generators.least)),
-        *(Slot(f"verifier {i}", config.verifiers.cpus, 0.0) for i in range(config.verifiers.count)),
+        *(
+            Slot(f"verifier {i}", config.verifiers.cpus, 0.0, node=nodes.get("verifiers"))
+            for i in range(config.verifiers.count)
+        ),
         *((Slot(f"reward-model {i}", model.cpus, model.gpus) for i in range(model.count)) if model else ()),
         *(
             (Slot(f"judge {i}", judge.cpus, judge.gpus * judge.tensor_parallel) for i in range(judge.count))
@@ -87,6 +96,12 @@ def totals(slots: Sequence[Slot]) -> dict[str, float]:
 def check(slots: Sequence[Slot], cluster: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> None:
     """Raises PlacementError when the cluster as a whole, or its largest node, cannot hold what is asked."""
     asked, (reserved, at) = totals(slots), bundles(slots)
+    for slot in slots:
+        if slot.node is not None and not cluster.get(slot.node):
+            raise PlacementError(
+                f"{slot.role} has to be on a node with the resource {slot.node} (cluster.node_resources) and the cluster has none: "
+                f"start such nodes with `ray start --resources='{{\"{slot.node}\": 1}}'`"
+            )
     for kind in ("CPU", "GPU"):
         there = cluster.get(kind, 0.0)
         if asked[kind] > there + 1e-9:

@@ -134,6 +134,16 @@ def entropy_method_acts(config: RunSections) -> None:
         )
 
 
+def node_resources_fit(config: RunSections) -> None:
+    """Raises where actors that share a GPU, and so a node, would be placed on nodes of two kinds."""
+    nodes = config.cluster.node_resources
+    if config.generators.colocated and nodes.get("generators", nodes.get("learner")) != nodes.get("learner"):
+        raise ValueError(
+            "generators.colocated is true, so a generator is where its learner rank is: leave generators out of "
+            "cluster.node_resources"
+        )
+
+
 def gpus_fit(config: RunSections) -> None:
     """Requires a whole GPU or a share of one for every actor, GPUs or CPUs for all, and memory for who shares one."""
     g, c = config.generators, config.learner
@@ -287,6 +297,7 @@ CHECKS = (
     stale_responses_corrected,
     entropy_method_acts,
     gpus_fit,
+    node_resources_fit,
     colocated_fits,
     rewards_fit,
     one_precision,

@@ -24,6 +24,7 @@ def run_preflight(config: RunConfig) -> None:
         check_positions("rewards.judge.generator", config.judge_generator.max_model_len, config.judge_generator.path)
     if config.generators.colocated and (found := keeps_memory(os.environ)):
         raise ConfigError(f"{found}: {KEEPS_MEMORY}")
+    _check_sinks(config)
     _check_key(config)
     first: dict[str, str] = {}  # the name metrics go by -> the first environment that has it
     for env in config.all_environments:
@@ -47,6 +48,14 @@ def run_preflight(config: RunConfig) -> None:
                     "one a params.name of its own"
                 )
             first[name] = where
+
+
+def _check_sinks(config: RunConfig) -> None:
+    if "prometheus" in config.run.sinks and not (config.cluster.address or os.environ.get("RAY_ADDRESS")):
+        raise ConfigError(
+            "run.sinks has prometheus, which Ray's agents of a joined cluster serve, and the run starts a cluster of its own: "
+            "submit it with `isentrope submit`, give cluster.address, or take prometheus out"
+        )
 
 
 def _check_key(config: RunConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from envs.quoting import quoted
 from envs.suggest import nearest
 from learner.entropy.base import AtBoundary
 from learner.settings import EnvironmentSettings, KindSettings, Settings
@@ -27,7 +28,7 @@ class RunSection(Settings):
     seed: int = Field(default=0, ge=0)
     # Needed unless there are stages: then it caps the run, and left out it is the sum of theirs.
     iterations: int | None = Field(default=None, ge=1)
-    sinks: list[Literal["jsonl", "console", "tensorboard"]] = Field(default=["jsonl", "console"])
+    sinks: list[Literal["jsonl", "console", "tensorboard", "prometheus"]] = Field(default=["jsonl", "console"])
     samples_per_iteration: int = Field(default=4, ge=0)  # responses kept in samples.jsonl
     sample_tokens: bool = False  # with prompt index, token ids, log-probs and policy versions
     trace: bool = False  # every stage of every actor into trace.json
@@ -214,5 +215,18 @@ class ClusterSection(Settings):
 
     address: str | None = None  # None: RAY_ADDRESS if set, else a cluster of this process's own
     num_cpus: int | None = Field(default=None, ge=1)  # of an own cluster; None: what the machine has
+    # Kind of actor -> custom resource of the nodes that it is placed on, as `ray start --resources` gives it to them.
+    node_resources: dict[Literal["learner", "generators", "verifiers"], str] = Field(default={})
     start_timeout_s: float = Field(default=300, gt=0)
     silent_s: float = Field(default=30, gt=0)  # an actor that gives no sign of life for so long is replaced
+
+    @field_validator("node_resources")
+    @classmethod
+    def _custom(cls, resources: dict[str, str]) -> dict[str, str]:
+        for kind, name in resources.items():
+            if not name.isidentifier() or name in ("CPU", "GPU", "memory", "object_store_memory"):
+                raise ValueError(
+                    f"{kind} is {quoted(name)}: name a resource of your own, of letters, digits and _, that "
+                    "`ray start --resources` gives to the nodes of this kind"
+                )
+        return resources

@@ -301,6 +301,9 @@ MEANINGS = {
     "checkpoint.keep": "Checkpoints that are kept.",
     "cluster.address": "Ray cluster to join; `null`: `RAY_ADDRESS` if it is set, else a cluster of this process's own.",
     "cluster.num_cpus": "CPUs of a cluster of this process's own; `null`: those of the machine.",
+    "cluster.node_resources": "Kind of actor (`learner`, `generators`, `verifiers`) to the custom resource of the nodes it "
+    "is placed on, as `ray start --resources` gives it to them: `{learner: learner_node}`; one that is not named is "
+    "placed anywhere.",
     "cluster.start_timeout_s": "Seconds the cluster and its actors may take to start.",
     "cluster.silent_s": "Seconds without a sign of life after which an actor counts as frozen and is replaced.",
 }

@@ -1,4 +1,4 @@
-"""Writes a run's numbers to the run folder, the terminal and TensorBoard.
+"""Writes a run's numbers to the run folder, the terminal, TensorBoard and Prometheus.
 
 The loop talks to ONE sink, a `FanOut`; it never asks which sinks are behind it.
 
@@ -9,6 +9,7 @@ The loop talks to ONE sink, a `FanOut`; it never asks which sinks are behind it.
 | jsonl.py       | metrics.jsonl and samples.jsonl in the run folder, written and read | "jsonl" |
 | live.py        | a dashboard in the terminal | "console" |
 | plain.py       | one readable line an iteration | "console" without a terminal |
+| prometheus.py  | gauges of Ray, which Prometheus scrapes | "prometheus" |
 | status.py      | status.json and events.log: where the run stands now, for `isentrope status` | always |
 | tensorboard.py | event files in RUN/tensorboard | "tensorboard" |
 """

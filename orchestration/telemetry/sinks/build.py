@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestration.telemetry.sinks.base import FanOut, Sink
 from orchestration.telemetry.sinks.jsonl import JsonlSink
 from orchestration.telemetry.sinks.plain import PlainSink
+from orchestration.telemetry.sinks.prometheus import PrometheusSink
 from orchestration.telemetry.sinks.status import StatusSink
 from orchestration.telemetry.sinks.tensorboard import TensorboardSink
 
@@ -23,6 +24,7 @@ SINKS: dict[str, Callable[[Path, bool], Sink]] = {
     "jsonl": lambda run_dir, is_terminal: JsonlSink(run_dir),
     "console": _console,
     "tensorboard": lambda run_dir, is_terminal: TensorboardSink(run_dir),
+    "prometheus": lambda run_dir, is_terminal: PrometheusSink(),
 }
 
 
