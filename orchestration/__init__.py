@@ -19,6 +19,7 @@
 | report/      | report.html |
 | lab/         | grids of runs |
 | run/         | the loop and a run's life |
+| jobs/        | runs that are submitted to a cluster |
 | commands/    | the commands that are more than a call |
 | recipes/     | YAML files that load_config finds by name |
 | grids/       | YAML files that load_grid finds by name |

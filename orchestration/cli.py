@@ -13,6 +13,7 @@ import typer
 from envs.quoting import shortened
 from orchestration.defects import SHOW, defects
 from orchestration.errors import ConfigError, IsentropeError
+from orchestration.jobs import variables
 
 app = typer.Typer(
     name="isentrope",
@@ -35,6 +36,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     try:
         with defects():
+            variables.load()
             app(standalone_mode=True)
     except IsentropeError as error:
         if os.environ.get(SHOW) == "1":
@@ -72,6 +74,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the run's latest checkpoint, or begin where there is none.")
     ] = False,
+    auto_resume: Annotated[
+        bool,
+        typer.Option(
+            "--auto-resume", help="As --resume, and succeed where the run is finished: for a scheduler that restarts."
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of the same name.")] = False,
     dry_run: Annotated[
         bool,
@@ -81,18 +89,64 @@ def train(
     """Trains a policy. Override any key of the recipe with a.b=c or --a.b c, as often as you like."""
     from orchestration.config import preflight, run_config
     from orchestration.run import lifecycle, plan
+    from orchestration.run.resume import is_finished
 
     config = run_config.load_config(recipe, ctx.args)
     if dry_run:
         preflight.run_preflight(config)
         print(plan.describe_plan(config))  # noqa: T201 - plain text, to be piped
         return
+    if auto_resume and is_finished(config):
+        note(f"{config.folder} is finished: nothing to do; begin anew with --overwrite")
+        return
     with defects(config.folder):
-        report_file = lifecycle.train(config, resume=resume, overwrite=overwrite, say=note)
+        report_file = lifecycle.train(config, resume=resume or auto_resume, overwrite=overwrite, say=note)
     say(f"report: {report_file}")
 
 
-RunFolder = Annotated[str, typer.Argument(help="Folder of the run, or its name in runs/.")]
+@app.command(context_settings=OVERRIDES)
+def submit(
+    ctx: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Head of the Ray cluster, http://HEAD:8265; default: RAY_API_SERVER_ADDRESS, or this machine."
+        ),
+    ] = None,
+    working_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder to upload but what its .gitignore names; default: only what the run needs."),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", help="Name of an environment variable to take along; may be given several times."),
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="Python on the nodes; default: the one that runs Ray on the head.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew; default: go on from a checkpoint.")
+    ] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once the job is submitted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")] = False,
+) -> None:
+    """Trains on a Ray cluster, as a job. Follows its log and ends with its exit code; submitted again, the run goes on."""
+    from orchestration.jobs.submit import Submission, run
+
+    given = Submission(recipe, ctx.args, address, working_dir, env or (), python, overwrite, not no_wait)
+    code = run(given, dry_run=dry_run, note=note)
+    if code:
+        raise typer.Exit(code)
+
+
+RunFolder = Annotated[
+    str, typer.Argument(help="Folder of the run, or its name in runs/; with --address a job, or its run's name.")
+]
+JobServer = Annotated[
+    str | None,
+    typer.Option(help="Head of the Ray cluster, http://HEAD:8265, that has the job `isentrope submit` made."),
+]
 
 
 @app.command()
@@ -101,8 +155,14 @@ def status(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print RUN/status.json with the state that was found.")
     ] = False,
+    address: JobServer = None,
 ) -> None:
     """Says where a run stands. Running, finished, stopped, failed or dead; which phase waits for what."""
+    if address is not None:
+        from orchestration.jobs import control as jobs
+
+        print(jobs.status(run, address))  # noqa: T201
+        return
     from orchestration.commands import control
 
     print(control.status(run, as_json))  # noqa: T201 - plain text, to be piped
@@ -112,8 +172,14 @@ def status(
 def stop(
     run: RunFolder,
     now: Annotated[bool, typer.Option("--now", help="Stop at once, without another checkpoint.")] = False,
+    address: JobServer = None,
 ) -> None:
     """Stops a run, from any host that sees its folder. After a checkpoint of its last whole iteration, as SIGTERM does."""
+    if address is not None:
+        from orchestration.jobs import control as jobs
+
+        print(jobs.stop(run, address, now))  # noqa: T201
+        return
     from orchestration.commands import control
 
     print(control.stop(run, now))  # noqa: T201
@@ -137,8 +203,19 @@ def logs(
         str | None, typer.Argument(help="An actor, such as generator-0; default: the run's events.")
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends.")] = False,
+    address: JobServer = None,
 ) -> None:
     """Prints the events of a run, or the output of one of its actors. Says where the output of each is."""
+    if address is not None:
+        if name is not None:
+            raise ConfigError(
+                f"a job has one log, of its driver, and {name[:100]} is an actor: leave it out, or --address"
+            )
+        from orchestration.jobs import control as jobs
+
+        if code := jobs.logs(run, address, follow):
+            raise typer.Exit(code)
+        return
     from orchestration.commands.logs import show
 
     show(run, name, follow)

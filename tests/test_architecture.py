@@ -17,7 +17,8 @@ INITS = [path for path in FILES if path.name == "__init__.py"]
 FOLDERS = sorted({path.parent for path in FILES})
 # Which files may import a library.
 HOMES = {
-    "ray": r"actors/(remote|handles|health/lifeline)\.py|orchestration/(cluster|run|commands)/.*",
+    "ray": r"actors/(remote|handles|health/lifeline)\.py|orchestration/(cluster|run|commands|jobs)/.*"
+    r"|orchestration/telemetry/sinks/prometheus\.py",
     "vllm": r"actors/vllm_\w+\.py",
     "deepspeed": r"learner/deepspeed_engine\.py",
     "httpx": r"actors/rewards/endpoint\.py",
@@ -40,6 +41,9 @@ LIGHT = (
     "orchestration/report",
     "orchestration/lab",
     "orchestration/cli.py",
+    "orchestration/jobs/packing.py",
+    "orchestration/jobs/submit.py",
+    "orchestration/jobs/variables.py",
     "orchestration/errors.py",
     "orchestration/stats.py",
     "orchestration/text.py",

@@ -65,7 +65,7 @@ def check(line: str, folder: Path) -> None:
     given: dict[str, Any] = context.params
     if any(map(PLACEHOLDER.match, arguments)):
         parse_overrides(context.args)
-    elif name == "train":
+    elif name in ("train", "submit"):
         load_config(given["recipe"], context.args)
     elif name == "lab":
         assert not [cell.problem for cell in cells(load_grid(given["grid"]), folder, None) if cell.problem]

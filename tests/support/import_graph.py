@@ -71,8 +71,9 @@ LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": (r"orchestration/report/", ("analysis",)),
     "run": (r"orchestration/run/", ("cluster", "sampling", "report", "learner/warmstart")),
     "lab": (r"orchestration/lab/", ("run",)),
+    "jobs": (r"orchestration/jobs/", ("config",)),
     "commands": (r"orchestration/commands/", ("run", "learner/warmstart")),
-    "cli": (r"orchestration/(cli|__main__|__init__)\.py", ("commands", "lab")),
+    "cli": (r"orchestration/(cli|__main__|__init__)\.py", ("commands", "jobs", "lab")),
 }
 
 
