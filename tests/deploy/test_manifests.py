@@ -145,8 +145,8 @@ def test_the_recipe_fits_the_groups() -> None:
     for name, group in groups("rayjob.yaml").items():
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         (resource,) = json.loads(json.loads(group["rayStartParams"]["resources"]))
-        kind = {"learner": "learner", "generators": "generators", "verifiers": "verifiers"}[name]
-        assert config.cluster.node_resources[kind] == resource
+        places = {str(kind): place for kind, place in config.cluster.node_resources.items()}
+        assert places[name] == resource
         sizes[name] = {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0)), resource: 1.0}
     nodes = [sizes[name] for name, group in groups("rayjob.yaml").items() for _ in range(group["minReplicas"])]
     total = {key: sum(node.get(key, 0.0) for node in nodes) for node in nodes for key in node}
