@@ -72,10 +72,23 @@ def make_root(folder: Path) -> Path:
             mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", root / name)
     mount("-t", "proc", "proc", root / "proc")
     mount("--rbind", "/dev", root / "dev")
+    mount("--rbind", "/sys", root / "sys")  # vLLM asks lscpu for the processors
+    forget_people(root / "etc")
     python = root / "usr/local/bin/python"
     python.unlink(missing_ok=True)
     python.symlink_to("/usr/bin/python3.11")
     return root
+
+
+def forget_people(etc: Path) -> None:
+    """Takes the people of this machine out of a root: an image makes its own user."""
+    people = set[str]()
+    for name in ("passwd", "group"):
+        fields = [line.split(":") for line in (etc / name).read_text("utf-8").splitlines()]
+        people |= {words[0] for words in fields if 1000 <= int(words[2]) < 60000}
+    for name in ("passwd", "group", "shadow", "gshadow"):
+        lines = (etc / name).read_text("utf-8").splitlines()
+        (etc / name).write_text("".join(f"{line}\n" for line in lines if line.split(":")[0] not in people), "utf-8")
 
 
 def copy(arguments: str, stage: Stage, stages: dict[str, Stage]) -> None:
