@@ -91,6 +91,10 @@ def train(
     from orchestration.run import lifecycle, plan
     from orchestration.run.resume import is_finished
 
+    if overwrite and (resume or auto_resume):
+        raise ConfigError(
+            "--overwrite begins the run anew and --resume and --auto-resume go on with it: give one of them"
+        )
     config = run_config.load_config(recipe, ctx.args)
     if dry_run:
         preflight.run_preflight(config)

@@ -136,9 +136,11 @@ class Jobs:
 
     def submit(self, job: str, command: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
         """Submits a job, and waits for an agent that takes it, STARTING_S at most."""
-        deadline = time.monotonic() + STARTING_S
+        deadline, again = time.monotonic() + STARTING_S, False
         while True:
             try:
+                if again and any(known.submission_id == job for known in self._known()):
+                    return  # it was taken, and the answer was lost
                 with _sentences(self.url):
                     self._client.submit_job(
                         entrypoint=command, submission_id=job, runtime_env=runtime_env, metadata=metadata
@@ -147,7 +149,13 @@ class Jobs:
             except _NotYet as error:
                 if time.monotonic() >= deadline:
                     raise PlacementError(str(error)) from None
+                again = True
                 time.sleep(AGAIN_S)
+
+    def _known(self) -> list[JobDetails]:
+        """Returns the jobs that were submitted, of which some may have ended."""
+        with _sentences(self.url):
+            return [job for job in self._client.list_jobs() if job.submission_id]
 
     def info(self, job: str) -> JobDetails:
         """Returns what the server knows of a job."""
@@ -156,8 +164,7 @@ class Jobs:
 
     def find(self, name: str) -> JobDetails:
         """Returns the job of this id, or else the latest one of the run of this name. Raises ConfigError naming those there are."""
-        with _sentences(self.url):
-            known = [job for job in self._client.list_jobs() if job.submission_id]
+        known = self._known()
         for job in known:
             if job.submission_id == name:
                 return job

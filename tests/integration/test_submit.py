@@ -21,7 +21,7 @@ from support.readme import block
 
 from orchestration.config.run_config import RECIPES
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 SECRET = "a-value-that-nobody-may-read"
 KEYED = """\
@@ -115,7 +115,7 @@ def test_a_job_whose_driver_is_killed_goes_on_with_the_same_numbers(tmp_path: Pa
         made = isentrope("init-model", "--recipe", "smoke", "steps=0", cwd=folder, environ=environ)
         assert made.returncode == 0, made.stderr
         job = ["submit", "keyed.yaml", *SETTINGS, f"--address={address}", "--env", "MY_KEY"]
-        whole = isentrope(*job, f"run.dir={tmp_path}/whole", cwd=folder, environ=environ)
+        whole = isentrope(*job, f"run.dir={tmp_path}/whole", f"--python={sys.executable}", cwd=folder, environ=environ)
         assert whole.returncode == 0, whole.stdout[-3000:] + whole.stderr[-3000:]
 
         again = [*job, f"run.dir={tmp_path}/killed"]

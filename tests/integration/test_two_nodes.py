@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -68,10 +69,10 @@ def networks() -> Iterator[dict[str, str]]:
 @contextlib.contextmanager
 def node(network: str, name: str, environ: dict[str, str], folder: Path, *arguments: str) -> Iterator[None]:
     """Runs `ray start` in a network, with a host name and a table of processes of its own: all of them end with it."""
-    own = 'hostname $0 && mount --bind $HOSTS /etc/hosts && mount -t tmpfs tmpfs /tmp/ray-node && exec "$@"'
+    own = 'hostname $0 && mount --bind $HOSTS /etc/hosts && mount -t tmpfs tmpfs $FOLDER && exec "$@"'
     command = [
         "ip", "netns", "exec", network, "unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
-        "bash", "-c", own, name, str(BIN / "ray"), "start", "--block", "--disable-usage-stats", "--temp-dir=/tmp/ray-node",
+        "bash", "-c", own, name, str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--temp-dir={environ['FOLDER']}",
         f"--node-ip-address={NODES[name]}", *arguments,
     ]  # fmt: skip
     with (folder / f"{name}.log").open("w") as log:
@@ -110,9 +111,11 @@ def test_learner_and_generators_are_on_nodes_of_their_own(tmp_path: Path) -> Non
         "HOSTS": str(hosts),
     }  # fmt: skip
     environ.pop("RAY_ADDRESS", None)
-    Path("/tmp/ray-node").mkdir(exist_ok=True)
     learner, generators = NODES
     with contextlib.ExitStack() as stack:
+        # Ray's own files: a folder of each node's at one path, short for the paths of sockets; here it is empty.
+        environ["FOLDER"] = tempfile.mkdtemp(prefix="n", dir="/tmp")
+        stack.callback(Path(environ["FOLDER"]).rmdir)
         names = stack.enter_context(networks())
         head = ["--head", "--dashboard-host=0.0.0.0", "--num-cpus=1", resources("learner_node")]
         stack.enter_context(node(names[learner], learner, environ, tmp_path, *head))

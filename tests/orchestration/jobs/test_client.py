@@ -60,6 +60,7 @@ class Server:
     def __init__(self, chunks: list[str], jobs: list[JobDetails] | None = None) -> None:
         self.chunks, self.tails, self.jobs = chunks, 0, jobs or []
         self.error: Exception | None = None
+        self.submitted: list[str] = []
 
     async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
         self.tails += 1
@@ -69,6 +70,14 @@ class Server:
 
     def get_job_info(self, job_id: str) -> JobDetails:
         return job("RUNNING" if self.tails < len(self.chunks) else "SUCCEEDED")
+
+    def submit_job(self, *, submission_id: str, **options: Any) -> str:
+        self.submitted = [*self.submitted, submission_id]
+        if submission_id == "lost":  # it was taken, and no answer came
+            self.jobs = [job("PENDING", None, submission_id)]
+        if len(self.submitted) == 1:
+            raise ConnectionError("gone")
+        return submission_id
 
     def get_job_logs(self, job_id: str) -> str:
         return "".join(self.chunks)
@@ -88,6 +97,16 @@ def test_a_log_is_printed_once_though_the_connection_breaks(monkeypatch: pytest.
     server, printed = Server(["a\n", "bb\n", "c\n"]), list[str]()
     assert jobs(server).follow("one", printed.append).status == JobStatus.SUCCEEDED
     assert "".join(printed) == "a\nbb\nc\n" and server.tails == 3
+
+
+@pytest.mark.parametrize(("name", "times"), [("lost", 1), ("new", 2)])
+def test_a_job_is_submitted_once_though_an_answer_is_lost(
+    monkeypatch: pytest.MonkeyPatch, name: str, times: int
+) -> None:
+    monkeypatch.setattr(client, "AGAIN_S", 0.0)
+    server = Server([])
+    jobs(server).submit(name, "true", {}, {})
+    assert server.submitted == [name] * times
 
 
 def test_a_job_is_found_by_its_id_or_as_the_latest_of_its_run() -> None:

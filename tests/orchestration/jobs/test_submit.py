@@ -57,3 +57,9 @@ def test_a_dry_run_says_what_would_be_sent(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "by path: every node has to see it" in done.output and "MY_KEY" in done.output
     assert "hidden-value" not in done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_going_on_and_beginning_anew_exclude_each_other() -> None:
+    for option in ("--auto-resume", "--resume"):
+        done = CliRunner().invoke(app, ["train", "smoke", option, "--overwrite"])
+        assert isinstance(done.exception, ConfigError) and "give one of them" in str(done.exception)
