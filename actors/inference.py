@@ -22,6 +22,7 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()  # texts that end a response wherever they occur in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Holds a finished response: ids and log-probs of the same length, the end token included when finish == "stop".
+    """Holds a finished response: ids and log-probs of the same length, with what ended it (a token, a text) when finish == "stop".
 
     seconds: from the engine step of its first token to its end, without the time it waited for the engine before.
     """
@@ -55,6 +56,11 @@ Memory = Literal["weights", "kv_cache"]
 GenerateFn = Callable[[Sequence[Request]], Awaitable[list[Completion]]]  # completions in the order of the requests
 # Begins all of them at once, on one generator, and returns one wait for each, in order.
 BeginFn = Callable[[Sequence[Request]], Sequence[Awaitable[Completion]]]
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """Returns a text up to the first of the texts that end it."""
+    return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
 
 
 def response_seed(seed: int, *where: object) -> int:

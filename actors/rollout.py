@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from actors.inference import BeginFn, Completion, Request, SamplingParams, response_seed
+from actors.inference import BeginFn, Completion, Request, SamplingParams, before_stop, response_seed
 from actors.rewards.composite import FinishedTrajectory, ScoreFn
 from actors.settings import SamplingSettings
 from actors.verifier import ScoreRequest
@@ -107,7 +107,9 @@ def _request(name: str, turn: int, ids: tuple[int, ...], settings: RolloutSettin
     if sampling.max_total_tokens is not None:
         room = min(room, sampling.max_total_tokens - sampled)
     temperature = sampling.temperature if settings.temperature is None else settings.temperature
-    params = SamplingParams(min(sampling.max_tokens, room), temperature, sampling.top_p, settings.stop_token_ids)
+    params = SamplingParams(
+        min(sampling.max_tokens, room), temperature, sampling.top_p, settings.stop_token_ids, tuple(sampling.stop)
+    )
     return Request(f"{name}/turn{turn}", ids, params, response_seed(settings.seed, name, turn))
 
 
@@ -133,7 +135,7 @@ class _Player:
         seconds = 0.0
         while True:
             turns.append(_turn(context, completion))
-            texts.append(self.codec.decode(completion.response_ids))
+            texts.append(before_stop(self.codec.decode(completion.response_ids), self.settings.sampling.stop))
             conversation = (*before, Message("assistant", texts[-1]))
             asked = self.clock()
             answer = await self.score(ScoreRequest(name, self.prompt, tuple(texts)))

@@ -29,6 +29,7 @@ KEEPS_MEMORY = (
 )
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 CPU_KV_MB = 256
+MAX_STOP = 64  # characters of a text that ends a response: each token is searched for it together with those before
 RUBRIC = """\
 Judge the response to the task below. What counts is whether it does what was asked, correctly and completely.
 
@@ -62,12 +63,21 @@ class SamplingSettings(Settings):
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)  # a run that trains takes 1 alone: orchestration/config/checks.py
     max_tokens: int = Field(ge=1)  # of one response
+    # Texts that end a response. What follows one is not scored; its tokens are trained on, as those that the policy sampled.
+    stop: list[str] = Field(default=[])
     max_turns: int = Field(default=8, ge=1)
     max_total_tokens: int | None = Field(default=None, ge=1)  # of all responses of a trajectory; None: no such limit
     # Of a trajectory's responses, each from the engine step of its first token on, and of its verdicts; looked at between its
     # turns, so a response under way is finished. What ends there depends on the machine: a resumed run no longer equals one that
     # was never stopped.
     max_seconds: float | None = Field(default=None, gt=0)
+
+    @field_validator("stop")
+    @classmethod
+    def _texts(cls, value: list[str]) -> list[str]:
+        if any(not text or len(text) > MAX_STOP for text in value):
+            raise ValueError(f"a text that ends a response has 1 to {MAX_STOP} characters: give others")
+        return value
 
 
 # --- actors -----------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from actors.inference import Aborted, Completion, EngineDead, EngineStats, Memor
 from actors.settings import VLLMSettings
 from actors.vllm_build import build_core
 from actors.vllm_requests import LiveResponse, LiveScore, core_request, drain, sampling_params, scoring_params
+from learner.chat import decode, load_tokenizer
 from learner.tracing.spans import Busy
 from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
 
@@ -43,6 +44,7 @@ class VLLMEngine:
         self.version = settings.version
         self._core: Any = None
         self._vocab_size = 0
+        self._tokenizer: Any = None
         self._inbox: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -278,7 +280,7 @@ class VLLMEngine:
         self._counts["steps"] += 1
         for output in outputs:
             work = self._live.get(output.request_id)
-            if work is None:  # aborted when a weight transfer failed
+            if work is None:  # aborted when a weight transfer failed, or after a text that ends it
                 continue
             finished = output.finish_reason is not None
             if finished:
@@ -291,12 +293,22 @@ class VLLMEngine:
             work.extend(output, begun)
             if output.prefill_stats is not None:
                 self._counts["cached_tokens"] += output.prefill_stats.num_cached_tokens
-            if finished:
-                done = work.completion(str(output.finish_reason), self.version, ended)
+            stopped = work.stops(self._decode)
+            if stopped and not finished:
+                del self._live[output.request_id]
+                self._core.abort_requests([output.request_id])
+            if finished or stopped:
+                done = work.completion("stop" if stopped else str(output.finish_reason), self.version, ended)
                 if isinstance(done, Completion):
                     self._counts["responses"] += 1
                     self._counts["response_tokens"] += len(done.response_ids)
                 work.on_done(done)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of tokens, with the model's tokenizer, which is loaded when a response may end at a text."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.settings.model)
+        return decode(self._tokenizer, ids)
 
     def _fail(self, keys: Sequence[str], error: BaseException) -> None:
         """Answers what is under way under these keys with an error."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,18 @@ class LiveResponse:
         self.ids.extend(output.new_token_ids)
         if output.new_logprobs is not None:
             self.logprobs.append(output.new_logprobs.logprobs[:, 0])
+
+    def stops(self, decode: Callable[[Sequence[int]], str]) -> bool:
+        """Returns whether the newest token has brought a text that ends the response.
+
+        Only the end of the response is decoded. A character has up to four tokens, and one more keeps what a tokenizer strips at the
+        beginning out of it.
+        """
+        stop = self.request.sampling.stop
+        if not stop:
+            return False
+        text = decode(self.ids[-(4 * max(map(len, stop)) + 1) :])
+        return any(end in text for end in stop)
 
     def completion(self, reason: str, version: int, now: float) -> Completion | ResponseFailed:
         """Returns the finished response; an error where vLLM ended it for a reason of its own. now: by the clock of `began`."""

@@ -7,6 +7,7 @@ Imports the standard library only; adapters import the library they adapt when t
 | types.py      | Prompt, Message, Turn, Trajectory, Group, Verdict, Status: cross process boundaries   |
 | base.py       | the protocols Environment and Session, demonstrations, play() a policy                |
 | catalog.py    | BUILTIN name -> "module:Class", load(), describe(), errors with the nearest name      |
+| framing.py    | system message, template and solved examples around any environment's prompts          |
 | tasks.py      | for environments of one response: OneReply, held_out, task_random                     |
 | checks.py     | checks of constructor arguments, one sentence for each failure                        |
 | quoting.py    | values in error messages, shortened where they are long                               |

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from envs import framing
 from envs.base import Environment
 from envs.quoting import quoted, shortened
 from envs.suggest import did_you_mean
@@ -79,13 +80,15 @@ def _searched() -> list[str]:
 
 
 def load(name: str, params: Mapping[str, Any], seed: int = 0) -> Environment:
-    """Returns the environment `Class(seed=seed, **params)`.
+    """Returns the environment `Class(seed=seed, **params)`, with the parameters of envs/framing.py around its prompts.
 
     name: a key of BUILTIN, or "package.module:Class". Raises UnknownEnvironment, EnvironmentParameterError or
     BrokenEnvironment, each with one sentence. A ValueError or OSError of the constructor passes through unchanged: it is how
     a constructor reports values that cannot work.
     """
     build = find(name)
+    around = {key: params[key] for key in framing.PARAMETERS if key in params and not _takes(build, key)}
+    params = {key: value for key, value in params.items() if key not in around}
     _check_parameters(name, build, params)
     try:
         environment = build(seed=seed, **params)
@@ -98,7 +101,7 @@ def load(name: str, params: Mapping[str, Any], seed: int = 0) -> Environment:
         raise UnknownEnvironment(
             f"'{name}' is not an environment (see envs/base.py): it has no {', no '.join(missing)}"
         )
-    return environment
+    return framing.frame(name, environment, around) if around else environment
 
 
 def try_out(name: str, environment: Environment) -> None:
@@ -238,6 +241,12 @@ def _parameters(build: Any) -> dict[str, inspect.Parameter]:
     return {key: value for key, value in signature.items() if key != "seed" and value.kind not in variadic}
 
 
+def _takes(build: Any, key: str) -> bool:
+    """Returns whether a constructor has a parameter of its own by this name, or takes any."""
+    signature = inspect.signature(build).parameters
+    return key in signature or any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values())
+
+
 def _check_parameters(name: str, build: Any, params: Mapping[str, Any]) -> None:
     signature = inspect.signature(build).parameters
     open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values())
@@ -252,9 +261,10 @@ def _check_parameters(name: str, build: Any, params: Mapping[str, Any]) -> None:
                 f"environment '{name}': leave 'seed' out of its parameters, the run gives it (run.seed)"
             )
         if key not in known and not open_ended:
-            listed = ", ".join(known) or "none"
+            all_known = tuple(dict.fromkeys((*known, *framing.PARAMETERS)))
             raise EnvironmentParameterError(
-                f"environment '{name}' has no parameter '{shortened(key)}': {did_you_mean(key, known)}it has {listed}"
+                f"environment '{name}' has no parameter '{shortened(key)}': {did_you_mean(key, all_known)}"
+                f"it has {', '.join(all_known)}"
             )
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in params:

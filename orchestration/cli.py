@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from envs.quoting import shortened
+from orchestration import cli_models
+from orchestration.cli_models import note
 from orchestration.defects import SHOW, defects
 from orchestration.errors import ConfigError, IsentropeError
 from orchestration.jobs import variables
@@ -23,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing rich takes longer than the rest of the help page
 )
+app.add_typer(cli_models.app)
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 # Keeps progress bars and banners of libraries off a terminal that shows a run.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
@@ -62,9 +65,21 @@ def say(text: Any) -> None:
     Console(soft_wrap=True).print(text)
 
 
-def note(text: str) -> None:
-    """Prints a line on stderr, as it is."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command's own output
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"isentrope {version('isentrope')}")  # noqa: T201 - plain text, to be pasted
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Reinforcement learning for language models with the policy's entropy as a controlled variable."""
 
 
 @app.command(context_settings=OVERRIDES)

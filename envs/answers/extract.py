@@ -9,6 +9,9 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _PHRASE = re.compile(r"\banswer(?:[ \t]+is[ \t]*:?|[ \t]*:)[ \t]*", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+_NUMBER = re.compile(r"(?<![\w.])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+(?!\w))?%?(?!\w)")
+_SIGN = re.compile(r"(?:^|[^\w)\]\s-])\s*-\s*$|[^\d)\]\s]\s+-$")  # not between two terms: "= - 9", "makes -9"
+_UNIT = re.compile(rf"(-?{_NUMBER.pattern})\s+[A-Za-z]{{3,}}(?:\s+[A-Za-z]+)*[.!]?")
 _MARKS = "*_` \t\r\n"  # what Markdown puts around an answer
 
 
@@ -18,12 +21,36 @@ def extract(text: str) -> str:
     The first of these forms that occurs, and of several occurrences the last: <answer>..</answer>, \\boxed{..} with balanced
     braces, "#### ..", "answer is .." or "Answer: ..". Text before a final "</think>" is thinking and is ignored.
     """
+    return _marked(text) or _last_line(text)
+
+
+def last_number(text: str) -> str | None:
+    """Returns the number that a response in words ends with; None without one.
+
+    Where nothing marks an answer, it is the last number of the last line that is not blank: 'Max has 4 + 5 = 9 cookies.' -> '9'. It is
+    one guess, as an answer is: a list of numbers does not earn more than its last one. Where something does, it is the number before
+    a unit: 'Answer: 9 cookies' -> '9', while '\\boxed{9 + x}' has none. A minus sign belongs to the number unless it stands between two
+    terms: 7 - 9 ends in 9.
+    """
+    marked = _marked(text)
+    if marked:
+        unit = _UNIT.fullmatch(marked)
+        return unit.group(1) if unit else None
+    line = _last_line(text).replace("\u2212", "-")
+    matches = list(_NUMBER.finditer(line))
+    if not matches:
+        return None
+    number, before = matches[-1].group(), line[: matches[-1].start()]
+    return f"-{number}" if _SIGN.search(before) else number
+
+
+def _marked(text: str) -> str | None:
     text = text.rpartition("</think>")[2]
-    for find in (tagged, boxed, _after_hashes, _after_phrase):
-        answer = find(text)
-        if answer:
-            return answer
-    return text.strip().rpartition("\n")[2].strip()
+    return next((answer for find in (tagged, boxed, _after_hashes, _after_phrase) if (answer := find(text))), None)
+
+
+def _last_line(text: str) -> str:
+    return text.rpartition("</think>")[2].strip().rpartition("\n")[2].strip()
 
 
 def program(text: str) -> str:

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from envs.base import demonstrates
 from learner.settings import EnvironmentSettings
 from learner.warmstart.settings import FORMAT, InitModelSettings
 from learner.warmstart.tokenizer import build_tokenizer
+from learner.warmstart.whole_folder import no_progress_bars, written_whole
 
 MARKER = "isentrope_init.json"
 
@@ -61,33 +60,23 @@ def init_model(
         raise ValueError(f"{out} exists and is not the model these settings describe (key {key}): remove it")
     cached = cache_dir / f"{settings.architecture}-{key}"
     if not _holds(cached, key):
-        with _written_whole(cached) as folder:
+        with written_whole(cached, lambda: _is_model(cached)) as folder:
             _make(settings, folder, progress)
     if out is None:
         return cached
-    with _written_whole(out) as folder:
+    with written_whole(out, lambda: _is_model(out)) as folder:
         shutil.copytree(cached, folder, dirs_exist_ok=True)
     return out
+
+
+def _is_model(folder: Path) -> bool:
+    """Says whether another process was faster: the same key, in the folder's name or checked before, is the same model."""
+    return (folder / MARKER).is_file()
 
 
 def _holds(folder: Path, key: str) -> bool:
     marker = folder / MARKER
     return marker.is_file() and json.loads(marker.read_text(encoding="utf-8"))["key"] == key
-
-
-@contextmanager
-def _written_whole(target: Path) -> Generator[Path, None, None]:
-    """Yields a folder beside `target` that takes its name at the end, and vanishes when anything goes wrong."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    folder.chmod(0o755)  # mkdtemp makes it private; a cluster's other users load the model too
-    try:
-        yield folder
-        if (target / MARKER).is_file():  # another process was faster: the same key is the same model
-            return
-        folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make(settings: InitModelSettings, folder: Path, progress: Callable[[WarmStartProgress], None]) -> None:
@@ -107,26 +96,12 @@ def _make(settings: InitModelSettings, folder: Path, progress: Callable[[WarmSta
         model = create_model(settings, tokenizer)
         teacher = Teacher(settings, environments, tokenizer, model)
         result = teacher.run(report)
-    with _no_progress_bars():
+    with no_progress_bars():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     record = {"format": FORMAT, "key": settings.key(), "settings": settings.model_dump(mode="json"), **result}
     record["seconds"] = round(time.monotonic() - begin, 2)
     (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _no_progress_bars() -> Generator[None, None, None]:
-    """transformers draws one on stderr while it writes; what users see comes through the progress callback only."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _load(spec: EnvironmentSettings, seed: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 from actors.settings import KEEPS_MEMORY, keeps_memory
@@ -11,6 +12,9 @@ from orchestration.config.model_folder import check_model, check_positions
 from orchestration.config.run_config import RunConfig
 from orchestration.config.sections import EnvironmentSection
 from orchestration.errors import ConfigError
+
+# The package of a sink that is optional, by the module that it imports.
+SINK_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
 
 
 def run_preflight(config: RunConfig) -> None:
@@ -56,6 +60,12 @@ def _check_sinks(config: RunConfig) -> None:
             "run.sinks has prometheus, which Ray's agents of a joined cluster serve, and the run starts a cluster of its own: "
             "submit it with `isentrope submit`, give cluster.address, or take prometheus out"
         )
+    for sink in config.run.sinks:
+        package = SINK_PACKAGES.get(sink)
+        if package is not None and importlib.util.find_spec(sink) is None:
+            raise ConfigError(
+                f"run.sinks has {sink}, whose package is not installed: `pip install {package}`, or take {sink} out of run.sinks"
+            )
 
 
 def _check_key(config: RunConfig) -> None:

@@ -28,7 +28,9 @@ class RunSection(Settings):
     seed: int = Field(default=0, ge=0)
     # Needed unless there are stages: then it caps the run, and left out it is the sum of theirs.
     iterations: int | None = Field(default=None, ge=1)
-    sinks: list[Literal["jsonl", "console", "tensorboard", "prometheus"]] = Field(default=["jsonl", "console"])
+    sinks: list[Literal["jsonl", "console", "tensorboard", "prometheus", "wandb", "mlflow"]] = Field(
+        default=["jsonl", "console"]
+    )
     samples_per_iteration: int = Field(default=4, ge=0)  # responses kept in samples.jsonl
     sample_tokens: bool = False  # with prompt index, token ids, log-probs and policy versions
     trace: bool = False  # every stage of every actor into trace.json

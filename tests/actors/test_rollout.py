@@ -209,6 +209,24 @@ def test_a_prompt_that_leaves_no_room_is_one_sentence() -> None:
         Stage().group(max_model_len=size)
 
 
+def test_what_follows_a_text_that_ends_the_response_is_not_scored() -> None:
+    stage = Stage()
+    group = stage.group(stop=["3, ", "]"])
+    assert {request.sampling.stop for request in stage.requests} == {("3, ", "]")}
+    for trajectory, scored in zip(group.trajectories, stage.scored, strict=True):
+        whole = f"response {list(trajectory.turns[0].response_ids)}"
+        assert trajectory.texts == scored.responses == (whole.partition("3, ")[0].partition("]")[0],)
+
+
+def test_a_response_cut_by_the_models_length_is_counted_as_cut() -> None:
+    """As the engine ends it: the request asks for what room there is, which is less than sampling.max_tokens."""
+    room = SETTINGS.max_model_len - len(FakeCodec().render(PROMPT.messages))
+    stage = Stage(finish="length")
+    group = stage.group(max_tokens=room + 50)
+    assert {request.sampling.max_tokens for request in stage.requests} == {room}
+    assert {t.verdict.status for t in group.trajectories} == {Status.TRUNCATED}
+
+
 def test_a_response_cut_at_max_tokens_keeps_its_reward_and_says_so() -> None:
     for trajectory in Stage(finish="length").group().trajectories:
         assert trajectory.verdict == Verdict(1.0, True, solution="s", status=Status.TRUNCATED)

@@ -105,6 +105,45 @@ def test_sequences_are_scored_in_their_order(engines: Any) -> None:
     assert stats == EngineStats(4, alive=True, in_flight=0, step_s=stats.step_s, steps=1)
 
 
+class Speller(OnePlace):
+    """Samples the numbers 1, 2, 3 ... for one response after the other, up to ten, and takes note of what was aborted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aborted: list[str] = []
+
+    def get_output(self) -> Any:
+        output = super().get_output()
+        output.outputs[0].finish_reason = None
+        if not self.tokens:
+            self.tokens = 3
+            self.waiting.insert(0, (output.outputs[0].request_id, []))
+        output.outputs[0].new_token_ids = [self.tokens]
+        return output
+
+    def abort_requests(self, keys: list[str]) -> None:
+        self.aborted += keys
+        self.waiting = [entry for entry in self.waiting if entry[0] not in keys]
+        self.tokens = 0
+
+
+@pytest.mark.parametrize(("stop", "ids"), [(("c",), (1, 2, 3)), (("zz", "ab"), (1, 2)), (("b",), (1, 2))])
+def test_a_text_ends_a_response(
+    engines: Any, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, ...], ids: tuple[int, ...]
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(vllm_engine, "load_tokenizer", lambda model: loaded.append(model) or "tokenizer")
+    monkeypatch.setattr(vllm_engine, "decode", lambda tokenizer, tokens: "".join(chr(96 + token) for token in tokens))
+    core = Speller()
+    engine: VLLMEngine = engines(core)
+    done: queue.Queue[Any] = queue.Queue()
+    engine.submit([Request(f"r{i}", (1, 2), SamplingParams(10, stop=stop), i) for i in range(2)], done.put)
+    answers = [done.get(timeout=10) for _ in range(2)]
+    assert [(a.id, a.response_ids, a.finish) for a in answers] == [("r0", ids, "stop"), ("r1", ids, "stop")]
+    assert len(set(core.aborted)) == 2 and engine.stats().in_flight == 0
+    assert loaded == ["model"]
+
+
 def test_the_seconds_of_a_response_are_without_its_time_in_the_queue(
     engines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,7 @@ LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "lab": (r"orchestration/lab/", ("run",)),
     "jobs": (r"orchestration/jobs/", ("config",)),
     "commands": (r"orchestration/commands/", ("run", "learner/warmstart")),
-    "cli": (r"orchestration/(cli|__main__|__init__)\.py", ("commands", "jobs", "lab")),
+    "cli": (r"orchestration/(cli|cli_models|__main__|__init__)\.py", ("commands", "jobs", "lab")),
 }
 
 

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from envs.answers.extract import extract
+from envs.answers.extract import extract, last_number
 from envs.answers.grading import TIMEOUT_S, grade, normalise, number
 from envs.builtin.questions.rows import Row, columns_of, read
 from envs.checks import check_choice, check_positive
@@ -163,6 +163,9 @@ class Questions:
 
     def _score(self, text: str, reference: str) -> Verdict:
         result = grade(extract(text), reference, symbolic=self._symbolic, timeout_s=self._timeout_s)
+        # A sentence that marks no answer, where a number is asked for: "Max has 4 + 5 = 9 cookies."
+        if not result.correct and number(reference) is not None and (last := last_number(text)) is not None:
+            result = grade(last, reference, symbolic=False)
         if not result.correct:
             return Verdict(0.0, detail=result.how)
         return Verdict(1.0, correct=True, solution=normalise(reference), detail=result.how)

@@ -1,4 +1,4 @@
-"""Writes a run's numbers to the run folder, the terminal, TensorBoard and Prometheus.
+"""Writes a run's numbers to the run folder, the terminal, Prometheus and experiment trackers.
 
 The loop talks to ONE sink, a `FanOut`; it never asks which sinks are behind it.
 
@@ -11,5 +11,8 @@ The loop talks to ONE sink, a `FanOut`; it never asks which sinks are behind it.
 | plain.py       | one readable line an iteration | "console" without a terminal |
 | prometheus.py  | gauges of Ray, which Prometheus scrapes | "prometheus" |
 | status.py      | status.json and events.log: where the run stands now, for `isentrope status` | always |
+| mlflow.py      | MLflow, a server or files in RUN/mlflow | "mlflow" |
 | tensorboard.py | event files in RUN/tensorboard | "tensorboard" |
+| tracker_run.py | which run of a tracker a run goes on with, and how far it is there | |
+| wandb.py       | Weights & Biases, online or offline | "wandb" |
 """

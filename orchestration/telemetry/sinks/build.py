@@ -6,10 +6,12 @@ from pathlib import Path
 
 from orchestration.telemetry.sinks.base import FanOut, Sink
 from orchestration.telemetry.sinks.jsonl import JsonlSink
+from orchestration.telemetry.sinks.mlflow import MLflowSink
 from orchestration.telemetry.sinks.plain import PlainSink
 from orchestration.telemetry.sinks.prometheus import PrometheusSink
 from orchestration.telemetry.sinks.status import StatusSink
 from orchestration.telemetry.sinks.tensorboard import TensorboardSink
+from orchestration.telemetry.sinks.wandb import WandbSink
 
 
 def _console(run_dir: Path, is_terminal: bool) -> Sink:
@@ -25,6 +27,8 @@ SINKS: dict[str, Callable[[Path, bool], Sink]] = {
     "console": _console,
     "tensorboard": lambda run_dir, is_terminal: TensorboardSink(run_dir),
     "prometheus": lambda run_dir, is_terminal: PrometheusSink(),
+    "wandb": lambda run_dir, is_terminal: WandbSink(run_dir),
+    "mlflow": lambda run_dir, is_terminal: MLflowSink(run_dir),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.answers.extract import boxed, extract, tagged
+from envs.answers.extract import boxed, extract, last_number, tagged
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,42 @@ def test_takes_linear_time(piece: str) -> None:
     started = time.perf_counter()
     extract(piece * (200_000 // len(piece)))
     assert time.perf_counter() - started < 1.0  # a quadratic search takes minutes
+
+
+@pytest.mark.parametrize(
+    ("response", "number"),
+    [
+        ("Max has 4 + 5 = 9 cookies.", "9"),
+        ("First 3.\nThen 2 + 2 = 4, so **4**.\n\n", "4"),
+        ("The total is $1,234.50!", "1,234.50"),
+        ("It is 1/2 of it", "1/2"),
+        ("That makes -9 apples", "-9"),
+        ("= \u22122", "-2"),
+        ("7 - 9", "9"),
+        ("(3)-5", "5"),
+        ("It is 50%.", "50%"),
+        ("<think>7</think> nothing", None),
+        ("item2 of v1.2.3", None),
+        ("9\u00b2", None),
+        ("Answer: 9 cookies.", "9"),
+        ("#### 1,200 dollars in all", "1,200"),
+        ("Answer: Paris in 1900", None),
+        ("\\boxed{9 + x} 7", None),
+        ("\\boxed{5 \\pi}", None),
+        ("", None),
+    ],
+)
+def test_the_number_that_a_response_in_words_ends_with(response: str, number: str | None) -> None:
+    assert last_number(response) == number
+
+
+@given(st.text())
+def test_the_last_number_is_found_in_any_text(text: str) -> None:
+    assert last_number(text) is None or isinstance(last_number(text), str)
+
+
+def test_the_last_number_takes_linear_time() -> None:
+    begin = time.monotonic()
+    last_number("1," * 200_000 + "x-" + " -" * 100_000 + "7")
+    last_number("Answer: 9 " + "abc " * 50_000 + "!!")
+    assert time.monotonic() - begin < 10

@@ -52,6 +52,28 @@ def test_equal_solutions_have_one_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("response", "correct"),
+    [
+        ("Max has 4 + 5 = 9 cookies.", True),
+        ("4 + 5 = 9\n\nMax has nine, that is 9.0 of them", True),
+        ("Answer: 9 cookies", True),
+        ("It could be 9, or 8.", False),
+        ("Nine.", False),
+        ("Answer: 8, not 9", False),
+        ("There are 9 of them.\nI hope this helps, 100 %.", False),
+    ],
+)
+def test_a_sentence_with_the_number_asked_for_is_right(tmp_path: Path, response: str, correct: bool) -> None:
+    tasks = Questions(path=write(tmp_path / "q", [{"prompt": "a", "answer": 9}]), eval_fraction=0.0)
+    assert score(tasks, tasks.prompt("train", 0), response).correct == correct
+
+
+def test_a_sentence_is_no_answer_where_words_are_asked_for(tmp_path: Path) -> None:
+    tasks = Questions(path=write(tmp_path / "q", [{"prompt": "a", "answer": "room 9"}]), eval_fraction=0.0)
+    assert not score(tasks, tasks.prompt("train", 0), "It is in 9").correct
+
+
+@pytest.mark.parametrize(
     ("count", "fraction", "held"), [(30, None, 3), (30, 0.5, 15), (3, 0.01, 1), (3, 0.99, 2), (5, 0.0, 0)]
 )
 def test_division(tmp_path: Path, count: int, fraction: float | None, held: int) -> None:
