@@ -97,7 +97,7 @@ format: $(READY)
 	$(VENV)/bin/ruff format .
 
 # Needs uv on the PATH, and UV_FIND_LINKS or UV_INDEX where the CPU build of torch is. The CUDA lock is resolved from metadata.
-COMPILE = uv pip compile pyproject.toml --extra envs --extra trackers --extra dev --override deploy/overrides.txt \
+COMPILE = uv pip compile pyproject.toml --extra envs --extra trackers --extra models --extra dev --override deploy/overrides.txt \
 	--python-version 3.11 --python-platform x86_64-manylinux_2_35 --index-strategy unsafe-best-match \
 	--no-header --no-annotate -q
 lock:
