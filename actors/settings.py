@@ -262,6 +262,15 @@ class OverlongSettings(TermSettings):
     buffer: int = Field(ge=1)  # tokens
 
 
+class FunctionSettings(TermSettings):
+    """Names a function of your own with TRL's or verl's signature; its name alone, in place of the section, is its path."""
+
+    weight: float = 1.0
+    path: str = Field(min_length=1)  # my.py:score, with my.py beside the recipe
+    reference: str = "answer"  # the key of a prompt's task that verl's ground_truth is
+    chat: bool = False  # whether TRL's prompts and completions are lists of messages, not text
+
+
 class RewardModelSettings(Settings):
     """Names a Hugging Face sequence classifier and places its actors. Its score is scale * raw + shift, cut to `clip`."""
 

@@ -16,7 +16,10 @@ from envs.base import Closes, Environment, Session
 from envs.types import Message, Observation, Prompt, Verdict
 
 # Scorers that every verifier has beside its environments, by the name a request gives.
-SCORERS = {"format": "envs.reward_terms.format_match:Form"}
+SCORERS = {
+    "format": "envs.reward_terms.format_match:Form",
+    "function": "envs.reward_terms.own_function:OwnFunction",
+}
 MAX_ERROR = 1500  # characters of what is kept of an error; the innermost frames are
 MAX_SESSIONS = 100_000  # kept by one subprocess; beyond it the oldest is dropped and, if asked for again, replayed
 

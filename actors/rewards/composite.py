@@ -13,7 +13,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from actors.settings import LengthSettings, OverlongSettings
+from actors.settings import FunctionSettings, LengthSettings, OverlongSettings
 from actors.verifier import ScoreRequest
 from envs.reward_terms import length
 from envs.types import Message, Observation, Prompt, Status, Trajectory, Verdict
@@ -144,6 +144,26 @@ def last_response(finished: FinishedTrajectory) -> ScoreRequest:
     """Asks for a score of the last response, with the whole conversation before it as the prompt (judges, reward models)."""
     prompt = replace(finished.trajectory.prompt, messages=finished.conversation[:-1])
     return ScoreRequest(finished.name, prompt, (finished.conversation[-1].content,))
+
+
+def function_request(settings: FunctionSettings) -> Callable[[FinishedTrajectory], ScoreRequest]:
+    """Returns the function that asks a verifier for what the user's own function gives the last response.
+
+    The scorer is envs/reward_terms/own_function.py.
+    """
+
+    def request(finished: FinishedTrajectory) -> ScoreRequest:
+        own = finished.trajectory.prompt
+        task = {
+            "function": settings.path,
+            "reference": settings.reference,
+            "chat": settings.chat,
+            "task": dict(own.task),
+        }
+        asked = replace(own, messages=finished.conversation[:-1], task=task)
+        return ScoreRequest(f"{finished.name}/function", asked, (finished.conversation[-1].content,), scorer="function")
+
+    return request
 
 
 def format_request(patterns: Sequence[str]) -> Callable[[FinishedTrajectory], ScoreRequest]:

@@ -8,6 +8,7 @@ import os
 from actors.settings import KEEPS_MEMORY, keeps_memory
 from envs import catalog
 from envs.base import Environment, HasForm
+from envs.reward_terms.own_function import find_function
 from orchestration.config.model_folder import check_model, check_positions
 from orchestration.config.run_config import RunConfig
 from orchestration.config.sections import EnvironmentSection
@@ -30,6 +31,8 @@ def run_preflight(config: RunConfig) -> None:
         raise ConfigError(f"{found}: {KEEPS_MEMORY}")
     _check_sinks(config)
     _check_key(config)
+    if config.rewards.function is not None:
+        _check_function(config.rewards.function.path)
     first: dict[str, str] = {}  # the name metrics go by -> the first environment that has it
     for env in config.all_environments:
         where = f"{_where(config, env)} ({env.name})"
@@ -52,6 +55,13 @@ def run_preflight(config: RunConfig) -> None:
                     "one a params.name of its own"
                 )
             first[name] = where
+
+
+def _check_function(path: str) -> None:
+    try:
+        find_function(path)
+    except ValueError as error:
+        raise ConfigError(f"rewards.function: {' '.join(str(error).split())}") from None
 
 
 def _check_sinks(config: RunConfig) -> None:
@@ -100,6 +110,14 @@ def _lacks(config: RunConfig, environment: Environment) -> tuple[str, str] | Non
             f"rewards.judge.rubric shows {{reference}}, the '{judge.reference}' of a prompt's task",
             "name another key in rewards.judge.reference, or leave {reference} out",
         )
+    function = config.rewards.function
+    if function is not None and find_function(function.path)[1] == "verl":
+        known = environment.prompt("train", 0).task
+        if function.reference not in known:
+            return (
+                f"rewards.function gets '{function.reference}' of a prompt's task as ground_truth",
+                f"its task has {', '.join(known) or 'nothing'}, name one of them in rewards.function.reference",
+            )
     return None
 
 

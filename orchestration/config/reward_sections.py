@@ -5,13 +5,14 @@ What a term can be set to is declared in actors/settings.py.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
 from actors.settings import (
     EndpointSettings,
     FormatSettings,
+    FunctionSettings,
     JudgeGeneratorSettings,
     JudgeSettings,
     LengthSettings,
@@ -51,9 +52,10 @@ class JudgeTerm(EndpointSettings, JudgeSettings, TermSettings):
 
 class RewardsSection(Settings):
     """Adds up what a response earns: verdict * the environment's reward + the sum of weight * term. Without terms, the
-    environment's alone."""
+    environment's alone. A function of your own counts in place of the environment's, unless `verdict` is given."""
 
     verdict: float = 1.0
+    function: FunctionSettings | None = None
     length: LengthSettings | None = None
     format: FormatSettings | None = None
     overlong: OverlongSettings | None = None
@@ -64,6 +66,7 @@ class RewardsSection(Settings):
     def terms(self) -> dict[str, TermSettings]:
         """Returns the terms that are given, by name, in the order in which they are added."""
         fields: dict[str, TermSettings | None] = {
+            "function": self.function,
             "length": self.length,
             "format": self.format,
             "overlong": self.overlong,
@@ -76,6 +79,14 @@ class RewardsSection(Settings):
     def plain(self) -> bool:
         """Returns whether the reward is the environment's own, and nothing is measured beside it."""
         return self.verdict == 1.0 and not self.terms
+
+    @model_validator(mode="before")
+    @classmethod
+    def _function_by_its_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("function") is not None:
+            function = data["function"]
+            data = {"verdict": 0.0, **data, "function": {"path": function} if isinstance(function, str) else function}
+        return data
 
     @model_validator(mode="after")
     def _something_counts(self) -> Self:

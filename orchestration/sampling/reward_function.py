@@ -12,6 +12,7 @@ from actors.rewards.composite import (
     ScoreFn,
     Term,
     format_request,
+    function_request,
     last_response,
     length_term,
     overlong_term,
@@ -73,6 +74,8 @@ def make_reward_function(
     if rewards.plain:
         return None
     terms: list[Term] = []
+    if (t := rewards.function) is not None:
+        terms.append(scored_term("function", t.weight, verify, function_request(t)))
     if (t := rewards.length) is not None:
         terms.append(length_term(t))
     if (t := rewards.format) is not None:

@@ -31,7 +31,9 @@ MEANINGS = {
     "precision.loss_scale_power": "fp16: the dynamic loss scale starts at 2 to this power.",
     # environments and stages
     "environments[].name": "A built-in environment, or `module:Class`.",
-    "environments[].params": "Parameters of the environment's constructor.",
+    "environments[].params": (
+        "Parameters of the environment's constructor, and `system`, `template` and `shots`, which every environment takes."
+    ),
     "environments[].weight": "Share of the prompts this environment gives, relative to the others.",
     "stages[].name": "Name of the stage.",
     "stages[].environments": "Environments of the stage, as in `environments`.",
@@ -66,6 +68,10 @@ MEANINGS = {
         "of the whole distribution."
     ),
     "sampling.max_tokens": "Longest response, in tokens.",
+    "sampling.stop": (
+        "Texts that end a response, such as `[\"\\n\"]`, beside the model's end token. What follows one is not scored; the tokens "
+        "that make it up are trained on."
+    ),
     "sampling.max_turns": "Most turns of a conversation.",
     "sampling.max_total_tokens": "Most tokens of all responses of a trajectory; `null`: no such limit.",
     "sampling.max_seconds": (
@@ -120,6 +126,11 @@ MEANINGS = {
     "iterations in a row the run ends. 1: never.",
     "verifiers.timeout_s": "Seconds one verdict may take.",
     # rewards
+    "rewards.function": "A function of your own with TRL's or verl's signature, `my.py:score` for short.",
+    "rewards.function.path": "Module and function, `my.py:score`; the module is looked for beside the recipe.",
+    "rewards.function.weight": "Weight of the term.",
+    "rewards.function.reference": "Key of a prompt's task that verl's `ground_truth` is.",
+    "rewards.function.chat": "Give TRL's `prompts` and `completions` as lists of messages, not as text.",
     "rewards.verdict": "Weight of the environment's verdict.",
     "rewards.length": "Term by the length of the responses.",
     "rewards.format": "Term by the form of the responses.",

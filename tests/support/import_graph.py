@@ -62,7 +62,7 @@ LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "config": (
         r"orchestration/config/",
-        ("orchestration: errors, text, stats", "actors: settings, requests, verifier", "learner"),
+        ("orchestration: errors, text, stats", "actors: settings, requests, verifier", "learner", "envs/reward_terms"),
     ),
     "cluster": (r"orchestration/cluster/", ("config", "actors")),
     "sampling": (r"orchestration/sampling/", ("config", "actors")),

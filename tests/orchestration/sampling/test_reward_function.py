@@ -70,6 +70,10 @@ def model(**values: Any) -> dict[str, Any]:
         ({"length": {"weight": 1, "free": 16}}, "rewards.length.free (16) has to be under sampling.max_tokens (16)"),
         ({"length": {"weight": 1, "free": 9, "full": 9}}, "has to be under rewards.length.full (9)"),
         ({"length": {"weight": 1, "correct": [0]}}, "rewards.length.correct"),
+        ({"function": 3}, "rewards.function is 3"),
+        ({"function": {"weight": 1}}, "rewards.function.path is missing"),
+        ({"function": "my.py:score", "verdict": 0, "functoin": 1}, "did you mean 'function'?"),
+        ({"function": {"path": "my.py:score", "weight": 0}}, "0 throughout (verdict and function.weight)"),
         ({"format": {"weight": 1, "pattern": "(a"}}, "'(a' is not a regular expression: missing )"),
         ({"overlong": {"weight": 1, "buffer": 17}}, "rewards.overlong.buffer (17)"),
         ({"overlong": {"weight": 1, "buffer": 17}}, "sampling.max_tokens is 16: make the buffer smaller"),
@@ -339,3 +343,61 @@ def test_what_could_not_be_scored_is_no_reward_of_0() -> None:
     assert row["status/error"] == pytest.approx(1 / 3)
     row = describe([Group(group.prompt, (lost,))])
     assert (row["reward/mean"], row["reward/std"]) == (0.0, 0.0)
+
+
+# --- a function of the user's -------------------------------------------------------------------------------------------
+
+
+def test_a_function_counts_in_place_of_the_verdict_unless_that_is_given() -> None:
+    short = validate(config_data(rewards={"function": "my.py:score"})).rewards
+    assert (short.verdict, list(short.terms)) == (0.0, ["function"])
+    assert short.function is not None and (short.function.path, short.function.weight) == ("my.py:score", 1.0)
+    both = validate(config_data(rewards={"function": {"path": "my.py:score", "weight": 0.5}, "verdict": 2.0})).rewards
+    assert both.verdict == 2.0
+    again = validate(config_data(rewards=both.model_dump(mode="json", exclude_none=True))).rewards
+    assert again == both  # as a run's config.yaml has it
+
+
+def test_a_function_is_asked_on_the_verifiers_about_the_last_response(tmp_path: Path) -> None:
+    config = validate(config_data(rewards={"function": {"path": "my.py:score", "reference": "target"}}))
+    asked: list[ScoreRequest] = []
+
+    async def verify(request: ScoreRequest) -> Verdict:
+        asked.append(request)
+        return Verdict(2.5)
+
+    environments = [catalog.load(e.name, e.params) for e in config.all_environments]
+    reward = make_reward_function(
+        config, environments, verify=verify, model=verify, judge=None, on_event=lambda text: None
+    )
+    assert reward is not None
+    ended = finished()
+    verdict = asyncio.run(reward(ended))  # type: ignore[arg-type]
+    own = ended.trajectory.verdict
+    assert (verdict.reward, verdict.correct, verdict.terms["function"]) == (2.5, own.correct, 2.5)
+    (request,) = asked
+    assert (request.scorer, request.responses) == ("function", (ended.conversation[-1].content,))
+    assert request.prompt.messages == ended.conversation[:-1]
+    assert request.prompt.task["task"] == dict(ended.trajectory.prompt.task)
+    assert request.prompt.task["reference"] == "target"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def score(response):\n    return 1.0", "takes response: it should have TRL's parameters"),
+        ("def score(solution_str, ground_truth):\n    return 1.0", "its task has numbers, target"),
+        ("import nothing_of_this_name", "nothing_of_this_name"),
+        ("", "has no class 'score'"),
+    ],
+)
+def test_a_function_that_cannot_be_used_is_found_before_anything_starts(
+    code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"own_{abs(hash(code))}"
+    (tmp_path / f"{module}.py").write_text(code)
+    monkeypatch.setattr(catalog, "_folders", [str(tmp_path)])
+    data = config_data(rewards={"function": f"{module}.py:score"})
+    with pytest.raises(ConfigError) as raised:
+        run_preflight(validate(data))
+    assert words in str(raised.value) and str(raised.value).startswith("rewards.function")
