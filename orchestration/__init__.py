@@ -3,6 +3,7 @@
 | package | what |
 |---|---|
 | cli.py       | the commands; each imports what it needs when it runs |
+| cli_models.py | those about models and environments that train nothing |
 | __main__.py  | `python -m orchestration` |
 | errors.py    | exceptions and their exit codes |
 | defects.py   | errors that nobody expected: a sentence, and the traceback in a file |

@@ -229,21 +229,35 @@ def _load(model: str, mode: Mode) -> Policy:
     return policy.cast(DTYPES[BODY[mode]]).to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
+def exact_entropy(model: str, mode: Mode, trajectories: Sequence[Trajectory], temperature: float) -> float:
+    """Returns the policy's entropy at a temperature in nats, from the whole distribution: the mean over all sampled tokens."""
+    return float(_tokens(_load(model, mode), trajectories, temperature, packing=False)[1].mean())
+
+
 def _score(policy: Policy, trajectories: Sequence[Trajectory], *, packing: bool) -> NDArray[np.float64]:
     """Returns log-probs of all sampled tokens, trajectory by trajectory, batched as in training."""
+    return _tokens(policy, trajectories, 1.0, packing=packing)[0]
+
+
+def _tokens(
+    policy: Policy, trajectories: Sequence[Trajectory], temperature: float, *, packing: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns (log-probs, entropies) of all sampled tokens, trajectory by trajectory, batched as in training."""
     import numpy as np
     import torch
 
     from learner.batching import build_batches
 
     plan = BatchPlan(micro_batch_tokens=MICRO_BATCH_TOKENS, packing=packing)
-    (batch,) = build_batches(trajectories, np.zeros(len(trajectories)), plan=plan, aggregation="token", temperature=1.0)
+    (batch,) = build_batches(trajectories, np.zeros(len(trajectories)), plan=plan, aggregation="token", temperature=temperature)
     device = next(policy.parameters()).device
-    logprobs, owner = [], []
+    logprobs, entropies, owner = [], [], []
     for micro in batch.updates[0]:
         arrays = (micro.tokens, micro.positions, micro.predict, micro.targets)
         with torch.no_grad():
-            logp, *_ = policy(*(torch.tensor(a, device=device) for a in arrays), 1.0)
+            logp, entropy, *_ = policy(*(torch.tensor(a, device=device) for a in arrays), temperature)
         logprobs.append(logp.double().cpu().numpy())
+        entropies.append(entropy.double().cpu().numpy())
         owner.append(micro.trajectory)
-    return np.concatenate(logprobs)[np.argsort(np.concatenate(owner), kind="stable")]
+    order = np.argsort(np.concatenate(owner), kind="stable")
+    return np.concatenate(logprobs)[order], np.concatenate(entropies)[order]

@@ -1,0 +1,126 @@
+"""Implements `isentrope export RUN OUT`: a checkpoint's weights with a model card that says how they were trained.
+
+The folder is one that transformers, vLLM and a model hub take. The card, README.md, has what the run's report has in a few lines:
+settings, rewards and pass@k before and after, and what the entropy ledger recorded.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import yaml
+
+from learner.checkpoint import read_state, verify
+from learner.warmstart.whole_folder import written_whole
+from orchestration.analysis.diagnosis import diagnose
+from orchestration.analysis.findings import method_name
+from orchestration.analysis.run_data import RunData, load_run
+from orchestration.analysis.run_summary import RunSummary, summary_of
+from orchestration.commands.model_source import find_model
+from orchestration.errors import ConfigError, IsentropeError
+from orchestration.run.resume import own_config
+from orchestration.text import number, one_line, percent
+
+CARD, SETTINGS = "README.md", "isentrope.yaml"
+
+
+def export(given: str, out: Path, say: Callable[[str], None]) -> Path:
+    """Writes the folder `out`, whole or not at all, and returns it. Raises ConfigError for what is no run or exists."""
+    source = find_model(given)
+    if source.run is None or source.checkpoint is None:
+        raise ConfigError(f"{given} is not a run or a checkpoint of one: its folder can be used as it is")
+    if out.exists():
+        raise ConfigError(f"{out} exists: give a folder that does not, or remove it")
+    checkpoint = Path(source.model).parent
+    try:
+        state = read_state(checkpoint)
+        verify(checkpoint, state)
+        run = load_run(source.run)
+    except Exception as error:
+        raise ConfigError(f"{checkpoint} cannot be exported: {one_line(error)}") from error
+    iteration = int(source.checkpoint.rpartition("_")[2])
+    try:
+        with written_whole(out, lambda: False) as folder:
+            shutil.copytree(source.model, folder, dirs_exist_ok=True)
+            (folder / SETTINGS).write_text(yaml.safe_dump(own_config(source.run), sort_keys=False), "utf-8")
+            (folder / CARD).write_text(card(run, iteration), "utf-8")
+    except OSError as error:
+        raise IsentropeError(f"{out} cannot be written: {one_line(error)}") from error
+    say(f"exported: {out}, iteration {iteration} of {run.name}")
+    return out
+
+
+def card(run: RunData, iteration: int) -> str:
+    """Returns the model card of a run's checkpoint, in Markdown with a hub's front matter."""
+    rows = [row for row in run.rows if row["iteration"] <= iteration]
+    cut = RunData(run.name, rows, run.samples, run.config, run.config_text)
+    base = str(run.setting("model.path"))
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["reinforcement-learning", "isentrope"]}
+    if "/" in base and not base.startswith((".", "/", "~", "models/", "runs/")):
+        front["base_model"] = base  # a hub takes ids alone
+    summary = summary_of(cut)
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).rstrip(),
+        "---",
+        "",
+        f"# {run.name}",
+        "",
+        f"{base} after {iteration} iterations of reinforcement learning with Isentrope. Every setting of the run is in",
+        f"[{SETTINGS}]({SETTINGS}); `isentrope train {SETTINGS}` repeats it where model and data are.",
+        "",
+        "## Training",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in _settings(cut)),
+        "",
+        "## Results",
+        "",
+        "| | start | end |",
+        "|---|---:|---:|",
+        *(f"| {name} | {number(start)} | {number(end)} |" for name, start, end in _results(summary)),
+        "",
+        "## Entropy ledger",
+        "",
+        *_ledger(cut, summary),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _settings(run: RunData) -> Iterator[tuple[str, object]]:
+    names = [str(env.get("name")) for env in run.setting("environments") or []]
+    names += [str(env.get("name")) for stage in run.setting("stages") or [] for env in stage.get("environments", [])]
+    yield "environments", ", ".join(dict.fromkeys(names)) or "none"
+    yield "batch", f"{run.setting('batch.prompts')} prompts x {run.setting('batch.responses')} responses"
+    yield "objective", f"{run.setting('objective.advantage')} advantages, {run.setting('objective.surrogate')} surrogate"
+    yield "learning rate", f"{run.setting('learner.lr')}"
+    yield "precision", run.setting("precision.mode")
+    controller = run.setting("entropy.controller.kind")
+    yield "entropy control", method_name(run) + (f", controller {controller}" if controller else "")
+    yield "seed", run.setting("run.seed")
+
+
+def _results(summary: RunSummary) -> Iterator[tuple[str, float, float]]:
+    yield "reward", summary.reward_start, summary.reward_end
+    for k, value in sorted(summary.pass_at.items()):
+        yield f"pass@{k}, held out", summary.pass_at_start.get(k, math.nan), value
+    yield "entropy, nats a token", summary.entropy_start, summary.entropy_end
+
+
+def _ledger(run: RunData, summary: RunSummary) -> Iterator[str]:
+    if math.isfinite(summary.entropy_change):
+        yield f"- Entropy changed by {percent(summary.entropy_change, sign=True)} over the run."
+    for key, what in (("entropy/predicted_dh", "predicted for"), ("entropy/realised_dh", "realised by")):
+        values = [value for value in run.column(key) if math.isfinite(value)]
+        if values:
+            yield f"- Change {what} the updates, summed over {len(values)} of them: {sum(values):+.3f} nats a token."
+    if math.isfinite(summary.target_error_last_third):
+        yield f"- Target at the end: {number(summary.target)} nats; off by {percent(summary.target_error_last_third)} in the last third."
+    for finding in diagnose(run):
+        if finding.topic in ("cause", "split", "prediction", "saturation"):
+            yield f"- {finding.text}"

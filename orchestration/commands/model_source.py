@@ -1,0 +1,50 @@
+"""Finds the model that a command was given: a model's folder, a checkpoint, a run's folder or name, or a Hugging Face id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from learner.checkpoint import Checkpoints
+from orchestration.config.model_folder import check_model
+from orchestration.errors import ConfigError
+
+RUNS = Path("runs")
+WEIGHTS = "hf"  # the folder of a checkpoint that transformers and vLLM load
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Holds a model and where it is from.
+
+    model       a folder that transformers and vLLM load, or an id
+    run         the folder of the run that trained it; None where no run did
+    checkpoint  the name of its checkpoint there: "step_000100"
+    """
+
+    model: str
+    run: Path | None = None
+    checkpoint: str | None = None
+
+
+def find_model(given: str) -> ModelSource:
+    """Returns the model; of a run, that of its latest checkpoint. Raises ConfigError, one sentence."""
+    for folder in (Path(given), RUNS / given):
+        if (folder / "config.json").is_file():
+            inside = folder.name == WEIGHTS and _is_run(folder.parents[2:3])
+            source = ModelSource(str(folder), folder.parents[2], folder.parent.name) if inside else ModelSource(str(folder))
+            check_model(source.model)
+            return source
+        if (folder / WEIGHTS / "config.json").is_file():
+            return find_model(str(folder / WEIGHTS))
+        if (folder / "config.yaml").is_file():
+            latest = Checkpoints(folder / "checkpoints", 1).latest()
+            if latest is None:
+                raise ConfigError(f"the run {folder} has no checkpoint yet: wait for one, or stop the run, which writes one")
+            return find_model(str(latest / WEIGHTS))
+    check_model(given)
+    return ModelSource(given)
+
+
+def _is_run(folders: tuple[Path, ...] | list[Path]) -> bool:
+    return any((folder / "config.yaml").is_file() for folder in folders)
