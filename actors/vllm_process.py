@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 from actors.inference import Completion, EngineDead, Request
@@ -29,7 +31,8 @@ class EngineProcess:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._settings, self._timeout_s), daemon=False)
-        self._process.start()
+        with _quiet_tracker():
+            self._process.start()
         theirs.close()
         try:
             self._started()
@@ -96,10 +99,26 @@ class EngineProcess:
         self._pipe.close()
 
 
+@contextmanager
+def _quiet_tracker() -> Generator[None, None, None]:
+    """Keeps multiprocessing's resource tracker, which begins with the first process, from warning of the killed engine's semaphore.
+
+    It unlinks that semaphore all the same.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
 def _serve(pipe: Any, settings: VLLMSettings, start_timeout_s: float) -> None:
     """Runs in the child until the parent kills it: answers each request with (its id, a completion or an error)."""
     import logging
-    import os
     import warnings
 
     # Errors go through the pipe; log lines and warnings would only disturb the terminal.

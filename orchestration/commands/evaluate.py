@@ -227,6 +227,8 @@ def show(row: dict[str, float], config: RunConfig, source: ModelSource) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for key, value in row.items():
+        if "/T=" in key and len(e.temperatures) == 1:
+            continue  # the short name says the same
         table.add_row(key.removeprefix("eval/"), number(value))
     Console(soft_wrap=True).print(table, highlight=False)
 

@@ -129,7 +129,7 @@ def _make(model: Pretrained, folder: Path, say: Callable[[str], None]) -> None:
         os.environ.update(TQDM_DISABLE="1", DS_ACCELERATOR="cpu")
         try:
             parameters = convert(file, folder, model.chat_template)
-        except (ValueError, ImportError) as error:
+        except Exception as error:  # whatever transformers and gguf raise for a file that they cannot read
             raise IsentropeError(f"the GGUF file of {model.packages[0]} cannot be converted: {one_line(error)}") from error
     for written in folder.iterdir():
         written.chmod(0o644)  # the weights are written for their owner alone; a cluster's other users load the model too
