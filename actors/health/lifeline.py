@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from actors.inference import EngineDead
 
@@ -22,6 +22,12 @@ _RAISED = re.compile(r"^[A-Za-z_][\w.]*: ", re.MULTILINE)  # "ValueError: ..." a
 
 
 NO_ANSWER = "no answer within"
+LESS_MEMORY = (
+    "a smaller learner.micro_batch_tokens, generators.kv_cache_mb or generators.count takes less, and `isentrope train --dry-run` "
+    "says how much is planned"
+)
+# The kernel kills without a word, and Ray does not know why a process ended.
+MAYBE_MEMORY = "; `dmesg` tells whether the machine was out of memory"
 
 
 class MemberDied(RuntimeError):
@@ -106,6 +112,8 @@ class Lifeline:
             if isinstance(error.cause, Exception):
                 raise error.cause from error
             raise
+        except OutOfMemoryError as error:
+            raise self._gone(_memory(str(error), "")) from error
         except RayError as error:
             # It was ended for the memory it took, its environment cannot be set up, or no node has room for it.
             raise self._gone(" ".join(str(error).split())[:300] or type(error).__name__) from error
@@ -128,6 +136,13 @@ class Lifeline:
         return {task} if task.done() else set()
 
 
+def _memory(text: str, where: str) -> str:
+    """Returns that Ray's memory monitor ended an actor, with what was used of how much where Ray says it, and what takes less."""
+    used = re.search(r"was ([\d.]+ ?[KMGT]?i?B) / ([\d.]+ ?[KMGT]?i?B)", text)
+    numbers = f", which had {used.group(1)} of {used.group(2)} in use" if used else ""
+    return f"its process{where} was ended because the node ran low on memory{numbers}: {LESS_MEMORY}"
+
+
 def _why(error: RayActorError) -> str:
     """Returns what Ray says of an actor's end in one line: its own message is a page."""
     text = str(error)
@@ -136,6 +151,8 @@ def _why(error: RayActorError) -> str:
         return " ".join(text[raised[-1] if raised else 0 :].split())[:500]
     found = {key: match.group(1) for key in ("pid", "ip") if (match := re.search(rf"\b{key}: (\S+)", text))}
     where = f" (pid {found['pid']} on {found['ip']})" if len(found) == 2 else ""
+    if re.search(r"low on memory|out of memory|\bOOM\b", text, re.IGNORECASE) and "potential root causes" not in text.lower():
+        return _memory(text, where)
     if "exit type" in text or "killed" in text:
-        return f"its process{where} was killed or crashed"
+        return f"its process{where} was killed or crashed{MAYBE_MEMORY}"
     return " ".join(text.split())[:300] or type(error).__name__

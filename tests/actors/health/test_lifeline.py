@@ -69,7 +69,8 @@ def death(work: Coroutine[Any, Any, Any], timeout_s: float | None = 5.0, **more:
 
 def test_a_process_that_was_killed_is_said_in_one_short_line() -> None:
     died = death(fails(Told(KILLED)))
-    assert str(died) == "generator 3 is gone: its process (pid 7169 on 10.0.0.2) was killed or crashed"
+    assert str(died) == "generator 3 is gone: its process (pid 7169 on 10.0.0.2) was killed or crashed; " \
+        "`dmesg` tells whether the machine was out of memory"
     assert not isinstance(died, CouldNotStart)
 
 
@@ -151,3 +152,16 @@ def test_whatever_else_ray_ends_an_actor_for_is_a_death_too(error: RayError) -> 
     found = death(fails(error))
     assert found.name == "generator 3" and "\n" not in found.detail
     assert any(words in found.detail for words in ("low on memory", "no such folder", "its node is gone"))
+
+
+MEMORY = """Task was killed due to the node running low on memory.
+Memory on the node (IP: 10.0.0.2, ID: 5b) where the lease was running was 15.21GB / 16.00GB (0.950625), which exceeds the memory
+usage threshold of 0.95. Ray killed this worker (ID: 7e) because it was the most recently scheduled task."""
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError(MEMORY), Told(MEMORY)])
+def test_an_actor_that_was_ended_for_memory_says_so_with_the_numbers_and_what_takes_less(error: RayError) -> None:
+    died = death(fails(error))
+    assert not isinstance(died, CouldNotStart) and "\n" not in died.detail
+    assert "was ended because the node ran low on memory, which had 15.21GB of 16.00GB in use: a smaller" in died.detail
+    assert "learner.micro_batch_tokens" in died.detail and "--dry-run" in died.detail
