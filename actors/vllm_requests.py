@@ -43,8 +43,8 @@ class LiveResponse:
     def stops(self, decode: Callable[[Sequence[int]], str]) -> bool:
         """Returns whether the newest token has brought a text that ends the response.
 
-        Only the end of the response is decoded. A character has up to four tokens, and one more keeps what a tokenizer strips at the
-        beginning out of it.
+        Only the end of the response is decoded. A character has up to four tokens, and one more keeps out what a tokenizer
+        strips at the beginning.
         """
         stop = self.request.sampling.stop
         if not stop:

@@ -35,7 +35,9 @@ def frame(name: str, environment: Environment, given: Mapping[str, Any]) -> Envi
             f"environment '{name}': template is {quoted(template)}, it must be text with the prompt in it, as {{prompt}}"
         )
     if isinstance(shots, bool) or not isinstance(shots, int) or not 0 <= shots <= MAX_SHOTS:
-        raise ValueError(f"environment '{name}': shots is {quoted(shots)}, it must be a whole number from 0 to {MAX_SHOTS}")
+        raise ValueError(
+            f"environment '{name}': shots is {quoted(shots)}, it must be a whole number from 0 to {MAX_SHOTS}"
+        )
     if shots and not isinstance(environment, Demonstrates):
         raise ValueError(
             f"environment '{name}' has no demonstrations of one response, so no examples can be shown: leave shots out"

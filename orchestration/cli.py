@@ -19,7 +19,6 @@ from orchestration.jobs import variables
 
 app = typer.Typer(
     name="isentrope",
-    help="Reinforcement learning for language models with the policy's entropy as a controlled variable.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -79,7 +78,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Reinforcement learning for language models with the policy's entropy as a controlled variable."""
+    """Trains language models by reinforcement learning with the policy's entropy as a controlled variable."""
 
 
 @app.command(context_settings=OVERRIDES)

@@ -48,7 +48,9 @@ def evaluate(
     ks: Annotated[str | None, typer.Option("--k", help="The k of pass@k, with commas between them.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response, in tokens.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends a response; several times for several.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends a response; several times for several.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Without the model's chat template.")] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="With --env: on a GPU. A recipe says that itself.")] = False,
     entropy: Annotated[bool, typer.Option(help="Measure the exact entropy of the responses as well.")] = True,
@@ -56,12 +58,18 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="JSON file to write the metrics to.")] = None,
 ) -> None:
     """Measures pass@k and entropy of a model without training. A run is asked what its own evaluations ask."""
-    from orchestration.commands.evaluate import Asked, run
+    from orchestration.commands.evaluate import KS, Asked, parse_ks, run
 
-    asked = Asked(
-        env, recipe, ctx.args, prompts, samples, ks, temperature, max_tokens, tuple(stop or ()), raw, gpu, seed, entropy
-    )
-    run(model, asked, out)
+    changes = {
+        "evaluation.prompts": prompts,
+        "evaluation.samples": samples,
+        KS: parse_ks(ks),
+        "evaluation.temperatures": None if temperature is None else [temperature],
+        "sampling.max_tokens": max_tokens,
+        "sampling.stop": stop or None,
+        "run.seed": seed,
+    }
+    run(model, Asked(env, recipe, ctx.args, changes, raw, gpu, entropy), out)
 
 
 @app.command()

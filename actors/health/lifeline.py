@@ -151,7 +151,10 @@ def _why(error: RayActorError) -> str:
         return " ".join(text[raised[-1] if raised else 0 :].split())[:500]
     found = {key: match.group(1) for key in ("pid", "ip") if (match := re.search(rf"\b{key}: (\S+)", text))}
     where = f" (pid {found['pid']} on {found['ip']})" if len(found) == 2 else ""
-    if re.search(r"low on memory|out of memory|\bOOM\b", text, re.IGNORECASE) and "potential root causes" not in text.lower():
+    if (
+        re.search(r"low on memory|out of memory|\bOOM\b", text, re.IGNORECASE)
+        and "potential root causes" not in text.lower()
+    ):
         return _memory(text, where)
     if "exit type" in text or "killed" in text:
         return f"its process{where} was killed or crashed{MAYBE_MEMORY}"

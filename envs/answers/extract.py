@@ -27,10 +27,10 @@ def extract(text: str) -> str:
 def last_number(text: str) -> str | None:
     """Returns the number that a response in words ends with; None without one.
 
-    Where nothing marks an answer, it is the last number of the last line that is not blank: 'Max has 4 + 5 = 9 cookies.' -> '9'. It is
-    one guess, as an answer is: a list of numbers does not earn more than its last one. Where something does, it is the number before
-    a unit: 'Answer: 9 cookies' -> '9', while '\\boxed{9 + x}' has none. A minus sign belongs to the number unless it stands between two
-    terms: 7 - 9 ends in 9.
+    Where nothing marks an answer, it is the last number of the last line that is not blank: 'Max has 4 + 5 = 9 cookies.' -> '9'.
+    It is one guess, as an answer is: a list of numbers does not earn more than its last one. Where something does, it is the number
+    before a unit: 'Answer: 9 cookies' -> '9', while '\\boxed{9 + x}' has none. A minus sign belongs to the number unless it stands
+    between two terms: 7 - 9 ends in 9.
     """
     marked = _marked(text)
     if marked:

@@ -2,10 +2,10 @@
 
 Which of the two it is follows from the names of its parameters:
 
-TRL     reward_func(prompts, completions, **kwargs) -> list[float]: it has `completions`. It is given lists of one; `prompts`, and the
-        columns of the data, which are the keys of the prompt's task, where it has parameters of these names or **kwargs
-verl    compute_score(data_source, solution_str, ground_truth, extra_info) -> float, or a mapping with "score": it has `solution_str`.
-        data_source is the environment's name, ground_truth one key of the prompt's task, extra_info the whole task
+TRL     reward_func(prompts, completions, **kwargs) -> list[float]: it has `completions`. It is given lists of one; `prompts`, and
+        the columns of the data, which are the keys of the prompt's task, where it has parameters of these names or **kwargs
+verl    compute_score(data_source, solution_str, ground_truth, extra_info) -> float, or a mapping with "score": it has
+        `solution_str`. data_source is the environment's name, ground_truth one key of the prompt's task, extra_info the whole task
 
 As an environment it runs in a verifier's killable subprocess, with the verifier's time limit.
 """
@@ -13,7 +13,7 @@ As an environment it runs in a verifier's killable subprocess, with the verifier
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from envs import catalog
@@ -28,8 +28,8 @@ NO_LIMIT = 2**31  # characters: the function decides about long responses
 def find_function(name: str) -> tuple[Callable[..., Any], Signature]:
     """Returns the function that "my.py:score" or "package.module:score" names, and how it wants to be called.
 
-    The module is looked up as an environment's is: on the Python path, in the current directory, beside the recipe. Raises ValueError
-    in one sentence for a name without a function, and for parameters that are neither TRL's nor verl's.
+    The module is looked up as an environment's is: on the Python path, in the current directory, beside the recipe. Raises
+    ValueError in one sentence for a name without a function, and for parameters that are neither TRL's nor verl's.
     """
     path, colon, function = name.rpartition(":")
     module = path.removesuffix(".py").replace("/", ".")
@@ -38,7 +38,9 @@ def find_function(name: str) -> tuple[Callable[..., Any], Signature]:
     try:
         target = catalog.find(f"{module}:{function}")
     except ValueError as error:
-        raise ValueError(f"the function cannot be had: {error}".replace(f"environment '{module}:{function}': ", "")) from None
+        raise ValueError(
+            f"the function cannot be had: {error}".replace(f"environment '{module}:{function}': ", "")
+        ) from None
     return target, signature_of(name, target)
 
 
@@ -46,15 +48,18 @@ def signature_of(name: str, function: Callable[..., Any]) -> Signature:
     """Returns whose signature a function has. Raises ValueError for another."""
     parameters = inspect.signature(function).parameters
     if inspect.iscoroutinefunction(function):
-        raise ValueError(f"{name} is a coroutine: make it a plain function, since responses are scored side by side anyway")
-    for word, signature in (("completions", "trl"), ("solution_str", "verl")):
+        raise ValueError(
+            f"{name} is a coroutine: make it a plain function, since responses are scored side by side anyway"
+        )
+    for signature, word in MARK.items():
         if word in parameters:
             known = KNOWN[signature]
             needed = [
                 key
                 for key, parameter in parameters.items()
                 if parameter.default is parameter.empty
-                and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+                and parameter.kind
+                in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
                 and key not in known
             ]
             if signature == "verl" and needed:
@@ -66,6 +71,7 @@ def signature_of(name: str, function: Callable[..., Any]) -> Signature:
     )
 
 
+MARK: dict[Signature, str] = {"trl": "completions", "verl": "solution_str"}  # the parameter that tells it
 KNOWN: dict[Signature, tuple[str, ...]] = {
     "trl": ("prompts", "completions"),
     "verl": ("data_source", "solution_str", "ground_truth", "extra_info"),
@@ -75,8 +81,8 @@ KNOWN: dict[Signature, tuple[str, ...]] = {
 class OwnFunction:
     """Scores responses of other environments' prompts with a function of the user's.
 
-    The task of a prompt is {"function": name, "reference": key, "chat": bool, "task": the environment's task}. With chat, prompts and
-    completions are lists of messages, as TRL gives them for conversational data; else they are text.
+    The task of a prompt is {"function": name, "reference": key, "chat": bool, "task": the environment's task}. With chat, prompts
+    and completions are lists of messages, as TRL gives them for conversational data; else they are text.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -109,10 +115,13 @@ def _call_trl(name: str, function: Callable[..., Any], prompt: Prompt, text: str
     offered: dict[str, Any] = {key: [value] for key, value in task.items()}
     offered |= {"prompts": [asked], "completions": [completion]}
     rewards = function(**_accepted(function, offered))
-    if not isinstance(rewards, Sequence) and hasattr(rewards, "tolist"):
-        rewards = rewards.tolist()  # of an array
-    if isinstance(rewards, str) or not isinstance(rewards, Sequence) or len(rewards) != 1:
-        raise ValueError(f"{name} returned {shortened(repr(rewards))} for one completion: it should be a list of one number")
+    if isinstance(rewards, str | bytes | Mapping) or not isinstance(rewards, Iterable):
+        raise ValueError(f"{name} returned {shortened(repr(rewards))}, it should be a list of numbers")
+    rewards = list(rewards)  # of a list, an array or a tensor
+    if len(rewards) != 1:
+        raise ValueError(
+            f"{name} returned {len(rewards)} numbers for one completion: it should be a list of one number"
+        )
     return 0.0 if rewards[0] is None else float(rewards[0])  # None, in TRL: this function has nothing to say of it
 
 

@@ -1,7 +1,7 @@
 """Turns a GGUF file, quantised weights with their tokenizer, into a Hugging Face folder that trainer and engine load.
 
 transformers reads the file itself, through the gguf package. What it makes of it cannot be saved as it is: the configuration still
-says that the weights are quantised. So the weights go, dequantised to float32, into a model built from the rest of the configuration.
+says that the weights are quantised. So the weights go, dequantised to float32, into a model built from the rest of it.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -9,8 +9,10 @@ says that the weights are quantised. So the weights go, dequantised to float32, 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from learner.warmstart.whole_folder import no_progress_bars
 
@@ -25,7 +27,7 @@ def can_convert() -> bool:
 def convert(file: Path, folder: Path, chat_template: str | None = None) -> int:
     """Writes weights (safetensors, float32), tokenizer and generation config into `folder`; returns the number of parameters.
 
-    chat_template: for a file that brings none. Responses end at the tokenizer's eos token, which for a model that was tuned on chats
+    chat_template: for a file that brings none. Responses end at the tokenizer's eos token, which for a model tuned on chats
     is the end of a turn. Raises OSError or ValueError, by transformers, for a file that is none or of an unknown architecture.
     """
     import torch
@@ -57,7 +59,6 @@ def convert(file: Path, folder: Path, chat_template: str | None = None) -> int:
 
 def _adds_bos(file: Path) -> bool:
     """Returns whether the file says that every text begins with the token that begins texts."""
-    from gguf import GGUFReader
-
-    field = GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
+    gguf: Any = importlib.import_module(PACKAGE)
+    field = gguf.GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
     return field is not None and bool(field.contents())

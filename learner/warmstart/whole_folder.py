@@ -29,7 +29,7 @@ def written_whole(target: Path, is_there: Callable[[], bool]) -> Generator[Path,
 
 @contextmanager
 def no_progress_bars() -> Generator[None, None, None]:
-    """transformers draws one on stderr while it writes; what users see comes through the progress callback only."""
+    """Hides the bars that transformers draws on stderr while it reads and writes; what users see comes from us alone."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

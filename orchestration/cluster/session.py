@@ -48,6 +48,7 @@ RAY_SETTINGS = {
     "gcs_rpc_server_reconnect_timeout_s": 24 * 3600,  # `watch` notices that the GCS is gone; Ray would end this process
     "task_events_report_interval_ms": 0,  # none: the GCS keeps 100,000 calls for a dashboard that is not there, and grows
 }
+NICENESS = "RAY_worker_niceness"  # of every worker, as Ray spells it
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -344,7 +345,7 @@ def _environment(folder: Path) -> Iterator[None]:
         **{name: os.environ.get(name, interface) for name in (GLOO_INTERFACES, "NCCL_SOCKET_IFNAME")},
         "VLLM_HOST_IP": os.environ.get("VLLM_HOST_IP", LOOPBACK),
         # Ray's own 15 gives way to everything else that runs: on a busy machine iterations took ten times as long.
-        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),
+        NICENESS: os.environ.get(NICENESS, "0"),
     }
     before = {name: os.environ.get(name) for name in variables}
     _set(variables)

@@ -26,12 +26,18 @@ def run(model: str, system: str, max_tokens: int, temperature: float, seed: int,
     except (OSError, ValueError) as error:
         raise ConfigError(f"the model {source.model} cannot be loaded: {one_line(error)}") from error
     if not raw and not tokenizer.chat_template:
-        raise ConfigError(f"the tokenizer of {source.model} has no chat template: give --raw, to have it continue your text")
+        raise ConfigError(
+            f"the tokenizer of {source.model} has no chat template: give --raw, to have it continue your text"
+        )
     set_seed(seed)
     start = [Message("system", system)] if system and not raw else []
     said, room = list(start), _positions(weights)
     stops = list(templates.stop_token_ids(tokenizer, weights.generation_config.eos_token_id))
-    sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+    sampled = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
     while (line := _line()) is not None:
         if not line:
             said = list(start)
@@ -46,7 +52,12 @@ def run(model: str, system: str, max_tokens: int, temperature: float, seed: int,
         encoded = tokenizer.pad({"input_ids": [list(ids)]}, return_tensors="pt").to(weights.device)
         streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         answer = weights.generate(
-            **encoded, max_new_tokens=max_tokens, eos_token_id=stops, pad_token_id=stops[0], streamer=streamer, **sampled
+            **encoded,
+            max_new_tokens=max_tokens,
+            eos_token_id=stops,
+            pad_token_id=stops[0],
+            streamer=streamer,
+            **sampled,
         )
         said.append(Message("assistant", templates.decode(tokenizer, answer[0][len(ids) :].tolist())))
     return said
@@ -62,6 +73,5 @@ def _line() -> str | None:
 
 
 def _positions(weights: Any) -> int:
-    positions = getattr(weights.config.get_text_config(), "max_position_embeddings", None)
+    positions = weights.config.get_text_config().to_dict().get("max_position_embeddings")
     return positions if isinstance(positions, int) else sys.maxsize
-

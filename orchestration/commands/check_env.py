@@ -68,8 +68,8 @@ def _prompts(name: str, environment: Any, split: Split) -> list[Prompt]:
     for i, (one, other) in enumerate(zip(forwards, backwards, strict=True)):
         if one != other:
             raise ConfigError(
-                f"environment '{name}': prompt('{split}', {i}) is another one after others were asked for: take all randomness from "
-                "envs.tasks.task_random(seed, split, index)"
+                f"environment '{name}': prompt('{split}', {i}) is another one after others were asked for: take all randomness "
+                "from envs.tasks.task_random(seed, split, index)"
             )
         if not one.messages or not all(message.content for message in one.messages):
             raise ConfigError(f"environment '{name}': prompt('{split}', {i}) has an empty message, or none")
@@ -100,7 +100,9 @@ def _odd_responses(name: str, verifier: Verifier, prompts: list[Prompt]) -> int:
                     f"{one_line(answer.detail)[:400]}; return Verdict(0.0) for a response that is merely wrong"
                 )
         if answers[0] != answers[1]:
-            raise ConfigError(f"environment '{name}': two sessions score the response {text[:20]!r} differently: {answers}")
+            raise ConfigError(
+                f"environment '{name}': two sessions score the response {text[:20]!r} differently: {answers}"
+            )
     return count
 
 
@@ -117,7 +119,9 @@ def _demonstrations(name: str, environment: Any, verifier: Verifier, prompts: di
             session = f"shown {prompt.split} {prompt.index}"
             answer = verifier.score([ScoreRequest(session, prompt, played.responses[:n])])[0]
         if not isinstance(answer, Verdict) or not answer.correct:
-            raise ConfigError(f"{where} is not correct: {' | '.join(played.responses)[:200]!r} is answered with {answer}")
+            raise ConfigError(
+                f"{where} is not correct: {' | '.join(played.responses)[:200]!r} is answered with {answer}"
+            )
         texts = (*(m.content for m in prompt.messages), *played.responses)
         if missing := sorted(set("".join(texts)) - alphabet):
             raise ConfigError(f"{where} has {missing[0]!r}, which its alphabet() lacks")

@@ -1,7 +1,7 @@
 """Implements `isentrope eval MODEL`: pass@k, lengths and the exact entropy of a model on held-out prompts, without training.
 
-One engine in a process of its own and one verifier, without Ray. The prompts, seeds and settings are those of a run's evaluation with
-the same recipe, so that a checkpoint has the numbers here that its run reports.
+One engine in a process of its own and one verifier, without Ray. The prompts, seeds and settings are those of a run's evaluation
+with the same recipe, so that a checkpoint has the numbers here that its run reports.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from envs.types import Group, Observation, Verdict
 from orchestration.cluster.actor_settings import environment_specs, policy_engine
 from orchestration.commands.model_source import ModelSource, find_model
 from orchestration.commands.precision_probe import exact_entropy
-from orchestration.config.loader import local, parse_overrides
+from orchestration.config.loader import local, parse_overrides, put
 from orchestration.config.preflight import run_preflight
 from orchestration.config.run_config import RunConfig, load_config, validate
 from orchestration.errors import ConfigError, IsentropeError
@@ -36,28 +36,24 @@ from orchestration.text import number
 
 START_S = 600  # that an engine may take to be ready
 PROMPT_ROOM = 1024  # tokens of a prompt and of what an environment says, without a recipe
+KS = "evaluation.ks"
 MEASURED = 256  # responses whose entropy is measured
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Holds the command's options; None leaves a value as the recipe has it.
+    """Holds the command's options.
 
     arguments: with env its parameters, as name=value; with a recipe or a run's own configuration overrides
+    changes: values of options by the dotted keys that they replace; None leaves a value as the recipe has it
     """
 
     env: str | None = None
     recipe: str | None = None
     arguments: Sequence[str] = ()
-    prompts: int | None = None
-    samples: int | None = None
-    ks: str | None = None
-    temperature: float | None = None
-    max_tokens: int | None = None
-    stop: Sequence[str] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
     raw: bool = False  # without the chat template
     gpu: bool = False
-    seed: int | None = None
     entropy: bool = True
 
 
@@ -75,13 +71,19 @@ def run(model: str, asked: Asked, out: Path | None) -> dict[str, float]:
     except EngineDead as error:
         raise IsentropeError(f"the engine of {source.model}: {error}") from error
     except (ContextFull, ResponseFailed) as error:
-        raise ConfigError(f"{error}; give --recipe with another generators.max_model_len, or a smaller --max-tokens") from error
+        raise ConfigError(
+            f"{error}; give --recipe with another generators.max_model_len, or a smaller --max-tokens"
+        ) from error
     row = metrics(groups, config)
     if asked.entropy:
         row |= entropies(groups, config)
     show(row, config, source)
     if out is not None:
-        record = {"model": source.model, "checkpoint": source.checkpoint, "metrics": {k: _json(v) for k, v in row.items()}}
+        record = {
+            "model": source.model,
+            "checkpoint": source.checkpoint,
+            "metrics": {k: _json(v) for k, v in row.items()},
+        }
         out.write_text(json.dumps(record | {"config": config.model_dump(mode="json")}, indent=2) + "\n", "utf-8")
     return row
 
@@ -103,22 +105,12 @@ def configured(source: ModelSource, asked: Asked) -> RunConfig:
         raise ConfigError("what should be asked? give --env NAME, or --recipe for a recipe's environments and limits")
     data = config.model_dump(mode="json")
     data["model"]["path"] = source.model
+    changes = {key: value for key, value in asked.changes.items() if value is not None}
+    for key, value in changes.items():
+        put(data, key, value)
     evaluation: dict[str, Any] = data["evaluation"]
-    changes = {
-        "prompts": asked.prompts,
-        "samples": asked.samples,
-        "ks": None if asked.ks is None else _numbers(asked.ks),
-        "temperatures": None if asked.temperature is None else [asked.temperature],
-    }
-    evaluation |= {key: value for key, value in changes.items() if value is not None}
-    if asked.ks is None:  # those of the recipe that so many samples have
+    if KS not in changes:  # those of the recipe that so many samples have
         evaluation["ks"] = [k for k in evaluation["ks"] if k <= evaluation["samples"]] or [1]
-    if asked.max_tokens is not None:
-        data["sampling"]["max_tokens"] = asked.max_tokens
-    if asked.stop:
-        data["sampling"]["stop"] = list(asked.stop)
-    if asked.seed is not None:
-        data["run"]["seed"] = asked.seed
     if asked.raw:
         data["model"]["chat_template"] = False
     if not evaluation["prompts"]:
@@ -127,7 +119,7 @@ def configured(source: ModelSource, asked: Asked) -> RunConfig:
 
 
 def _for_environment(name: str, asked: Asked) -> dict[str, Any]:
-    longest = asked.max_tokens or 256
+    longest = asked.changes.get("sampling.max_tokens") or 256
     return {
         "run": {"name": "eval", "iterations": 1},
         "model": {"path": "MODEL"},
@@ -136,13 +128,13 @@ def _for_environment(name: str, asked: Asked) -> dict[str, Any]:
         "sampling": {"max_tokens": longest},
         "generators": {"max_model_len": longest + PROMPT_ROOM, "gpus": int(asked.gpu)},
         "learner": {"lr": 1e-6, "gpus": int(asked.gpu)},
-        "evaluation": {"samples": asked.samples or 16},
     }
 
 
-def _numbers(text: str) -> list[int]:
+def parse_ks(text: str | None) -> list[int] | None:
+    """Parses the k of pass@k, with commas between them; None stands for the recipe's. Raises ConfigError."""
     try:
-        return sorted({int(word) for word in text.split(",")})
+        return None if text is None else sorted({int(word) for word in text.split(",")})
     except ValueError:
         raise ConfigError(f"--k is '{text}': give numbers with commas between them, such as 1,16") from None
 

@@ -28,7 +28,7 @@ CARD, SETTINGS = "README.md", "isentrope.yaml"
 
 
 def export(given: str, out: Path, say: Callable[[str], None]) -> Path:
-    """Writes the folder `out`, whole or not at all, and returns it. Raises ConfigError for what is no run or exists."""
+    """Writes the folder `out`, whole or not at all, and returns it. ConfigError for another model and for a folder that exists."""
     source = find_model(given)
     if source.run is None or source.checkpoint is None:
         raise ConfigError(f"{given} is not a run or a checkpoint of one: its folder can be used as it is")
@@ -58,7 +58,11 @@ def card(run: RunData, iteration: int) -> str:
     rows = [row for row in run.rows if row["iteration"] <= iteration]
     cut = RunData(run.name, rows, run.samples, run.config, run.config_text)
     base = str(run.setting("model.path"))
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["reinforcement-learning", "isentrope"]}
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["reinforcement-learning", "isentrope"],
+    }
     if "/" in base and not base.startswith((".", "/", "~", "models/", "runs/")):
         front["base_model"] = base  # a hub takes ids alone
     summary = summary_of(cut)
@@ -97,7 +101,10 @@ def _settings(run: RunData) -> Iterator[tuple[str, object]]:
     names += [str(env.get("name")) for stage in run.setting("stages") or [] for env in stage.get("environments", [])]
     yield "environments", ", ".join(dict.fromkeys(names)) or "none"
     yield "batch", f"{run.setting('batch.prompts')} prompts x {run.setting('batch.responses')} responses"
-    yield "objective", f"{run.setting('objective.advantage')} advantages, {run.setting('objective.surrogate')} surrogate"
+    yield (
+        "objective",
+        f"{run.setting('objective.advantage')} advantages, {run.setting('objective.surrogate')} surrogate",
+    )
     yield "learning rate", f"{run.setting('learner.lr')}"
     yield "precision", run.setting("precision.mode")
     controller = run.setting("entropy.controller.kind")
@@ -120,7 +127,8 @@ def _ledger(run: RunData, summary: RunSummary) -> Iterator[str]:
         if values:
             yield f"- Change {what} the updates, summed over {len(values)} of them: {sum(values):+.3f} nats a token."
     if math.isfinite(summary.target_error_last_third):
-        yield f"- Target at the end: {number(summary.target)} nats; off by {percent(summary.target_error_last_third)} in the last third."
+        off = percent(summary.target_error_last_third)
+        yield f"- Target at the end: {number(summary.target)} nats; off by {off} in the last third."
     for finding in diagnose(run):
         if finding.topic in ("cause", "split", "prediction", "saturation"):
             yield f"- {finding.text}"

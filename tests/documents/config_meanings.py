@@ -69,7 +69,7 @@ MEANINGS = {
     ),
     "sampling.max_tokens": "Longest response, in tokens.",
     "sampling.stop": (
-        "Texts that end a response, such as `[\"\\n\"]`, beside the model's end token. What follows one is not scored; the tokens "
+        'Texts that end a response, such as `["\\n"]`, beside the model\'s end token. What follows one is not scored; the tokens '
         "that make it up are trained on."
     ),
     "sampling.max_turns": "Most turns of a conversation.",

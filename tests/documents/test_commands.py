@@ -16,6 +16,7 @@ from support.readme import ROOT, write_own_data, write_own_environment, write_ow
 from envs import catalog
 from learner.warmstart.settings import InitModelSettings
 from orchestration.cli import app
+from orchestration.commands.get_model import MODELS
 from orchestration.config.loader import parse_overrides
 from orchestration.config.run_config import RunConfig, load_config
 from orchestration.lab.grid import cells, load_grid
@@ -77,6 +78,15 @@ def check(line: str, folder: Path) -> None:
             config = load_config(given["recipe"])
             names += [{"name": env.name, "params": env.params} for env in config.all_environments]
         InitModelSettings.model_validate({**dict(parse_overrides(context.args)), "environments": names})
+    elif name == "get-model":
+        assert given["name"] in MODELS
+    elif name == "check-env":
+        catalog.load(given["name"], dict(parse_overrides(context.args)))
+    if name == "eval":
+        if given["env"]:
+            catalog.load(given["env"], dict(parse_overrides(context.args)))
+        if given["recipe"]:
+            load_config(given["recipe"], context.args)
     if name == "precision":
         if given["env"]:
             catalog.load(given["env"], dict(parse_overrides(context.args)))
@@ -147,6 +157,11 @@ def test_commands_are_found_in_blocks_and_in_text() -> None:
         "play countdown hihg=6",
         "init-model --recipe smoke stepps=1",
         "precision models/x --modes bf17",
+        "get-model smolm2",
+        "check-env countdow",
+        "eval models/x --env countdown numbrs=3",
+        "eval models/x --recipe smok",
+        "export runs/x",
         "report",
         "trian smoke",
     ],

@@ -8,13 +8,14 @@ import pytest
 
 from envs import catalog
 from envs.base import Demonstrates, HasForm
-from envs.types import Message, Verdict
+from envs.types import Message, Split, Verdict
 
 
 def test_template_system_and_examples_are_around_every_prompt() -> None:
     plain = catalog.load("arithmetic", {}, seed=3)
     framed = catalog.load("arithmetic", {"system": "Be brief.", "template": "Compute {prompt}?", "shots": 2}, seed=3)
-    for split, index in (("train", 0), ("train", 7), ("eval", 1)):
+    tried: list[tuple[Split, int]] = [("train", 0), ("train", 7), ("eval", 1)]
+    for split, index in tried:
         own, prompt = plain.prompt(split, index), framed.prompt(split, index)
         assert (prompt.task, prompt.key) == (own.task, own.key)
         system, *shown, last = prompt.messages
@@ -29,7 +30,7 @@ def test_template_system_and_examples_are_around_every_prompt() -> None:
 
 def test_the_rest_of_an_environment_stays_what_it_is() -> None:
     framed: Any = catalog.load("arithmetic", {"template": "Say {prompt}"}, seed=0)
-    assert isinstance(framed, Demonstrates) and isinstance(framed, HasForm)
+    assert all(isinstance(framed, protocol) for protocol in (Demonstrates, HasForm))
     prompt = framed.prompt("train", 0)
     assert framed.open(prompt).reply(prompt.task["answer"]) == Verdict(1.0, True, prompt.task["answer"])
     assert set("Say ") <= set(framed.alphabet())

@@ -77,7 +77,9 @@ def test_eval_gives_a_checkpoint_the_numbers_that_its_run_reports(run: Path, fol
     found: dict[str, Any] = json.loads(out.read_text())
     last = read_rows(run)[-1]
     for k in (1, 8):
-        assert found["metrics"][f"eval/arithmetic/pass@{k}"] == pytest.approx(last[f"eval/arithmetic/pass@{k}"], abs=0.02)
+        assert found["metrics"][f"eval/arithmetic/pass@{k}"] == pytest.approx(
+            last[f"eval/arithmetic/pass@{k}"], abs=0.02
+        )
     assert 0 < found["metrics"]["eval/arithmetic/entropy"] < 3
     assert "leaked" not in done.stderr
 

@@ -31,8 +31,8 @@ def mlflow_key(key: str) -> str:
 class MLflowSink:
     """Logs every iteration's metrics at its number as the step, and the configuration as parameters.
 
-    Raises ImportError in one sentence when the package is missing, at construction. A run that goes on continues its MLflow run; rows
-    that it repeats, which are those after its last checkpoint, are there already and are not logged again.
+    Raises ImportError in one sentence when the package is missing, at construction. A run that goes on continues its MLflow run;
+    rows that it repeats, which are those after its last checkpoint, are there already and are not logged again.
     """
 
     def __init__(self, run_dir: Path) -> None:

@@ -15,7 +15,8 @@ def imported(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"The {sink} sink needs the {package} package: install it with `pip install {package}` or take '{sink}' out of the sinks."
+            f"The {sink} sink needs the {package} package: install it with `pip install {package}` "
+            f"or take '{sink}' out of the sinks."
         ) from error
 
 

@@ -69,8 +69,10 @@ def death(work: Coroutine[Any, Any, Any], timeout_s: float | None = 5.0, **more:
 
 def test_a_process_that_was_killed_is_said_in_one_short_line() -> None:
     died = death(fails(Told(KILLED)))
-    assert str(died) == "generator 3 is gone: its process (pid 7169 on 10.0.0.2) was killed or crashed; " \
+    assert (
+        str(died) == "generator 3 is gone: its process (pid 7169 on 10.0.0.2) was killed or crashed; "
         "`dmesg` tells whether the machine was out of memory"
+    )
     assert not isinstance(died, CouldNotStart)
 
 

@@ -77,7 +77,12 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def asked(function: str, chat: bool = False, reference: str = "answer") -> Prompt:
-    task: dict[str, Any] = {"function": f"own_rewards.py:{function}", "reference": reference, "chat": chat, "task": TASK}
+    task: dict[str, Any] = {
+        "function": f"own_rewards.py:{function}",
+        "reference": reference,
+        "chat": chat,
+        "task": TASK,
+    }
     return Prompt("sums", "train", 0, (Message("user", "2+3="),), task)
 
 
@@ -111,7 +116,7 @@ def test_conversations_and_other_references() -> None:
 
 @pytest.mark.parametrize(
     ("function", "words"),
-    [("two", "a list of one number"), ("text", "a list of one number"), ("unnamed", "it should have 'score'")],
+    [("two", "a list of one number"), ("text", "a list of numbers"), ("unnamed", "it should have 'score'")],
 )
 def test_what_it_returns_has_to_be_a_reward(function: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -140,10 +145,16 @@ def test_it_runs_in_a_verifier_and_its_error_costs_its_own_response_alone(mine: 
     spec = EnvSpec("arithmetic", {}, 0, (str(mine),))
     verifier = Verifier([spec], timeout_s=30)
     try:
-        requests = [ScoreRequest(f"r{name}", asked(name), ("5",), scorer="function") for name in ("broken", "compute_score")]
+        requests = [
+            ScoreRequest(f"r{name}", asked(name), ("5",), scorer="function") for name in ("broken", "compute_score")
+        ]
         broken, right = verifier.score(requests)
     finally:
         verifier.close()
     assert isinstance(broken, Verdict) and isinstance(right, Verdict)
-    assert broken.status is Status.ERROR and "own_rewards.py, line" in broken.detail and "ZeroDivisionError" in broken.detail
+    assert (
+        broken.status is Status.ERROR
+        and "own_rewards.py, line" in broken.detail
+        and "ZeroDivisionError" in broken.detail
+    )
     assert right.reward == 1.0

@@ -51,7 +51,7 @@ def test_the_token_is_for_this_user_and_leaves_the_environment(monkeypatch: pyte
         with session._environment(folder):
             assert "RAY_AUTH_TOKEN" not in os.environ
             assert "RAY_AUTH_MODE" not in os.environ
-            assert os.environ["RAY_worker_niceness"] == "0"  # actors give way to nothing
+            assert os.environ[session.NICENESS] == "0"  # actors give way to nothing
             assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(folder / "token")
             assert token not in os.environ.values()
         assert dict(os.environ) == before

@@ -12,7 +12,7 @@ from envs import catalog
 from orchestration.commands.check_env import check
 from orchestration.errors import ConfigError
 
-SOUND = '''
+SOUND = """
 import random
 from envs.tasks import OneReply, in_split, task_random
 from envs.types import Message, Prompt, Verdict
@@ -35,7 +35,7 @@ class Doubles:
         return prompt.task["answer"]
     def alphabet(self):
         return "0123456789"
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -64,11 +64,31 @@ def test_a_sound_environment_passes(here: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new", "words"),
     [
-        ("order", "rng = task_random(self.seed, split, index)", "rng = random.Random(self.calls > 60)", "another one after others"),
-        ("splits", "in_split(text := str(rng.randrange(1000)), split)", "(text := str(rng.randrange(9)))", "divide the tasks with"),
-        ("raises", "if text == answer else", "if int(text) == int(answer) else", "is not scored but ends with error: checked_raises.py"),
+        (
+            "order",
+            "rng = task_random(self.seed, split, index)",
+            "rng = random.Random(self.calls > 60)",
+            "another one after others",
+        ),
+        (
+            "splits",
+            "in_split(text := str(rng.randrange(1000)), split)",
+            "(text := str(rng.randrange(9)))",
+            "divide the tasks with",
+        ),
+        (
+            "raises",
+            "if text == answer else",
+            "if int(text) == int(answer) else",
+            "is not scored but ends with error: checked_raises.py",
+        ),
         ("random", "if text == answer else", "if random.random() < .5 else", "score the response '' differently"),
-        ("wrong", 'return prompt.task["answer"]\n    def alphabet', 'return "7"\n    def alphabet', "is not correct: '7'"),
+        (
+            "wrong",
+            'return prompt.task["answer"]\n    def alphabet',
+            'return "7"\n    def alphabet',
+            "is not correct: '7'",
+        ),
         ("letters", 'return "0123456789"', 'return "012345678"', "has '9', which its alphabet() lacks"),
         ("empty", 'Message("user", text)', 'Message("user", "")', "has an empty message"),
         ("later", "self.calls += 1", "1 / (index < 40)", "ZeroDivisionError"),

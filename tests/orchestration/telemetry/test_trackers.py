@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.builders import config_data
 from support.configs import message
 
 from orchestration.config import preflight
@@ -21,7 +22,6 @@ from orchestration.telemetry.sinks.build import build_sinks
 from orchestration.telemetry.sinks.jsonl import read_rows
 from orchestration.telemetry.sinks.mlflow import mlflow_key
 from orchestration.telemetry.sinks.tracker_run import TrackerRun
-from support.builders import config_data
 
 CONFIG = {"run": {"name": "demo", "seed": 3}, "sampling": {"stop": ["\n"]}, "note": "x" * 900}
 
@@ -77,7 +77,9 @@ def wandb_rows(folder: Path) -> list[Row]:
             record = records.Record()
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
-                items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+                items = {
+                    item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
+                }
                 assert items["_step"] == items["iteration"]
                 rows.append({key: float(value) for key, value in items.items() if not key.startswith("_")})
     return rows
