@@ -153,15 +153,15 @@ def function_request(settings: FunctionSettings) -> Callable[[FinishedTrajectory
     """
 
     def request(finished: FinishedTrajectory) -> ScoreRequest:
-        own = finished.trajectory.prompt
+        plain = last_response(finished)
         task = {
             "function": settings.path,
             "reference": settings.reference,
             "chat": settings.chat,
-            "task": dict(own.task),
+            "task": dict(plain.prompt.task),
         }
-        asked = replace(own, messages=finished.conversation[:-1], task=task)
-        return ScoreRequest(f"{finished.name}/function", asked, (finished.conversation[-1].content,), scorer="function")
+        prompt = replace(plain.prompt, task=task)
+        return replace(plain, session=f"{finished.name}/function", prompt=prompt, scorer="function")
 
     return request
 
