@@ -82,7 +82,7 @@ def test_a_sound_environment_passes(here: Path) -> None:
             "if int(text) == int(answer) else",
             "is not scored but ends with error: checked_raises.py",
         ),
-        ("random", "if text == answer else", "if random.random() < .5 else", "score the response '' differently"),
+        ("random", "if text == answer else", "if random.random() < .5 else", "two sessions score the response"),
         (
             "wrong",
             'return prompt.task["answer"]\n    def alphabet',
