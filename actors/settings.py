@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from learner.settings import ModelPath, Settings, TrainerPrecision
+from learner.settings import LoraSettings, ModelPath, Settings, TrainerPrecision
 
 EngineDtype = Literal["float32", "bfloat16", "float16"]
 DTYPE_OF: dict[TrainerPrecision, EngineDtype] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -210,6 +210,7 @@ class VLLMSettings(Settings):
     generator: GeneratorSettings
     dtype: EngineDtype
     fp32_head: bool = False  # the LM head's product in float32, as in the trainer
+    lora: LoraSettings | None = None  # the adapter that arrives as weights; the model's own stay what they are
     seed: int = 0
     version: int = 0
 

@@ -37,9 +37,10 @@ def build_core(settings: VLLMSettings) -> tuple[Any, int]:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from actors import vllm_qwen3_5
+    from actors import vllm_adapter, vllm_qwen3_5
 
     vllm_qwen3_5.register()
+    vllm_adapter.register()
     arguments = EngineArgs(**engine_arguments(settings, cpu))
     try:
         _suit(arguments, cpu)
@@ -87,10 +88,15 @@ def engine_arguments(settings: VLLMSettings, cpu: bool) -> dict[str, Any]:
             options["enable_sleep_mode"] = True
     if g.quantization is not None:
         options["quantization"] = g.quantization
+    overrides: dict[str, Any] = {"head_dtype": "float32"} if settings.fp32_head else {}
+    if settings.lora is not None:
+        from actors.vllm_adapter import described
+
+        overrides["quantization_config"] = described(settings.lora)
     return {
         "model": settings.model,
         "dtype": settings.dtype,
-        "hf_overrides": {"head_dtype": "float32"} if settings.fp32_head else {},
+        "hf_overrides": overrides,
         "max_model_len": g.max_model_len,
         "max_num_seqs": g.max_num_seqs,
         "tensor_parallel_size": g.tensor_parallel,

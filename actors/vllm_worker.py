@@ -20,7 +20,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from actors import vllm_qwen3_5
+from actors import vllm_adapter, vllm_qwen3_5
 from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
 from learner.weights.subscriber import Subscriber
 
@@ -31,6 +31,7 @@ READ_IN_PLACE = 2**16  # bytes of a tensor that is not worth a copy
 
 
 vllm_qwen3_5.register()  # vLLM imports this file in every worker, before it looks the model up
+vllm_adapter.register()
 
 
 class WeightReceiver:
@@ -64,7 +65,9 @@ class WeightReceiver:
             phase = f"start of version {manifest.version}"
             return WeightSyncError(f"engine worker {worker.rank}", phase, "connect_weights was not called before")
         try:
-            missing = load_in_place(worker.get_model(), own_tensors(subscriber, manifest, timeout_s, worker), worker)
+            model, tensors = worker.get_model(), own_tensors(subscriber, manifest, timeout_s, worker)
+            adapted = vllm_adapter.is_adapted(model)
+            missing = vllm_adapter.load_adapter(model, tensors) if adapted else load_in_place(model, tensors, worker)
         except WeightSyncError as error:
             return error
         except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:  # vLLM's weight loaders

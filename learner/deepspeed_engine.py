@@ -1,6 +1,7 @@
 """Wraps DeepSpeed in a small surface: backward, step, gather, save, load. The only file that imports it.
 
-ZeRO 0-3; fp32, bf16, fp16 (float32 masters; fp16 with a dynamic loss scale). Gradients are averaged over ranks by DeepSpeed, and
+ZeRO 0-3; fp32, bf16, fp16 (float32 masters; fp16 with a dynamic loss scale). Of an adapted model the adapter alone is trained, in
+float32, whatever the precision of the frozen weights: to DeepSpeed that is fp32. Gradients are averaged over ranks by DeepSpeed, and
 our loss is already a global one, so `backward` multiplies it by the number of ranks.
 """
 
@@ -26,6 +27,7 @@ from learner.settings import EngineSettings, TrainerPrecision
 from learner.tracing.spans import span, traced
 from learner.training_state import fragments, shards
 from learner.training_state.host_copy import HostCopy
+from learner.training_state.other_weights import OtherWeights
 from learner.types import UnsupportedPrecision
 from learner.weights.network import open_store, prefer_interface
 from learner.weights.protocol import BUCKET_BYTES, TensorSpec, spec_of
@@ -62,6 +64,7 @@ class DeepSpeedEngine:
         *,
         precision: TrainerPrecision,
         lr: float,
+        adapted: bool = False,
         loss_scale_power: int = 16,
         listener: socket.socket | None = None,
     ) -> None:
@@ -70,6 +73,7 @@ class DeepSpeedEngine:
         precision: the one in use, whatever `settings` leave to the precision switch.
         lr: what the optimiser is built with, before `step` is given one. DeepSpeed's half-precision optimisers without ZeRO take
         a step without gradients when they are built, and with weight decay that step changes the weights.
+        adapted: the model that is attached has an adapter, and its other parameters are frozen in `precision`.
         listener: holds the port of `placement` on rank 0, see learner/weights/network.py.
         """
         os.environ.update(RANK=str(placement.rank), LOCAL_RANK="0", WORLD_SIZE=str(placement.world_size))
@@ -85,7 +89,9 @@ class DeepSpeedEngine:
         self._deepspeed = deepspeed
         self.placement, self.settings = placement, settings
         self.precision, self._lr, self._loss_scale_power = precision, lr, loss_scale_power
-        self.dtype = DTYPES[precision]  # of the parameters
+        self.dtype = DTYPES[precision]  # of the parameters; an adapter's are float32
+        self._trained: TrainerPrecision = "fp32" if adapted else precision
+        self._others = OtherWeights(adapted, placement.rank)
         self._partitioned: Any = None  # a parameter that is, of which DeepSpeed takes others after
         self.done = 0  # forward passes, backward passes and steps: it grows as long as work makes progress
         self._host = HostCopy(self._moved)
@@ -132,7 +138,7 @@ class DeepSpeedEngine:
     def attach(self, model: nn.Module) -> None:
         s = self.settings
         self.model = model
-        dimensions = {p: len(getattr(p, "ds_shape", p.shape)) for p in model.parameters()}
+        dimensions = {p: len(getattr(p, "ds_shape", p.shape)) for p in model.parameters() if p.requires_grad}
         decay = [p for p, n in dimensions.items() if n >= 2]
         rest = [p for p, n in dimensions.items() if n < 2]
         groups = [{"params": decay, "weight_decay": s.weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -170,9 +176,9 @@ class DeepSpeedEngine:
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
-        if self.precision == "bf16":
+        if self._trained == "bf16":
             config["bf16"] = {"enabled": True}
-        if self.precision == "fp16":
+        if self._trained == "fp16":
             # loss_scale 0: dynamic. Halved after a step whose gradient overflowed, doubled after 1,000 that did not.
             config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": self._loss_scale_power}
         return config
@@ -223,7 +229,7 @@ class DeepSpeedEngine:
     @property
     def loss_scale(self) -> float | None:
         """Returns what fp16's next loss is multiplied by before backward; None in the other precisions."""
-        return float(self.engine.optimizer.loss_scale) if self.precision == "fp16" else None
+        return float(self.engine.optimizer.loss_scale) if self._trained == "fp16" else None
 
     @traced("step")
     def step(self, lr: float) -> float:
@@ -236,7 +242,7 @@ class DeepSpeedEngine:
         scale = self.loss_scale or 1.0  # the step may change it
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        if self.settings.zero_stage == 0 and self.precision == "fp32":
+        if self.settings.zero_stage == 0 and self._trained == "fp32":
             # No optimizer of DeepSpeed's own here, hence no norm; the gradients are whole and already averaged over ranks.
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(grads)
@@ -324,22 +330,8 @@ class DeepSpeedEngine:
         return [spec_of(*part) for name, shape in shapes for part in split(name, shape)]
 
     def scale_weights(self, factor: float) -> None:
-        """Multiplies the parameters that forward passes use and transfers send; the optimiser's masters stay.
-
-        A power of two and then its inverse give the same bits back, but in fp16, whose small numbers have fewer bits.
-        """
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                part = getattr(
-                    parameter, "ds_tensor", None
-                )  # ZeRO-3: this rank's part; small parameters stay whole beside it
-                if part is not None:
-                    part.mul_(factor)
-                shares = part is not None and (
-                    part.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
-                )
-                if not shares and parameter.numel():
-                    parameter.mul_(factor)
+        """Multiplies the weights, until the inverse factor is given: see learner/training_state/other_weights.py."""
+        self._others.scale(self.model.parameters(), factor)
 
     def save(self, folder: Path) -> None:
         """Saves masters, moments and loss scale, each rank its part. Waits for no other rank. Raises OSError."""

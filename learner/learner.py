@@ -12,7 +12,7 @@ import math
 import os
 import socket
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -61,28 +61,48 @@ class Learner:
             settings.learner,
             precision=settings.precision,
             lr=settings.learner.lr,
+            adapted=settings.learner.lora is not None,
             loss_scale_power=settings.loss_scale_power,
             listener=listener,
         )
         load = partial(load_policy, attention=settings.model.attention, fp32_head=settings.fp32_head)
         recompute = settings.learner.gradient_checkpointing
         self.policy = read_once(self.engine, partial(load, settings.model.path, checkpointing=recompute))
+        self._adapt()
         if placement.rank == 0:
             for sentence in (*settings.learner.slow(), *self.policy.slow(settings.learner.packing)):
                 log.warning(sentence)
         if settings.learner.router_aux_coefficient:
             self.policy.balance_experts(settings.learner.router_aux_coefficient)
         self.engine.attach(self.policy)
-        self.reference: Policy | None = None
-        if settings.objective.kl.coefficient or settings.hold_reference:
-            self.reference = read_once(self.engine, partial(load, settings.reference, checkpointing=False))
-            self.frozen = self.engine.freeze(self.reference)
+        self.frozen: Callable[..., Any] | None = None  # the reference policy's forward
+        held = settings.objective.kl.coefficient or settings.hold_reference
+        if held and self.policy.adapter is not None:
+            self.frozen = self._without_adapter
+        elif held:
+            reference = read_once(self.engine, partial(load, settings.reference, checkpointing=False))
+            self.frozen = self.engine.freeze(reference)
         self.steering = _steering(settings.entropy)
         self.ledger = Ledger()
         self.steps = 0  # optimiser steps so far
         self.publisher: Publisher | None = None
         self._listener: socket.socket | None = None
         self._model_folder = ModelFolder()
+
+    def _adapt(self) -> None:
+        """Puts the adapter into the model, if there is one: before DeepSpeed sees it, and from a checkpoint where the run goes on."""
+        s = self.settings
+        if s.learner.lora is not None:
+            self.policy.cast(self.engine.dtype)  # what DeepSpeed does to weights that it trains
+            adapter = self.policy.adapt(s.learner.lora, s.model.path, s.seed)
+            if s.adapter is not None:
+                adapter.load(Path(s.adapter))
+
+    def _without_adapter(self, *inputs: Any) -> Any:
+        """Runs the forward of the base model, which is the reference policy of an adapted one."""
+        assert self.policy.adapter is not None
+        with self.policy.adapter.off():
+            return self.engine(*inputs)
 
     @property
     def done(self) -> int:
@@ -179,9 +199,10 @@ class Learner:
         return row.metrics
 
     def _passes(self, temperature: float, version: int = 0, staleness: int = 0) -> Passes:
-        pulled = self.reference is not None and self.settings.objective.kl.coefficient
-        frozen = self.frozen if pulled else None
-        return Passes(self.engine, self.settings, temperature, frozen, version=version, staleness=staleness)
+        frozen = self.frozen if self.settings.objective.kl.coefficient else None
+        return Passes(
+            self.engine, self.settings, temperature, frozen, self.policy.adapter, version=version, staleness=staleness
+        )
 
     @traced("update")
     def _update(
@@ -306,12 +327,14 @@ class Learner:
     def save(self, hf: Path, engine: Path) -> None:
         """Saves the weights and the optimiser's state. Raises OSError where the disk does not take them.
 
-        hf: a folder that from_pretrained and vLLM load, written by rank 0. engine: the optimiser's state, by all ranks.
+        hf: a folder that from_pretrained and vLLM load, written by rank 0, of an adapted model the adapter's. engine: the optimiser's state, by all ranks.
         """
         # Before anything is written: a rank whose disk is full would leave the others alone in their gathers.
-        weights = self.engine.whole_weights(self.policy.weights())
+        weights = self.engine.whole_weights(self.policy.saved_weights())
         self.engine.save(engine)
-        if self.rank == 0:
+        if self.rank == 0 and self.policy.adapter is not None:
+            self.policy.adapter.write(hf, weights)
+        elif self.rank == 0:
             self._model_folder.write(self.policy.model, weights, hf)
 
     def load(self, engine: Path) -> None:

@@ -8,8 +8,9 @@ far as the memory of one micro-batch goes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,12 +25,15 @@ from learner.objective import gradient_weight, reference_pull, weigh, with_refer
 from learner.rank_settings import RankSettings
 from learner.types import LossData, MicroBatch, TokenStats
 
+if TYPE_CHECKING:
+    from learner.adapters.adapter import Adapter
+
 
 @dataclass
 class Passes:
     """Runs the micro-batches of one iteration.
 
-    frozen: the reference policy's forward, None without one. kept: of micro-batches whose graph waits for its backward pass, by
+    frozen: the reference policy's forward, None without one. adapter: of an adapted model. kept: of micro-batches whose graph waits for its backward pass, by
     identity, (logp, entropy) with gradient. version, staleness: as of the RankBatch.
     """
 
@@ -37,14 +41,15 @@ class Passes:
     settings: RankSettings
     temperature: float
     frozen: Callable[..., Any] | None = None
+    adapter: Adapter | None = None
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict[int, tuple[Tensor, Tensor]])
     version: int = 0
     staleness: int = 0
 
     def keepable(self, update: Sequence[MicroBatch]) -> frozenset[int]:
         """Returns which micro-batches' graphs may be kept, by identity: together they have at most one micro-batch's slots."""
-        if not self.engine.keeps_graphs or self.settings.learner.router_aux_coefficient:
-            return frozenset()  # the routers' loss takes what the whole measuring pass counts
+        if not self.engine.keeps_graphs or self.settings.learner.router_aux_coefficient or self._dropout:
+            return frozenset()  # the routers' loss takes what the whole measuring pass counts, which has no dropout
         chosen: list[int] = []
         room = self.settings.learner.micro_batch_tokens
         for micro in update:
@@ -104,10 +109,22 @@ class Passes:
         """
         if (kept := self.kept.pop(id(micro), None)) is not None:
             return *kept, fresh.stats
-        logp, entropy, *rest = self.forward(micro, statistics=moved)
+        with self._dropped(micro, step):
+            logp, entropy, *rest = self.forward(micro, statistics=moved)
         if not moved:
             return logp, entropy, fresh.stats
         return logp, entropy, self._stats(micro, fresh, step, logp.detach(), entropy.detach(), *rest)
+
+    @property
+    def _dropout(self) -> float:
+        return 0.0 if self.adapter is None else self.adapter.settings.dropout
+
+    def _dropped(self, micro: MicroBatch, step: int) -> AbstractContextManager[None]:
+        """Returns the context of a pass with the adapter's dropout, whose random numbers follow from the first token's own."""
+        if self.adapter is None or not self._dropout or not micro.trajectory.size:
+            return nullcontext()
+        draw = float(token_uniform(self.settings.seed, step, micro.trajectory[:1], micro.action_index[:1])[0])
+        return self.adapter.dropout(int(draw * 2**53), self.engine.device)
 
     def now(self, micro: MicroBatch, fresh: Fresh, step: int) -> TokenStats:
         """Returns the current policy's statistics without a gradient."""

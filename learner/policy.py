@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,11 @@ from learner.families.logit_scale import logit_scale
 from learner.families.router_balance import balance_losses, expert_counts, has_routers
 from learner.logprobs import DEFAULT_CHUNK, token_logprobs
 from learner.microbatches.packed_attention import attend_packed
+from learner.settings import LoraSettings
 from learner.types import UnsupportedModel
+
+if TYPE_CHECKING:
+    from learner.adapters.adapter import Adapter
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +98,7 @@ class Policy(nn.Module):
                 f"{type(model).__name__} has no linear output head: only causal language models can be trained"
             )
         self.logits = logit_scale(model.config)
+        self.adapter: Adapter | None = None
         self._balance = 0.0
         self._expert_counts: Tensor | None = None  # of the forward passes without a gradient since `count_experts`
         self._expert_share: Tensor | None = None
@@ -171,6 +176,14 @@ class Policy(nn.Module):
             self._follow_routers(out.router_logits, predict)
         return self.head(out.last_hidden_state.flatten(0, 1)[predict], targets, temperature, statistics)
 
+    def adapt(self, settings: LoraSettings, base: str, seed: int) -> Adapter:
+        """Freezes the model and puts a new adapter into it, which begins without effect. base: what the model was loaded from.
+        Raises UnsupportedModel."""
+        from learner.adapters.adapter import Adapter  # peft takes a second to import, which other runs need not wait for
+
+        self.adapter = Adapter(self.model, settings, base, seed)
+        return self.adapter
+
     def balance_experts(self, coefficient: float) -> None:
         """Prepares `router_loss`, 0 without this call. UnsupportedModel for a model without routers."""
         if coefficient and not has_routers(self.model):
@@ -212,7 +225,15 @@ class Policy(nn.Module):
         return self
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields (name, tensor) of what a checkpoint has, as transformers holds it: parameters, then buffers that are saved.
+        """Yields (name, tensor) of what engines are sent: of an adapted model the adapter alone, else `model_weights`."""
+        yield from self.model_weights() if self.adapter is None else self.adapter.weights()
+
+    def saved_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields (name, tensor) of what a checkpoint has: of an adapted model the adapter alone, else `model_weights`."""
+        yield from self.model_weights() if self.adapter is None else self.adapter.trained()
+
+    def model_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields (name, tensor) of the whole model, as transformers holds it: parameters, then buffers that are saved.
 
         A tied head appears once, under its embedding's name. A saved buffer is not trained by gradients (DeepSeek's and GLM's bias
         of each expert), but engine and checkpoint have it too.
@@ -228,5 +249,7 @@ class Policy(nn.Module):
         them one by one: those are views of `tensor`, which may be on the meta device, where only names and shapes are wanted.
         Inverts what from_pretrained did, one parameter at a time, so that the model is never there twice.
         """
+        if self.adapter is not None:
+            return [(name, tensor)]
         parts: dict[str, Tensor] = revert_weight_conversion(self.model, {name: tensor})
         return list(parts.items())

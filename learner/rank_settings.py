@@ -40,6 +40,7 @@ class RankSettings:
     seed: int
     bucket_bytes: int
     shared_memory: bool = True  # with engines on rank 0's host
+    adapter: str | None = None  # the folder of an adapter to go on from; None: of learner.lora, if it is set, a new one
 
 
 @dataclass(frozen=True, slots=True)

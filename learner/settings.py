@@ -126,6 +126,32 @@ class EngineSettings(Settings):
         return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
+class LoraSettings(Settings):
+    """Trains a low-rank adapter in the place of the model's weights, which stay as they are: see learner/adapters/.
+
+    A number is short for {rank: NUMBER}.
+    """
+
+    rank: int = Field(default=32, ge=1, le=4096)
+    alpha: float | None = Field(default=None, gt=0)  # what the adapter adds is multiplied by alpha / rank; None: twice the rank
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # of the adapter's inputs, in the passes that gradients are taken of
+    # Names of linear layers, or the last part of them: [q_proj, v_proj]. all-linear: all but the head.
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    dora: bool = False  # a magnitude of its own for every output: DoRA
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _list_of_names(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and not value:
+            raise ValueError("targets is empty: name linear layers, or leave it out for all of them")
+        return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+    @property
+    def scaling(self) -> float:
+        """Returns what the product of the adapter's two matrices is multiplied by."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+
 class ScheduleSettings(Settings):
     """Shapes the learning rate over optimiser steps: see learner/schedule.py."""
 
@@ -138,6 +164,7 @@ class ScheduleSettings(Settings):
 class LearnerSettings(BatchPlan, EngineSettings, ScheduleSettings):
     """Composes the section `learner`: plan, engine and schedule, and the processes they run in."""
 
+    lora: LoraSettings | None = None  # None: all weights are trained
     gradient_checkpointing: bool = False
     # Mixtures of experts: times the load-balancing loss of their routers. Off unless asked for, whatever the model's configuration
     # has: routers that pretraining balanced are mostly left alone in RL.
@@ -149,6 +176,11 @@ class LearnerSettings(BatchPlan, EngineSettings, ScheduleSettings):
     restarts: int = Field(
         default=3, ge=0
     )  # times that a group which lost a rank is built anew from the last checkpoint
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _number_is_a_rank(cls, value: Any) -> Any:
+        return {"rank": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 # --- section objective ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ class Start:
     stage: int = 0  # of the curriculum, at the checkpoint
     # What replaced generators are built from, when resuming: the checkpoint may be deleted by then.
     base: str | None = None
+    adapter: str | None = None  # the folder of the adapter at the checkpoint, of a run that trains one
 
 
 def layout_key(config: RunConfig) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def layout_key(config: RunConfig) -> dict[str, Any]:
         "precision": config.precision.model_dump(),
         "nodes": config.cluster.node_resources,
         "learner": (c.ranks, c.zero_stage, c.precision, c.cpus, c.gpus, c.threads, c.timeout_s),
+        "adapter": None if c.lora is None else c.lora.model_dump(),
         "weights": (config.weights.timeout_s, config.weights.shared_memory),
     }
 
@@ -57,6 +59,7 @@ def policy_engine(config: RunConfig, model: str, version: int) -> VLLMSettings:
         generator=config.generators,
         dtype=config.engine_dtype,
         fp32_head=config.fp32_head,
+        lora=config.learner.lora,
         seed=config.run.seed,
         version=version,
     )
@@ -117,4 +120,5 @@ def rank_settings(run: RunConfig, start: Start) -> RankSettings:
         seed=config.run.seed,
         bucket_bytes=config.weights.bucket_mb * 2**20,
         shared_memory=config.weights.shared_memory,
+        adapter=start.adapter,
     )
