@@ -147,13 +147,15 @@ def load_adapter(model: nn.Module, tensors: Iterator[tuple[str, Tensor]]) -> set
         module = module if renames is None else renames.map_name(module)
         place = places.get(f"{module}.{kind}")
         if place is None:
-            raise ValueError(f"vLLM's {type(model).__name__} has no linear layer for {name}: leave it out of lora.targets")
+            raise ValueError(
+                f"vLLM's {type(model).__name__} has no linear layer for {name}: leave it out of lora.targets"
+            )
         if place.shape != tensor.shape:
             raise ValueError(f"{name} is {list(tensor.shape)} and its place in vLLM's layer {list(place.shape)}")
         place.copy_(tensor)
         filled.add(f"{module}.{kind}")
-    begun = {name.rpartition(".")[0] for name in filled}
-    return {name for name in places if name.rpartition(".")[0] in begun} - filled
+    begun = {split_name(name)[0] for name in filled}
+    return {name for name in places if split_name(name)[0] in begun} - filled
 
 
 def _has_mapper(model: nn.Module) -> bool:

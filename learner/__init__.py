@@ -12,6 +12,7 @@ ledger/              pure: entropy, exact and sampled, predicted and realised, o
 entropy/             one entropy-control method a file, the controllers, and the dict of both
 diversity/           rewards by how common a solution is, and what holds the number of solutions
 microbatches/        what is computed together, and attention without padding
+adapters/            LoRA and DoRA: an adapter is trained and travels, and the model stays
 families/            what one model family does and another does not: logits, routers
 policy.py            a Hugging Face causal LM as a module that returns token statistics
 model_check.py       compares what is trained with what transformers computes, on a few tokens

@@ -179,7 +179,9 @@ class Policy(nn.Module):
     def adapt(self, settings: LoraSettings, base: str, seed: int) -> Adapter:
         """Freezes the model and puts a new adapter into it, which begins without effect. base: what the model was loaded from.
         Raises UnsupportedModel."""
-        from learner.adapters.adapter import Adapter  # peft takes a second to import, which other runs need not wait for
+        from learner.adapters.adapter import (
+            Adapter,
+        )  # peft takes a second to import, which other runs need not wait for
 
         self.adapter = Adapter(self.model, settings, base, seed)
         return self.adapter

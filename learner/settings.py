@@ -133,8 +133,12 @@ class LoraSettings(Settings):
     """
 
     rank: int = Field(default=32, ge=1, le=4096)
-    alpha: float | None = Field(default=None, gt=0)  # what the adapter adds is multiplied by alpha / rank; None: twice the rank
-    dropout: float = Field(default=0.0, ge=0, lt=1)  # of the adapter's inputs, in the passes that gradients are taken of
+    alpha: float | None = Field(
+        default=None, gt=0
+    )  # what the adapter adds is multiplied by alpha / rank; None: twice the rank
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1
+    )  # of the adapter's inputs, in the passes that gradients are taken of
     # Names of linear layers, or the last part of them: [q_proj, v_proj]. all-linear: all but the head.
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     dora: bool = False  # a magnitude of its own for every output: DoRA
@@ -180,7 +184,9 @@ class LearnerSettings(BatchPlan, EngineSettings, ScheduleSettings):
     @field_validator("lora", mode="before")
     @classmethod
     def _number_is_a_rank(cls, value: Any) -> Any:
-        return {"rank": value} if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(value, bool | str | float | list):
+            raise ValueError("give its rank, as in learner.lora=32, or a mapping such as {rank: 32, alpha: 64}")
+        return {"rank": value} if isinstance(value, int) else value
 
 
 # --- section objective ------------------------------------------------------------------------------------------------------

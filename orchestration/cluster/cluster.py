@@ -139,7 +139,9 @@ class Cluster:
         generators, judges = engines[:count], engines[count:]
         for g in generators:
             await g.mark_current(start.version, limit)
-        self._untouched = True
+        self._untouched = (
+            start.adapter is None
+        )  # of an adapter at a checkpoint they have nothing before the first transfer
         self.members.make_pools(generators, verifiers, models, judges)
         self.members.watch_all()
         if count < config.generators.count:

@@ -19,7 +19,8 @@ from orchestration.errors import ConfigError
 from orchestration.plain_yaml import MAX_DEPTH, check_text, parse
 from orchestration.text import one_line
 
-SHORTHAND = {"precision": "mode"}  # sections that may be written as one value, and the key this value is
+# Sections that may be written as one value, and the key this value is.
+SHORTHAND = {"precision": "mode", "learner.lora": "rank"}
 # Keys that were called otherwise before: recipes, overrides and the configurations of older runs may go on saying so.
 RENAMED = {
     "batch.replies": "batch.responses",
@@ -98,11 +99,8 @@ def put(data: dict[str, Any], key: str, value: Any) -> None:
     parts = RENAMED.get(key, key).split(".")
     if len(parts) > MAX_DEPTH:
         raise ConfigError(f"override {shortened(key)}: it has {len(parts)} parts and a key has {MAX_DEPTH} at most")
-    if inner := SHORTHAND.get(parts[0]):
-        if isinstance(data.get(parts[0]), str):
-            data[parts[0]] = {inner: data[parts[0]]}
-        if len(parts) == 1 and isinstance(value, str):
-            parts.append(inner)
+    for section, inner in SHORTHAND.items():
+        _spell_out(data, parts, section, inner, value)
     for i, part in enumerate(parts):
         last = i == len(parts) - 1
         if isinstance(at, list):
@@ -120,6 +118,28 @@ def put(data: dict[str, Any], key: str, value: Any) -> None:
         if last:
             at[index] = value
         at = at[index]
+
+
+def _spell_out(data: dict[str, Any], parts: list[str], section: str, inner: str, value: Any) -> None:
+    """Makes a section of one that has a shorthand, where the key `parts` leads to it or into it; `parts` may get one more."""
+    *above, name = section.split(".")
+    if parts[: len(above) + 1] != [*above, name]:
+        return
+    at: Any = data
+    for part in above:
+        at = at.get(part) if isinstance(at, dict) else None
+    if isinstance(at, dict) and _is_short(at.get(name)):
+        at[name] = {inner: at[name]}
+    elif isinstance(at, dict) and name in at and at[name] is None and len(parts) > len(above) + 1:
+        at[name] = {}
+    if len(parts) == len(above) + 1 and _is_short(value):
+        parts.append(inner)
+        if isinstance(at, dict) and name in at and at[name] is None:
+            at[name] = {}
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def sentence(error: ValidationError, data: Mapping[str, Any], model: type[BaseModel]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from orchestration.config.model_size import ModelSize, model_size
+from orchestration.config.model_size import ModelSize, adapter_size, model_size
 from orchestration.config.run_config import RunConfig
 from orchestration.text import size
 
@@ -57,6 +57,8 @@ def learner_need(config: RunConfig, model: ModelSize) -> Need:
     c, b, p = config.learner, BYTES[config.trainer_precision], model.parameters
     stage, ranks = c.zero_stage, c.ranks
     share = -(-p // ranks)
+    if c.lora is not None:
+        return Need("learner rank", ranks, c.gpus > 0, _adapted_parts(config, p), _activations(config, model))
     masters = MASTER * (share if stage else p) if stage or b == 2 else 0  # DeepSpeed trains float32 weights themselves
     parts = {
         "weights": b * (share if stage == 3 else p),
@@ -69,12 +71,37 @@ def learner_need(config: RunConfig, model: ModelSize) -> Need:
     return Need("learner rank", ranks, c.gpus > 0, parts, _activations(config, model))
 
 
+def _adapted_parts(config: RunConfig, parameters: int) -> dict[str, int]:
+    """Returns what a rank holds that trains an adapter, in float32, of a model that is frozen; its reference is the model itself."""
+    c, b, adapter = config.learner, BYTES[config.trainer_precision], adapter_elements(config)
+    stage, share = c.zero_stage, -(-adapter // c.ranks)
+    return {
+        "weights": b * (-(-parameters // c.ranks) if stage == 3 else parameters),
+        "adapter": MASTER * (share if stage == 3 else adapter),
+        "gradients": MASTER * (share if stage >= 2 else adapter),
+        "masters": MASTER * share if stage else 0,
+        "moments": 2 * MOMENTS * (share if stage else adapter),
+        "reference": 0,
+        "transfer buffers": 2 * min(config.weights.bucket_mb * 2**20, MASTER * adapter),
+    }
+
+
+def adapter_elements(config: RunConfig) -> int:
+    """Returns how many elements the adapter has; 0 without one."""
+    lora = config.learner.lora
+    if lora is None:
+        return 0
+    targets = None if lora.targets == "all-linear" else lora.targets
+    return adapter_size(config.model.path, lora.rank, lora.dora, targets)
+
+
 def generator_need(config: RunConfig, model: ModelSize, gpu_bytes: int | None = None) -> Need:
     """Returns what one engine needs on each of its GPUs, or on the host."""
     g, b = config.generators, BYTES[config.engine_dtype]
     weights = b * -(-model.parameters // g.tensor_parallel)
     weights += 4 * model.hidden * model.vocabulary if config.fp32_head and b == 2 else 0
-    buffer = min(config.weights.bucket_mb * 2**20, b * model.parameters)
+    weights += MASTER * (adapter := adapter_elements(config))
+    buffer = min(config.weights.bucket_mb * 2**20, MASTER * adapter if adapter else b * model.parameters)
     parts = {"weights": weights, "KV cache": g.kv_cache_bytes or 0, "transfer buffers": buffer}
     if g.kv_cache_bytes is None and gpu_bytes is not None:
         parts["KV cache"] = max(0, int(g.memory_share * gpu_bytes) - weights)
@@ -104,7 +131,7 @@ class Turns:
 def turns(learner: Need, generator: Need) -> Turns:
     """Returns what the actors of a colocated run need in turn."""
     parts = learner.parts
-    stays = parts["weights"] + parts["reference"] + parts["transfer buffers"]
+    stays = parts["weights"] + parts.get("adapter", 0) + parts["reference"] + parts["transfer buffers"]
     host = learner.count * (parts["masters"] + parts["moments"]) + generator.count * generator.parts["weights"]
     return Turns(learner.certain, generator.certain + stays, host)
 

@@ -25,6 +25,7 @@ FIXED_ON_RESUME = (
     "learner.betas",
     "learner.eps",
     "learner.weight_decay",
+    "learner.lora",
     "model.path",
     "entropy.method",
     "entropy.controller",

@@ -318,5 +318,9 @@ def _start(job: Job, state: RunState) -> Start:
     if job.checkpoint is None:
         return Start(model)
     folder = job.checkpoint.resolve()
-    stage = state.curriculum.index
-    return Start(str(folder / "hf"), state.policy_version, folder / "engine", state.learner, stage, model)
+    stage, saved = state.curriculum.index, str(folder / "hf")
+    if (
+        job.config.learner.lora is not None
+    ):  # the checkpoint has the adapter alone, and engines begin with the base model
+        return Start(model, state.policy_version, folder / "engine", state.learner, stage, model, adapter=saved)
+    return Start(saved, state.policy_version, folder / "engine", state.learner, stage, model)

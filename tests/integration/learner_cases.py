@@ -118,7 +118,13 @@ def settings(model: str, case: dict[str, Any]) -> Any:
     return RankSettings(
         model=ModelSettings(path=model),
         learner=LearnerSettings(
-            zero_stage=case["stage"], lr=LR, eps=EPS, weight_decay=0.01, grad_clip=GRAD_CLIP, threads=1
+            zero_stage=case["stage"],
+            lr=LR,
+            eps=EPS,
+            weight_decay=0.01,
+            grad_clip=GRAD_CLIP,
+            threads=1,
+            lora=case.get("lora"),
         ),
         objective=ObjectiveSettings(**{"clip_low": CLIP, "clip_high": CLIP, **case.get("objective", {})}),
         entropy=EntropySettings.model_validate(
@@ -132,6 +138,7 @@ def settings(model: str, case: dict[str, Any]) -> Any:
         total_steps=100,
         seed=0,
         bucket_bytes=1 << 20,
+        adapter=case.get("adapter"),
     )
 
 
@@ -227,7 +234,10 @@ def rank_main(
                 learner.save(folder / "hf", folder / "engine")
                 torch.distributed.barrier()  # the driver waits for every rank's save before it goes on
                 state = json.loads(json.dumps(learner.state_dict()))
-                learner = Learner(settings(str(folder / "hf"), case), placement)
+                hf, again = str(folder / "hf"), case
+                if case.get("lora"):  # the base model, and the adapter that the checkpoint has
+                    hf, again = case.get("model", model), {**case, "adapter": hf}
+                learner = Learner(settings(hf, again), placement)
                 learner.load(folder / "engine")
                 learner.load_state_dict(state)
             if i == 0 and (how := case.get("optimiser")):

@@ -32,6 +32,7 @@ LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "learner/ledger": (r"learner/ledger/", ("learner: types, settings",)),
     "learner/entropy": (r"learner/entropy/", ("learner/ledger",)),
     "learner/diversity": (r"learner/diversity/", ("envs", "learner/entropy")),
+    "learner/adapters": (r"learner/adapters/", ("learner: types, settings",)),
     "learner/tracing": (r"learner/tracing/", ()),
     "learner/weights": (r"learner/weights/", ()),
     "learner/families": (r"learner/families/", ()),
@@ -40,6 +41,7 @@ LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "learner": (
         r"learner/\w+\.py",
         (
+            "learner/adapters",
             "learner/diversity",
             "learner/weights",
             "learner/families",
