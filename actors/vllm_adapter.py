@@ -102,12 +102,15 @@ class AdaptedLinear(UnquantizedLinearMethod):
         super().create_weights(layer, input_size_per_partition, output_partition_sizes, *rest, **attributes)
         # Buffers of the layer, not of this method: vLLM's memory pools and compiler know those. Their addresses never change.
         self.sizes = list(output_partition_sizes) if self._joins else [sum(output_partition_sizes)]
-        rank, rows, options = self.config.rank, sum(self.sizes), {"dtype": torch.float32}
-        wide = torch.zeros(len(self.sizes) * rank, input_size_per_partition, **options)
-        layer.register_buffer("adapter_a", wide, persistent=False)
-        layer.register_buffer("adapter_b", torch.zeros(rows, rank, **options), persistent=False)
+        rank, rows = self.config.rank, sum(self.sizes)
+        buffers = {
+            "adapter_a": torch.zeros(len(self.sizes) * rank, input_size_per_partition, dtype=torch.float32),
+            "adapter_b": torch.zeros(rows, rank, dtype=torch.float32),
+        }
         if self.config.dora:
-            layer.register_buffer("adapter_scale", torch.ones(rows, **options), persistent=False)
+            buffers["adapter_scale"] = torch.ones(rows, dtype=torch.float32)
+        for name, buffer in buffers.items():
+            layer.register_buffer(name, buffer, persistent=False)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         dora = self.config.dora

@@ -1,8 +1,8 @@
 """Wraps DeepSpeed in a small surface: backward, step, gather, save, load. The only file that imports it.
 
 ZeRO 0-3; fp32, bf16, fp16 (float32 masters; fp16 with a dynamic loss scale). Of an adapted model the adapter alone is trained, in
-float32, whatever the precision of the frozen weights: to DeepSpeed that is fp32. Gradients are averaged over ranks by DeepSpeed, and
-our loss is already a global one, so `backward` multiplies it by the number of ranks.
+float32, whatever the precision of the frozen weights: to DeepSpeed that is fp32. Gradients are averaged over ranks by DeepSpeed,
+and our loss is already a global one, so `backward` multiplies it by the number of ranks.
 """
 
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false

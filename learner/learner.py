@@ -32,7 +32,7 @@ from learner.ledger.tally import Tally
 from learner.model_check import check_model, sequence_logprobs
 from learner.objective import token_loss
 from learner.passes import Passes
-from learner.policy import Policy, load_policy
+from learner.policy import load_policy
 from learner.rank_settings import LearnerStage, RankPlace, RankSettings
 from learner.schedule import learning_rate
 from learner.tracing.spans import traced
@@ -90,7 +90,7 @@ class Learner:
         self._model_folder = ModelFolder()
 
     def _adapt(self) -> None:
-        """Puts the adapter into the model, if there is one: before DeepSpeed sees it, and from a checkpoint where the run goes on."""
+        """Puts the adapter into the model, if there is one, before DeepSpeed sees it: a new one, or that of a checkpoint."""
         s = self.settings
         if s.learner.lora is not None:
             self.policy.cast(self.engine.dtype)  # what DeepSpeed does to weights that it trains
@@ -327,7 +327,8 @@ class Learner:
     def save(self, hf: Path, engine: Path) -> None:
         """Saves the weights and the optimiser's state. Raises OSError where the disk does not take them.
 
-        hf: a folder that from_pretrained and vLLM load, written by rank 0, of an adapted model the adapter's. engine: the optimiser's state, by all ranks.
+        hf: a folder that from_pretrained and vLLM load, written by rank 0; of an adapted model the adapter's, in peft's format.
+        engine: the optimiser's state, by all ranks.
         """
         # Before anything is written: a rank whose disk is full would leave the others alone in their gathers.
         weights = self.engine.whole_weights(self.policy.saved_weights())

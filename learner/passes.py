@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class Passes:
     """Runs the micro-batches of one iteration.
 
-    frozen: the reference policy's forward, None without one. adapter: of an adapted model. kept: of micro-batches whose graph waits for its backward pass, by
-    identity, (logp, entropy) with gradient. version, staleness: as of the RankBatch.
+    frozen: the reference policy's forward, None without one. adapter: of an adapted model. kept: of micro-batches whose graph
+    waits for its backward pass, by identity, (logp, entropy) with gradient. version, staleness: as of the RankBatch.
     """
 
     engine: DeepSpeedEngine

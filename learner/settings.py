@@ -148,7 +148,7 @@ class LoraSettings(Settings):
     def _list_of_names(cls, value: Any) -> Any:
         if isinstance(value, list | tuple) and not value:
             raise ValueError("targets is empty: name linear layers, or leave it out for all of them")
-        return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+        return tuple(cast("list[object]", value)) if isinstance(value, list) else cast(Any, value)
 
     @property
     def scaling(self) -> float:

@@ -40,7 +40,7 @@ class Adapter:
     def __init__(self, model: Any, settings: LoraSettings, base: str, seed: int) -> None:
         """base: what the base model is loaded from, which the adapter's files name. Raises UnsupportedModel."""
         self.settings = settings
-        targets = settings.targets if settings.targets == "all-linear" else list(settings.targets)
+        targets = "all-linear" if isinstance(settings.targets, str) else list(settings.targets)
         self.config = LoraConfig(
             task_type="CAUSAL_LM",
             base_model_name_or_path=base,
@@ -59,9 +59,8 @@ class Adapter:
                 raise UnsupportedModel(f"learner.lora.targets: {' '.join(str(error).split())[:300]}") from error
         self.config.target_modules = sorted(self.config.target_modules or ())  # type: ignore[assignment] - a set has no order
         self.config.inference_mode = True  # as peft's own files say: what loads them trains nothing unless it asks to
-        self.layers: list[tuple[str, LoraLayer]] = [
-            (n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)
-        ]
+        # Any: peft's layers are modules too, which their common class does not say.
+        self.layers: list[tuple[str, Any]] = [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
         for name, layer in self.layers:
             if not isinstance(layer.get_base_layer(), nn.Linear) and not _is_conv1d(layer):
                 raise UnsupportedModel(
@@ -99,28 +98,26 @@ class Adapter:
     @contextmanager
     def off(self) -> Generator[None]:
         """Makes the model the base model for a while. peft's own switch would also take the gradients of what is trained away."""
-        layers: list[Any] = [layer for _, layer in self.layers]
-        for layer in layers:
+        for _, layer in self.layers:
             layer._disable_adapters = True
         try:
             yield
         finally:
-            for layer in layers:
+            for _, layer in self.layers:
                 layer._disable_adapters = False
 
     @contextmanager
     def dropout(self, seed: int, device: torch.device) -> Generator[None]:
         """Drops inputs of the adapter for a while, with random numbers that follow from `seed`."""
-        dropouts: list[nn.Module] = [layer.lora_dropout[ADAPTER] for _, layer in self.layers]
-        owners = [layer for _, layer in self.layers]
+        modules = [module for _, layer in self.layers for module in (layer, layer.lora_dropout[ADAPTER])]
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            for module in (*dropouts, *owners):
+            for module in modules:
                 module.training = True
             try:
                 yield
             finally:
-                for module in (*dropouts, *owners):
+                for module in modules:
                     module.training = False
 
     def write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -166,6 +163,6 @@ def _whole(number: float) -> float:
     return int(number) if number == int(number) else number
 
 
-def _is_conv1d(layer: LoraLayer) -> bool:
+def _is_conv1d(layer: Any) -> bool:
     """Returns whether the base layer is GPT-2's linear layer, whose weight is transposed."""
     return type(layer.get_base_layer()).__name__ == "Conv1D"

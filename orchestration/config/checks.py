@@ -277,28 +277,28 @@ def adapter_fits(config: RunSections) -> None:
         return
     if (c.precision or BODY[config.precision.mode]) == "fp16":
         raise ValueError(
-            "learner.lora is trained in float32, without a loss scale, and in fp16 the gradients that come to it through the frozen "
-            "layers would underflow: set precision to bf16 or fp32"
+            "learner.lora is trained in float32, without a loss scale, and in fp16 the gradients that come to it through the "
+            "frozen layers would underflow: set precision to bf16 or fp32"
         )
     if lora.dora and c.zero_stage == 3:
         raise ValueError(
-            "learner.lora.dora takes norms of whole weights and learner.zero_stage 3 leaves a rank parts of them: set zero_stage to 2 "
-            "or less, or dora to false"
+            "learner.lora.dora takes norms of whole weights and learner.zero_stage 3 leaves a rank parts of them: set zero_stage "
+            "to 2 or less, or dora to false"
         )
     if lora.dropout and c.gradient_checkpointing:
         raise ValueError(
-            f"learner.lora.dropout is {lora.dropout:g} and learner.gradient_checkpointing true: layers that are computed again would "
-            "drop something else; set one of the two to its default"
+            f"learner.lora.dropout is {lora.dropout:g} and learner.gradient_checkpointing true: layers that are computed again "
+            "would drop something else; set one of the two to its default"
         )
     if g.tensor_parallel > 1:
         raise ValueError(
-            f"learner.lora is set and generators.tensor_parallel is {g.tensor_parallel}: an adapter is not divided among the GPUs of "
-            "an engine yet; set tensor_parallel to 1, or train all weights"
+            f"learner.lora is set and generators.tensor_parallel is {g.tensor_parallel}: an adapter is not divided among the GPUs "
+            "of an engine yet; set tensor_parallel to 1, or train all weights"
         )
     if g.quantization is not None:
         raise ValueError(
-            f"learner.lora is set and generators.quantization is {g.quantization}, which is done to weights as they arrive, and those "
-            "of the base model never travel: leave one of the two out"
+            f"learner.lora is set and generators.quantization is {g.quantization}, which is done to weights as they arrive, and "
+            "those of the base model never travel: leave one of the two out"
         )
 
 

@@ -72,7 +72,7 @@ def learner_need(config: RunConfig, model: ModelSize) -> Need:
 
 
 def _adapted_parts(config: RunConfig, parameters: int) -> dict[str, int]:
-    """Returns what a rank holds that trains an adapter, in float32, of a model that is frozen; its reference is the model itself."""
+    """Returns what a rank holds that trains an adapter, in float32, of a frozen model, which is its own reference."""
     c, b, adapter = config.learner, BYTES[config.trainer_precision], adapter_elements(config)
     stage, share = c.zero_stage, -(-adapter // c.ranks)
     return {

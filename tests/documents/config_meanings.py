@@ -212,13 +212,15 @@ MEANINGS = {
         "sampled token. Off unless asked for, whatever the model's configuration has."
     ),
     "learner.lora": (
-        "Train an adapter in the place of the model's weights: [LoRA](lora.md). A number is its rank. `null`: all weights are trained."
+        "Train an adapter in the place of the model's weights: [LoRA](lora.md). A number is its rank. `null`: all weights are "
+        "trained."
     ),
     "learner.lora.rank": "Rank of the adapter of every layer.",
     "learner.lora.alpha": "What the adapter adds is multiplied by alpha / rank; `null`: twice the rank.",
     "learner.lora.dropout": "Share of the adapter's inputs that are dropped in the passes that gradients are taken of.",
     "learner.lora.targets": (
-        "Linear layers that have an adapter: names, or the last part of them, as in `[q_proj, v_proj]`. all-linear: all but the head."
+        "Linear layers that have an adapter: names, or the last part of them, as in `[q_proj, v_proj]`. all-linear: all but the "
+        "head."
     ),
     "learner.lora.dora": "Give every output a magnitude of its own (DoRA); not with ZeRO-3.",
     "learner.gradient_checkpointing": "Recompute activations in the backward pass to save memory.",

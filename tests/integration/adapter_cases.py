@@ -118,7 +118,7 @@ def small_update_in_bf16(folder: str, lora: LoraSettings, scale: float) -> dict[
     trainer: the slopes of it on the change in exact arithmetic."""
     with bench(folder, "llama", lora, "bfloat16") as b:
         exact = Policy(load(Path(folder) / "llama"))
-        exact.model.to(torch.bfloat16).float()  # the rounded weights, in exact arithmetic
+        exact.cast(torch.bfloat16).cast(torch.float32)  # the rounded weights, in exact arithmetic
         exact.adapt(lora, "", 0)
         sequences = prompts(24, 60)
 
