@@ -119,7 +119,7 @@ def settings(model: str, case: dict[str, Any]) -> Any:
         model=ModelSettings(path=model),
         learner=LearnerSettings(
             zero_stage=case["stage"],
-            lr=LR,
+            lr=case.get("lr", LR),
             eps=EPS,
             weight_decay=0.01,
             grad_clip=GRAD_CLIP,

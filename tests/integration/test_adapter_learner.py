@@ -4,11 +4,13 @@ resumed run is the one that was never stopped, and the reference is the model wi
 from __future__ import annotations
 
 import json
+import multiprocessing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from integration import learner_cases
+from integration import adapter_curve, learner_cases
 from safetensors.torch import load_file
 
 from learner.settings import KLSettings
@@ -131,3 +133,17 @@ def test_in_bf16_the_adapter_is_trained_in_float32(results: Any, world: int, cas
     assert 0 < np.abs(b).max() < 1e-3  # four steps of 1e-4
     rounded = (b.view(np.uint32) & 0xFFFF) == 0
     assert rounded[b != 0].mean() < 0.01, "these are numbers of bf16"
+
+
+def test_an_adapter_learns_what_full_training_learns(tmp_path: Path) -> None:
+    """With ten times the learning rate, as docs/lora.md advises: from responses half of whose tokens are even to nearly all."""
+    out = tmp_path / "curves.json"
+    process = multiprocessing.get_context("spawn").Process(target=adapter_curve.curves, args=(str(out),))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    curves = json.loads(out.read_text())
+    assert curves.keys() == {"full", "lora", "dora"}
+    for kind, rewards in curves.items():
+        assert rewards[0] == curves["full"][0] < 0.55, kind  # the same responses of the same policy
+        assert min(rewards[-3:]) > 0.9, (kind, rewards)
