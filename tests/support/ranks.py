@@ -39,6 +39,7 @@ class TablePolicy(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.table = nn.Parameter(torch.randn(VOCAB, VOCAB, generator=generator, dtype=torch.float64))
+        self.adapter = None
 
     def forward(
         self,
@@ -66,6 +67,8 @@ class TablePolicy(nn.Module):
 
     def weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.named_parameters()
+
+    saved_weights = weights
 
 
 @dataclass
