@@ -7,8 +7,7 @@
 | vllm_engine.py     | puts vLLM behind that protocol, stepped by a thread of this process |
 | vllm_build.py      | builds a vLLM engine from settings |
 | vllm_process.py    | runs an engine in a process of its own, without Ray |
-| vllm_adapter.py    | applies the run's adapter inside vLLM's linear layers, and loads a version of it in place |
-| vllm_qwen3_5.py    | gives vLLM its text-only Qwen3.5 where torchvision is not installed |
+| vllm_models        | adds to vLLM's models: the run's adapter, the text-only Qwen3.5 |
 | vllm_requests.py   | keeps what is under way inside vLLM |
 | vllm_worker.py     | runs inside vLLM's worker: weights from the channel into the model |
 | generator.py       | gives an engine a policy version: a generator serves the current one or nothing |

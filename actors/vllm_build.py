@@ -37,10 +37,10 @@ def build_core(settings: VLLMSettings) -> tuple[Any, int]:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from actors import vllm_adapter, vllm_qwen3_5
+    from actors.vllm_models import adapter, qwen3_5
 
-    vllm_qwen3_5.register()
-    vllm_adapter.register()
+    qwen3_5.register()
+    adapter.register()
     arguments = EngineArgs(**engine_arguments(settings, cpu))
     try:
         _suit(arguments, cpu)
@@ -90,7 +90,7 @@ def engine_arguments(settings: VLLMSettings, cpu: bool) -> dict[str, Any]:
         options["quantization"] = g.quantization
     overrides: dict[str, Any] = {"head_dtype": "float32"} if settings.fp32_head else {}
     if settings.lora is not None:
-        from actors.vllm_adapter import described
+        from actors.vllm_models.adapter import described
 
         overrides["quantization_config"] = described(settings.lora)
     return {

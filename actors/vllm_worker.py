@@ -20,7 +20,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from actors import vllm_adapter, vllm_qwen3_5
+from actors.vllm_models import adapter, qwen3_5
 from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
 from learner.weights.subscriber import Subscriber
 
@@ -30,8 +30,8 @@ logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(
 READ_IN_PLACE = 2**16  # bytes of a tensor that is not worth a copy
 
 
-vllm_qwen3_5.register()  # vLLM imports this file in every worker, before it looks the model up
-vllm_adapter.register()
+qwen3_5.register()  # vLLM imports this file in every worker, before it looks the model up
+adapter.register()
 
 
 class WeightReceiver:
@@ -66,8 +66,8 @@ class WeightReceiver:
             return WeightSyncError(f"engine worker {worker.rank}", phase, "connect_weights was not called before")
         try:
             model, tensors = worker.get_model(), own_tensors(subscriber, manifest, timeout_s, worker)
-            adapted = vllm_adapter.is_adapted(model)
-            missing = vllm_adapter.load_adapter(model, tensors) if adapted else load_in_place(model, tensors, worker)
+            adapted = adapter.is_adapted(model)
+            missing = adapter.load_adapter(model, tensors) if adapted else load_in_place(model, tensors, worker)
         except WeightSyncError as error:
             return error
         except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:  # vLLM's weight loaders

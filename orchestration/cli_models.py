@@ -91,11 +91,12 @@ def chat(
 def export(
     run: Annotated[str, typer.Argument(help="A run or its name in runs/, or one of its checkpoints.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, which does not exist yet.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Add the adapter to its base model, in float32.")] = False,
 ) -> None:
     """Writes a checkpoint as a Hugging Face folder with a model card. The card has settings, results and the ledger."""
     from orchestration.commands.export import export as write
 
-    write(run, out, note)
+    write(run, out, note, merged)
 
 
 @app.command("check-env", context_settings=OVERRIDES)

@@ -19,7 +19,7 @@ FOLDERS = sorted({path.parent for path in FILES})
 HOMES = {
     "ray": r"actors/(remote|handles|health/lifeline)\.py|orchestration/(cluster|run|commands|jobs)/.*"
     r"|orchestration/telemetry/sinks/prometheus\.py",
-    "vllm": r"actors/vllm_\w+\.py",
+    "vllm": r"actors/vllm_(\w+|models/\w+)\.py",
     "deepspeed": r"learner/deepspeed_engine\.py",
     "httpx": r"actors/rewards/endpoint\.py",
     "jinja2": r"orchestration/report/.*",

@@ -28,7 +28,7 @@ READS_OLD_NAMES = (
 # Objects of other libraries, and environments of a user's own, may or may not have an attribute: these files ask.
 FOREIGN = {
     "actors/rewards/reward_model.py": "configurations of Hugging Face models",
-    "actors/vllm_adapter.py": "models in vLLM",
+    "actors/vllm_models/adapter.py": "models in vLLM",
     "actors/vllm_worker.py": "the layers of a model in vLLM",
     "envs/adapters/reasoning_gym/worker.py": "reasoning-gym's configurations",
     "envs/catalog.py": "a user's environment",

@@ -19,7 +19,7 @@ def run(model: str, system: str, max_tokens: int, temperature: float, seed: int,
     """
     from transformers import AutoModelForCausalLM, TextStreamer, set_seed
 
-    source = find_model(model)
+    source = find_model(model).whole()
     try:
         tokenizer: Any = templates.load_tokenizer(source.model)
         weights: Any = AutoModelForCausalLM.from_pretrained(source.model, dtype="auto").eval()

@@ -61,7 +61,7 @@ def run(model: str, asked: Asked, out: Path | None) -> dict[str, float]:
     """Evaluates, prints a table, writes the metrics to `out` and returns them. Raises ConfigError before anything starts."""
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out} cannot be written: the folder {out.parent} does not exist")
-    source = find_model(model)
+    source = find_model(model).whole()
     config = configured(source, asked)
     run_preflight(config)
     codec = load_codec("MODEL", config.model.path, config.model.chat_template)

@@ -6,6 +6,7 @@ settings, rewards and pass@k before and after, and what the entropy ledger recor
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from orchestration.analysis.diagnosis import diagnose
 from orchestration.analysis.findings import method_name
 from orchestration.analysis.run_data import RunData, load_run
 from orchestration.analysis.run_summary import RunSummary, summary_of
-from orchestration.commands.model_source import find_model
+from orchestration.commands.model_source import ADAPTER_CONFIG, find_model
 from orchestration.errors import ConfigError, IsentropeError
 from orchestration.run.resume import own_config
 from orchestration.text import number, one_line, percent
@@ -27,8 +28,11 @@ from orchestration.text import number, one_line, percent
 CARD, SETTINGS = "README.md", "isentrope.yaml"
 
 
-def export(given: str, out: Path, say: Callable[[str], None]) -> Path:
-    """Writes the folder `out`, whole or not at all, and returns it. ConfigError for another model and for a folder that exists."""
+def export(given: str, out: Path, say: Callable[[str], None], merged: bool = False) -> Path:
+    """Writes the folder `out`, whole or not at all, and returns it. ConfigError for another model and for a folder that exists.
+
+    Of a run that trained an adapter it holds the adapter, in peft's format, or if `merged` the base model with the adapter added.
+    """
     source = find_model(given)
     if source.run is None or source.checkpoint is None:
         raise ConfigError(f"{given} is not a run or a checkpoint of one: its folder can be used as it is")
@@ -41,16 +45,41 @@ def export(given: str, out: Path, say: Callable[[str], None]) -> Path:
         run = load_run(source.run)
     except Exception as error:
         raise ConfigError(f"{checkpoint} cannot be exported: {one_line(error)}") from error
+    weights = Path(source.model)
+    adapter = (weights / ADAPTER_CONFIG).is_file()
+    if merged and not adapter:
+        raise ConfigError(f"{weights} is a whole model: leave --merged out, which adds an adapter to its base model")
+    base = _base_of(weights) if merged else ""
     iteration = int(source.checkpoint.rpartition("_")[2])
     try:
         with written_whole(out, lambda: False) as folder:
-            shutil.copytree(source.model, folder, dirs_exist_ok=True)
+            shutil.copytree(weights, folder, dirs_exist_ok=True)
+            if merged:
+                _merge(weights, base, folder)
             (folder / SETTINGS).write_text(yaml.safe_dump(own_config(source.run), sort_keys=False), "utf-8")
             (folder / CARD).write_text(card(run, iteration), "utf-8")
     except OSError as error:
         raise IsentropeError(f"{out} cannot be written: {one_line(error)}") from error
-    say(f"exported: {out}, iteration {iteration} of {run.name}")
+    what = "the base model with the adapter added, in float32" if merged else "the adapter" if adapter else "the model"
+    say(f"exported: {out}, {what}, iteration {iteration} of {run.name}")
     return out
+
+
+def _base_of(adapter: Path) -> str:
+    """Returns the base model that an adapter names, a folder that is there or an id."""
+    base = str(json.loads((adapter / ADAPTER_CONFIG).read_text("utf-8"))["base_model_name_or_path"])
+    if Path(base).is_absolute() and not (Path(base) / "config.json").is_file():
+        raise ConfigError(f"the base model {base}, which {adapter / ADAPTER_CONFIG} names, is not there: put it back")
+    return base
+
+
+def _merge(adapter: Path, base: str, out: Path) -> None:
+    """Replaces the adapter's files in a copy of its folder by the merged model's."""
+    from learner.adapters.merge import merge  # torch from here on
+
+    for name in (ADAPTER_CONFIG, "adapter_model.safetensors"):
+        (out / name).unlink()
+    merge(adapter, base, out)
 
 
 def card(run: RunData, iteration: int) -> str:

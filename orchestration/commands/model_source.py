@@ -10,6 +10,7 @@ from orchestration.config.model_folder import check_model
 from orchestration.errors import ConfigError
 
 RUNS = Path("runs")
+ADAPTER_CONFIG = "adapter_config.json"  # of a folder in peft's format
 WEIGHTS = "hf"  # the folder of a checkpoint that transformers and vLLM load
 
 
@@ -26,18 +27,33 @@ class ModelSource:
     run: Path | None = None
     checkpoint: str | None = None
 
+    @property
+    def is_adapter(self) -> bool:
+        """Returns whether it is an adapter, which needs its base model."""
+        return (Path(self.model) / ADAPTER_CONFIG).is_file()
+
+    def whole(self) -> ModelSource:
+        """Returns itself. Raises ConfigError where it is an adapter, which no engine loads as a model."""
+        if self.is_adapter:
+            raise ConfigError(
+                f"{self.model} is an adapter: `isentrope export {self.run or self.model} OUT --merged` writes the model that it "
+                "makes of its base, and OUT can be given here"
+            )
+        return self
+
 
 def find_model(given: str) -> ModelSource:
     """Returns the model; of a run, that of its latest checkpoint. Raises ConfigError, one sentence."""
     for folder in (Path(given), RUNS / given):
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
             inside = folder.name == WEIGHTS and _is_run(folder)
             source = (
                 ModelSource(str(folder), folder.parents[2], folder.parent.name) if inside else ModelSource(str(folder))
             )
-            check_model(source.model)
+            if not source.is_adapter:
+                check_model(source.model)
             return source
-        if (folder / WEIGHTS / "config.json").is_file():
+        if any((folder / WEIGHTS / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
             return find_model(str(folder / WEIGHTS))
         if (folder / "config.yaml").is_file():
             latest = Checkpoints(folder / "checkpoints", 1).latest()

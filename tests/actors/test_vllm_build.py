@@ -97,7 +97,7 @@ def test_an_architecture_that_vllm_does_not_know_is_one_line(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_qwen3_5_is_imported_without_torchvision_and_leaves_no_stand_in_behind() -> None:
-    from actors import vllm_qwen3_5
+    from actors.vllm_models import qwen3_5 as vllm_qwen3_5
 
     assert vllm_qwen3_5.Qwen3_5ForCausalLM.__module__ == "vllm.model_executor.models.qwen3_5"
     if not vllm_qwen3_5.is_torchvision_available():

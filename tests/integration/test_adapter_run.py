@@ -73,7 +73,7 @@ def test_exported_as_an_adapter_and_merged_it_is_the_same_policy(
 ) -> None:
     answers = {}
     for name, more in (("adapter", ()), ("merged", ("--merged",))):
-        code, out = finish(isentrope("export", str(undisturbed), "--out", str(tmp_path / name), *more, cwd=tmp_path))
+        code, out = finish(isentrope("export", str(undisturbed), str(tmp_path / name), *more, cwd=tmp_path))
         assert code == 0, out
         assert (tmp_path / name / "tokenizer.json").is_file()
         exported: Any = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)
@@ -85,18 +85,20 @@ def test_exported_as_an_adapter_and_merged_it_is_the_same_policy(
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
 
 
-def test_export_refuses_in_a_sentence_and_writes_nothing(undisturbed: Path, tmp_path: Path) -> None:
+def test_export_refuses_in_a_sentence_and_writes_nothing(undisturbed: Path, model: Path, tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.mkdir()
-    checkpoint = tmp_path / "step_000004"
-    shutil.copytree(undisturbed / "checkpoints" / "step_000004", checkpoint)
-    (checkpoint / "hf" / "adapter_model.safetensors").write_bytes(b"torn")
+    torn = tmp_path / "torn"
+    shutil.copytree(undisturbed, torn)
+    (torn / "checkpoints" / "step_000004" / "hf" / "adapter_model.safetensors").write_bytes(b"torn")
     cases = {
-        (str(undisturbed), "there"): "exists: give --out a folder that does not",
-        (str(tmp_path), "new"): "is neither a checkpoint nor the folder of a run that has one",
-        (str(checkpoint), "new"): "adapter_model.safetensors should have",
+        (str(undisturbed), "there"): "exists: give a folder that does not",
+        (str(model), "new"): "is not a run or a checkpoint of one",
+        (str(torn), "new"): "adapter_model.safetensors should have",
     }
     for (source, out), sentence in cases.items():
-        code, said = finish(isentrope("export", source, "--out", str(tmp_path / out), cwd=tmp_path))
+        code, said = finish(isentrope("export", source, str(tmp_path / out), cwd=tmp_path))
         assert code == 2 and sentence in said and len(said.splitlines()) == 1, said
     assert not (tmp_path / "new").exists() and not list(there.iterdir())
+    code, said = finish(isentrope("eval", str(undisturbed), cwd=tmp_path))
+    assert code == 2 and "is an adapter: `isentrope export" in said and len(said.splitlines()) == 1, said

@@ -169,7 +169,7 @@ def test_an_export_is_the_weights_and_a_card_of_the_rows_up_to_them(run: Path, t
     said: list[str] = []
     out = export("demo", tmp_path / "out", said.append)
     assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md", "isentrope.yaml"}
-    assert said == [f"exported: {out}, iteration 4 of demo"]
+    assert said == [f"exported: {out}, the model, iteration 4 of demo"]
     _, front, text = (out / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front) == {
         "library_name": "transformers",
