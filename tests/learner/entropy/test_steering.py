@@ -151,15 +151,12 @@ def test_a_coefficient_that_only_raises_entropy_waits_for_it_to_come_down_from_t
     made = build.build(method, controller, TargetSettings(fraction=0.7))
     made.set_start(row(1.0))
     for entropy, saturated in ((1.0, 0.0), (0.9, 0.0), (1.2, 1.0), (0.8, 0.0)):
-        for _ in range(12):
-            metrics = made.observe(row(entropy))
+        metrics = [made.observe(row(entropy)) for _ in range(12)][-1]
         assert metrics["entropy/coefficient"] == metrics["entropy/coefficient_low"]
         assert metrics["entropy/saturated"] == saturated
     signed = steering("doubling")  # it could have pushed entropy down, and is at the end of that
     signed.set_start(row(1.0))
-    for _ in range(40):
-        metrics = signed.observe(row(0.9))
-    assert metrics["entropy/saturated"] == 1.0
+    assert [signed.observe(row(0.9)) for _ in range(40)][-1]["entropy/saturated"] == 1.0
 
 
 def test_entropy_over_successful_responses_is_held_where_that_was_asked_for() -> None:
