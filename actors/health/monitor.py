@@ -47,6 +47,7 @@ class HealthMonitor:
         self.moves = 0  # times that an actor was heard to have done more than before
         self.interval_s = 1.0  # between two questions to the same actor
         self._on_dead, self._clock = on_dead, clock
+        self._looked: float | None = None  # when; None while nobody asks
         self._entries: dict[str, _Entry] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -110,18 +111,26 @@ class HealthMonitor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._task = None
+        self._task = self._looked = None
 
     async def _run(self) -> None:
-        last = self._clock()
+        self._looked = self._clock()
         while True:
             await asyncio.sleep(self.interval_s)
-            now = self._clock()
-            # This process itself was stopped or starved: nobody could be heard meanwhile, and nobody is to blame.
-            if now - last > 3 * self.interval_s + 1:
-                self._excuse(now)
-            last = now
+            self._notice_a_standstill()
             self.turn()
+
+    def _notice_a_standstill(self) -> None:
+        """Excuses everybody where this process itself was stopped or starved: nobody could be heard meanwhile.
+
+        Called before anybody is judged, also by an answer: one may be taken up before the loop of questions is."""
+        if self._looked is None:
+            return
+        now = self._clock()
+        if now - self._looked > 3 * self.interval_s + 1:
+            for entry in self._entries.values():
+                entry.health.excuse(now)
+        self._looked = now
 
     def turn(self) -> None:
         """Asks everybody who has answered the question before, and gives up those that a limit was passed for."""
@@ -132,10 +141,6 @@ class HealthMonitor:
                 entry.asking = asyncio.get_running_loop().create_task(self._ask(entry))
             self._judge(entry)
 
-    def _excuse(self, now: float) -> None:
-        for entry in self._entries.values():
-            entry.health.excuse(now)
-
     async def _ask(self, entry: _Entry) -> None:
         busy = entry.member.busy
         try:
@@ -143,6 +148,7 @@ class HealthMonitor:
         except MemberDied as death:
             self.report(death)
         else:
+            self._notice_a_standstill()
             if entry.health.hear(done, busy and entry.member.busy, self._clock()):
                 self.moves += 1
             self._judge(entry)

@@ -159,3 +159,26 @@ def test_nobody_is_blamed_for_the_time_in_which_this_process_itself_stood_still(
         await monitor.stop()
 
     run(work())
+
+
+def test_an_answer_that_is_taken_up_before_the_next_question_blames_nobody_either() -> None:
+    async def work() -> None:
+        clock, deaths = Clock(), list[MemberDied]()
+        monitor = HealthMonitor(lambda kind, member, death: deaths.append(death), clock)
+        monitor.interval_s = 0.01
+        actor = Actor("g0")
+        monitor.watch(actor, "generator", LIMITS)
+        monitor.start()
+        await asyncio.sleep(0.05)
+        actor.frozen.clear()  # the next answer waits
+        await asyncio.sleep(0.05)
+        monitor.interval_s = 3600.0  # and comes long before the next question
+        await asyncio.sleep(0.05)
+        clock.now += 20_000
+        actor.frozen.set()
+        await asyncio.sleep(0.05)
+        assert deaths == []
+        assert monitor.state("g0") is MemberState.HEALTHY
+        await monitor.stop()
+
+    run(work())
