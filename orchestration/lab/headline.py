@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from orchestration.analysis.retention import StageKey
+from orchestration.analysis.retention import MatrixKey, StageKey
 from orchestration.lab.compare import Difference, difference
 from orchestration.lab.results import ArmResult, LabResults
 from orchestration.text import listed
 
 
 def headline(results: LabResults) -> str:
-    """Compares the second arm with the first, in the reward of every stage and in pass@k; empty unless there are two arms.
+    """Compares the second arm with the first, in the reward of every stage and in pass@k after it; empty unless there are two arms.
 
     Brackets hold both means, and the mean of their differences with the half of its 95 % interval over seeds.
     """
@@ -42,8 +42,14 @@ def _metrics(results: LabResults) -> dict[str, str]:
     parsed = [StageKey.parse(name) for name in names]
     stages = sorted({key.stage for key in parsed if key is not None and key.metric == "area/reward"}, reverse=True)
     out = {str(StageKey("area/reward", stage)): f"the mean reward of {results.stage(stage)}" for stage in stages}
+    # What a policy can still do of the last environment after the stages before it.
+    cells = [key for name in names if (key := MatrixKey.parse(name)) is not None and key.stage is not None]
+    last = cells[-1].env if cells else ""
+    for key in cells:
+        if key.env == last and key.k in results.ks and key.stage != max(stages, default=0):
+            out[str(key)] = f"pass@{key.k} in {last} after {results.stage(key.stage or 0)}"
     for k in results.ks:
-        out[f"pass@{k}/best"] = f"pass@{k} at each one's best temperature"
+        out[f"pass@{k}/best"] = f"pass@{k} at each one's best temperature" + (" at the end" if stages else "")
     return out
 
 

@@ -28,9 +28,24 @@ def test_ahead_behind_and_not_told_apart_with_their_numbers() -> None:
     )
     assert headline(LabResults([base, held], k=1, stages=["first"])) == (
         "held against grpo, 3 seeds: ahead in the mean reward of stage 1 (0.220 against 0.020, +0.200 ± 0.025); behind in the mean "
-        "reward of first (0.200 against 0.300, -0.100 ± 0.000); not told apart in pass@1 at each one's best temperature (0.200 "
-        "against 0.200, +0.000 ± 0.430)."
+        "reward of first (0.200 against 0.300, -0.100 ± 0.000); not told apart in pass@1 at each one's best temperature at the end "
+        "(0.200 against 0.200, +0.000 ± 0.430)."
     )
+
+
+def test_what_is_left_of_the_last_environment_after_the_stages_before_is_compared() -> None:
+    def staged(name: str, first: float, last: float) -> ArmResult:
+        metrics: dict[str, float] = {"area/reward/0": 0.3, "area/reward/1": 0.2}
+        for stage, value in ((0, first), (1, last)):
+            metrics |= {f"matrix/pass@{k}/{stage}/{env}": value for k in (1, 4) for env in ("one", "two")}
+        cells = [CellResult(seed, metrics) for seed in (0, 1)]
+        return ArmResult(name, cells=cells, metrics={key: Spread.over([v, v]) for key, v in metrics.items()})
+
+    text = headline(LabResults([staged("a", 0.1, 0.4), staged("b", 0.3, 0.4)], k=4, stages=["one", "two"]))
+    assert text.startswith(
+        "b against a, 2 seeds: ahead in pass@1 in two after one (0.300 against 0.100, +0.200 ± 0.000)"
+    )
+    assert "pass@4 in two after one" in text and "in one after one" not in text and "after two" not in text
 
 
 def test_one_seed_tells_nothing_apart() -> None:
