@@ -11,7 +11,7 @@ from orchestration.analysis.run_summary import RunSummary, summary_of
 from orchestration.text import percent
 from orchestration.thresholds import COLLAPSED, EVAL_NOISE, SEVERAL_SOLUTIONS
 
-HOLD = "entropy={method: {kind: repo}, controller: {kind: isentropic}}"
+HOLD = "entropy={}"  # a section without a method: REPO, isentropic, 0.7 of the start
 
 
 def choice(run: RunData) -> Finding | None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestration.analysis.advice import choice
+from orchestration.analysis.advice import HOLD, choice
 from orchestration.analysis.run_data import RunData
+from orchestration.config.loader import parse_overrides
+from orchestration.config.run_config import configure
 
 NONE = {"entropy": {"method": {"kind": "none"}, "controller": {"kind": "fixed"}}}
 HELD = {"entropy": {"method": {"kind": "repo"}, "controller": {"kind": "isentropic"}}}
@@ -28,6 +30,11 @@ def values(entropy: float, reward: float, one: float, many: float, distinct: flo
         "eval/a/pass@32": many,
         "eval/a/distinct_correct": distinct,
     }
+
+
+def test_what_is_advised_holds_entropy_where_it_was_measured_to_pay() -> None:
+    entropy = configure("countdown-grpo", parse_overrides([HOLD])).entropy
+    assert (entropy.kind, entropy.controller.kind, entropy.target.fraction) == ("repo", "isentropic", 0.7)
 
 
 @pytest.mark.parametrize(
