@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestration.errors import ConfigError
+from orchestration.errors import ConfigError, PlacementError
 from orchestration.jobs.client import FOLDER, ended, exit_code
 from orchestration.jobs.client import connect as connect_to
 from orchestration.text import duration
 
+STOPPING_S = 1800.0  # for an iteration and its checkpoint
+AGAIN_S = 1.0
 TAIL = 5  # lines of the log that a status shows
 
 
@@ -44,7 +46,10 @@ def logs(name: str, address: str, follow: bool, out: Callable[[str], Any] = sys.
 
 
 def stop(name: str, address: str, now: bool, out: Callable[[str], Any] = sys.stdout.write) -> str:
-    """Stops a job after a checkpoint of its last whole iteration, and waits until it has ended. Returns a sentence."""
+    """Stops a job after a checkpoint of its last whole iteration, and waits until it has ended. Returns a sentence.
+
+    Raises PlacementError where it has not ended after STOPPING_S.
+    """
     if now:
         raise ConfigError("a job is stopped after a checkpoint: --now is for a run whose folder is seen from here")
     jobs = connect_to(address)
@@ -54,8 +59,13 @@ def stop(name: str, address: str, now: bool, out: Callable[[str], Any] = sys.std
         return f"{identity} has ended already: {job.status.value.lower()}, exit code {exit_code(job)}"
     before = len(jobs.log(identity))
     jobs.stop(identity)
+    deadline = time.monotonic() + STOPPING_S
     while not ended(job):
-        time.sleep(1.0)  # another host: there is nothing to wait on
+        if time.monotonic() > deadline:
+            raise PlacementError(
+                f"{identity} was asked to stop and has not ended after {duration(STOPPING_S)}: see `isentrope logs {identity}`"
+            )
+        time.sleep(AGAIN_S)  # another host: there is nothing to wait on
         job = jobs.info(identity)
     out(jobs.log(identity)[before:])
     return f"{identity}: {job.status.value.lower()}"
