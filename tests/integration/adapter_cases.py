@@ -153,7 +153,7 @@ def chosen(model: Any, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def broken(folder: str) -> list[str]:
-    """Sends what is no whole adapter, in several ways; returns the errors. A whole one heals the engine."""
+    """Sends incomplete adapters of several kinds; returns the errors. A complete one mends the engine."""
     messages: list[str] = []
     with bench(folder, "qwen3", LoraSettings(rank=4, targets=("q_proj", "o_proj"))) as b:
         b.learn()

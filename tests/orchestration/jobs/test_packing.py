@@ -1,4 +1,4 @@
-"""What goes along with a submitted run: by upload what a relative path names, by path what an absolute one does."""
+"""Tests what a submitted run takes with it: by upload what a relative path names, by path what an absolute one does."""
 
 from __future__ import annotations
 
