@@ -221,6 +221,8 @@ def connect(config: RunConfig, copies: int = 1, say: Say = lambda text: None) ->
 def _init(**options: Any) -> None:
     """Calls ray.init, which bounds its own waits. In this thread: what it connects in one that ends does not answer afterwards."""
     TOKENS.reset_cache()  # Ray has read another one at its import, or for the session before in this process
+    # At once: threads of a session that was lost still ask for one, and Ray ends the process when they find none.
+    TOKENS.has_token(ignore_auth_mode=True)
     logging.getLogger("ray").setLevel(logging.ERROR)  # before it is first told `logging_level`
     # An actor that dies is our own event; Ray would print a page about it.
     worker.print_to_stdstream = lambda *_, **__: None
