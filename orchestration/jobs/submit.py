@@ -15,6 +15,7 @@ from orchestration.config.run_config import RunConfig, load_config
 from orchestration.errors import ConfigError
 from orchestration.jobs import variables
 from orchestration.jobs.packing import Item, Package, pack
+from orchestration.text import size
 
 STOP_WAIT_S = 600  # for a driver that was asked to stop, to write its checkpoint; Ray's own limit is 3 s
 NOT_FOUND = (126, 127)  # exit codes of a shell that does not find the program
@@ -155,11 +156,3 @@ def describe(config: RunConfig, package: Package, names: Sequence[str]) -> list[
 
 def _bytes(item: Item, package: Package) -> int:
     return sum(package.files[name].stat().st_size for name in item.files)
-
-
-def size(count: int) -> str:
-    """Returns a number of bytes as a person reads it."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} B"
