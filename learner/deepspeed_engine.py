@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from learner.rank_settings import RankPlace
 from learner.settings import EngineSettings, TrainerPrecision
 from learner.tracing.spans import span, traced
 from learner.training_state import fragments, shards
+from learner.training_state.deepspeed_config import PIECE_ELEMENTS, deepspeed_config
 from learner.training_state.host_copy import HostCopy
 from learner.training_state.other_weights import OtherWeights
 from learner.types import UnsupportedPrecision
@@ -143,10 +145,16 @@ class DeepSpeedEngine:
         rest = [p for p, n in dimensions.items() if n < 2]
         groups = [{"params": decay, "weight_decay": s.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         # A client optimizer: one named in the config is compiled at first use, which takes minutes on a CPU.
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self._lr, betas=s.betas, eps=s.eps)
+        # Fused, it takes no memory beside its state; on a CPU the loop over parameters is what all recorded numbers are of.
+        fused = {"fused": True} if self.placement.cuda else {}
+        optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=self._lr, betas=s.betas, eps=s.eps, **fused
+        )
         engine: Any
         engine, *_ = self._deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())
         self.engine = engine
+        # Without ZeRO the size is an argument's default, that no setting reaches.
+        engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=PIECE_ELEMENTS)
         if (scaler := getattr(engine.optimizer, "loss_scaler", None)) is not None:
             # ZeRO's scaler would end the process with a bare Exception; the learner has a sentence for an exhausted scale.
             scaler.raise_error_at_min_scale = False
@@ -165,23 +173,7 @@ class DeepSpeedEngine:
         return engine
 
     def _config(self) -> dict[str, Any]:
-        s = self.settings
-        config: dict[str, Any] = {
-            # Micro-batches are made by tokens and the boundary is set by hand, so these two only have to be consistent.
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "zero_optimization": {"stage": s.zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "gradient_clipping": s.grad_clip,
-            "steps_per_print": 10**9,
-            "wall_clock_breakdown": False,
-        }
-        if self._trained == "bf16":
-            config["bf16"] = {"enabled": True}
-        if self._trained == "fp16":
-            # loss_scale 0: dynamic. Halved after a step whose gradient overflowed, doubled after 1,000 that did not.
-            config["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": self._loss_scale_power}
-        return config
+        return deepspeed_config(self.settings, self._trained, self._loss_scale_power, pinned=self.placement.cuda)
 
     @traced("forward")
     def __call__(self, *inputs: Any) -> Any:

@@ -119,11 +119,22 @@ class EngineSettings(Settings):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, ge=0)  # global norm; 0: off
+    # Keeps masters and moments in host memory, where the step is then taken: 12 bytes a parameter and rank less on a GPU.
+    offload_optimiser: bool = False
 
     @field_validator("betas", mode="before")
     @classmethod
     def _list_is_a_pair(cls, value: Any) -> Any:
         return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> Self:
+        if self.offload_optimiser and not self.zero_stage:
+            raise ValueError(
+                "offload_optimiser is true and zero_stage 0: DeepSpeed offloads what ZeRO divides, set zero_stage=1, 2 or 3, also "
+                "with a single rank"
+            )
+        return self
 
 
 class LoraSettings(Settings):

@@ -13,6 +13,7 @@
 | text.py      | pure: numbers, shares, durations and errors as short text |
 | group_stats.py | pure: statistics of scored groups |
 | config/      | RunConfig: recipes and overrides, strict, every mistake one sentence |
+| memory/      | what memory a run will need, and what would fit |
 | cluster/     | Ray actors: placement, start, replacement, weights |
 | sampling/    | prompts to scored groups |
 | telemetry/   | metric keys, rows, sinks, alarms |

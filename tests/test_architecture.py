@@ -36,6 +36,7 @@ LIGHT = (
     "learner/diversity",
     "actors/settings.py",
     "orchestration/config",
+    "orchestration/memory",
     "orchestration/telemetry",
     "orchestration/analysis",
     "orchestration/report",

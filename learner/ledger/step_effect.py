@@ -28,6 +28,7 @@ ForwardFn = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 WeighFn = Callable[[MicroBatch, Tensor], Tensor]
 # Gradients of a mean over many tokens are small: multiplied by this, half precision does not lose them.
 GRADIENT_SCALE = 1024.0
+PIECE = 2**22  # elements that are multiplied in float64 at once: of a whole embedding that would be 28 bytes an element
 
 
 class Shards(Protocol):
@@ -88,8 +89,12 @@ class StepEffect:
         """Returns (predicted, realised) change of entropy by the steps since `begin`, nats per token."""
         total = torch.zeros(3, dtype=torch.float64)
         for parameter, gradient, before in zip(self._parameters, self._gradient, self._before, strict=True):
-            step = _precise(self._engine.own_part(parameter)) - _precise(before)
-            total[2] += float((gradient.double() * step.double()).sum())
+            parts = zip(
+                *(t.flatten().split(PIECE) for t in (self._engine.own_part(parameter), gradient, before)), strict=True
+            )
+            for now, slope, earlier in parts:
+                step = _precise(now) - _precise(earlier)
+                total[2] += float((slope.double() * step.double()).sum())
         self._gradient, self._before = [], []
         with torch.no_grad():
             for i, micro in enumerate(micros):

@@ -5,6 +5,7 @@ it holds, a little at a time; at loading, every rank reads the ranges it needs. 
 
 fragments.py     where an optimiser of DeepSpeed's holds a parameter's master and moments
 shards.py        the files: written by the ranks, read by any number of others
+deepspeed_config.py  what DeepSpeed is told, with the sizes of its buffers
 host_copy.py     what is in host memory while generators have the GPU
 other_weights.py other weights for a while, which engines are compared on
 one_read.py      the weights that rank 0 has read, given to all ranks

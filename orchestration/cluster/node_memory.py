@@ -23,12 +23,12 @@ def host_bytes() -> int:
     return total
 
 
-def gpu_bytes() -> int | None:
-    """Returns the memory of this node's smallest GPU; None where there is none, or it cannot be asked."""
+def gpus_bytes() -> list[int]:
+    """Returns the memory of each of this node's GPUs; of none where there is none, or they cannot be asked."""
     if not GPUS.is_dir():
-        return None
+        return []
     try:
         done = subprocess.run(QUERY, capture_output=True, text=True, timeout=ASK_S, check=True)
-        return min(int(line) for line in done.stdout.split()) * 2**20
+        return [int(line) * 2**20 for line in done.stdout.split()]
     except (OSError, ValueError, subprocess.SubprocessError):
-        return None
+        return []

@@ -5,9 +5,7 @@
 | checks.py          | rules between sections, each a pure function |
 | composition.py     | the sections of a run, whatever they say |
 | loader.py          | YAML, overrides at dotted keys, errors as sentences |
-| memory_plan.py     | the memory that every actor will need, in bytes |
 | model_folder.py    | whether a local model folder can be loaded, as far as its small files say |
-| model_size.py      | a model's parameters and widths, from the headers of its files |
 | preflight.py       | whether what it names is there: models, environments, keys |
 | resume_rules.py    | whether a configuration can go on from another one's checkpoint |
 | reward_sections.py | the section `rewards`, composed of the terms' settings |

@@ -180,6 +180,21 @@ def gpus_fit(config: RunSections) -> None:
             )
 
 
+def offload_has_a_device(config: RunSections) -> None:
+    """Requires a GPU to offload from, and one way of it."""
+    c = config.learner
+    if c.offload_optimiser and not c.gpus:
+        raise ValueError(
+            "learner.offload_optimiser is true and learner.gpus 0: on a CPU the optimiser's state is in host memory already, leave "
+            "it out"
+        )
+    if c.offload_optimiser and config.generators.colocated:
+        raise ValueError(
+            "learner.offload_optimiser and generators.colocated are both true: colocated runs move the optimiser's state to the "
+            "host and back themselves, leave one of the two out"
+        )
+
+
 def colocated_fits(config: RunSections) -> None:
     """Requires one generator on each of the learner's GPUs, and turns, where they are colocated."""
     g, c = config.generators, config.learner
@@ -330,6 +345,7 @@ CHECKS = (
     entropy_method_acts,
     gpus_fit,
     node_resources_fit,
+    offload_has_a_device,
     colocated_fits,
     rewards_fit,
     one_precision,

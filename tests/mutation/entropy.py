@@ -124,7 +124,7 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         STEP,
         ("a gradient of the sum", "/ (GRADIENT_SCALE * count)", "/ GRADIENT_SCALE"),
         ("the last micro-batch alone", "part if before is None else before + part", "part"),
-        ("no displacement", "_precise(self._engine.own_part(parameter)) - _precise(before)", "_precise(before)"),
+        ("no displacement", "_precise(now) - _precise(earlier)", "_precise(earlier)"),
         ("realised upside down", ") - self._entropy\n", ") + self._entropy\n"),
     ),
     *entries(

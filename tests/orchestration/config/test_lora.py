@@ -13,13 +13,15 @@ from support.builders import config_data
 from learner.policy import load_policy
 from learner.settings import LoraSettings
 from orchestration.config.loader import put
-from orchestration.config.memory_plan import generator_need, learner_need
-from orchestration.config.model_size import adapter_size, model_size
 from orchestration.config.resume_rules import check_resumable
 from orchestration.config.run_config import load_config, validate
 from orchestration.errors import ConfigError
+from orchestration.memory.learner_rank import rank_need
+from orchestration.memory.model_size import model_size
+from orchestration.memory.plan import generator_need
 
 LR = {"lr": 1e-4}
+NO_LEDGER = {"ledger_share": 0.0}  # so that the need is that of a step, with gradients
 
 
 def lora(value: Any, **sections: Any) -> Any:
@@ -134,11 +136,12 @@ def test_the_plan_counts_what_peft_makes(family: str, settings: LoraSettings, tm
     policy.adapt(settings, str(tmp_path), 0)
     made = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     targets = None if isinstance(settings.targets, str) else settings.targets
-    assert adapter_size(str(tmp_path), settings.rank, settings.dora, targets) == made
     size = model_size(str(tmp_path))
-    assert size is not None
-    config = validate(config_data(model={"path": str(tmp_path)}, learner={**LR, "lora": settings.model_dump()}))
-    parts = learner_need(config, size).parts
+    assert size is not None and size.adapter(settings.rank, settings.dora, targets) == made
+    config = validate(
+        config_data(model={"path": str(tmp_path)}, learner={**LR, "lora": settings.model_dump(), **NO_LEDGER})
+    )
+    parts = rank_need(config, size).parts
     assert parts["weights"] == 4 * size.parameters
     assert (parts["adapter"], parts["gradients"], parts["moments"], parts["masters"]) == (
         4 * made,
@@ -153,16 +156,15 @@ def test_the_plan_counts_what_peft_makes(family: str, settings: LoraSettings, tm
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_plan_divides_an_adapter_as_deepspeed_does(stage: int, tmp_path: Path) -> None:
     make_model(BY_NAME["llama"], str(tmp_path))
-    size, adapter = model_size(str(tmp_path)), adapter_size(str(tmp_path), 8, False, None)
+    size = model_size(str(tmp_path))
     assert size is not None
-    learner = {**LR, "lora": 8, "zero_stage": stage, "ranks": 4}
+    adapter = size.adapter(8)
+    learner = {**LR, "lora": 8, "zero_stage": stage, "ranks": 4, **NO_LEDGER}
     bf16 = {"mode": "bf16"}
-    parts = learner_need(
-        validate(config_data(model={"path": str(tmp_path)}, learner=learner, precision=bf16)), size
-    ).parts
+    parts = rank_need(validate(config_data(model={"path": str(tmp_path)}, learner=learner, precision=bf16)), size).parts
     share, part = -(-adapter // 4), -(-size.parameters // 4)
     assert parts["weights"] == 2 * (part if stage == 3 else size.parameters)
     assert parts["adapter"] == 4 * (share if stage == 3 else adapter)
     assert parts["gradients"] == 4 * (share if stage >= 2 else adapter)
     assert parts["moments"] == 8 * (share if stage else adapter)
-    assert parts["masters"] == (4 * share if stage else 0)
+    assert parts["masters"] == (4 * share if stage in (1, 2) else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "config.json").write_text(json.dumps(sizes))
     save_file({"embed": np.zeros((16, 8), np.float32)}, tmp_path / "model.safetensors")
     monkeypatch.setattr(node_memory, "host_bytes", lambda: 4 * GIB)
-    monkeypatch.setattr(node_memory, "gpu_bytes", lambda: None)
+    monkeypatch.setattr(node_memory, "gpus_bytes", list)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return tmp_path
 
@@ -37,7 +38,8 @@ def config(model: Path | str, **sections: Any) -> RunConfig:
 
 def test_the_plan_names_every_actors_bytes(model: Path) -> None:
     plan = describe_plan(config(model))
-    assert "128 parameters" in plan and "weights 512 B, gradients 512 B, moments 1.0 KiB" in plan
+    assert "128 parameters" in plan and "weights 512 B, moments 1.0 KiB, ledger 1.0 KiB" in plan
+    assert re.search(r"on this node   2\.\d GiB of 4\.0 GiB of host memory, 800\.0 MiB for driver and Ray", plan)
     # A token has keys and values of 2 layers x 8 elements x 4 bytes.
     assert "for 8,192 tokens: 64 of 64 responses at once (generators.max_num_seqs) if each has 32" in plan
     assert "does not fit" not in plan
@@ -45,14 +47,14 @@ def test_the_plan_names_every_actors_bytes(model: Path) -> None:
 
 
 def test_the_plan_of_a_colocated_run_has_both_turns(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_memory, "gpu_bytes", lambda: GIB)
+    monkeypatch.setattr(node_memory, "gpus_bytes", lambda: [2 * GIB])
     generators = {"max_model_len": 32, "gpus": 1, "colocated": True}
     plan = describe_plan(config(model, generators=generators, learner={"lr": 1e-3, "gpus": 1}))
-    # 128 parameters in fp32: weights, gradients, two moments, two buffers of a bucket; beside the engine weights and buffers.
-    assert (
-        "on each GPU    3.0 KiB while the learner trains, 512.0 MiB while the generator has the GPU; 1.5 KiB of host"
-        in plan
+    assert re.search(
+        r"on each GPU    [\d.]+ MiB while the learner trains, 1\.0 GiB while the generator has the GPU; 1\.5 KiB of host",
+        plan,
     )
+    assert "; the GPU has 2.0 GiB" in plan
     assert "learner rank 0 1 CPU  0.5 GPU" in plan and "generator 0    1 CPU  0.5 GPU" in plan
     assert "total          2.1 CPU  1 GPU" in plan
 
@@ -60,7 +62,10 @@ def test_the_plan_of_a_colocated_run_has_both_turns(model: Path, monkeypatch: py
 def test_what_cannot_fit_is_refused_on_a_cluster_of_our_own_alone(model: Path) -> None:
     large: dict[str, Any] = {"generators": {"max_model_len": 32, "kv_cache_mb": 5000}}
     check_memory(config(model))
-    with pytest.raises(PlacementError, match=r"need 4\.9 GiB of memory at least and this node has 4\.0 GiB"):
+    with pytest.raises(
+        PlacementError,
+        match=r"need 7\.\d GiB of memory at least.* this node has 4\.0 GiB: generators.kv_cache_mb=1250 would fit",
+    ):
         check_memory(config(model, **large))
     assert "does not fit this node: " in describe_plan(config(model, **large))
     check_memory(config(model, **large, cluster={"address": "10.0.0.5:6379"}))
@@ -79,8 +84,8 @@ def test_memory_is_within_the_containers_limit(tmp_path: Path, monkeypatch: pyte
 def test_a_gpu_is_asked_for_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_memory, "GPUS", tmp_path)
     monkeypatch.setattr(node_memory, "QUERY", ("printf", "81559\n24576\n"))
-    assert node_memory.gpu_bytes() == 24576 * 2**20
+    assert node_memory.gpus_bytes() == [81559 * 2**20, 24576 * 2**20]
     monkeypatch.setattr(node_memory, "QUERY", ("false",))
-    assert node_memory.gpu_bytes() is None
+    assert node_memory.gpus_bytes() == []
     monkeypatch.setattr(node_memory, "GPUS", tmp_path / "nowhere")
-    assert node_memory.gpu_bytes() is None
+    assert node_memory.gpus_bytes() == []
