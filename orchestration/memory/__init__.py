@@ -8,4 +8,5 @@
 | model_size.py   | a model's parameters and widths, from the headers of its files |
 | need.py         | what one actor needs, in parts |
 | plan.py         | the plan of a run: learner, generators, a host's total, turns on a GPU |
+| shapes.py       | the shapes of published models, by their names on the hub |
 """

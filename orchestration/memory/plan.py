@@ -12,6 +12,7 @@ from orchestration.config.run_config import RunConfig
 from orchestration.memory.learner_rank import BYTES, FLOAT, adapter_elements, rank_need
 from orchestration.memory.model_size import ModelSize, model_size
 from orchestration.memory.need import Need
+from orchestration.memory.shapes import published_size
 from orchestration.text import size
 
 # Resident bytes of a process that has imported vLLM and Ray, with an engine of a model of no size, and of a verifier; of everything
@@ -20,12 +21,17 @@ ENGINE_LIBRARIES, VERIFIER_LIBRARIES, BESIDE = 900 * 2**20, 100 * 2**20, 800 * 2
 
 
 def memory_plan(config: RunConfig, gpu_bytes: int | None = None) -> list[Need] | None:
-    """Returns what every kind of actor needs; None where the model's size is not known here, as of a hub name.
+    """Returns what every kind of actor needs; None where the model's size is not known here.
 
     gpu_bytes: the memory of a GPU, of which an engine takes its share whatever it needs.
     """
-    model = model_size(config.model.path)
+    model = known_size(config.model.path)
     return None if model is None else needs_of(config, model, gpu_bytes)
+
+
+def known_size(model: str) -> ModelSize | None:
+    """Returns the size of a local folder, or of a published model by its name; None where neither is known."""
+    return model_size(model) or published_size(model)
 
 
 def needs_of(config: RunConfig, model: ModelSize, gpu_bytes: int | None = None) -> list[Need]:

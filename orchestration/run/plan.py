@@ -8,9 +8,9 @@ from orchestration.cluster import node_memory, placement
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import PlacementError
 from orchestration.memory.alternatives import Machine, remedy
-from orchestration.memory.model_size import ModelSize, model_size
+from orchestration.memory.model_size import ModelSize
 from orchestration.memory.need import Need
-from orchestration.memory.plan import BESIDE, host_need, kv_tokens, misfit, needs_of, turns
+from orchestration.memory.plan import BESIDE, host_need, known_size, kv_tokens, misfit, needs_of, turns
 from orchestration.text import size
 
 
@@ -27,7 +27,7 @@ def check_memory(config: RunConfig) -> None:
     """Raises PlacementError where a cluster of our own, which is this node, cannot hold what the run certainly needs."""
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
         return  # its nodes are not looked at
-    model = model_size(config.model.path)
+    model = known_size(config.model.path)
     sentence = None if model is None else _refusal(config, model)
     if sentence is not None:
         raise PlacementError(sentence)
@@ -46,7 +46,7 @@ def _machine() -> Machine:
 
 
 def _memory(config: RunConfig) -> list[str]:
-    model, machine = model_size(config.model.path), _machine()
+    model, machine = known_size(config.model.path), _machine()
     if model is None:
         return [f"memory: not known before {config.model.path} is on this machine"]
     needs = needs_of(config, model, machine.gpu)
