@@ -7,14 +7,14 @@ from types import ModuleType
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.documents import config_reference, metrics_reference
+from tests.documents import config_reference, memory_reference, metrics_reference
 
 DOCS = config_reference.ROOT / "docs"
 
 
 @pytest.mark.parametrize(
     ("page", "module"),
-    [("configuration.md", config_reference), ("metrics.md", metrics_reference)],
+    [("configuration.md", config_reference), ("metrics.md", metrics_reference), ("memory.md", memory_reference)],
     ids=lambda x: str(x),
 )
 def test_a_generated_page_is_current(page: str, module: ModuleType) -> None:
