@@ -44,6 +44,7 @@ PARTS = (
     Part("head", "benchmarks.head", "the fused head on and off: time and memory", 480),
     Part("learner", "benchmarks.learner", "the learner, packed and padded, against plain torch", 300),
     Part("weights", "benchmarks.weights", "a transfer of weights against memcpy", 180),
+    Part("memory", "benchmarks.memory", "planned memory against what learner ranks take", 900),
     Part("startup", "benchmarks.startup", "what a start consists of", 240),
     Part("driver", "benchmarks.driver", "the driver with 64 to 4,096 simulated generators", 180),
     Part("fixed", "benchmarks.fixed", "the fixed cost of an iteration", 180),

@@ -125,6 +125,7 @@ def settings(model: str, case: dict[str, Any]) -> Any:
             grad_clip=GRAD_CLIP,
             threads=1,
             lora=case.get("lora"),
+            offload_optimiser=case.get("offload", False),
         ),
         objective=ObjectiveSettings(**{"clip_low": CLIP, "clip_high": CLIP, **case.get("objective", {})}),
         entropy=EntropySettings.model_validate(

@@ -31,7 +31,7 @@ def config(model: str, machine: Machine = NODE, **sections: Any) -> RunConfig:
             precision=mode,
             batch={"prompts": 64, "responses": 8},
             **sections,
-        )  # fmt: skip
+        )
     )
 
 
