@@ -3,8 +3,8 @@
     PYTHONPATH=.:tests python -m benchmarks.memory [--json FILE] [--model FOLDER] [--case "LoRA 32, ZeRO 0, 1 rank"]
 
 A ratio is planned / measured, of a whole process, its libraries included; beside it stands the ratio without them. Measured is the
-peak of the resident set, as the kernel counts it (tests/support/memory_cases.py). Cases of two ranks that train all weights go without
-the ledger, and with a smaller micro-batch: 6 GB of memory are enough for each case. The model is downloaded where it is not given.
+peak of the resident set, as the kernel counts it (tests/support/memory_cases.py). Cases of two ranks that train all weights go
+without the ledger, and with a smaller micro-batch: 6 GB of memory are enough for each. The model is downloaded where none is given.
 """
 
 from __future__ import annotations
