@@ -23,8 +23,8 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "float32": 4, "bfloat16": 2, "float16"
 MASTER = MOMENT = FLOAT = 4  # bytes an element; of moments AdamW has two
 # DeepSpeed's sizes for what ZeRO-3 keeps gathered (stage3_max_live_parameters) and gathers ahead (stage3_prefetch_bucket_size).
 LIVE, AHEAD = 10**9, 5 * 10**7  # elements
-# Of a process that has imported torch, transformers, DeepSpeed, peft and Ray, before it has a model: resident bytes on a CPU, as
-# `tests/benchmarks/memory.py` measures them with a model of no size.
+# Of an actor that has imported torch, transformers, DeepSpeed and Ray, before it has a model: resident bytes, in a run on a CPU.
+# Without Ray they are 480 MiB: tests/benchmarks/memory.py, which takes what it measures.
 LIBRARIES = 560 * 2**20
 
 
@@ -108,6 +108,10 @@ def _phases(config: RunConfig, model: ModelSize) -> dict[str, dict[str, int]]:
     gradients = size * (share if stage >= 2 else trained)
     bucket = size * min(trained, PIECE_ELEMENTS + (largest if not stage else 0))
     reduced = bucket * (2 if stage else 1)  # of ZeRO's buckets the part that comes back is a second copy
+    # What gloo gathers it gathers flat and copies, and it reduces a copy of what it scatters (torch's ProcessGroupGloo).
+    apart = stage == 3 and c.ranks > 1 and not on_gpu
+    if apart:
+        gathered, reduced = gathered + b * min(model.parameters, AHEAD), reduced + bucket
     always = {"gathered weights": gathered, "head": head}
     flat = {"gradients": gradients if stage == 3 else 0}  # ZeRO-3 keeps its share of them between updates
     phases = {

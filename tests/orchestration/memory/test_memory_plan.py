@@ -111,7 +111,8 @@ def test_more_ranks_and_higher_stages_never_hold_more(stage: int, ranks: int, mo
     kept = ("weights", "masters", "moments", "ledger")
     here, more, higher = need(stage, ranks), need(stage, 2 * ranks), need(min(3, stage + 1), ranks)
     assert all(more.parts[name] <= here.parts[name] for name in kept)
-    assert more.total <= here.total
+    if gpus or ranks > 1:  # the second rank on CPUs brings gloo's copies
+        assert more.total <= here.total
     if stage > 0:
         assert all(higher.parts[name] <= here.parts[name] for name in kept)
     b, share = 4 if mode == "fp32" else 2, -(-SIZE.parameters // ranks)
@@ -182,7 +183,7 @@ def test_what_fits_is_not_refused_and_what_cannot_fit_is_one_sentence() -> None:
     sentence = misfit(made, needs, 2 * GIB, None)
     assert (
         sentence is not None
-        and "1 learner rank, 2 generators and 1 verifier need 5.4 GiB of memory at least" in sentence
+        and "1 learner rank, 2 generators and 1 verifier need 6.1 GiB of memory at least" in sentence
     )
     shared = config(generators={"max_model_len": 32, "gpus": 0.5}, learner={"lr": 1e-4, "gpus": 0.4})
     needs = needs_of(shared, BILLION, 24 * GIB)
