@@ -16,7 +16,7 @@ from orchestration.memory.shapes import published_size
 from orchestration.text import size
 
 # Resident bytes, on a CPU: of an engine beside weights, KV cache and the copy that it maps, at its peak (with SmolLM2-135M; what it
-# takes for a step and for loading a layer is in it), of a verifier, and of what is left of a run, the driver and Ray's own processes.
+# takes for a step and for loading a layer is in it), of a verifier, and of the rest of a run, the driver and Ray's own processes.
 ENGINE_LIBRARIES, VERIFIER_LIBRARIES, BESIDE = 1250 * 2**20, 100 * 2**20, 800 * 2**20
 
 

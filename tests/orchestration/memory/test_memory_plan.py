@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.builders import config_data
 
 from orchestration.config.run_config import RunConfig, validate
+from orchestration.errors import ConfigError
 from orchestration.memory.learner_rank import LIBRARIES, rank_need
 from orchestration.memory.model_size import ModelSize, model_size
 from orchestration.memory.need import Need
@@ -148,6 +149,21 @@ def test_an_offloaded_optimiser_is_in_host_memory() -> None:
     assert away.parts["masters"] == away.parts["moments"] == 0
     assert away.beside["optimiser"] == 16 * share and not there.beside["optimiser"]
     assert away.total <= there.total - 12 * share
+
+
+@pytest.mark.parametrize(
+    ("learner", "generators", "sentence"),
+    [
+        ({"gpus": 1}, {"gpus": 1}, "offload_optimiser is true and zero_stage 0"),
+        ({"zero_stage": 2}, {}, "on a CPU the optimiser's state is in host memory already"),
+        ({"zero_stage": 2, "gpus": 1}, {"gpus": 1, "colocated": True}, "leave one of the two out"),
+    ],
+)
+def test_offload_without_use_is_refused(learner: dict[str, Any], generators: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        config(
+            learner={"lr": 1e-4, "offload_optimiser": True, **learner}, generators={"max_model_len": 64, **generators}
+        )
 
 
 def test_engines_that_map_the_learners_copy_count_it_once() -> None:
