@@ -55,7 +55,7 @@ def make_model(folder: Path, **shape: int) -> str:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 6,
+    sizes: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 6,
              "num_key_value_heads": 2, "vocab_size": 32_000, **shape}  # fmt: skip
     model: Any = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, tie_word_embeddings=True))
     model.save_pretrained(folder)
