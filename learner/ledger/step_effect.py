@@ -89,12 +89,11 @@ class StepEffect:
         """Returns (predicted, realised) change of entropy by the steps since `begin`, nats per token."""
         total = torch.zeros(3, dtype=torch.float64)
         for parameter, gradient, before in zip(self._parameters, self._gradient, self._before, strict=True):
-            parts = zip(
-                *(t.flatten().split(PIECE) for t in (self._engine.own_part(parameter), gradient, before)), strict=True
-            )
-            for now, slope, earlier in parts:
-                step = _precise(now) - _precise(earlier)
-                total[2] += float((slope.double() * step.double()).sum())
+            weights = self._engine.own_part(parameter)
+            for start in range(0, len(weights), PIECE):
+                piece = slice(start, start + PIECE)
+                step = _precise(weights[piece]) - _precise(before[piece])
+                total[2] += float((gradient[piece].double() * step.double()).sum())
         self._gradient, self._before = [], []
         with torch.no_grad():
             for i, micro in enumerate(micros):

@@ -124,7 +124,7 @@ ENTROPY_MUTATIONS: tuple[Mutation, ...] = (
         STEP,
         ("a gradient of the sum", "/ (GRADIENT_SCALE * count)", "/ GRADIENT_SCALE"),
         ("the last micro-batch alone", "part if before is None else before + part", "part"),
-        ("no displacement", "_precise(now) - _precise(earlier)", "_precise(earlier)"),
+        ("no displacement", "_precise(weights[piece]) - _precise(before[piece])", "_precise(before[piece])"),
         ("realised upside down", ") - self._entropy\n", ") + self._entropy\n"),
     ),
     *entries(
