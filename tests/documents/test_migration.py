@@ -1,13 +1,16 @@
-"""The tables for who comes from another trainer: every key and value of ours that they name is one."""
+"""The tables for who comes from another trainer: every key and value that they name is one, of ours and of theirs."""
 
 from __future__ import annotations
 
+import json
 import re
 
+import pytest
 import yaml
 from support.builders import config_data
 from support.readme import ROOT
 
+from documents import migration_keys
 from documents.config_reference import _all_meanings
 from orchestration.config.loader import put
 from orchestration.config.run_config import RunConfig, validate
@@ -66,3 +69,32 @@ def test_the_values_that_the_tables_name_are_the_configurations() -> None:
             data = config_data(objective=NEEDED.get(value, {}))
             put(data, key, value)
             validate(data)
+
+
+RECORD = json.loads(migration_keys.RECORD.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("section", migration_keys.SECTIONS)
+def test_every_key_of_theirs_was_found_in_their_source(section: str) -> None:
+    """migration_keys.py has written down what it found: a key that was added since has to be looked up as well."""
+    assert sorted(set(migration_keys.named(section))) == RECORD["keys"][section]
+    assert len(RECORD["keys"][section]) > 40
+
+
+def test_the_page_says_which_versions_were_looked_up() -> None:
+    text = " ".join(PAGES[0].read_text("utf-8").split())
+    versions = RECORD["versions"]
+    assert f"TRL {versions['trl']} (with transformers {versions['transformers']}), verl {versions['verl']}" in text
+    assert f"OpenRLHF {versions['openrlhf']}:" in text
+    pinned = (ROOT / "tests" / "benchmarks" / "trl" / "requirements.txt").read_text("utf-8")
+    assert f"trl=={versions['trl']}\n" in pinned and f"transformers=={versions['transformers']}\n" in pinned
+
+
+def test_the_look_up_reads_dataclasses_parameters_options_and_nested_yaml() -> None:
+    source = "class A:\n    x: int = 1\n    def run(self, y): ...\nclass B:\n    z: int = 2\n"
+    assert migration_keys.fields(source, "A") == {"x", "self", "y"}
+    script = (
+        'p.add_argument("--a.b", type=int)\nfor prefix in ("actor", "critic"):\n    p.add_argument(f"--{prefix}.lr")\n'
+    )
+    assert migration_keys.options(script) == {"--a.b", "--actor.lr"}
+    assert set(migration_keys.dotted({"a": {"b": 1}, "c": 2})) == {"a", "a.b", "c"}
