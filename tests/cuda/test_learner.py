@@ -18,6 +18,7 @@ from learner import learner as learner_module
 from learner.adapters.adapter import Adapter
 from learner.deepspeed_engine import DeepSpeedEngine, untrainable
 from learner.head import blocks, fused
+from learner.head.blocks import LogitGradient
 from learner.head.fused import tiling
 from learner.head.logits import Head
 from learner.microbatches import packed_attention
@@ -256,8 +257,14 @@ def test_kernels_are_launched_on_the_tensors_gpu_and_in_as_many_programs_as_ther
         targets = torch.zeros(300, dtype=torch.int64, device="cuda:0")
         head: Any = Head(weight=weight, bias=None, scale=1.0, softcap=None, temperature=1.0, fp32=True)
         fused.forward(hidden, head, targets, squares=False)
+        gpus.say("backward")
+        row = torch.zeros(300, device="cuda:0")
+        fused._to_gradient(
+            torch.zeros(300, 2000, device="cuda:0"), head, targets, LogitGradient(row, row, row, None), 0
+        )
     # 5 blocks of 64 rows, and the 8 blocks of 128 columns are divided among the 200 programs that keep the card busy.
-    assert launched == [("partial_moments", (5, 8), 4), ("joined_statistics", (3,), 4)]
+    assert launched[:2] == [("partial_moments", (5, 8), 4), ("joined_statistics", (3,), 4)]
+    assert launched[2:] == [("logit_gradient", (300, 2), 4)], "a program has a row and 1024 columns"
 
 
 def test_blocks_on_a_gpu_are_larger(gpus: FakeGPUs) -> None:

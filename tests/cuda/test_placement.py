@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from support.builders import config_data
 
 from actors.handles import RemoteLearner
+from actors.inference import EngineDead
 from orchestration.cluster import actor_settings, placement
 from orchestration.cluster import cluster as cluster_module
 from orchestration.cluster.actor_makers import ActorMakers
@@ -19,6 +21,8 @@ from orchestration.cluster.cluster import CPU_LEARNER, Cluster
 from orchestration.cluster.session import _environment
 from orchestration.cluster.weight_sync import WeightBroadcast, WeightGroup
 from orchestration.commands import precision_probe
+from orchestration.config import memory_plan
+from orchestration.config.model_size import ModelSize
 from orchestration.config.run_config import RunConfig, validate
 
 
@@ -38,7 +42,7 @@ ON_CPUS = run({"ranks": 2}, {"count": 2})
     ids=["whole", "shared", "colocated", "cpu"],
 )
 def test_whole_gpus_meet_over_nccl_and_shared_ones_and_cpus_over_gloo(
-    monkeypatch: pytest.MonkeyPatch, config: RunConfig, backend: str, shards: int
+    monkeypatch: pytest.MonkeyPatch, config: RunConfig, backend: Any, shards: int
 ) -> None:
     """NCCL refuses two members on one GPU. Ranks are told that they are on CUDA, and get a CPU's variables if they are not."""
     placed: list[Position] = []
@@ -180,3 +184,50 @@ def test_the_precision_probe_puts_engine_and_trainer_on_the_gpu_that_is_there(
     monkeypatch.setattr(policy, "load_policy", lambda *args, **options: Policy())
     precision_probe._load("m", "bf16")
     assert moved == ["cuda" if there else "cpu"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_precision_probe_asks_for_an_engine_on_the_device_and_what_the_device_cannot_train(
+    monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    from actors import vllm_engine
+    from learner import deepspeed_engine
+
+    asked: list[Any] = []
+
+    def engine(settings: Any, timeout_s: float) -> Any:
+        asked.append((settings.generator.gpus, settings.generator.gpu_memory_utilization))
+        raise EngineDead("not here")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(vllm_engine, "VLLMEngine", engine)
+    monkeypatch.setattr(logging, "disable", lambda level: None)
+    said: list[str] = []
+    tasks: Any = SimpleNamespace(prompts=[[1, 2]], stop_token_ids=())
+    precision_probe._serve(SimpleNamespace(send=said.append), "m", "bf16", tasks, precision_probe.Options())
+    assert asked == [(int(there), 0.9)] and said == ["not here"]
+
+    def cannot(precision: str, cuda: bool) -> str:
+        return f"{precision}, cuda {cuda}"
+
+    def load(model: str, mode: str) -> Any:
+        if mode == "fp32":
+            return None
+        raise RuntimeError("no operator")
+
+    monkeypatch.setattr(deepspeed_engine, "untrainable", cannot)
+    monkeypatch.setattr(precision_probe, "_load", load)
+    monkeypatch.setattr(precision_probe, "_score", lambda *args, **options: [])
+    row: Any = SimpleNamespace(notes=[])
+    progress = SimpleNamespace(print=lambda *args, **options: None)
+    precision_probe.trainer_rows("m", {"fp16": []}, precision_probe.Options(), {"fp16": row}, progress)
+    assert row.notes == [f"forward only, no training: fp16, cuda {there}", "no trainer: no operator"]
+
+
+def test_the_plan_in_bytes_divides_an_engines_weights_and_cache_among_its_shards() -> None:
+    model = ModelSize(parameters=1001, layers=3, hidden=8, inner=32, key_width=4, vocabulary=16)
+    one, two = (run({"gpus": 1}, {"gpus": 1, "tensor_parallel": n}) for n in (1, 2))
+    needs = [memory_plan.generator_need(config, model) for config in (one, two)]
+    assert [need.parts["weights"] for need in needs] == [4 * 1001, 4 * 501], "a shard has the larger half"
+    tokens = [memory_plan.kv_tokens(config, model, 96_000) for config in (one, two)]
+    assert tokens == [1000, 2000], "a token is 2 x 3 layers x 4 x 4 bytes, of which a shard holds half"

@@ -111,6 +111,7 @@ def test_a_bucket_is_announced_when_the_gpu_has_packed_it_and_given_back_when_th
         bucket = make_manifest([("w", torch.zeros(40, 7))], 1, BUCKET).buckets()[0]
         first = inlet.take(0, bucket, "x", 1.0)
         assert checked["done"] == 0, "the first bucket gives nothing back"
+        gpus.say("the first bucket is read")
         second = inlet.take(1, bucket, "x", 1.0)
         assert checked["done"] == 1 and first.data_ptr() != second.data_ptr()
         publisher.close()

@@ -24,9 +24,16 @@ SHARES = (
 )  # fmt: skip
 
 
-def train(folder: Path, name: str, limit: float, *overrides: str) -> tuple[int, str, list[dict[str, Any]]]:
-    """Returns (exit code, end of the output, rows of metrics.jsonl)."""
-    arguments = ["train", "lab-countdown", *SHARES, f"run.name={name}", f"run.dir={folder}", *overrides]
+def train(
+    folder: Path,
+    name: str,
+    limit: float,
+    *overrides: str,
+    recipe: str = "lab-countdown",
+    placed: Sequence[str] = SHARES,
+) -> tuple[int, str, list[dict[str, Any]]]:
+    """Returns (exit code, end of the output, rows of metrics.jsonl). placed: where the actors are."""
+    arguments = ["train", recipe, *placed, f"run.name={name}", f"run.dir={folder}", *overrides]
     env = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",

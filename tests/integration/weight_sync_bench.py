@@ -19,7 +19,7 @@ from actors.inference import Completion, Request, SamplingParams
 from actors.settings import EngineDtype, GeneratorSettings, VLLMSettings
 from actors.vllm_engine import VLLMEngine
 from learner.weights.network import listen
-from learner.weights.protocol import make_manifest, make_rendezvous
+from learner.weights.protocol import Backend, make_manifest, make_rendezvous
 from learner.weights.publisher import Publisher
 
 VOCAB = 64
@@ -148,8 +148,18 @@ def in_thread(work) -> Future:
 
 @contextmanager
 def bench(
-    folder: str, family: str, tied: bool, dtype: EngineDtype = "float32", fp32_head: bool = False
+    folder: str,
+    family: str,
+    tied: bool,
+    dtype: EngineDtype = "float32",
+    fp32_head: bool = False,
+    *,
+    shards: int = 1,
+    backend: Backend = "gloo",
+    sender: torch.device | None = None,
+    **generator_settings: Any,
 ) -> Iterator[Bench]:
+    """shards, backend: of the engine's weight group; sender: the device that weights are sent from, see Publisher."""
     torch.set_num_threads(1)  # the twin shares two cores with the engine
     torch.manual_seed(0)
     config = CONFIGS[family](tied)
@@ -164,13 +174,15 @@ def bench(
         max_num_seqs=64,
         kv_cache_mb=32,
         gpu_memory_utilization=0.2,  # of a GPU that others may be on
+        tensor_parallel=shards,
+        **generator_settings,
     )
     settings = VLLMSettings(model=str(path), generator=generator, dtype=dtype, fp32_head=fp32_head)
     engine = VLLMEngine(settings, start_timeout_s=180)
     listener = listen("127.0.0.1")
-    learner, generator = make_rendezvous("127.0.0.1", listener.getsockname()[1], [("generator 0", 1)], "gloo", 0)
+    learner, generator = make_rendezvous("127.0.0.1", listener.getsockname()[1], [("generator 0", shards)], backend, 0)
     joined = in_thread(lambda: engine.connect_weights(generator, TIMEOUT))
-    publisher = Publisher(learner, TIMEOUT, listener=listener)
+    publisher = Publisher(learner, TIMEOUT, listener=listener, device=sender)
     joined.result(TIMEOUT)
     try:
         yield Bench(model, engine, publisher)

@@ -23,10 +23,10 @@ from learner.weights.protocol import WeightSyncError, make_manifest, make_rendez
 from learner.weights.publisher import Publisher
 
 
-def many_updates(folder: str, family: str, tied: bool, updates: int = 20) -> dict[str, float]:
-    """Compares engine scores and sampled log-probs with the twin's after every update."""
+def many_updates(folder: str, family: str, tied: bool, updates: int = 20, **options: Any) -> dict[str, float]:
+    """Compares engine scores and sampled log-probs with the twin's after every update. options: of the bench."""
     sequences = [*prompts(1, 2), *prompts(1, 3), *prompts(2, 40), *prompts(1, MAX_LEN)]
-    with bench(folder, family, tied) as b:
+    with bench(folder, family, tied, **options) as b:
         assert tied == ("lm_head.weight" not in dict(sendable(b.model)))
         worst = {"score": b.worst_score(sequences), "sample": 0.0}
         moved = 0.0

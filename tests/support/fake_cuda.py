@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -128,7 +128,7 @@ class _Mode(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func == torch.Tensor.device.__get__:
             return self.gpus.device_of(args[0]) or func(*args)
-        if func == torch.Tensor.is_cuda.__get__:
+        if func == cast(Any, torch.Tensor.is_cuda).__get__:
             return self.gpus.device_of(args[0]) is not None
         name = getattr(func, "__name__", "")
         if name == "to":
