@@ -92,11 +92,16 @@ def export(
     run: Annotated[str, typer.Argument(help="A run or its name in runs/, or one of its checkpoints.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, which does not exist yet.")],
     merged: Annotated[bool, typer.Option("--merged", help="Add the adapter to its base model, in float32.")] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Send it to this repository of a model hub; the token is HF_TOKEN."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: let everybody read it.")] = False,
 ) -> None:
     """Writes a checkpoint as a Hugging Face folder with a model card. The card has settings, results and the ledger."""
     from orchestration.commands.export import export as write
 
-    write(run, out, note, merged)
+    write(run, out, note, merged, push, public)
 
 
 @app.command("check-env", context_settings=OVERRIDES)

@@ -15,4 +15,5 @@
 | play.py            | `isentrope envs` and `isentrope play`: lists environments, one prompt answered by hand      |
 | precision.py       | `isentrope precision`: its prompts, its table, its JSON                                     |
 | precision_probe.py | its measurements: responses of the engine in each precision, scored by the trainer          |
+| push.py            | `isentrope export --push`: sends what was written to a model hub                            |
 """

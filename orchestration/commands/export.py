@@ -21,6 +21,7 @@ from orchestration.analysis.findings import method_name
 from orchestration.analysis.run_data import RunData, load_run
 from orchestration.analysis.run_summary import RunSummary, summary_of
 from orchestration.commands.model_source import ADAPTER_CONFIG, find_model
+from orchestration.commands.push import Hub
 from orchestration.errors import ConfigError, IsentropeError
 from orchestration.run.resume import own_config
 from orchestration.text import number, one_line, percent
@@ -28,10 +29,18 @@ from orchestration.text import number, one_line, percent
 CARD, SETTINGS = "README.md", "isentrope.yaml"
 
 
-def export(given: str, out: Path, say: Callable[[str], None], merged: bool = False) -> Path:
+def export(
+    given: str,
+    out: Path,
+    say: Callable[[str], None],
+    merged: bool = False,
+    push: str | None = None,
+    public: bool = False,
+) -> Path:
     """Writes the folder `out`, whole or not at all, and returns it. ConfigError for another model and for a folder that exists.
 
     Of a run that trained an adapter it holds the adapter, in peft's format, or if `merged` the base model with the adapter added.
+    push: the hub's repository that it is sent to afterwards, private unless `public`; see push.py.
     """
     source = find_model(given)
     if source.run is None or source.checkpoint is None:
@@ -51,6 +60,7 @@ def export(given: str, out: Path, say: Callable[[str], None], merged: bool = Fal
         raise ConfigError(f"{weights} is a whole model: leave --merged out, which adds an adapter to its base model")
     base = _base_of(weights) if merged else ""
     iteration = int(source.checkpoint.rpartition("_")[2])
+    hub = None if push is None else Hub(push, public)
     try:
         with written_whole(out, lambda: False) as folder:
             shutil.copytree(weights, folder, dirs_exist_ok=True)
@@ -62,6 +72,8 @@ def export(given: str, out: Path, say: Callable[[str], None], merged: bool = Fal
         raise IsentropeError(f"{out} cannot be written: {one_line(error)}") from error
     what = "the base model with the adapter added, in float32" if merged else "the adapter" if adapter else "the model"
     say(f"exported: {out}, {what}, iteration {iteration} of {run.name}")
+    if hub is not None:
+        hub.push(out, f"{run.name} after {iteration} iterations", say)
     return out
 
 
