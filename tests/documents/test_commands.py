@@ -28,6 +28,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "tests" / "benchmarks" / "RESULTS.md",
     ROOT / "tests" / "gpu" / "RESULTS.md",
+    ROOT / "tests" / "gpu" / "README.md",
 ]
 COMMANDS: Any = typer.main.get_command(app)
 MODES = set(get_args(type(RunConfig.model_fields["precision"].default).model_fields["mode"].annotation))

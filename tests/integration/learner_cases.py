@@ -37,7 +37,8 @@ def run_ranks(
         process.join(limit_s)
         if process.is_alive():
             process.kill()
-    assert [process.exitcode for process in ranks] == [0] * world
+    codes = [process.exitcode for process in ranks]
+    assert codes == [0] * world, f"the ranks of a group of {world} ended with exit codes {codes}"
 
 
 def make_model(folder: str, tied: bool = True) -> str:
