@@ -232,6 +232,7 @@ def _updates(say: Any, node: Node, what: str, family: str, tied: bool, **options
     os.environ["ISENTROPE_TOLERANCE"] = "5e-5"  # random weights grow, and with them what two devices round apart
     from integration import weight_sync_cases
 
+    options["start_timeout_s"] = FOREVER
     if node.cuda:
         options["gpus"] = 1  # with graphs: they are off where an engine has no GPU
     worst = weight_sync_cases.many_updates(node.folder, family, tied, 3, **options)

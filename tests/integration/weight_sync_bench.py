@@ -157,6 +157,7 @@ def bench(
     shards: int = 1,
     backend: Backend = "gloo",
     sender: torch.device | None = None,
+    start_timeout_s: float = 180,
     **generator_settings: Any,
 ) -> Iterator[Bench]:
     """shards, backend: of the engine's weight group; sender: the device that weights are sent from, see Publisher."""
@@ -178,7 +179,7 @@ def bench(
         **generator_settings,
     )
     settings = VLLMSettings(model=str(path), generator=generator, dtype=dtype, fp32_head=fp32_head)
-    engine = VLLMEngine(settings, start_timeout_s=180)
+    engine = VLLMEngine(settings, start_timeout_s)
     listener = listen("127.0.0.1")
     learner, generator = make_rendezvous("127.0.0.1", listener.getsockname()[1], [("generator 0", shards)], backend, 0)
     joined = in_thread(lambda: engine.connect_weights(generator, TIMEOUT))

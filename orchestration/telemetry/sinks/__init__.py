@@ -13,6 +13,6 @@ The loop talks to ONE sink, a `FanOut`; it never asks which sinks are behind it.
 | status.py      | status.json and events.log: where the run stands now, for `isentrope status` | always |
 | mlflow.py      | MLflow, a server or files in RUN/mlflow | "mlflow" |
 | tensorboard.py | event files in RUN/tensorboard | "tensorboard" |
-| tracker_run.py | which run of a tracker a run goes on with, and how far it is there | |
+| tracker_run.py | what trackers share: which run of theirs a run goes on with, and how far it is there | |
 | wandb.py       | Weights & Biases, online or offline | "wandb" |
 """

@@ -7,13 +7,13 @@ Where they go is the environment's: MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NA
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestration.errors import ConfigError
-from orchestration.telemetry.sinks.base import Row, RunInfo, Sample
-from orchestration.telemetry.sinks.tracker_run import TrackerRun, imported
+from orchestration.telemetry.sinks.base import Row, RunInfo
+from orchestration.telemetry.sinks.tracker_run import TrackerSink, imported
 from orchestration.text import one_line
 
 EXPERIMENT = "isentrope"
@@ -28,12 +28,8 @@ def mlflow_key(key: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", key.replace("@", "_at_"))
 
 
-class MLflowSink:
-    """Logs every iteration's metrics at its number as the step, and the configuration as parameters.
-
-    Raises ImportError in one sentence when the package is missing, at construction. A run that goes on continues its MLflow run;
-    rows that it repeats, which are those after its last checkpoint, are there already and are not logged again.
-    """
+class MLflowSink(TrackerSink):
+    """Logs to MLflow, with the configuration as parameters. Raises ImportError in one sentence when the package is missing."""
 
     def __init__(self, run_dir: Path) -> None:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3.10 and later refuse files without it
@@ -43,12 +39,11 @@ class MLflowSink:
         self._metric, self._param, self._error = entities.Metric, entities.Param, mlflow.MlflowException
         self._uri = os.environ.get("MLFLOW_TRACKING_URI") or (run_dir / "mlflow").absolute().as_uri()
         self._client: Any = mlflow.MlflowClient
-        self._tracked = TrackerRun(run_dir / "mlflow.json")
-        self._run_id: str | None = None
+        super().__init__(run_dir / "mlflow.json")
+        self._run_id = ""
 
-    def start(self, run: RunInfo) -> None:
+    def _begin(self, run: RunInfo, known: str | None) -> str:
         """Begins the MLflow run, or goes on with it. Raises ConfigError where the tracking server or the files cannot be used."""
-        known = self._tracked.begin(run.resumed_at)
         try:
             self._client = self._client(self._uri)
             if known is None:
@@ -58,7 +53,7 @@ class MLflowSink:
                 self._run_id = known
         except (self._error, OSError) as error:
             raise ConfigError(f"run.sinks has mlflow, which cannot use {self._uri}: {one_line(error)}") from error
-        self._tracked.named(self._run_id)
+        return self._run_id
 
     def _new(self, run: RunInfo) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
@@ -70,28 +65,14 @@ class MLflowSink:
             self._client.log_batch(made, params=values[at : at + BATCH // 10])
         return made
 
-    def progress(self, phase: str, done: float, total: float) -> None:
-        pass
-
-    def iteration(self, row: Row) -> None:
-        step = int(row["iteration"])
-        if not self._tracked.is_new(step):
-            return
+    def _log(self, row: Row, step: int) -> None:
         moment = int(1000 * row.get("time/unix", time.time()))
         values = [self._metric(mlflow_key(key), value, moment, step) for key, value in row.items()]
         for at in range(0, len(values), BATCH):
             self._client.log_batch(self._run_id, metrics=values[at : at + BATCH])
 
-    def sample(self, rows: Sequence[Sample]) -> None:
-        pass
-
-    def event(self, text: str) -> None:
-        pass
-
-    def close(self, status: str) -> None:
-        if self._run_id is not None:
-            self._client.set_terminated(self._run_id, STATUS.get(status, "FAILED"))
-            self._run_id = None
+    def _end(self, status: str) -> None:
+        self._client.set_terminated(self._run_id, STATUS.get(status, "FAILED"))
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

@@ -1,11 +1,13 @@
-"""Remembers, in the run folder, which run of a tracking service a run's metrics go to and how far they are there."""
+"""Sends a run's metrics to a tracking service, and remembers in the run folder to which run of it, and how far they are there."""
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from learner.checkpoint import write_whole
+from orchestration.telemetry.sinks.base import Row, RunInfo, Sample
 
 
 def imported(module: str, package: str) -> Any:
@@ -58,3 +60,51 @@ class TrackerRun:
     def _write(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._file, json.dumps({"id": self._id, "last": self._last}) + "\n")
+
+
+class TrackerSink:
+    """Logs every iteration's metrics at its number as the step, and the configuration once.
+
+    A run that goes on continues its run of the service; rows that it repeats, which are those after its last checkpoint, are there
+    already and are not logged again. Samples and events are not for trackers.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._tracked = TrackerRun(file)
+        self._begun = False
+
+    def start(self, run: RunInfo) -> None:
+        """Begins the service's run, or goes on with it. Raises ConfigError where the service cannot be used."""
+        self._tracked.named(self._begin(run, self._tracked.begin(run.resumed_at)))
+        self._begun = True
+
+    def progress(self, phase: str, done: float, total: float) -> None:
+        pass
+
+    def iteration(self, row: Row) -> None:
+        step = int(row["iteration"])
+        if self._tracked.is_new(step):
+            self._log(row, step)
+
+    def sample(self, rows: Sequence[Sample]) -> None:
+        pass
+
+    def event(self, text: str) -> None:
+        pass
+
+    def close(self, status: str) -> None:
+        if self._begun:
+            self._begun = False
+            self._end(status)
+
+    def _begin(self, run: RunInfo, known: str | None) -> str:
+        """Begins a run, or goes on with the one that is `known`; returns its id. Raises ConfigError."""
+        raise NotImplementedError
+
+    def _log(self, row: Row, step: int) -> None:
+        """Logs one iteration."""
+        raise NotImplementedError
+
+    def _end(self, status: str) -> None:
+        """Ends the service's run."""
+        raise NotImplementedError

@@ -5,34 +5,28 @@ keeps meanwhile are in RUN/wandb; what was written offline is uploaded with `wan
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestration.errors import ConfigError
-from orchestration.telemetry.sinks.base import Row, RunInfo, Sample
-from orchestration.telemetry.sinks.tracker_run import TrackerRun, imported
+from orchestration.telemetry.sinks.base import Row, RunInfo
+from orchestration.telemetry.sinks.tracker_run import TrackerSink, imported
 from orchestration.text import one_line
 
 PROJECT = "isentrope"
 
 
-class WandbSink:
-    """Logs every iteration's metrics at its number as the step, and the configuration once.
-
-    Raises ImportError in one sentence when the package is missing, at construction. A run that goes on continues its W&B run; rows
-    that it repeats, which are those after its last checkpoint, are there already and are not logged again.
-    """
+class WandbSink(TrackerSink):
+    """Logs to W&B. Raises ImportError in one sentence when the package is missing, at construction."""
 
     def __init__(self, run_dir: Path) -> None:
         self._wandb: Any = imported("wandb", "wandb")
-        self._tracked = TrackerRun(run_dir / "wandb.json")
+        super().__init__(run_dir / "wandb.json")
         self._run_dir = run_dir
         self._run: Any = None
 
-    def start(self, run: RunInfo) -> None:
+    def _begin(self, run: RunInfo, known: str | None) -> str:
         """Begins the W&B run. Raises ConfigError where it cannot: no key, no network."""
-        known = self._tracked.begin(run.resumed_at)
         try:
             self._run = self._wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -47,24 +41,11 @@ class WandbSink:
             raise ConfigError(
                 f"run.sinks has wandb, which cannot begin: {one_line(error)}; give WANDB_API_KEY, or WANDB_MODE=offline"
             ) from error
-        self._tracked.named(self._run.id)
+        return self._run.id
 
-    def progress(self, phase: str, done: float, total: float) -> None:
-        pass
+    def _log(self, row: Row, step: int) -> None:
+        self._run.log(dict(row), step=step, commit=True)
 
-    def iteration(self, row: Row) -> None:
-        step = int(row["iteration"])
-        if self._tracked.is_new(step):
-            self._run.log(dict(row), step=step, commit=True)
-
-    def sample(self, rows: Sequence[Sample]) -> None:
-        pass
-
-    def event(self, text: str) -> None:
-        pass
-
-    def close(self, status: str) -> None:
-        if self._run is not None:
-            self._run.summary["status"] = status
-            self._run.finish(exit_code=0 if status == "finished" else 1)
-            self._run = None
+    def _end(self, status: str) -> None:
+        self._run.summary["status"] = status
+        self._run.finish(exit_code=0 if status == "finished" else 1)
