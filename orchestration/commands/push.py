@@ -47,7 +47,7 @@ class Hub:
             commit = self._api.upload_folder(repo_id=self.repo, folder_path=folder, commit_message=message)
         except Exception as error:
             raise IsentropeError(
-                f"{folder} is written and the hub did not take it as {self.repo} ({one_line(error)}): once that is mended, "
+                f"{folder} is written and the hub did not take it as {self.repo} ({one_line(error)}): once that is right, "
                 f"`hf upload {self.repo} {folder}` pushes it"
             ) from error
         say(f"pushed: {commit.commit_url}")
