@@ -64,7 +64,7 @@ def test_every_function_in_which_a_gpu_decides_is_in_the_table() -> None:
 def test_what_a_row_names_exists(row: tuple[str, str, str, str, str]) -> None:
     file, name, test_file, test, _ = row
     assert name in functions(ROOT / file)
-    assert test in functions(ROOT / "tests" / test_file)
+    assert test in functions(ROOT / test_file)
 
 
 def test_every_part_that_a_row_names_is_a_part_of_the_script() -> None:
