@@ -103,6 +103,27 @@ def test_deepspeed_takes_the_cpu_where_a_rank_has_no_gpu_and_finds_a_gpu_itself(
 
 
 @pytest.mark.parametrize("cuda", [True, False])
+def test_the_optimiser_is_fused_and_what_is_offloaded_page_locked_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, gpus: FakeGPUs, cuda: bool
+) -> None:
+    import deepspeed
+
+    engine, _ = join(monkeypatch, gpus, cuda)
+    engine.settings = EngineSettings(zero_stage=2, offload_optimiser=True)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **options: given.update(adamw=options))
+
+    def initialize(**options: Any) -> Any:
+        given.update(options)
+        return SimpleNamespace(allreduce_gradients=lambda **sizes: sizes, optimizer=None), None
+
+    monkeypatch.setattr(deepspeed, "initialize", initialize)
+    engine.attach(nn.Linear(3, 2))
+    assert given["adamw"].get("fused", False) is cuda
+    assert given["config"]["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": cuda}
+
+
+@pytest.mark.parametrize("cuda", [True, False])
 def test_what_torch_keeps_for_later_is_given_back_when_state_is_away_and_when_a_model_is_freed(
     monkeypatch: pytest.MonkeyPatch, gpus: FakeGPUs, cuda: bool
 ) -> None:

@@ -21,9 +21,9 @@ from orchestration.cluster.cluster import CPU_LEARNER, Cluster
 from orchestration.cluster.session import _environment
 from orchestration.cluster.weight_sync import WeightBroadcast, WeightGroup
 from orchestration.commands import precision_probe
-from orchestration.config import memory_plan
-from orchestration.config.model_size import ModelSize
 from orchestration.config.run_config import RunConfig, validate
+from orchestration.memory import plan
+from orchestration.memory.model_size import ModelSize
 
 
 def run(learner: dict[str, Any], generators: dict[str, Any], **sections: Any) -> RunConfig:
@@ -227,7 +227,7 @@ def test_the_precision_probe_asks_for_an_engine_on_the_device_and_what_the_devic
 def test_the_plan_in_bytes_divides_an_engines_weights_and_cache_among_its_shards() -> None:
     model = ModelSize(parameters=1001, layers=3, hidden=8, inner=32, key_width=4, vocabulary=16)
     one, two = (run({"gpus": 1}, {"gpus": 1, "tensor_parallel": n}) for n in (1, 2))
-    needs = [memory_plan.generator_need(config, model) for config in (one, two)]
+    needs = [plan.generator_need(config, model) for config in (one, two)]
     assert [need.parts["weights"] for need in needs] == [4 * 1001, 4 * 501], "a shard has the larger half"
-    tokens = [memory_plan.kv_tokens(config, model, 96_000) for config in (one, two)]
+    tokens = [plan.kv_tokens(config, model, 96_000) for config in (one, two)]
     assert tokens == [1000, 2000], "a token is 2 x 3 layers x 4 x 4 bytes, of which a shard holds half"
