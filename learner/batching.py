@@ -1,7 +1,8 @@
 """Divides trajectories into micro-batches. Pure numpy; deterministic.
 
 An iteration's trajectories are divided into equal updates, in order; those of an update are dealt to the ranks by what they cost
-and filled into micro-batches of at most `micro_batch_tokens` token slots so that least is wasted (learner/microbatches/).
+and filled into micro-batches of at most `micro_batch_tokens` token slots so that least is wasted (learner/microbatches/). Where
+prompts are shared, it is those of an update and a prompt together that are dealt and filled.
 Advantages and loss weights are set here, once, over the whole iteration, so that nothing downstream depends on how the batch was
 divided. Where dynamic sampling dropped groups there are fewer updates, of the size that updates have otherwise.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain, pairwise
 from typing import NamedTuple
 
@@ -20,7 +22,8 @@ from envs.types import Group, Trajectory
 from learner.advantages import Advantage, returns_to_go, turn_baselines, whitened
 from learner.diversity.rewards import tells_apart
 from learner.diversity.settings import DiversitySettings
-from learner.microbatches.partition import partition, row_cost
+from learner.microbatches.partition import partition
+from learner.microbatches.units import Member, Unit, deal, saved, shared_units, single_units
 from learner.settings import BatchPlan
 from learner.types import Aggregation, MicroBatch, RankBatch, SignalOf
 
@@ -124,6 +127,7 @@ def build_batches(
     full_batch: int | None = None,
     version: int = 0,
     staleness: int = 0,
+    least_saved: float = 0.0,
 ) -> list[RankBatch]:
     """Builds one RankBatch a rank. Raises ValueError where the numbers do not divide or a response is empty.
 
@@ -132,7 +136,8 @@ def build_batches(
     belong to the iteration's entropy all the same. full_batch: how many trajectories `plan` is meant for, where there may be
     fewer. They are divided into as many updates of that plan's size as they fill, one at least, and what is left over is spread
     over these: an update is noisier only where fewer trajectories than one update's are left. version: of the policy that is
-    trained; staleness: by how many versions the tokens' may be behind it."""
+    trained; staleness: by how many versions the tokens' may be behind it. least_saved: with `plan.prefix_sharing`, the share of an
+    update's tokens that computing prompts once has to save for it to be done."""
     count = len(trajectories)
     if count != len(advantages):
         raise ValueError(f"{count} trajectories but {len(advantages)} advantages")
@@ -146,19 +151,20 @@ def build_batches(
     if full_batch is not None:
         updates = min(updates, max(1, count * updates // full_batch), count)
     per_rank: list[list[tuple[MicroBatch, ...]]] = [[] for _ in range(plan.ranks)]
+    lay = partial(_shares, trajectories=everything, advantages=advantages, envs=envs, plan=plan, least=least_saved)
     for k in range(updates):
         members = list(_of_update(k, updates, count, plan.mixed))
         per_update = len(members)
         tokens = sum(trajectories[i].response_tokens for i in members)
         scale = {"token": tokens, "constant": per_update * length_scale}
         weight = {i: 1.0 / scale.get(aggregation, per_update * trajectories[i].response_tokens) for i in members}
-        for rank, rows in enumerate(_shares(members, everything, advantages, weight, envs, plan)):
+        for rank, rows in enumerate(lay(members, weight=weight)):
             per_rank[rank].append(rows)
     rest = list(range(count, len(everything)))
-    nothing, without = dict.fromkeys(rest, 0.0), np.zeros(len(everything))
-    untrained = _shares(rest, everything, without, nothing, envs, plan)
+    without = np.zeros(len(everything))
+    untrained = lay(rest, weight=dict.fromkeys(rest, 0.0), advantages=without)
     sample = ledger_sample(count, plan.ledger_share)
-    followed = _shares(sample, everything, without, dict.fromkeys(sample, 0.0), envs, plan)
+    followed = lay(sample, weight=dict.fromkeys(sample, 0.0), advantages=without)
     return [
         RankBatch(
             updates=tuple(trained) * plan.epochs,
@@ -187,57 +193,62 @@ def ledger_sample(count: int, share: float) -> list[int]:
 
 def _shares(
     members: Sequence[int],
+    *,
     trajectories: Sequence[Trajectory],
     advantages: Advantages,
     weight: Mapping[int, float],
     envs: tuple[str, ...],
     plan: BatchPlan,
+    least: float,
 ) -> list[tuple[MicroBatch, ...]]:
     """Returns each rank's micro-batches of these members, the same number for all."""
-    length = {i: trajectories[i].tokens for i in members}
     shares: list[list[MicroBatch]] = []
-    for share in _deal(length, plan.ranks):
-        bins = _fill(share, [length[i] for i in share], plan)
-        rows = [
-            micro_batch(b, trajectories, advantages, [weight[i] for i in b], envs, bool(plan.packing)) for b in bins
-        ]
+    for share in deal(_units([trajectories[i] for i in members], members, plan, least), plan.ranks):
+        rows: list[MicroBatch] = []
+        for units in _fill(share, plan):
+            chosen = [i for unit in units for i in unit.members]
+            skipped = [n for unit in units for n in unit.skipped]
+            weights = [weight[i] for i in chosen]
+            rows.append(micro_batch(chosen, trajectories, advantages, weights, envs, bool(plan.packing), skipped))
         shares.append(rows)
     longest = max(len(rows) for rows in shares)
     # An object each: the learner measures every micro-batch once, told apart by identity, and its passes must pair up.
     return [(*rows, *(_empty() for _ in range(longest - len(rows)))) for rows in shares]
 
 
-def _deal(length: Mapping[int, int], ranks: int) -> list[list[int]]:
-    """Deals members, longest first, to the rank with the least to compute so far (ties: fewest members, then lowest rank)."""
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    load = [0.0] * ranks
-    for i, cost in sorted(((i, row_cost(n)) for i, n in length.items()), key=lambda x: (-x[1], x[0])):
-        rank = min(range(ranks), key=lambda r: (load[r], len(shares[r]), r))
-        shares[rank].append(i)
-        load[rank] += cost
-    return shares
+def _units(chosen: Sequence[Trajectory], members: Sequence[int], plan: BatchPlan, least: float) -> list[Unit]:
+    """Returns what stands together, each in one micro-batch: responses with their prompt once, or a trajectory alone."""
+    described = [
+        Member(i, t.tokens, t.turns[0].context_ids if t.turns else ()) for i, t in zip(members, chosen, strict=True)
+    ]
+    if plan.packing and plan.prefix_sharing:
+        units = shared_units(described, plan.ranks, plan.micro_batch_tokens)
+        if saved(units, described) >= least:
+            return units
+    return single_units(described)
 
 
-def _fill(share: Sequence[int], lengths: Sequence[int], plan: BatchPlan) -> list[list[int]]:
-    """Fills members (longest first) into bins of at most micro_batch_tokens slots; a longer trajectory has a bin to itself.
+def _fill(share: Sequence[Unit], plan: BatchPlan) -> list[list[Unit]]:
+    """Fills units, the most expensive first, into bins of at most micro_batch_tokens slots; a longer trajectory has one to itself.
 
     A packed bin has a slot for each of its tokens, and bins are as few as can be. A padded bin has its longest row's length for
     each row, and what all bins cost, their padding weighed against their number, is the least possible.
     """
     if not plan.packing:
-        costs = [row_cost(n) for n in lengths]
+        lengths = [unit.slots for unit in share]
+        costs = [unit.cost for unit in share]
         sizes = partition(lengths, costs, overhead=plan.overhead_slots, slots=plan.micro_batch_tokens)
         ends = np.cumsum([0, *sizes])
         return [list(share[a:b]) for a, b in pairwise(ends)]
-    bins: list[list[int]] = []
+    bins: list[list[Unit]] = []
     used = 0
-    for i, length in zip(share, lengths, strict=True):
-        if bins and used + length <= plan.micro_batch_tokens:
-            bins[-1].append(i)
-            used += length
+    for unit in share:
+        if bins and used + unit.slots <= plan.micro_batch_tokens:
+            bins[-1].append(unit)
+            used += unit.slots
         else:
-            bins.append([i])
-            used = length
+            bins.append([unit])
+            used = unit.slots
     return bins
 
 
@@ -248,9 +259,13 @@ def micro_batch(
     weights: Sequence[float],
     envs: tuple[str, ...],
     packing: bool,
+    skipped: Sequence[int] = (),
 ) -> MicroBatch:
-    """Lays the chosen trajectories out as one micro-batch. weights: one each, of every token in the loss."""
-    rows = [_Row.of(trajectories[i]) for i in chosen]
+    """Lays the chosen trajectories out as one micro-batch. weights: one each, of every token in the loss. skipped: in a packed row,
+    how many of its first tokens each leaves out, which are those of the last one before it that leaves out none; () for 0 of all.
+    """
+    skipped = skipped or (0,) * len(chosen)
+    rows = [_Row.of(trajectories[i]).without(n) for i, n in zip(chosen, skipped, strict=True)]
     lengths = np.array([len(row.ids) for row in rows])
     width, height = (int(lengths.sum()), 1) if packing else (int(lengths.max()), len(rows))
     origins = np.cumsum(lengths) - lengths if packing else np.arange(height) * width
@@ -258,10 +273,10 @@ def micro_batch(
     # Padding goes on counting: a restart would read as another packed trajectory. Pad tokens come after every real token of their
     # row, so a causal model never sees them.
     positions = np.tile(np.arange(width), height)
-    for row, origin in zip(rows, origins.tolist(), strict=True):
+    for row, origin, first in zip(rows, origins.tolist(), skipped, strict=True):
         tokens[origin : origin + len(row.ids)] = row.ids
         if packing:
-            positions[origin : origin + len(row.ids)] = np.arange(len(row.ids))
+            positions[origin : origin + len(row.ids)] = first + np.arange(len(row.ids))
     counts = np.array([len(row.at) for row in rows])  # action tokens
     ends = np.cumsum(counts)
     at = np.repeat(origins, counts) + np.concatenate([row.at for row in rows])
@@ -319,6 +334,10 @@ class _Row(NamedTuple):
             np.array(engine, np.float32),
             lengths,
         )
+
+    def without(self, count: int) -> _Row:
+        """Returns the row without its first tokens, none of which is an action token."""
+        return self._replace(ids=self.ids[count:], at=self.at - count) if count else self
 
 
 def _empty() -> MicroBatch:

@@ -293,7 +293,8 @@ class Learner:
         packing = self.settings.learner.packing
         if packing is None:
             packing = self.policy.packs
-        return check_model(self.policy, self.engine, forward, self.engine.device, sequences, packing)
+        sharing = self.policy.shares(self.settings.learner.prefix_sharing)
+        return check_model(self.policy, self.engine, forward, self.engine.device, sequences, packing, sharing)
 
     # --- weights --------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Compares what is trained with what transformers computes, on a few tokens: the head, padded rows, packed rows.
+"""Compares what is trained with what transformers computes, on a few tokens: the head, padded rows, packed rows, shared prompts.
 
 Three computations of the same log-probs have to agree before a gradient of any of them means something: those of a trajectory
 alone in its row, those of the same trajectory in a batch, and log_softmax of what `model(input_ids).logits` returns. Measured, not
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from envs.types import Prompt, Trajectory, Turn, Verdict
 from learner.batching import micro_batch
 from learner.policy import Policy
-from learner.types import MicroBatch, ModelCheck
+from learner.types import MicroBatch, ModelCheck, UnsupportedModel
 
 LENGTH = 64  # tokens of a sequence, at most
 SEQUENCES = 8  # that are compared, at most
@@ -53,11 +53,13 @@ def check_model(
     device: torch.device,
     sequences: Sequence[Sequence[int]],
     packing: bool,
+    sharing: bool = False,
 ) -> ModelCheck:
     """Computes a ModelCheck. A collective under ZeRO-3: every rank is given the same.
 
-    engine: runs the policy's forward with whatever hooks hang on it. forward: returns the log-probs [N] of a micro-batch, as
-    training takes them. No gradient; the model stays in the mode it trains in, which has no dropout (learner/policy.py).
+    sharing: whether prompts are to be shared, in packed rows. engine: runs the policy's forward with whatever hooks hang on it.
+    forward: returns the log-probs [N] of a micro-batch, as training takes them. No gradient; the model stays in the mode it trains
+    in, which has no dropout (learner/policy.py).
     """
     tokens = cut(sequences)
     if not tokens:
@@ -66,6 +68,7 @@ def check_model(
         alone = [_listed(forward(_micro_batch([ids], packing))) for ids in tokens]
         padded = _by_sequence(forward, _micro_batch(tokens, False), len(tokens))
         packed = _by_sequence(forward, _micro_batch(tokens, True), len(tokens)) if packing else None
+        shared = _shared(forward, tokens) if packing and sharing else None
         with _float32_head(policy):
             plain = [_listed(_plain(policy, engine, torch.tensor([ids], device=device))) for ids in tokens]
         fp32_head, policy.fp32_head = policy.fp32_head, True
@@ -73,22 +76,44 @@ def check_model(
             head = [_listed(forward(_micro_batch([ids], packing))) for ids in tokens]
         finally:
             policy.fp32_head = fp32_head
-    return ModelCheck(alone, padded, packed, head, plain)
+    return ModelCheck(alone, padded, packed, head, plain, shared)
 
 
-def _micro_batch(sequences: Sequence[tuple[int, ...]], packing: bool) -> MicroBatch:
-    """Lays sequences out as the learner's batches are, so that what is compared is what is trained."""
+def _shared(
+    forward: Callable[[MicroBatch], Tensor], tokens: Sequence[tuple[int, ...]]
+) -> tuple[list[list[float]], list[list[float]]] | None:
+    """Gives half of the sequences the beginning of one of them and half that of another, all of them one where they are few.
+    Returns the log-probs of the rest of each, alone and with these beginnings once; None where a layer's mask refuses."""
+    size = len(tokens) if len(tokens) < 4 else -(-len(tokens) // 2)
+    made, prompts, skipped = list[tuple[int, ...]](), list[int](), list[int]()
+    for first in range(0, len(tokens), size):
+        prompt = tokens[first][: len(tokens[first]) // 2]
+        made += [prompt + ids[len(ids) // 2 :] for ids in tokens[first : first + size]]
+        prompts += [len(prompt)] * (len(made) - first)
+        skipped += [0] + [len(prompt) - 1] * (len(made) - first - 1)
+    alone = [_listed(forward(_micro_batch([ids], True, [n]))) for ids, n in zip(made, prompts, strict=True)]
+    try:
+        return alone, _by_sequence(forward, _micro_batch(made, True, prompts, skipped), len(made))
+    except UnsupportedModel:
+        return None
+
+
+def _micro_batch(
+    sequences: Sequence[tuple[int, ...]], packing: bool, prompts: Sequence[int] = (), skipped: Sequence[int] = ()
+) -> MicroBatch:
+    """Lays sequences out as the learner's batches are, so that what is compared is what is trained. prompts: how many of the tokens
+    of each are its prompt's; () for 1 of all."""
     made = [
         Trajectory(
             Prompt("check", "train", i, ()),
-            (Turn(ids[:1], ids[1:], (0.0,) * (len(ids) - 1), "length", 0, 0),),
+            (Turn(ids[:n], ids[n:], (0.0,) * (len(ids) - n), "length", 0, 0),),
             ("",),
             Verdict(0.0),
         )
-        for i, ids in enumerate(sequences)
+        for i, (ids, n) in enumerate(zip(sequences, prompts or (1,) * len(sequences), strict=True))
     ]
     silent = np.zeros(len(made))
-    return micro_batch(range(len(made)), made, silent, [0.0] * len(made), ("check",), packing)
+    return micro_batch(range(len(made)), made, silent, [0.0] * len(made), ("check",), packing, skipped)
 
 
 def _listed(logp: Tensor) -> list[float]:

@@ -19,7 +19,7 @@ from transformers.initialization import meta_device_safe_creation_ops
 from learner.families.logit_scale import logit_scale
 from learner.families.router_balance import balance_losses, expert_counts, has_routers
 from learner.logprobs import DEFAULT_CHUNK, token_logprobs
-from learner.microbatches.packed_attention import attend_packed
+from learner.microbatches.packed_attention import SDPA_PACKED, attend_packed, row_of
 from learner.settings import LoraSettings
 from learner.types import UnsupportedModel
 
@@ -111,6 +111,19 @@ class Policy(nn.Module):
         """Returns whether attention over packed rows is computed without a mask over all pairs of their tokens."""
         return self._attention not in ("eager", "sdpa")
 
+    def shares(self, wanted: bool | None) -> bool:
+        """Returns whether responses are to share their prompt's keys, as far as is known without measuring.
+
+        wanted: learner.prefix_sharing; None: where packed rows are computed by sdpa anyway, which CUDA in half precision does
+        not, and neither time nor memory was measured there.
+        """
+        config = cast(Any, self.model.config)
+        able = self._attention == SDPA_PACKED and not getattr(config, "attention_chunk_size", None)
+        if wanted is None:
+            head = self.head.weight
+            return able and not (head.is_cuda and head.dtype in (torch.float16, torch.bfloat16))
+        return wanted and able
+
     @property
     def _attention(self) -> str:
         return cast(Any, self.model.config)._attn_implementation
@@ -171,7 +184,8 @@ class Policy(nn.Module):
         """
         decoder: Any = self.model.base_model
         routed = {"output_router_logits": True} if self._balance > 0 else {}
-        out = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **routed)
+        with row_of(positions):
+            out = decoder(input_ids=tokens, position_ids=positions, use_cache=False, **routed)
         if routed:
             self._follow_routers(out.router_logits, predict)
         return self.head(out.last_hidden_state.flatten(0, 1)[predict], targets, temperature, statistics)

@@ -16,6 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from learner.types import Aggregation
 
 TrainerPrecision = Literal["fp32", "bf16", "fp16"]
+# How a micro-batch's rows may be laid out: padded, packed, or packed with a prompt once for several responses.
+RowLayout = Literal["padded", "packed", "shared"]
 Mode = Literal["fp32", "bf16", "fp16", "bf16-fp32head"]
 # What a mode means for the trainer's and the engine's weights and arithmetic; bf16-fp32head is bf16 but for the LM head's product.
 BODY: dict[Mode, TrainerPrecision] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "bf16-fp32head": "bf16"}
@@ -72,6 +74,10 @@ class PrecisionSettings(Settings):
 CPU_OVERHEAD, GPU_OVERHEAD = 80, 1000
 
 
+# The share of an update's tokens that computing prompts once has to save where learner.prefix_sharing leaves it open.
+LEAST_SAVED = 0.2
+
+
 class BatchPlan(Settings):
     """Divides a batch into updates, ranks and micro-batches. Of these `updates`, `mixed` and `epochs` alone change the training."""
 
@@ -86,7 +92,19 @@ class BatchPlan(Settings):
     # Several trajectories one after the other in a row, instead of padded rows. None: where the model's attention needs no mask for
     # it, and the start's check finds that its layers see where a trajectory ends.
     packing: bool | None = None
+    # In packed rows a prompt once for its responses of an update, as far as a micro-batch holds them. None: not on CUDA in half
+    # precision, and elsewhere where the start's check finds it exact and it saves at least LEAST_SAVED of an update's tokens.
+    prefix_sharing: bool | None = None
     gpus: float = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _shared_prompts_are_packed(self) -> Self:
+        if self.prefix_sharing and self.packing is False:
+            raise ValueError(
+                "prefix_sharing is true and packing false: a prompt stands once for several responses in packed rows alone; leave "
+                "packing out, or set prefix_sharing to false"
+            )
+        return self
 
     def slow(self) -> list[str]:
         """Returns a sentence for every setting here with which a CPU takes over 1.3 times as long as with the default."""

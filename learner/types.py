@@ -40,11 +40,14 @@ class MicroBatch:
 
     `weight` is the scaling contract of the loss: over ALL micro-batches of ALL ranks of one update it sums to 1 (aggregation
     "constant" aside), so the loss of an update is sum(weight * token loss) however the batch was divided. A trajectory lies
-    whole in one micro-batch, its action tokens in order.
+    whole in one micro-batch, its action tokens in order. In a packed row it may be a branch: it leaves out the first tokens of its
+    prompt, and goes on from the position that it leaves out, behind the last trajectory before it that leaves out none.
     """
 
     tokens: NDArray[np.int64]  # [B, T] right-padded with 0, or several trajectories one after the other
-    positions: NDArray[np.int64]  # [B, T] position in its own trajectory; it restarts where a packed trajectory starts
+    positions: NDArray[
+        np.int64
+    ]  # [B, T] position in its own trajectory; it restarts where a packed trajectory or a branch starts
     predict: NDArray[np.int64]  # [N] flat index b * T + t of the position whose logits predict the action token
     targets: NDArray[np.int64]  # [N] the action token
     advantages: NDArray[np.float32]  # [N] the trajectory's advantage, or the turn's
@@ -190,6 +193,8 @@ class ModelCheck:
     alone    as trained, one sequence in a micro-batch
     padded   as trained, all sequences in a micro-batch of rows padded on the right
     packed   as trained, one behind the other in a row; None where batches are not packed
+    shared   of a few sequences that begin alike, (alone, in a packed row with their beginning once); None where prompts are not
+             shared
     head     one sequence a forward, the head's product in float32 whatever the precision
     plain    log_softmax of `model(input_ids).logits`, the head's product in float32 as well
 
@@ -202,3 +207,4 @@ class ModelCheck:
     packed: list[list[float]] | None
     head: list[list[float]]
     plain: list[list[float]]
+    shared: tuple[list[list[float]], list[list[float]]] | None = None

@@ -7,6 +7,10 @@ within a window", the layers are given the trajectories' borders in its place. W
     on CUDA, half precision   torch's varlen_attn takes the row as it is
     elsewhere                 trajectories of similar length are laid side by side, padded, and given to sdpa
 
+A row may have a prompt once for several responses (learner/microbatches/shared_prefix.py). Transformers' mask function takes a
+branch for a trajectory of its own; that it is none, and where its prefix ends, is in its positions, which begin above 0. Such a
+row goes to sdpa on every device.
+
 Rows that are not packed, and masks that say anything else, are computed by transformers' own sdpa.
 """
 
@@ -17,9 +21,11 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -32,10 +38,21 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from learner.microbatches.partition import partition
+from learner.microbatches.shared_prefix import CALL, Branches, branches
+from learner.types import UnsupportedModel
 
 SDPA_PACKED = "sdpa_packed"
-# A call of sdpa costs what the pairs of a trajectory of this length cost: 40 us a layer forward on a CPU, and 200 with backward.
-CALL = 40
+_positions: ContextVar[Tensor | None] = ContextVar("_positions", default=None)
+
+
+@contextmanager
+def row_of(positions: Tensor) -> Generator[None]:
+    """Tells `packed_mask`, while a model's forward runs, the positions [B, T] of what it is given."""
+    token = _positions.set(positions if len(positions) == 1 else None)
+    try:
+        yield
+    finally:
+        _positions.reset(token)
 
 
 @dataclass(frozen=True)
@@ -43,12 +60,14 @@ class PackedRow:
     """Tells the layers where the trajectories of one packed row begin. It goes through a model in the place of a mask.
 
     borders: int64 [n + 1] on the host, from 0 to the row's length T. window: how many tokens back a token sees, itself
-    included; None for all.
+    included; None for all. prefixes: of each of the n, the position that it goes on from, 0 for a whole trajectory: a branch sees
+    as many of the first tokens of the last whole one before it; () for 0 of all.
     """
 
     borders: tuple[int, ...]
     window: int | None
     device: torch.device
+    prefixes: tuple[int, ...] = ()
 
     @cached_property
     def longest(self) -> int:
@@ -61,7 +80,11 @@ class PackedRow:
 
     @cached_property
     def blocks(self) -> Blocks:
-        return _blocks(self.borders, self.device)
+        return _blocks(self.borders, self.device, self.prefixes, self.branches)
+
+    @cached_property
+    def branches(self) -> Branches | None:
+        return branches(self.borders, self.prefixes, self.window, self.device) if any(self.prefixes) else None
 
     def band(self, length: int) -> Tensor | None:
         """Returns which pairs of a trajectory's tokens see each other, bool [length, length]; None where all earlier ones do."""
@@ -72,18 +95,25 @@ class PackedRow:
 
     def mask(self) -> Tensor:
         """Returns the mask that this stands for, bool [1, 1, T, T]."""
-        at = torch.arange(self.borders[-1], device=self.device)
-        owner = torch.bucketize(at, torch.tensor(self.borders[1:-1], device=self.device), right=True)
-        seen = (owner[:, None] == owner) & (at[:, None] >= at)
-        return (seen if self.window is None else seen & (at[:, None] - at < self.window))[None, None]
+        place = torch.arange(self.borders[-1], device=self.device)
+        begins = torch.tensor(self.borders[:-1], device=self.device)
+        owner = torch.bucketize(place, begins[1:], right=True)
+        prefix = torch.tensor(self.prefixes or (0,) * len(begins), device=self.device)
+        whole = (prefix == 0).cumsum(0) - 1  # of each, which of the whole ones it goes on from
+        at = place - begins[owner] + prefix[owner]
+        own = owner[:, None] == owner
+        shared = (whole[owner][:, None] == whole[owner]) & (prefix[owner] == 0) & (at < prefix[owner][:, None])
+        back = at[:, None] - at
+        seen = (own | shared) & (back >= 0)
+        return (seen if self.window is None else seen & (back < self.window))[None, None]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Lays a row's trajectories out as blocks of padded rows, in order of falling length.
+    """Lays a row's whole trajectories out as blocks of padded rows, in order of falling length.
 
     shapes: (rows, length) of each block. take: for every place of all blocks which of the row's tokens is there, int64 [P]; a place
-    without one has its trajectory's last. back: for every token of the row its place, int64 [T].
+    without one has its trajectory's last. back: for every token of the row its place, int64 [T]; those of branches are behind.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -91,8 +121,11 @@ class Blocks:
     back: Tensor
 
 
-def _blocks(borders: tuple[int, ...], device: torch.device) -> Blocks:
-    lengths = np.diff(np.array(borders, np.int64))
+def _blocks(
+    borders: tuple[int, ...], device: torch.device, prefixes: tuple[int, ...], branching: Branches | None
+) -> Blocks:
+    whole = np.flatnonzero(np.array(prefixes or (0,) * (len(borders) - 1)) == 0)
+    lengths = np.diff(np.array(borders, np.int64))[whole]
     order = np.argsort(-lengths, kind="stable")
     falling = lengths[order]
     sizes = partition(falling.tolist(), [float(n) ** 2 for n in falling], overhead=CALL**2)
@@ -103,12 +136,14 @@ def _blocks(borders: tuple[int, ...], device: torch.device) -> Blocks:
     for size in sizes:
         length = int(falling[first])
         for i in order[first : first + size]:
-            begin, own = borders[i], int(lengths[i])
+            begin, own = borders[whole[i]], int(lengths[i])
             take.append(begin + np.minimum(np.arange(length), own - 1))
             back[begin : begin + own] = place + np.arange(own)
             place += length
         shapes.append((size, length))
         first += size
+    if branching is not None:
+        back[branching.tokens] = place + branching.places
     return Blocks(tuple(shapes), torch.from_numpy(np.concatenate(take)).to(device), torch.from_numpy(back).to(device))
 
 
@@ -134,6 +169,9 @@ def packed_mask(
     packed = not allow_is_causal_skip and not use_vmap and attention_mask is None and batch_size == 1
     if packed and q_length == kv_length and q_length > 1:
         row = _packed_row(mask_function, q_length, local_size, device)
+        positions = _positions.get()
+        if positions is not None and positions.shape[1] == q_length:
+            row = _branching(row, positions[0])
         if row is not None:
             return row
     return sdpa_mask(
@@ -171,6 +209,20 @@ def _packed_row(
     return None if bool(later) else PackedRow(tuple(borders.tolist()), window, device)
 
 
+def _branching(row: PackedRow | None, positions: Tensor) -> PackedRow | None:
+    """Returns the row with its prefixes. Raises UnsupportedModel where a row has branches and its mask is not one of borders."""
+    begins = torch.cat([positions[:1] * 0, 1 + (positions.diff() != 1).nonzero()[:, 0]])
+    starts = positions[begins]
+    if not bool(starts.any()):
+        return row
+    if row is None or list(row.borders[:-1]) != begins.tolist():
+        raise UnsupportedModel(
+            "prefix sharing: a layer's mask says more than where trajectories begin, so that responses cannot share their prompt's "
+            "keys: set learner.prefix_sharing=false"
+        )
+    return PackedRow(row.borders, row.window, row.device, tuple(starts.tolist()))
+
+
 def packed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
@@ -190,15 +242,17 @@ def packed_attention(
 def _attend(row: PackedRow, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     """[heads, T, d], [KV heads, T, d] twice -> [T, heads, d]"""
     q, k, v = (x.transpose(0, 1) for x in (query, key, value))
-    if takes_varlen(query, value):
+    if row.branches is None and takes_varlen(query, value):
         return _varlen(row, q, k, v, scale)
-    blocks = row.blocks
+    blocks, out = row.blocks, list[Tensor]()
+    branching = None if row.branches is None else row.branches.attend(q, k, v, partial(_sdpa, scale=scale))
     q, k, v = (x.index_select(0, blocks.take) for x in (q, k, v))
     sizes = [n * length for n, length in blocks.shapes]
-    out: list[Tensor] = []
     for shape, *parts in zip(blocks.shapes, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
         q_rows, k_rows, v_rows = (part.unflatten(0, shape).transpose(1, 2) for part in parts)
         out.append(_sdpa(q_rows, k_rows, v_rows, row.band(shape[1]), scale).transpose(1, 2).flatten(0, 1))
+    if branching is not None:
+        out.append(branching)
     return torch.cat(out).index_select(0, blocks.back)
 
 

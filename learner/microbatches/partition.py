@@ -21,9 +21,9 @@ import numpy as np
 QUADRATIC = 600.0
 
 
-def row_cost(length: int) -> float:
-    """Returns what one row of this length costs, in slots."""
-    return length * (1.0 + length / QUADRATIC)
+def row_cost(length: int, prefix: int = 0) -> float:
+    """Returns what one row of this length costs, in slots. prefix: tokens of another row that it sees besides its own."""
+    return length * (1.0 + (prefix + length) / QUADRATIC)
 
 
 def partition(

@@ -19,6 +19,7 @@ from actors.health.lifeline import LearnerDied, MemberDied
 from actors.pool import GeneratorPool, VerifierPool
 from actors.remote import LearnerActor
 from learner.rank_settings import RankPlace
+from learner.settings import RowLayout
 from learner.tracing.spans import VARIABLE
 from learner.weights.protocol import WeightManifest
 from orchestration.cluster import actor_settings, placement
@@ -27,7 +28,7 @@ from orchestration.cluster.actor_settings import Start, cpu_env
 from orchestration.cluster.actor_slots import ActorSlots, Position
 from orchestration.cluster.logprob_check import compare_logprobs
 from orchestration.cluster.members import Members
-from orchestration.cluster.start_check import StartCheck, StartRules
+from orchestration.cluster.start_check import LAYOUTS, StartCheck, StartRules
 from orchestration.cluster.start_progress import StartProgress
 from orchestration.cluster.turns import Turns
 from orchestration.cluster.weight_sync import WeightBroadcast, WeightGroup
@@ -287,9 +288,9 @@ class Cluster:
             if self.members.joining and not (self.generators.members or busy):
                 await self._send(self.version)
 
-    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> bool:
+    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> RowLayout:
         """Transfers what the learner holds as `version` to every generator, and compares trainer, engines and plain transformers
-        on these tokens. Returns whether batches are to be packed. Raises ModelRefused, which names the part that disagrees."""
+        on these tokens. Returns what batches may be. Raises ModelRefused, which names the part that disagrees."""
         config = self.config
         rules = StartRules(
             model=config.model.path,
@@ -298,6 +299,7 @@ class Cluster:
             precision=config.precision.mode,
             max_gap=config.weights.max_logprob_gap,
             packing=config.learner.packing,
+            sharing=config.learner.prefix_sharing,
         )
         check = StartCheck(self.learner, lambda: self.generators.members, lambda: self.sync(version), sequences, rules)
         self.on_progress("checking", 0, 1)
@@ -315,12 +317,11 @@ class Cluster:
             else:
                 for remark in found.remarks:
                     self._report(remark)
-                how = "packed" if found.packs else "padded"
                 self._report(
                     "trainer and engines compute the same, the first transfer included: "
-                    f"{time.monotonic() - began:.1f} s; batches are {how}"
+                    f"{time.monotonic() - began:.1f} s; {LAYOUTS[found.layout]}"
                 )
-                return found.packs
+                return found.layout
             finally:
                 self._checking = False
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from learner.settings import Mode, TrainerPrecision
+from learner.settings import Mode, RowLayout, TrainerPrecision
 from learner.types import ModelCheck
 from learner.weights.protocol import WeightSyncError
 from orchestration.cluster.logprob_check import MAX_GAP_EXACT, Gap, Limit, NamedScorer, Scorer, engine_limit, gap_of
@@ -35,6 +35,11 @@ NOT_WHAT_IT_IS_SENT = (
     "vLLM's engine does not become what it is sent (tied or fused weights, or a copy that stays as it was), so this model cannot "
     "be trained with this vLLM"
 )
+LAYOUTS: dict[RowLayout, str] = {
+    "padded": "batches are padded",
+    "packed": "batches are packed",
+    "shared": "batches are packed, and a prompt is computed once for its responses where that saves enough",
+}
 Scores = dict[str, list[list[float]]]  # by the engine's name
 
 
@@ -58,6 +63,7 @@ class StartRules:
     precision  the mode, as the recipe names it
     max_gap    weights.max_logprob_gap
     packing    learner.packing; None packs batches where packed and single trajectories have the same log-probs
+    sharing    learner.prefix_sharing; None shares prompts, where the trainer compares that, if it finds the same
     """
 
     model: str
@@ -66,15 +72,15 @@ class StartRules:
     precision: Mode
     max_gap: float | None
     packing: bool | None
+    sharing: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Holds what a comparison that refused nothing found. remarks: sentences that deserve an event; packs: whether batches are
-    to be packed."""
+    """Holds what a comparison that refused nothing found. remarks: sentences that deserve an event; layout: what batches may be."""
 
     remarks: list[str]
-    packs: bool
+    layout: RowLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,7 @@ class StartCheck:
         untouched: engines hold what they loaded themselves, so that a transfer changes nothing; otherwise what transfers do was
         seen when they did, and they are not measured before this one.
         """
-        packs = _refuse_trainer(await self.trainer.check_model(self.sequences), self.rules)
+        layout = _refuse_trainer(await self.trainer.check_model(self.sequences), self.rules)
         expected = await self.trainer.sequence_logprobs(self.sequences)
         loaded: Scores = {}
         if untouched:
@@ -106,7 +112,7 @@ class StartCheck:
             if self.rules.trainer != "fp16":
                 _refuse_stale(expected, loaded, *await self._with_other_weights(), self.rules)
         await self._transfer()
-        return Agreement(_refuse_engines(expected, loaded, await self._scores(), self.rules), packs)
+        return Agreement(_refuse_engines(expected, loaded, await self._scores(), self.rules), layout)
 
     async def _with_other_weights(self) -> tuple[list[list[float]], Scores]:
         """Returns the log-probs of the trainer and of every engine with halved weights: an engine that kept a copy of its old
@@ -136,8 +142,8 @@ class StartCheck:
             ) from error
 
 
-def _refuse_trainer(check: ModelCheck, rules: StartRules) -> bool:
-    """Returns whether batches are to be packed. Raises ModelRefused where the trainer's log-probs depend on the batch, or are not
+def _refuse_trainer(check: ModelCheck, rules: StartRules) -> RowLayout:
+    """Returns what batches may be. Raises ModelRefused where the trainer's log-probs depend on the batch, or are not
     the model's."""
     head = gap_of("the trainer", check.plain, check.head)
     if HEAD.exceeded(head):
@@ -151,7 +157,7 @@ def _refuse_trainer(check: ModelCheck, rules: StartRules) -> bool:
     if check.packed is not None:
         packed = gap_of("packed", start, [logp[:BORDER] for logp in check.packed])
         if not limit.exceeded(packed):
-            return True
+            return "shared" if _shares(check, rules, limit) else "packed"
         if rules.packing:
             raise ModelRefused(
                 f"packing borders: log-probs of packed trajectories of {rules.model} differ from those of the same trajectories "
@@ -163,6 +169,29 @@ def _refuse_trainer(check: ModelCheck, rules: StartRules) -> bool:
         raise ModelRefused(
             f"padding: log-probs of rows of {rules.model} that are padded on the right differ from those of the same rows alone "
             f"{limit.compared(padded)}; set learner.micro_batch_tokens=1, which gives every trajectory a micro-batch of its own"
+        )
+    _shares(replace(check, shared=None), rules, limit)
+    return "padded"
+
+
+def _shares(check: ModelCheck, rules: StartRules, limit: Limit) -> bool:
+    """Returns whether prompts may be shared. Raises ModelRefused where they are to be and cannot."""
+    if check.shared is None:
+        if rules.sharing:
+            raise ModelRefused(
+                f"prefix sharing: {rules.model} cannot be given a prompt once for several responses, which takes packed rows, "
+                "attention by sdpa and no mask but the causal one and a window; set learner.prefix_sharing=false"
+            )
+        return False
+    alone, shared = ([logp[:BORDER] for logp in logps] for logps in check.shared)
+    gap = gap_of("shared", alone, shared)
+    if not limit.exceeded(gap):
+        return True
+    if rules.sharing:
+        raise ModelRefused(
+            f"prefix sharing: log-probs of responses of {rules.model} whose prompt stands once in a row differ from those of the "
+            f"same trajectories alone {limit.compared(gap)}: its layers take more from earlier tokens than attention at their "
+            "positions; set learner.prefix_sharing=false"
         )
     return False
 

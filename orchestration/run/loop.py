@@ -18,6 +18,7 @@ from envs.types import Group, Trajectory
 from learner.advantages import ADVANTAGES
 from learner.batching import build_batches, trajectory_advantages, turn_advantages
 from learner.checkpoint import Checkpoints
+from learner.settings import LEAST_SAVED, RowLayout
 from learner.tracing.spans import traced
 from learner.types import NonFiniteError, RankBatch
 from learner.weights.protocol import WeightManifest
@@ -60,7 +61,7 @@ class Run:
     # Whether the learner's weights are those of a whole number of iterations, and the last of them while it has no row yet.
     _whole: bool = field(default=True, init=False)
     _done: Iteration | None = field(default=None, init=False)
-    _packs: bool = field(default=False, init=False)  # whether batches are packed; the check of the start says so
+    _layout: RowLayout = field(default="padded", init=False)  # what batches may be; the check of the start says so
     errors: EnvironmentErrorWatch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -202,7 +203,9 @@ class Run:
         return build_batches(
             [t for g in groups for t in g.trajectories],
             advantages,
-            plan=config.learner.model_copy(update={"packing": self._packs}),
+            plan=config.learner.model_copy(
+                update={"packing": self._layout != "padded", "prefix_sharing": self._layout == "shared"}
+            ),
             aggregation=config.objective.aggregation,
             temperature=config.sampling.temperature,
             length_scale=config.sampling.max_tokens,
@@ -210,6 +213,7 @@ class Run:
             full_batch=config.batch.prompts * config.batch.responses,
             version=self.state.policy_version,
             staleness=config.batch.staleness,
+            least_saved=0.0 if config.learner.prefix_sharing else LEAST_SAVED,
         )
 
     @traced("transfer")
@@ -233,7 +237,7 @@ class Run:
         each = -(-max(START_PROMPTS, self.config.weights.probe_responses) // len(curriculum.environments))
         prompts = curriculum.held_out("eval", each) or curriculum.held_out("train", each)
         sequences = [self.rollouts.render(p)[: self.config.generators.max_model_len] for p in prompts]
-        self._packs = await self.cluster.check_start(self.state.policy_version, sequences)
+        self._layout = await self.cluster.check_start(self.state.policy_version, sequences)
 
     # --- stages of the curriculum ---------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from envs.types import Group
+from learner.settings import RowLayout
 from learner.types import RankBatch, StepMetrics
 from learner.weights.protocol import WeightManifest
 from orchestration.config.run_config import RunConfig
@@ -49,9 +50,9 @@ class TrainingCluster(Protocol):
         """Sends the learner's weights to every generator as `version`. Then it is the generators' turn."""
         ...
 
-    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> bool:
+    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> RowLayout:
         """Sends the learner's weights as `version`, and compares trainer, engines and plain transformers on the same tokens.
-        Returns whether batches are to be packed. Raises ModelRefused where they disagree."""
+        Returns what batches may be. Raises ModelRefused where they disagree."""
         ...
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:

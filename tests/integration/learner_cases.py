@@ -87,16 +87,33 @@ def make_groups(iteration: int) -> list[Any]:
     return groups
 
 
-def batches(iteration: int, ranks: int, tokens: int, packing: bool, aggregation: Any) -> list[Any]:
+def with_one_prompt(group: Any) -> Any:
+    """Returns the group with the first response's prompt before each of its responses."""
+    from dataclasses import replace
+
+    prompt = group.trajectories[0].turns[0].context_ids
+    turns = [(replace(t.turns[0], context_ids=prompt), *t.turns[1:]) for t in group.trajectories]
+    return replace(
+        group, trajectories=tuple(replace(t, turns=own) for t, own in zip(group.trajectories, turns, strict=True))
+    )
+
+
+def batches(
+    iteration: int, ranks: int, tokens: int, packing: bool, aggregation: Any, sharing: bool | None = None
+) -> list[Any]:
+    """sharing: whether the responses of a group share their prompt; None: each has one of its own."""
     from learner.advantages import ADVANTAGES
     from learner.batching import build_batches, trajectory_advantages
     from learner.settings import BatchPlan
 
     groups = make_groups(iteration)
+    if sharing is not None:
+        groups = [with_one_prompt(group) for group in groups]
+    plan: dict[str, Any] = {"ranks": ranks, "micro_batch_tokens": tokens, "packing": packing, "prefix_sharing": sharing}
     return build_batches(
         [t for g in groups for t in g.trajectories],
         trajectory_advantages(groups, ADVANTAGES["grpo"]),
-        plan=BatchPlan(updates=UPDATES, mixed=False, epochs=1, ranks=ranks, micro_batch_tokens=tokens, packing=packing),
+        plan=BatchPlan(updates=UPDATES, mixed=False, epochs=1, **plan),
         aggregation=aggregation,
         temperature=0.9,
     )
@@ -127,6 +144,7 @@ def settings(model: str, case: dict[str, Any]) -> Any:
             threads=1,
             lora=case.get("lora"),
             offload_optimiser=case.get("offload", False),
+            gradient_checkpointing=case.get("checkpointing", False),
         ),
         objective=ObjectiveSettings(**{"clip_low": CLIP, "clip_high": CLIP, **case.get("objective", {})}),
         entropy=EntropySettings.model_validate(
@@ -221,7 +239,8 @@ def rank_main(
             setattr(learner.steering, "method", wide)  # noqa: B010 - it has what the learner uses, not the whole protocol
         metrics = []
         for i in range(ITERATIONS):
-            plan = batches(i, world, case["tokens"], case["packing"], case.get("aggregation", "token"))
+            layout = (case["packing"], case.get("aggregation", "token"), case.get("sharing"))
+            plan = batches(i, world, case["tokens"], *layout)
             if case.get("explodes"):
                 try:
                     learner.train(exploding(plan[rank]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import make_trajectory, trajectories
+from support.builders import alike, make_trajectory, trajectories
 
 from envs.types import Group, Status, Trajectory, Verdict
 from learner.advantages import ADVANTAGES, Advantage, leave_one_out
@@ -30,13 +30,16 @@ def build(responses: list[Trajectory], aggregation: Aggregation = "token", **pla
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[list[Trajectory], dict[str, Any]]:
     responses = draw(trajectories())
+    if sharing := draw(st.sampled_from([None, False, True])):
+        responses = alike(responses, draw(st.integers(1, 6)))
     divisors = [k for k in range(1, len(responses) + 1) if len(responses) % k == 0]
     plan = {
         "updates": draw(st.sampled_from(divisors)),
         "epochs": draw(st.integers(1, 2)),
         "ranks": draw(st.integers(1, 4)),
         "micro_batch_tokens": draw(st.integers(1, 60)),
-        "packing": draw(st.booleans()),
+        "packing": draw(st.booleans()) or bool(sharing),
+        "prefix_sharing": sharing,
         "mixed": draw(st.booleans()),
     }
     return responses, plan
@@ -46,6 +49,16 @@ def members_of(k: int, responses: list[Trajectory], plan: dict[str, Any]) -> lis
     """Returns which responses an update has: every so manieth, or a part of them that stand together."""
     updates, each = plan["updates"], len(responses) // plan["updates"]
     return [i for i in range(len(responses)) if (i % updates if plan["mixed"] else i // each) == k]
+
+
+def before(positions: Any, at: int) -> list[int]:
+    """Returns where the token at a place of a row and those that it sees are: back to where positions restart and, where they do
+    not restart at 0, as many tokens as are left out, from the last place that is at 0."""
+    begin = at
+    while begin and positions[begin] == positions[begin - 1] + 1:
+        begin -= 1
+    whole = max(i for i in range(begin + 1) if positions[i] == 0)
+    return [*range(whole, whole + int(positions[begin])), *range(begin, at + 1)]
 
 
 @given(cases(), st.sampled_from(["token", "sequence"]))
@@ -64,9 +77,9 @@ def test_every_action_token_is_trained_once_an_epoch_with_its_own_data(
                     i, at = int(micro.trajectory[n]), int(micro.predict[n])
                     actual.append((i, int(positions[at]) + 1, int(micro.targets[n])))
                     # what stands before the target, back to the start of its own trajectory, is what was sampled after
-                    begin = at - int(positions[at])
-                    assert tuple(tokens[begin : at + 1]) == responses[i].token_ids[: positions[at] + 1]
-                    assert list(positions[begin : at + 1]) == list(range(positions[at] + 1))
+                    seen = before(positions, at)
+                    assert tuple(tokens[seen]) == responses[i].token_ids[: positions[at] + 1]
+                    assert list(positions[seen]) == list(range(positions[at] + 1))
                     assert micro.engine_logprobs[n] == np.float32(responses[i].engine_logprobs[positions[at] + 1])
                     assert micro.advantages[n] == np.float32(i - len(responses) / 2)
                     assert batch.envs[micro.env[n]] == responses[i].prompt.env
@@ -148,6 +161,37 @@ def test_a_packed_row_restarts_its_positions_and_a_padded_one_does_not() -> None
     assert padded.positions.tolist() == [[0, 1, 2, 3, 4]] * 2
     assert padded.tokens[1, 3:].tolist() == [0, 0]
     assert padded.predict.tolist() == [2, 3, 6]
+
+
+def test_a_shared_prompt_stands_once_and_its_last_token_in_every_branch() -> None:
+    shapes = [[(4, 2)], [(4, 3)], [(4, 1), (2, 2)], [(3, 2)]]
+    responses = alike([make_trajectory(turns, index=0, seed=i) for i, turns in enumerate(shapes)], 3)
+    (micro,) = build(responses, packing=True, prefix_sharing=True)[0].updates[0]
+    # the longest first, with its whole prompt
+    assert micro.positions.tolist() == [[*range(9), *range(3, 7), *range(3, 6), *range(5)]]
+    assert list(dict.fromkeys(micro.trajectory.tolist())) == [2, 1, 0, 3]
+    row, branch = micro.tokens[0].tolist(), responses[1].token_ids
+    assert row[9:13] == list(branch[3:])
+    assert micro.predict.tolist() == [3, 6, 7, 9, 10, 11, 13, 14, 18, 19]
+    assert micro.targets.tolist() == [row[i + 1] for i in micro.predict]
+    (apart,) = build(responses, packing=True)[0].updates[0]
+    assert apart.tokens.size == 9 + 7 + 6 + 5
+
+
+@pytest.mark.parametrize("prompt", [1, 2, 9])
+def test_prompts_are_shared_where_that_saves_enough(prompt: int) -> None:
+    responses = alike([make_trajectory([(prompt, 3)], index=0, seed=i) for i in range(4)])
+    saves = 3 * (prompt - 1) / (4 * (prompt + 3))
+
+    def slots(least: float) -> int:
+        plan = BatchPlan(packing=True, prefix_sharing=True)
+        batches = build_batches(
+            responses, np.zeros(4), plan=plan, aggregation="token", temperature=1.0, least_saved=least
+        )
+        return sum(m.tokens.size for m in batches[0].updates[0])
+
+    assert slots(saves - 1e-9) == slots(0.0) == 4 * (prompt + 3) - 3 * (prompt - 1)
+    assert slots(saves + 1e-9) == 4 * (prompt + 3)
 
 
 def test_observations_between_turns_are_context_and_not_trained() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.builders import assert_close
+from support.builders import alike, assert_close
 from support.ranks import RESPONSES, learner_settings, responses_of, train
 
 from learner.batching import build_batches
@@ -67,12 +67,21 @@ def batches_of(
     packing: bool = False,
     observation: int = 3,
     staleness: int = 0,
+    sharing: bool | None = None,
 ) -> list[RankBatch]:
+    """sharing: whether prompts are shared; None: the responses have no prompt in common."""
     advantages = np.array([((7 * i + iteration) % 5 - 2) / 2 for i in range(RESPONSES)])
+    responses = responses_of(iteration, observation)
+    sizes: dict[str, Any] = {
+        "ranks": ranks,
+        "micro_batch_tokens": tokens,
+        "packing": packing,
+        "prefix_sharing": sharing,
+    }
     return build_batches(
-        responses_of(iteration, observation),
+        responses if sharing is None else alike(responses),
         advantages,
-        plan=BatchPlan(updates=2, epochs=2, ranks=ranks, micro_batch_tokens=tokens, packing=packing),
+        plan=BatchPlan(updates=2, epochs=2, **sizes),
         aggregation=aggregation,
         temperature=0.8,
         length_scale=10,
@@ -101,6 +110,15 @@ def assert_same(actual: Any, expected: Any) -> None:
         for key, value in wanted.items():
             assert own[key] == pytest.approx(value, rel=1e-8, abs=1e-10, nan_ok=True), key
     assert_close(actual[1], expected[1], 1e-9, 1e-11)
+
+
+@pytest.mark.parametrize(
+    "case", ["none", "repo_r", "clip_cov, wide", "kl_cov, wide", "gspo", "cispo, masked", "k1, sequence"]
+)
+def test_shared_prompts_change_no_metric_and_no_weight(case: str) -> None:
+    reference = run(case, sharing=False)
+    for ranks, tokens in ((1, 10_000), (1, 25), (2, 20), (3, 40)):
+        assert_same(run(case, ranks=ranks, tokens=tokens, packing=True, sharing=True), reference)
 
 
 @pytest.mark.parametrize("case", sorted(CASES))

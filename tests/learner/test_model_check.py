@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from learner.families.logit_scale import LogitScale
+from learner.microbatches import packed_attention
 from learner.model_check import LENGTH, SEQUENCES, check_model, cut
 from learner.policy import Policy
 from learner.types import MicroBatch, ModelCheck
@@ -38,12 +40,14 @@ def policy_of(kind: str, dtype: torch.dtype = torch.float32, fp32_head: bool = F
     return Policy(model, fp32_head=fp32_head).cast(dtype)
 
 
-def checked(policy: Policy, packing: bool = True, sequences: list[list[int]] = SEQUENCES_OF_IDS) -> ModelCheck:
+def checked(
+    policy: Policy, packing: bool = True, sequences: list[list[int]] = SEQUENCES_OF_IDS, sharing: bool = True
+) -> ModelCheck:
     def forward(micro: MicroBatch) -> torch.Tensor:
         arrays = (micro.tokens, micro.positions, micro.predict, micro.targets)
         return policy(*map(torch.tensor, arrays), 1.0)[0]
 
-    return check_model(policy, policy, forward, torch.device("cpu"), sequences, packing)
+    return check_model(policy, policy, forward, torch.device("cpu"), sequences, packing, sharing)
 
 
 def gap(a: list[list[float]], b: list[list[float]]) -> float:
@@ -67,6 +71,38 @@ def test_a_model_that_is_computed_right_agrees_everywhere() -> None:
     for other in (check.padded, check.packed, check.head, check.plain):
         assert gap(check.alone, other) < 2e-5
     assert gap(check.plain, [expected(policy, ids) for ids in cut(SEQUENCES_OF_IDS)]) < 2e-5
+    assert check.shared is not None and gap(*check.shared) < 2e-5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_prompts_are_shared_by_two_sequences_at_least(count: int) -> None:
+    policy, rows = policy_of("qwen3", head_dim=16), list[list[int]]()
+    forward = policy.forward
+
+    def followed(tokens: torch.Tensor, positions: torch.Tensor, *more: Any) -> Any:
+        rows.extend(positions.tolist())
+        return forward(tokens, positions, *more)
+
+    policy.forward = followed  # type: ignore[method-assign]
+    check = checked(policy, sequences=SEQUENCES_OF_IDS[:count])
+    assert check.shared is not None
+    alone, shared = check.shared
+    assert [len(x) for x in alone] == [len(x) for x in shared] and len(alone) == max(2, count)
+    branches = [sum(b not in (0, a + 1) for a, b in pairwise(row)) for row in rows]
+    assert sorted(branches)[-2:] == [0, max(2, count) - (2 if count > 3 else 1)]
+
+
+def test_prompts_are_not_shared_where_training_does_not() -> None:
+    assert checked(policy_of("qwen3", head_dim=16), packing=False).shared is None
+    assert checked(policy_of("qwen3", head_dim=16), sharing=False).shared is None
+
+
+def test_a_mask_that_says_more_refuses_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of("qwen3", head_dim=16)
+    monkeypatch.setattr(packed_attention, "_packed_row", lambda *_: None)
+    check = checked(policy)
+    assert check.packed is not None and gap(check.alone, check.packed) < 2e-5  # with transformers' mask
+    assert check.shared is None
 
 
 def test_rows_are_not_packed_where_training_does_not_pack() -> None:
@@ -140,6 +176,7 @@ def test_a_leak_over_the_borders_of_packed_rows_is_seen_right_behind_them(kind: 
     assert gap(check.alone, check.padded) < 2e-5
     first = [gap([a[:4]], [p[:4]]) for a, p in zip(check.alone, check.packed, strict=True)]
     assert max(first) > 0.1
+    assert check.shared is None or gap(*check.shared) > 0.1
 
 
 def test_padding_that_reaches_a_sequence_is_seen() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.builders import assert_close, loss_data, make_stats, make_trajectory, trajectories
+from support.builders import alike, assert_close, loss_data, make_stats, make_trajectory, trajectories
 from torch import Tensor
 
 from envs.types import Trajectory
@@ -235,24 +235,22 @@ def plain_loss(responses: list[Trajectory], advantages: np.ndarray, aggregation:
     trajectories(max_size=8),
     st.integers(1, 4),
     st.integers(1, 60),
-    st.booleans(),
+    st.sampled_from(["padded", "packed", "shared"]),
     st.sampled_from(["token", "sequence"]),
     st.randoms(use_true_random=False),
 )
-def test_the_loss_does_not_depend_on_ranks_micro_batches_packing_or_order(
-    responses: list[Trajectory], ranks: int, budget: int, packing: bool, aggregation: Aggregation, rng: Any
+def test_the_loss_does_not_depend_on_ranks_micro_batches_layout_or_order(
+    responses: list[Trajectory], ranks: int, budget: int, layout: str, aggregation: Aggregation, rng: Any
 ) -> None:
+    responses, packing = alike(responses, 3), layout != "padded"
+    plan: dict[str, Any] = {"ranks": ranks, "packing": packing, "prefix_sharing": layout == "shared"}
     advantages = np.array([rng.randrange(-8, 9) / 4 for _ in responses])
     (full,) = update_losses(responses, advantages, aggregation)
     assert full == pytest.approx(plain_loss(responses, advantages, aggregation), rel=1e-6, abs=1e-6)  # float32 weights
-    (divided,) = update_losses(
-        responses, advantages, aggregation, ranks=ranks, micro_batch_tokens=budget, packing=packing
-    )
+    (divided,) = update_losses(responses, advantages, aggregation, micro_batch_tokens=budget, **plan)
     assert divided == pytest.approx(full, rel=1e-9, abs=1e-9)
     order = rng.sample(range(len(responses)), len(responses))
-    (moved,) = update_losses(
-        [responses[i] for i in order], advantages[order], aggregation, ranks=ranks, packing=packing
-    )
+    (moved,) = update_losses([responses[i] for i in order], advantages[order], aggregation, **plan)
     assert moved == pytest.approx(full, rel=1e-9, abs=1e-9)
 
 

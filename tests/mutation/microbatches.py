@@ -8,6 +8,7 @@ _AT = "tests/learner/microbatches/"
 PACKED = (
     f"{_AT}test_packed_attention.py -k attention_without or borders or another_mask or layers_that or blocks or window"
 )
+SHARED = f"{_AT}test_shared_prefix.py -k branch or row or positions or chunks"
 
 MICROBATCH_MUTATIONS: tuple[Mutation, ...] = (
     *entries(
@@ -28,8 +29,46 @@ MICROBATCH_MUTATIONS: tuple[Mutation, ...] = (
         ("the last part of all", "np.copyto(begins[ends], i, where=better)", "np.copyto(begins[ends], i)"),
         ("the last cost of all", "np.copyto(best[ends], total, where=better)", "np.copyto(best[ends], total)"),
         ("parts from the end", "return parts[::-1]", "return parts"),
-        ("attention costs nothing", "length * (1.0 + length / QUADRATIC)", "float(length)"),
-        ("attention costs half", "(1.0 + length / QUADRATIC)", "(1.0 + length / (2 * QUADRATIC))"),
+        ("attention costs nothing", "length * (1.0 + (prefix + length) / QUADRATIC)", "float(length)"),
+        ("attention costs half", "(1.0 + (prefix + length) / QUADRATIC)", "(1.0 + (prefix + length) / (2 * QUADRATIC))"),
+    ),
+    *entries(
+        "microbatches/units",
+        f"{_AT}test_units.py",
+        ("a prefix to its last token", "max(0, len(m.prompt) - 1)", "len(m.prompt)"),
+        ("a prompt of one token is shared", "if units and prefix and own", "if units and own"),
+        ("more than a micro-batch holds", "last.slots + own <= slots and ", ""),
+        ("ranks of any work", "min(divisions, key=", "max(divisions, key="),
+        ("a prompt on one rank", "for share in FINENESS]", "for share in (1e9,)]"),
+        ("a mask of any size", "own * m.tokens <= MASK_PAIRS", "True"),
+        ("a branch without its prefix costs less", "row_cost(own, prefix)", "row_cost(own)"),
+        ("the whole trajectory's slots", "last.slots + own, last.cost", "last.slots + m.tokens, last.cost"),
+        ("the rank with most to do", "key=lambda r: (load[r], ", "key=lambda r: (-load[r], "),
+    ),
+    *entries(
+        "microbatches/shared_prefix",
+        SHARED,
+        ("branches see what comes", "seen = own & (back >= 0)", "seen = own"),
+        ("branches see each other", "(owner[:, None] == q_owner[..., None]) |", "(owner[:, None] >= 0) |"),
+        ("branches do not see their prefix", " | (owner == _PREFIX)[:, None]", ""),
+        ("padding is seen", "np.full((len(call), deep), _NOBODY)", "np.full((len(call), deep), _PREFIX)"),
+        ("no window in branches", "(seen if window is None else seen & (back < window))", "seen"),
+        ("a window one token wider", "(back < window)", "(back <= window)"),
+        ("positions without the prefix", "position = row[0].shared + np.concatenate", "position = np.concatenate"),
+        ("another's prefix", "            prefix = begin\n", "            pass\n"),
+        ("prefixes of two lengths in a row", " and branch.shared == row[0].shared", ""),
+        ("a row for each branch", "room = max(branch.shared, FEWEST_QUERIES)", "room = 0"),
+        ("queries without a bound", "room = max(branch.shared, FEWEST_QUERIES)", "room = 10**9"),
+        ("a call for each row", "own * keys + CALL**2", "-1"),
+        ("one call for all rows", "own * keys + CALL**2", "10**12"),
+    ),
+    *entries(
+        "microbatches/packed_attention",
+        SHARED,
+        ("branches are whole", "device, tuple(starts.tolist()))", "device)"),
+        ("another mask is taken for borders", "if row is None or list(row.borders[:-1]) != begins.tolist():", "if row is None:"),
+        ("the prefix to its end", "(at < prefix[owner][:, None])", "(at <= prefix[owner][:, None])"),
+        ("whole ones of other branches", "(whole[owner][:, None] == whole[owner]) & ", ""),
     ),
     *entries(
         "microbatches/packed_attention",
@@ -45,7 +84,7 @@ MICROBATCH_MUTATIONS: tuple[Mutation, ...] = (
             "return (at[:, None] >= at) & (at[:, None] - at < self.window)",
             "return at[:, None] - at < self.window",
         ),
-        ("trajectories see each other", "seen = (owner[:, None] == owner) & (at[:, None] >= at)", "seen = at[:, None] >= at"),
+        ("trajectories see each other", "own = owner[:, None] == owner", "own = owner[:, None] >= 0"),
         ("the mask without its window", "(seen if self.window is None else", "(seen if True else"),
         ("borders one token late", "right=True)", "right=False)"),
         ("every length a call of its own", "overhead=CALL**2)", "overhead=0.0)"),

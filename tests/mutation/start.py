@@ -98,6 +98,7 @@ START_MUTATIONS: tuple[Mutation, ...] = (
         ),
         ("the head's precision is not restored", "policy.fp32_head = fp32_head\n", "pass\n"),
         ("the head's forward is not restored", "if before is not None:", "if False:"),
+        ("what is shared is not", "_micro_batch(made, True, prompts, skipped)", "_micro_batch(made, True, prompts)"),
         ("packed is padded", "_micro_batch(tokens, True)", "_micro_batch(tokens, False)"),
         ("nothing is padded", "SHORTER * i", "0 * i"),
         ("sequences in the batch's order", "logp[int(i)].append(value)", "logp[int(i) - 1].append(value)"),

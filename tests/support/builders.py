@@ -92,6 +92,15 @@ def trajectories(draw: st.DrawFn, min_size: int = 1, max_size: int = 12) -> list
     return made
 
 
+def alike(responses: Sequence[Trajectory], size: int = 4) -> list[Trajectory]:
+    """Gives the prompt of each first of `size` trajectories to all of them: the tokens before their first response."""
+    made: list[Trajectory] = []
+    for i, t in enumerate(responses):
+        prompt = responses[i - i % size].turns[0].context_ids
+        made.append(replace(t, turns=(replace(t.turns[0], context_ids=prompt), *t.turns[1:])))
+    return made
+
+
 def make_stats(n: int, seed: int = 0, dtype: torch.dtype = torch.float64, envs: int = 1) -> TokenStats:
     """Returns consistent statistics of n tokens, each sampled from a random distribution of its own.
 

@@ -14,6 +14,7 @@ from actors.inference import Aborted, BeginFn, Completion, EngineStats, Generate
 from actors.verifier import ScoreRequest
 from envs.base import Session
 from envs.types import Group, Message, Observation, Prompt, Split, Status, Trajectory, Turn, Verdict
+from learner.settings import RowLayout
 from learner.weights.protocol import Rendezvous, WeightManifest
 
 FAKE_VOCAB = 32
@@ -267,18 +268,19 @@ class FakeRun:
         self.checked: list[tuple[int, int]] = []  # version and number of sequences of every check of the start
         self.before_check: list[tuple[Any, ...]] = []
         self.refuse: Exception | None = None  # what the check of the start raises
-        self.packs = False  # what the check of the start returns
+        self.prompt = (1, 2)  # the tokens of every prompt
+        self.layout: RowLayout = "padded"  # what the check of the start returns
         self.broken = ""  # what the environment raises for every response, if it does
         self.turn = "generators"  # whose the GPUs are where learner and generators share them
 
     # --- the cluster and its learner
 
-    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> bool:
+    async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> RowLayout:
         self.checked.append((version, len(sequences)))
         self.before_check = list(self.events)
         if self.refuse is not None:
             raise self.refuse
-        return self.packs
+        return self.layout
 
     async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
         assert self.turn == "generators"
@@ -324,7 +326,7 @@ class FakeRun:
     # --- rollouts
 
     def render(self, prompt: Prompt) -> tuple[int, ...]:
-        return (1, 2)
+        return self.prompt
 
     def save_tokenizer(self, folder: Any) -> None: ...
 
@@ -337,7 +339,7 @@ class FakeRun:
             await asyncio.sleep(0)
         asked = tuple(f"{p.environment}:{p.key}" for p in prompts)
         self.events.append((stamp.partition("/")[0], asked, sampling.temperature))
-        turn = Turn((1, 2), (3, 4), (-0.5, -0.5), "stop", self.version, self.version)
+        turn = Turn(self.prompt, (3, 4), (-0.5, -0.5), "stop", self.version, self.version)
         groups = []
         for p in prompts:
             rewards = [self.reward(p, i) for i in range(responses)]

@@ -20,7 +20,7 @@ from orchestration.errors import ModelRefused, NumericsError
 RIGHT = [[-1.0] * 20, [-2.0] * 20]
 EXACT = StartRules("models/m", trainer="fp32", exact=True, precision="fp32", max_gap=None, packing=True)
 HALF = StartRules("models/m", trainer="bf16", exact=False, precision="bf16", max_gap=None, packing=True)
-CHECK = ModelCheck(alone=RIGHT, padded=RIGHT, packed=RIGHT, head=RIGHT, plain=RIGHT)
+CHECK = ModelCheck(alone=RIGHT, padded=RIGHT, packed=RIGHT, head=RIGHT, plain=RIGHT, shared=(RIGHT, RIGHT))
 
 
 def shifted(by: float) -> list[list[float]]:
@@ -121,19 +121,40 @@ def test_packing_borders_are_named_before_any_engine() -> None:
     assert text.endswith("set learner.packing=false")
 
 
+def layout(found: ModelCheck, rules: StartRules) -> str:
+    async def transfer() -> None: ...
+
+    start = StartCheck(Trainer(found), list, transfer, [[1] * 21] * 2, rules)
+    return asyncio.run(start.run(untouched=False)).layout
+
+
+@pytest.mark.parametrize("rules", [EXACT, HALF])
+def test_prompts_are_shared_where_that_is_the_same(rules: StartRules) -> None:
+    far = replace(CHECK, shared=(RIGHT, shifted(0.3)))
+    for packing in (True, None):
+        left_open, asked = (replace(rules, packing=packing, sharing=sharing) for sharing in (None, True))
+        assert layout(CHECK, left_open) == layout(CHECK, asked) == "shared"
+        assert layout(far, left_open) == layout(replace(CHECK, shared=None), left_open) == "packed"
+        with pytest.raises(ModelRefused, match=r"^prefix sharing: log-probs .* by 0\.3\d* nats"):
+            layout(far, asked)
+        with pytest.raises(
+            ModelRefused, match=r"^prefix sharing: models/m cannot be given .* set learner\.prefix_sharing=false$"
+        ):
+            layout(replace(CHECK, shared=None), asked)
+    # agreement within a shared row says nothing of rows that are padded
+    with pytest.raises(ModelRefused, match="prefix sharing: models/m cannot"):
+        layout(replace(CHECK, packed=None), replace(rules, packing=None, sharing=True))
+
+
 @pytest.mark.parametrize("rules", [EXACT, HALF])
 def test_where_nobody_asked_for_packing_batches_are_packed_if_the_borders_are_seen(rules: StartRules) -> None:
-    def packs(found: ModelCheck) -> bool:
-        async def transfer() -> None: ...
-
-        start = StartCheck(Trainer(found), list, transfer, [[1] * 21] * 2, replace(rules, packing=None))
-        return asyncio.run(start.run(untouched=False)).packs
-
-    assert packs(CHECK)
-    assert not packs(replace(CHECK, packed=shifted(0.3)))  # nothing is refused: rows are padded instead
-    assert not packs(replace(CHECK, packed=None))
+    open_rules = replace(rules, packing=None)
+    assert layout(replace(CHECK, shared=None), open_rules) == "packed"
+    # nothing is refused: rows are padded instead
+    assert layout(replace(CHECK, packed=shifted(0.3)), open_rules) == "padded"
+    assert layout(replace(CHECK, packed=None), open_rules) == "padded"
     with pytest.raises(ModelRefused, match="padding: "):  # which is then measured
-        packs(replace(CHECK, packed=shifted(0.3), padded=shifted(0.2)))
+        layout(replace(CHECK, packed=shifted(0.3), padded=shifted(0.2)), open_rules)
 
 
 def test_in_bf16_the_mean_behind_the_borders_counts() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from support.builders import stages_data
 from support.fakes import FakeRun
@@ -16,6 +17,7 @@ from support.fakes import FakeRun
 from envs import catalog
 from envs.types import Prompt
 from learner.checkpoint import Checkpoints, read_state
+from learner.settings import RowLayout
 from orchestration.config.run_config import RunConfig, validate
 from orchestration.errors import EnvironmentErrors, ModelRefused, Stopped
 from orchestration.run.loop import Run
@@ -169,13 +171,32 @@ def test_before_anything_else_a_fresh_and_a_resumed_run_check_what_they_begin_wi
     assert go(many, tmp_path / "many").checked == [(0, 22)]  # as many of each of two environments
 
 
-@pytest.mark.parametrize("packs", [False, True])
-def test_batches_are_packed_where_the_check_of_the_start_says_so(packs: bool, tmp_path: Path) -> None:
+def sharing(config: RunConfig) -> RunConfig:
+    data = config.model_dump()
+    return validate(data | {"learner": data["learner"] | {"prefix_sharing": True}})
+
+
+def layouts_of(config: RunConfig, layout: RowLayout, tmp_path: Path, prompt: int = 2) -> tuple[set[int], bool]:
+    """Returns how many rows the micro-batches of a run had, and whether any had a prompt once for several responses."""
     fake = FakeRun()
-    fake.packs = packs
-    asyncio.run(run_of(config_of(), fake, tmp_path, StopSignal()).train())
-    rows = {len(micro.tokens) for batch in fake.trained for update in batch.updates for micro in update}
-    assert (rows == {1}) == packs
+    fake.layout, fake.prompt, fake.turns = layout, tuple(range(1, prompt + 1)), 3
+    asyncio.run(run_of(config, fake, tmp_path, StopSignal()).train())
+    micros = [micro for batch in fake.trained for update in batch.updates for micro in update]
+    goes_on = [at[1:][np.diff(at) != 1].any() for micro in micros for at in micro.positions]
+    return {len(micro.tokens) for micro in micros}, any(goes_on)
+
+
+def test_batches_are_laid_out_as_the_check_of_the_start_says(tmp_path: Path) -> None:
+    rows, shared = layouts_of(config_of(), "padded", tmp_path / "padded")
+    assert rows != {1} and not shared
+    assert layouts_of(config_of(), "packed", tmp_path / "packed") == ({1}, False)
+    assert layouts_of(sharing(config_of()), "packed", tmp_path / "not") == ({1}, False)
+
+
+@pytest.mark.parametrize(("prompt", "shared"), [(2, False), (40, True)])
+def test_prompts_are_shared_where_that_saves_a_fifth(prompt: int, shared: bool, tmp_path: Path) -> None:
+    assert layouts_of(config_of(), "shared", tmp_path / "open", prompt) == ({1}, shared)
+    assert layouts_of(sharing(config_of()), "shared", tmp_path / "asked", prompt) == ({1}, True)
 
 
 def test_a_refusal_at_the_start_writes_nothing(tmp_path: Path) -> None:
