@@ -10,6 +10,9 @@ every update forward, backward and clipping by norm on micro-batches of at most 
 the right, and one step of torch's AdamW. It computes no entropy, and has no control, no ledger and no metrics. The learner is
 `Learner.train` with the default settings of a recipe, padded and packed, with all of those.
 
+Then the learner beside itself on responses of which 16 have the same prompt, one update, packed: each with its prompt, and with its
+prompt once (`learner.prefix_sharing`). Of prompts and responses of 20 and 6 tokens, 8 and about 83, 1,000 and 500.
+
 Prints medians of the rounds and the learner's time over the plain trainer's; --out writes the same as JSON.
 """
 
@@ -42,7 +45,7 @@ from learner.deepspeed_engine import RankPlace  # noqa: E402
 from learner.entropy.settings import EntropySettings  # noqa: E402
 from learner.learner import Learner  # noqa: E402
 from learner.rank_settings import RankSettings  # noqa: E402
-from learner.settings import BatchPlan, LearnerSettings, ModelSettings, ObjectiveSettings  # noqa: E402
+from learner.settings import LEAST_SAVED, BatchPlan, LearnerSettings, ModelSettings, ObjectiveSettings  # noqa: E402
 
 VOCAB, PROMPT, RESPONSES, UPDATES = 64, 8, 256, 4
 SLOTS = 2048  # of a plain micro-batch
@@ -54,11 +57,20 @@ LENGTHS: dict[str, Callable[[random.Random], int]] = {
 }
 
 
+GROUP = 16  # responses of a prompt, where prompts are shared
+# A prompt's tokens, those of a response, and how many responses.
+SHARED: dict[str, tuple[int, Callable[[random.Random], int], int]] = {
+    "20 and 6": (20, lambda rng: 6, 256),
+    "8 and 83": (8, LENGTHS["heavy"], 256),
+    "1,000 and 500": (1000, lambda rng: 500, 16),
+}
+
+
 def make_model(folder: str) -> str:
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=VOCAB, hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, tie_word_embeddings=True, max_position_embeddings=1024,
+        num_key_value_heads=2, head_dim=32, tie_word_embeddings=True, max_position_embeddings=2048,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
@@ -75,6 +87,23 @@ def responses(kind: str, seed: int) -> list[Trajectory]:
         n = LENGTHS[kind](rng)
         turn = Turn(ids(PROMPT), ids(n), (-math.log(VOCAB),) * n, "stop", 0, 0)
         made.append(Trajectory(Prompt("toy", "train", i // 8, ()), (turn,), ("",), Verdict(float(rng.random() < 0.5))))
+    return made
+
+
+def groups(kind: str, seed: int) -> list[Trajectory]:
+    """Returns responses of which GROUP stand together and have a prompt in common."""
+    rng, (prompt, length, count) = random.Random(seed), SHARED[kind]
+
+    def ids(n: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(1, VOCAB) for _ in range(n))
+
+    made: list[Trajectory] = []
+    for i in range(count):
+        begins = ids(prompt) if i % GROUP == 0 else made[-1].turns[0].context_ids
+        n = length(rng)
+        turn = Turn(begins, ids(n), (-math.log(VOCAB),) * n, "stop", 0, 0)
+        task = Prompt("toy", "train", i // GROUP, ())
+        made.append(Trajectory(task, (turn,), ("",), Verdict(float(rng.random() < 0.5))))
     return made
 
 
@@ -182,12 +211,47 @@ def measure(kind: str, rounds: int, learner: Learner, plain: Plain, budgets: lis
     return {"tokens": tokens, "seconds": medians, "ratio": ratios, "rounds": times}
 
 
+def measure_sharing(kind: str, rounds: int, learner: Learner) -> dict[str, Any]:
+    """Times the learner with a prompt for each response and with a prompt once, in turns."""
+    times: dict[str, list[float]] = {"apart": [], "shared": []}
+    slots: dict[str, int] = {}
+    for i in range(-1, rounds):  # the first one warms up
+        made = groups(kind, i)
+        rewards = np.array([t.verdict.reward for t in made])
+        for name in times:
+            plan = BatchPlan(packing=True, prefix_sharing=name == "shared")
+            advantages = rewards - rewards.mean()
+            (batch,) = build_batches(made, advantages, plan=plan, aggregation="token", temperature=1.0)
+            slots[name] = sum(m.tokens.size for update in batch.updates for m in update)
+            taken = seconds(partial(learner.train, batch))
+            if i >= 0:
+                times[name].append(taken)
+    values = [a / b for a, b in zip(times["shared"], times["apart"], strict=True)]
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    return {"slots": slots, "seconds": medians, "ratio": statistics.median(values), "values": values}
+
+
+def sharing_line(kind: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Returns the line of the results: where sharing saves what it has to by default, it must not cost time."""
+    by_default = result["slots"]["shared"] <= (1 - LEAST_SAVED) * result["slots"]["apart"]
+    return ratio(
+        f"prompts and responses of {kind} tokens, 16 a prompt: prompt once / for each response",
+        result["ratio"],
+        goal="under 1" if by_default else "",
+        held=result["ratio"] < 1 if by_default else None,
+        ours=f"{result['seconds']['shared']:.3g} s, {result['slots']['shared']} slots",
+        other=f"{result['seconds']['apart']:.3g} s, {result['slots']['apart']} slots",
+        values=result["values"],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budgets", type=int, nargs="+", default=[BatchPlan().micro_batch_tokens])
-    parser.add_argument("--kinds", nargs="+", choices=tuple(LENGTHS), default=tuple(LENGTHS))
+    parser.add_argument("--kinds", nargs="*", choices=tuple(LENGTHS), default=tuple(LENGTHS))
+    parser.add_argument("--sharing", nargs="*", choices=tuple(SHARED), default=tuple(SHARED))
     parser.add_argument(
         "--cpu-time", action="store_true", help="of the process, instead of seconds: for a busy machine, one thread"
     )
@@ -204,6 +268,16 @@ def main() -> None:
         print(f"{kind}: {result['tokens']} tokens, plain torch {result['seconds']['plain']:.3f} s", flush=True)
         for name, share in result["ratio"].items():
             print(f"  learner, {name}: {result['seconds'][name]:.3f} s, {share:.2f} x plain", flush=True)
+    sharing: dict[str, Any] = {}
+    for kind in args.sharing:
+        result = sharing[kind] = measure_sharing(kind, args.rounds, learner)
+        print(
+            f"prompts and responses of {kind} tokens: {result['slots']['apart']} slots, {result['seconds']['apart']:.3f} s"
+        )
+        print(
+            f"  prompt once: {result['slots']['shared']} slots, {result['seconds']['shared']:.3f} s, {result['ratio']:.2f} x",
+            flush=True,
+        )
     if args.json:
         lines = [
             ratio(
@@ -218,7 +292,8 @@ def main() -> None:
             for kind, result in results.items()
             for name in result["ratio"]
         ]
-        write(args.json, "learner", lines, threads=args.threads, kinds=results)
+        lines += [sharing_line(kind, result) for kind, result in sharing.items()]
+        write(args.json, "learner", lines, threads=args.threads, kinds=results, sharing=sharing)
     learner.close()
 
 

@@ -42,7 +42,9 @@ class Part:
 
 PARTS = (
     Part("head", "benchmarks.head", "the fused head on and off: time and memory", 480),
-    Part("learner", "benchmarks.learner", "the learner, packed and padded, against plain torch", 300),
+    Part(
+        "learner", "benchmarks.learner", "the learner, packed and padded, against plain torch, and prompts shared", 420
+    ),
     Part("weights", "benchmarks.weights", "a transfer of weights against memcpy", 180),
     Part("memory", "benchmarks.memory", "planned memory against what learner ranks take", 900),
     Part("startup", "benchmarks.startup", "what a start consists of", 240),

@@ -37,7 +37,15 @@ START_MUTATIONS: tuple[Mutation, ...] = (
         ("the head is not compared", "if HEAD.exceeded(head):", "if False:"),
         ("the head bounded by its mean", "Limit(MAX_GAP_EXACT, exact=True)", "Limit(MAX_GAP_EXACT * 10, exact=False)"),
         ("packed rows are not compared", "if not limit.exceeded(packed):", "if True:"),
-        ("nothing is packed unless asked for", "            return True\n", "            return False\n"),
+        ("nothing is packed unless asked for", 'else "packed"', 'else "padded"'),
+        ("shared prompts are not compared", "if not limit.exceeded(gap):", "if True:"),
+        ("shared prompts are never refused", "    if rules.sharing:\n        raise", "    if False:\n        raise"),
+        (
+            "what cannot be compared is shared",
+            "        return False\n    alone, shared",
+            "        return True\n    alone, shared",
+        ),
+        ("padded rows share", "_shares(replace(check, shared=None), rules, limit)", "_shares(check, rules, limit)"),
         (
             "borders diluted",
             'packed = gap_of("packed", start, [logp[:BORDER] for logp in check.packed])',
