@@ -139,12 +139,7 @@ def build_batches(
     trained; staleness: by how many versions the tokens' may be behind it. least_saved: with `plan.prefix_sharing`, the share of an
     update's tokens that computing prompts once has to save for it to be done."""
     count = len(trajectories)
-    if count != len(advantages):
-        raise ValueError(f"{count} trajectories but {len(advantages)} advantages")
-    if full_batch is None and count % plan.updates:
-        raise ValueError(f"{count} trajectories cannot be divided into {plan.updates} equal updates")
-    if silent := next((t for t in trajectories if t.response_tokens == 0), None):
-        raise ValueError(f"trajectory {silent.prompt.key} has no sampled token: its weight would be lost")
+    _refuse(trajectories, len(advantages), 1 if full_batch is not None else plan.updates)
     everything = [*trajectories, *measured]
     envs = tuple(sorted({t.prompt.env for t in everything}))
     updates = plan.updates
@@ -178,6 +173,17 @@ def build_batches(
         )
         for trained, measured_only, ledger in zip(per_rank, untrained, followed, strict=True)
     ]
+
+
+def _refuse(trajectories: Sequence[Trajectory], advantages: int, updates: int) -> None:
+    """Raises ValueError where the numbers do not divide or a response is empty. updates: equal ones that are asked for."""
+    count = len(trajectories)
+    if count != advantages:
+        raise ValueError(f"{count} trajectories but {advantages} advantages")
+    if count % updates:
+        raise ValueError(f"{count} trajectories cannot be divided into {updates} equal updates")
+    if silent := next((t for t in trajectories if t.response_tokens == 0), None):
+        raise ValueError(f"trajectory {silent.prompt.key} has no sampled token: its weight would be lost")
 
 
 def _of_update(k: int, updates: int, count: int, mixed: bool) -> range:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from envs.types import Prompt, Trajectory, Turn, Verdict
 from learner.batching import micro_batch
+from learner.microbatches.packed_attention import MaskRefused
 from learner.policy import Policy
-from learner.types import MicroBatch, ModelCheck, UnsupportedModel
+from learner.types import MicroBatch, ModelCheck
 
 LENGTH = 64  # tokens of a sequence, at most
 SEQUENCES = 8  # that are compared, at most
@@ -94,7 +95,7 @@ def _shared(
     alone = [_listed(forward(_micro_batch([ids], True, [n]))) for ids, n in zip(made, prompts, strict=True)]
     try:
         return alone, _by_sequence(forward, _micro_batch(made, True, prompts, skipped), len(made))
-    except UnsupportedModel:
+    except MaskRefused:
         return None
 
 

@@ -39,10 +39,13 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from learner.microbatches.partition import partition
 from learner.microbatches.shared_prefix import CALL, Branches, branches
-from learner.types import UnsupportedModel
 
 SDPA_PACKED = "sdpa_packed"
 _positions: ContextVar[Tensor | None] = ContextVar("_positions", default=None)
+
+
+class MaskRefused(ValueError):
+    """Reports a layer whose mask says more than where trajectories begin, in a row with branches, which it would leave out."""
 
 
 @contextmanager
@@ -210,13 +213,13 @@ def _packed_row(
 
 
 def _branching(row: PackedRow | None, positions: Tensor) -> PackedRow | None:
-    """Returns the row with its prefixes. Raises UnsupportedModel where a row has branches and its mask is not one of borders."""
+    """Returns the row with its prefixes. Raises MaskRefused where a row has branches and its mask is not one of borders."""
     begins = torch.cat([positions[:1] * 0, 1 + (positions.diff() != 1).nonzero()[:, 0]])
     starts = positions[begins]
     if not bool(starts.any()):
         return row
     if row is None or list(row.borders[:-1]) != begins.tolist():
-        raise UnsupportedModel(
+        raise MaskRefused(
             "prefix sharing: a layer's mask says more than where trajectories begin, so that responses cannot share their prompt's "
             "keys: set learner.prefix_sharing=false"
         )

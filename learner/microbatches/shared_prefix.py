@@ -4,8 +4,8 @@ Such a row has a prompt with its first response, as any packed trajectory, and b
 prompt's last token once more, then the response, with positions that go on from where the shared prefix ends. A branch's tokens see
 the prefix and, causally, their branch. Keys of the prefix are taken from the row, so that gradients of all branches add up in them.
 
-Branches of one prefix are put together while their queries are no more than its keys, which bounds both the keys that are laid out
-again and the pairs that a mask takes away; calls of similar shapes are made one.
+Branches of one prefix are put together while they have at most as many queries as it has keys, which bounds both the keys that are
+laid out again and the pairs that a mask takes away; calls of similar shapes are made one.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
@@ -126,7 +126,7 @@ def _mask(
 
 
 def _rows(borders: Sequence[int], shared: Sequence[int]) -> list[list[_Branch]]:
-    """Returns branches that are computed in one row of a call, as many of a prefix as have no more queries than it has keys."""
+    """Returns branches that are computed in one row of a call: of a prefix, until they have as many queries as it has keys."""
     rows: list[list[_Branch]] = []
     prefix = 0
     of_prefix: list[_Branch] = []

@@ -18,11 +18,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from envs.types import Prompt, Trajectory, Turn, Verdict
 from learner.batching import build_batches
 from learner.microbatches import packed_attention as module
-from learner.microbatches.packed_attention import PackedRow, packed_attention, packed_mask, row_of
+from learner.microbatches.packed_attention import MaskRefused, PackedRow, packed_attention, packed_mask, row_of
 from learner.microbatches.shared_prefix import FEWEST_QUERIES, branches
 from learner.policy import load_policy
 from learner.settings import BatchPlan
-from learner.types import UnsupportedModel
 
 CPU = torch.device("cpu")
 FAMILIES = ("llama", "qwen3", "mistral-sliding", "gemma3", "gpt2", "minicpm3")
@@ -250,6 +249,6 @@ def test_a_mask_of_more_than_borders_is_refused_in_a_row_with_branches() -> None
         return (k <= q) | (k < 3)
 
     for mask in (chunks, prefix):
-        with pytest.raises(UnsupportedModel, match=r"^prefix sharing: .* set learner\.prefix_sharing=false$"):
+        with pytest.raises(MaskRefused, match=r"^prefix sharing: .* set learner\.prefix_sharing=false$"):
             mask_of(branching_row, mask_function=mask)
         mask_of([0, 1, 2, 3, 0, 1], mask_function=mask)  # without branches it is computed as ever
