@@ -104,8 +104,9 @@ def branches(
             places.append(place + i * wide + np.arange(count))
         place += len(call) * wide
         masks.append(_mask(of_query, at_query, owners, at, window, device))
-    on_device = (torch.from_numpy(np.concatenate(x)).to(device) for x in (queries, keys))
-    return Branches(tuple(shapes), *on_device, tuple(masks), np.concatenate(tokens), np.concatenate(places))
+    take_queries, take_keys = (torch.from_numpy(np.concatenate(x)).to(device) for x in (queries, keys))
+    own, at_place = np.concatenate(tokens), np.concatenate(places)
+    return Branches(tuple(shapes), take_queries, take_keys, tuple(masks), own, at_place)
 
 
 def _mask(

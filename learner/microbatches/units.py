@@ -20,9 +20,9 @@ FINENESS = (1.1, 1.05, 1.0, 0.5, 0.25, 0.125, 0.0)
 
 
 class Member(NamedTuple):
-    """Describes a trajectory: its index, the number of its tokens, and those of the prompt that it begins with."""
+    """Describes a trajectory: which it is, the number of its tokens, and those of the prompt that it begins with."""
 
-    index: int
+    trajectory: int
     tokens: int
     prompt: tuple[int, ...]
 
@@ -38,7 +38,7 @@ class Unit(NamedTuple):
 
 def single_units(members: Iterable[Member]) -> list[Unit]:
     """Returns a unit for each trajectory."""
-    return [Unit((m.index,), (0,), m.tokens, row_cost(m.tokens)) for m in members]
+    return [Unit((m.trajectory,), (0,), m.tokens, row_cost(m.tokens)) for m in members]
 
 
 def shared_units(members: Iterable[Member], ranks: int, slots: int) -> list[Unit]:
@@ -47,7 +47,7 @@ def shared_units(members: Iterable[Member], ranks: int, slots: int) -> list[Unit
     for member in members:
         groups.setdefault(member.prompt, []).append(member)
     for group in groups.values():
-        group.sort(key=lambda m: (-m.tokens, m.index))  # the longest has no mask
+        group.sort(key=lambda m: (-m.tokens, m.trajectory))  # the longest has no mask
     whole = [unit for group in groups.values() for unit in _split(group, slots, float("inf"))]
     if ranks == 1:
         return whole
@@ -66,7 +66,7 @@ def _split(group: Sequence[Member], slots: int, cost: float) -> list[Unit]:
         if units and prefix and own * m.tokens <= MASK_PAIRS:
             last = units[-1]
             if last.slots + own <= slots and last.cost + more <= cost:
-                members, skipped = (*last.members, m.index), (*last.skipped, prefix)
+                members, skipped = (*last.members, m.trajectory), (*last.skipped, prefix)
                 units[-1] = Unit(members, skipped, last.slots + own, last.cost + more)
                 continue
         units += single_units([m])

@@ -22,7 +22,7 @@ def members(draw: st.DrawFn) -> list[Member]:
 
 @given(members(), st.integers(1, 5), st.integers(1, 200))
 def test_every_trajectory_is_in_one_unit_within_the_slots(found: list[Member], ranks: int, slots: int) -> None:
-    by_index = {m.index: m for m in found}
+    by_index = {m.trajectory: m for m in found}
     made = shared_units(found, ranks, slots)
     assert sorted(i for unit in made for i in unit.members) == sorted(by_index)
     for unit in made:
@@ -63,7 +63,7 @@ def test_a_prompt_of_many_responses_is_divided_among_ranks() -> None:
 
 def test_a_response_whose_mask_would_be_large_stands_alone() -> None:
     long = Member(0, 5000, (1,) * 1000)
-    assert [len(u.members) for u in shared_units([long, long._replace(index=1)], 1, 100_000)] == [1, 1]
+    assert [len(u.members) for u in shared_units([long, long._replace(trajectory=1)], 1, 100_000)] == [1, 1]
     short = [Member(i, 1500, (1,) * 1000) for i in range(2)]
     assert [len(u.members) for u in shared_units(short, 1, 100_000)] == [2]
 
