@@ -63,7 +63,7 @@ def test_a_shared_prompt_does_not_change_the_update(results: Any, world: int, na
     assert max(float(np.abs(weights[k] - expected[k]).max()) for k in weights) < 1e-5
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
-        assert abs(row["entropy/predicted_dh"]) > 1e-3 or name.startswith("lora")  # something has moved
+        assert abs(row["entropy/predicted_dh"]) > 1e-4  # something has moved
         for key in ("loss", "grad_norm", "entropy/exact", "entropy/sampled", "entropy/predicted_dh", "entropy/step_dh"):
             assert other[key] == pytest.approx(row[key], abs=2e-5), key
 
