@@ -23,6 +23,7 @@ from learner.head.fused import tiling
 from learner.head.logits import Head
 from learner.microbatches import packed_attention
 from learner.microbatches.packed_attention import PackedRow, takes_varlen
+from learner.policy import Policy
 from learner.rank_settings import RankPlace
 from learner.settings import EngineSettings
 from learner.training_state import one_read
@@ -315,6 +316,26 @@ def test_packed_rows_go_to_flash_attention_where_it_has_a_kernel(
     with gpus.here():
         query, value = (torch.zeros(2, 3, n, dtype=dtype, device=device) for n in (width, value_width))
         assert takes_varlen(query, value) is expected
+
+
+@pytest.mark.parametrize(
+    ("cuda", "dtype", "wanted", "shared"),
+    [
+        (True, torch.bfloat16, None, False),
+        (True, torch.float16, None, False),
+        (True, torch.float32, None, True),
+        (False, torch.bfloat16, None, True),
+        (True, torch.bfloat16, True, True),
+        (True, torch.float32, False, False),
+    ],
+)
+def test_prompts_are_shared_unasked_where_packed_rows_are_not_flash_attentions(
+    cuda: bool, dtype: torch.dtype, wanted: bool | None, shared: bool
+) -> None:
+    head = SimpleNamespace(weight=SimpleNamespace(is_cuda=cuda, dtype=dtype))
+    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation=packed_attention.SDPA_PACKED))
+    policy: Any = SimpleNamespace(model=model, head=head, _attention=packed_attention.SDPA_PACKED)
+    assert Policy.shares(policy, wanted) is shared
 
 
 @pytest.mark.parametrize("window", [None, 5])

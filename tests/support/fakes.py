@@ -268,7 +268,7 @@ class FakeRun:
         self.checked: list[tuple[int, int]] = []  # version and number of sequences of every check of the start
         self.before_check: list[tuple[Any, ...]] = []
         self.refuse: Exception | None = None  # what the check of the start raises
-        self.prompt = (1, 2)  # the tokens of every prompt
+        self.prompt: tuple[int, ...] = (1, 2)  # the tokens of every prompt
         self.layout: RowLayout = "padded"  # what the check of the start returns
         self.broken = ""  # what the environment raises for every response, if it does
         self.turn = "generators"  # whose the GPUs are where learner and generators share them
