@@ -74,8 +74,9 @@ def _fixed(config: RunConfig, model: ModelSize) -> dict[str, int]:
     trained, size = (adapter, FLOAT) if adapter else (p, b)
     share = ceil_div(trained, ranks)
     held = b * (ceil_div(p, ranks) if stage == 3 else p)
-    # DeepSpeed trains float32 weights themselves, without ZeRO and where they are divided; else it has a copy of its share.
-    masters = 0 if size == FLOAT and stage in (0, 3) else MASTER * (share if stage else trained)
+    # Without ZeRO float32 weights are trained themselves; else DeepSpeed has a copy of its share. At stage 3 it would need none in
+    # float32, and copies all the same: it compares a torch.device with the device's name (stage3.py, _create_fp32_partitions).
+    masters = 0 if size == FLOAT and not stage else MASTER * (share if stage else trained)
     if c.offload_optimiser:
         masters = 0
     reference = held if not adapter and holds_reference(config) else 0

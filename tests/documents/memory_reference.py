@@ -62,7 +62,7 @@ everything but the weights is of the adapter alone, in float32.
 |---|---|---|
 | weights | `b` | divided at ZeRO 3 |
 | gradients | `b` | divided from ZeRO 2 on |
-| masters | 4 | divided from ZeRO 1 on; none in fp32 at ZeRO 0 and 3, which train the weights themselves |
+| masters | 4 | divided from ZeRO 1 on; none in fp32 at ZeRO 0, which trains the weights themselves |
 | moments | 8 | divided from ZeRO 1 on |
 | ledger | `b` + 4 | divided by the ranks; with `learner.ledger_share: 0` none of it, and no prediction of what an iteration's steps do to entropy |
 | entropy's gradient | `b` | of all parameters on every rank, before the updates, when there are no other gradients; none either with `ledger_share: 0`, without which ZeRO 3 does not help the largest models |

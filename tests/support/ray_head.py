@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -66,6 +68,9 @@ def ray_head(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     environ = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "HF_HUB_OFFLINE": "1"}
     environ["PYTHONPATH"] = str(ROOT)  # as if installed: jobs and workers of the head inherit it
     environ.pop("RAY_ADDRESS", None)
+    # Its own, and short for the paths of sockets: Ray notes there which cluster of this machine was started last, and a job of an
+    # older one would join that.
+    environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="h", dir="/tmp")
     process = subprocess.Popen(
         [
             BIN / "ray", "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}",
@@ -91,3 +96,4 @@ def ray_head(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         _, alive = psutil.wait_procs(family, timeout=15)
         for child in alive:
             child.kill()
+        shutil.rmtree(environ["RAY_TMPDIR"], ignore_errors=True)
