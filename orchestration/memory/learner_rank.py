@@ -104,20 +104,25 @@ def _phases(config: RunConfig, model: ModelSize) -> dict[str, dict[str, int]]:
     trained, size = (adapter, FLOAT) if adapter else (model.parameters, b)
     share = ceil_div(trained, c.ranks)
     largest = min(trained, model.hidden * model.vocabulary if not adapter else PIECE_ELEMENTS)
-    gathered = b * (min(model.parameters, LIVE) + min(model.parameters, AHEAD)) if stage == 3 else 0
+    # A single rank has nothing to gather: DeepSpeed lends it the shares themselves.
+    gathered = b * (min(model.parameters, LIVE) + min(model.parameters, AHEAD)) if stage == 3 and c.ranks > 1 else 0
     head = head_bytes(model, b, c.micro_batch_tokens, on_gpu, trained=not adapter)
     gradients = size * (share if stage >= 2 else trained)
     bucket = size * min(trained, PIECE_ELEMENTS + (largest if not stage else 0))
-    reduced = bucket * (2 if stage else 1)  # of ZeRO's buckets the part that comes back is a second copy
+    # The part that comes back of ZeRO's reduction is a second copy, beside the buffer.
+    reduced = bucket
     # What gloo gathers it gathers flat and copies, and it reduces a copy of what it scatters (torch's ProcessGroupGloo).
     apart = stage == 3 and c.ranks > 1 and not on_gpu
     if apart:
         gathered, reduced = gathered + b * min(model.parameters, AHEAD), reduced + bucket
-    always = {"gathered weights": gathered, "head": head}
+    # ZeRO's buffer for gradients is there in every phase, and of the whole size however little is trained.
+    buffer = {"reduce buffer": size * PIECE_ELEMENTS if stage else 0}
+    always = {"gathered weights": gathered, "head": head, **buffer}
     flat = {"gradients": gradients if stage == 3 else 0}  # ZeRO-3 keeps its share of them between updates
     phases = {
         "train": {**always, "gradients": gradients, "reduced gradients": reduced},
         "step": {
+            **buffer,
             **({} if on_gpu else {"gathered weights": gathered}),
             "gradients": gradients,
             "optimiser step": _step(c, share if stage else trained, largest, size),

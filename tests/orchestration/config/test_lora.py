@@ -167,4 +167,4 @@ def test_the_plan_divides_an_adapter_as_deepspeed_does(stage: int, tmp_path: Pat
     assert parts["adapter"] == 4 * (share if stage == 3 else adapter)
     assert parts["gradients"] == 4 * (share if stage >= 2 else adapter)
     assert parts["moments"] == 8 * (share if stage else adapter)
-    assert parts["masters"] == (4 * share if stage in (1, 2) else 0)
+    assert parts["masters"] == (4 * share if stage else 0)

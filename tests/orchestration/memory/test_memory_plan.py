@@ -120,7 +120,7 @@ def test_more_ranks_and_higher_stages_never_hold_more(stage: int, ranks: int, mo
     assert here.parts["weights"] == b * (share if stage == 3 else SIZE.parameters)
     assert here.parts["moments"] == 8 * (share if stage else SIZE.parameters)
     assert here.parts["ledger"] == (b + 4) * share
-    # float32 weights are trained themselves only where ZeRO does not make them flat: tests/integration/test_memory.py.
+    # float32 weights are trained themselves only where ZeRO does not make them flat.
     if b == 4 and not stage:
         assert here.parts["masters"] == 0
     else:
