@@ -96,7 +96,7 @@ class Running:
             self._process.join(GRACE_S)
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        self._process.join()
+        self._process.join(GRACE_S)  # a process that waits in a driver of the GPU does not end even so
 
 
 def play(parts: Mapping[str, Part], out: Path, together: bool = False) -> list[Line]:

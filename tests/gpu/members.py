@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
-TIMEOUT = 40.0
+TIMEOUT, GRACE_S = 40.0, 20.0
 
 
 def _generator(pipe: Connection, device: str | None) -> None:
@@ -91,7 +91,7 @@ class Members:
         from learner.weights.protocol import WeightSyncError, make_manifest
 
         self._children[-1].kill()
-        self._children[-1].join()
+        self._children[-1].join(GRACE_S)
         self._publisher.channel.timeout_s = 5.0
         manifest = make_manifest(self._weights, 100)
         for pipe in self._pipes[:-1]:
@@ -117,4 +117,4 @@ class Members:
         self._publisher.close()
         for child in self._children:
             child.kill()
-            child.join()
+            child.join(GRACE_S)
