@@ -53,7 +53,7 @@ test: check
 test-fast: $(READY)
 	$(VENV)/bin/python -m pytest --ignore tests/integration -m "not slow" -n auto
 
-# Measures ratios side by side, under half an hour of two idle cores, and writes them to tests/benchmarks/RESULTS.md; PART=trl measures
+# Measures ratios side by side, about half an hour of two idle cores, and writes them to tests/benchmarks/RESULTS.md; PART=trl measures
 # one part, PART="head weights" two, PART=--list names them.
 bench: $(READY) $(if $(filter-out trl,$(PART)),$(if $(filter trl,$(PART)),$(TRL)),$(TRL))
 	PYTHONPATH=.:tests $(VENV)/bin/python -m benchmarks.run $(PART)
