@@ -163,37 +163,6 @@ def test_a_packed_row_restarts_its_positions_and_a_padded_one_does_not() -> None
     assert padded.predict.tolist() == [2, 3, 6]
 
 
-def test_a_shared_prompt_stands_once_and_its_last_token_in_every_branch() -> None:
-    shapes = [[(4, 2)], [(4, 3)], [(4, 1), (2, 2)], [(3, 2)]]
-    responses = alike([make_trajectory(turns, index=0, seed=i) for i, turns in enumerate(shapes)], 3)
-    (micro,) = build(responses, packing=True, prefix_sharing=True)[0].updates[0]
-    # the longest first, with its whole prompt
-    assert micro.positions.tolist() == [[*range(9), *range(3, 7), *range(3, 6), *range(5)]]
-    assert list(dict.fromkeys(micro.trajectory.tolist())) == [2, 1, 0, 3]
-    row, branch = micro.tokens[0].tolist(), responses[1].token_ids
-    assert row[9:13] == list(branch[3:])
-    assert micro.predict.tolist() == [3, 6, 7, 9, 10, 11, 13, 14, 18, 19]
-    assert micro.targets.tolist() == [row[i + 1] for i in micro.predict]
-    (apart,) = build(responses, packing=True)[0].updates[0]
-    assert apart.tokens.size == 9 + 7 + 6 + 5
-
-
-@pytest.mark.parametrize("prompt", [1, 2, 9])
-def test_prompts_are_shared_where_that_saves_enough(prompt: int) -> None:
-    responses = alike([make_trajectory([(prompt, 3)], index=0, seed=i) for i in range(4)])
-    saves = 3 * (prompt - 1) / (4 * (prompt + 3))
-
-    def slots(least: float) -> int:
-        plan = BatchPlan(packing=True, prefix_sharing=True)
-        batches = build_batches(
-            responses, np.zeros(4), plan=plan, aggregation="token", temperature=1.0, least_saved=least
-        )
-        return sum(m.tokens.size for m in batches[0].updates[0])
-
-    assert slots(saves - 1e-9) == slots(0.0) == 4 * (prompt + 3) - 3 * (prompt - 1)
-    assert slots(saves + 1e-9) == 4 * (prompt + 3)
-
-
 def test_observations_between_turns_are_context_and_not_trained() -> None:
     response = make_trajectory([(2, 2), (3, 1)])
     (micro,) = build([response])[0].updates[0]

@@ -6,10 +6,11 @@ import random
 from typing import Any
 
 import pytest
+from support.toolbox import outcome, responses
 
 from envs.base import play
 from envs.builtin.toolbox.environment import Toolbox
-from envs.builtin.toolbox.world import API, APPS, Call, CallError, World, copy, difference, generate, manual, parse, run
+from envs.builtin.toolbox.world import API, APPS, Call, CallError, World, copy, difference, generate, manual, parse
 from envs.types import Observation, Prompt, Verdict
 
 WORLD: World = {
@@ -32,21 +33,6 @@ def make_prompt(*actions: str, lookups: tuple[tuple[str, ...], ...] = (), answer
         "answer": answer,
     }
     return Prompt("toolbox", "train", 0, (), task)
-
-
-def responses(prompt: Prompt, *texts: str, **params: Any) -> Verdict:
-    session = Toolbox(**params).open(prompt)
-    answers = [session.reply(text) for text in texts]
-    assert all(isinstance(answer, Observation) for answer in answers[:-1]), answers
-    assert isinstance(answers[-1], Verdict), answers
-    return answers[-1]
-
-
-def outcome(world: World, text: str) -> str:
-    try:
-        return run(world, parse(text))
-    except CallError as error:
-        return f"error: {error}"
 
 
 @pytest.mark.parametrize(

@@ -12,24 +12,7 @@ import pytest
 from envs.base import play
 from envs.builtin.toolbox.environment import NEEDED, Toolbox
 from envs.builtin.toolbox.tasks import TEMPLATES
-from envs.builtin.toolbox.world import CallError, World, generate, manual, parse, run
-from envs.types import Observation, Prompt, Verdict
-
-
-def responses(prompt: Prompt, *texts: str, **params: Any) -> Verdict:
-    session = Toolbox(**params).open(prompt)
-    answers = [session.reply(text) for text in texts]
-    assert all(isinstance(answer, Observation) for answer in answers[:-1]), answers
-    assert isinstance(answers[-1], Verdict), answers
-    return answers[-1]
-
-
-def outcome(world: World, text: str) -> str:
-    try:
-        return run(world, parse(text))
-    except CallError as error:
-        return f"error: {error}"
-
+from envs.builtin.toolbox.world import World, generate, manual
 
 # --- what the templates ask, read from their text alone ----------------------------------------------------------------
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.builders import config_data, make_group
+from support.reward_terms import judge, model
 
-from actors.inference import Completion
 from actors.rewards.composite import FinishedTrajectory, RewardFunction
 from actors.verifier import ScoreRequest
 from envs import catalog
@@ -21,29 +20,6 @@ from orchestration.errors import ConfigError
 from orchestration.sampling.reward_function import make_reward_function
 from orchestration.telemetry.keys import lookup
 from orchestration.telemetry.rollout_metrics import describe
-
-URL = "http://localhost:8000/v1"
-
-
-def refused(**rewards: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        validate(config_data(rewards=rewards))
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
-def judge(**values: Any) -> dict[str, Any]:
-    return {"judge": {"weight": 1.0, "url": URL, "model": "m", **values}}
-
-
-async def nobody(requests: object) -> list[Completion]:
-    raise AssertionError("nobody was to be asked")
-
-
-def model(**values: Any) -> dict[str, Any]:
-    return {"model": {"weight": 1.0, "path": "some/model", **values}}
-
 
 # --- what terms become --------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from support.builders import config_data, stages_data
+from support.reward_terms import judge, model, nobody, refused
 
-from actors.inference import Completion
 from actors.rewards.endpoint import Endpoint
 from orchestration.cluster import placement
 from orchestration.cluster.actor_settings import judge_engine, layout_key
@@ -18,34 +18,11 @@ from orchestration.config.run_config import validate
 from orchestration.errors import ConfigError
 from orchestration.sampling.reward_function import make_judge
 
-URL = "http://localhost:8000/v1"
-
-
-def refused(**rewards: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        validate(config_data(rewards=rewards))
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
-
-
-def judge(**values: Any) -> dict[str, Any]:
-    return {"judge": {"weight": 1.0, "url": URL, "model": "m", **values}}
-
-
 GENERATOR = {"path": "some/model", "max_model_len": 64}
 
 
 def own_judge(max_tokens: int = 16, **values: Any) -> dict[str, Any]:
     return {"judge": {"weight": 1.0, "max_tokens": max_tokens, "generator": {**GENERATOR, **values}}}
-
-
-async def nobody(requests: object) -> list[Completion]:
-    raise AssertionError("nobody was to be asked")
-
-
-def model(**values: Any) -> dict[str, Any]:
-    return {"model": {"weight": 1.0, "path": "some/model", **values}}
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------------
