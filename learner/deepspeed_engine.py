@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from learner.rank_settings import RankPlace
 from learner.settings import EngineSettings, TrainerPrecision
 from learner.tracing.spans import span, traced
-from learner.training_state import fragments, shards
+from learner.training_state import fragments, heap, shards
 from learner.training_state.deepspeed_config import PIECE_ELEMENTS, deepspeed_config
 from learner.training_state.host_copy import HostCopy
 from learner.training_state.other_weights import OtherWeights
@@ -93,7 +93,7 @@ class DeepSpeedEngine:
         self.precision, self._lr, self._loss_scale_power = precision, lr, loss_scale_power
         self.dtype = DTYPES[precision]  # of the parameters; an adapter's are float32
         self._trained: TrainerPrecision = "fp32" if adapted else precision
-        self._others = OtherWeights(adapted, placement.rank)
+        self._adapted, self._others = adapted, OtherWeights(adapted, placement.rank)
         self._partitioned: Any = None  # a parameter that is, of which DeepSpeed takes others after
         self.done = 0  # forward passes, backward passes and steps: it grows as long as work makes progress
         self._host = HostCopy(self._moved)
@@ -217,6 +217,7 @@ class DeepSpeedEngine:
             # Without ZeRO, DeepSpeed divides fp16 gradients by the loss scale and leaves it to others to multiply the loss by it.
             scale = self.loss_scale
         self.engine.backward(loss * (self.placement.world_size * scale))
+        self.trim()
 
     @property
     def loss_scale(self) -> float | None:
@@ -356,6 +357,11 @@ class DeepSpeedEngine:
         if self._host.away:
             with span("reload"):
                 self._host.give_back()
+
+    def trim(self) -> None:
+        """Gives back what passes left free in a CPU's heap where it would grow with every micro-batch, see heap.py."""
+        if not self.placement.cuda and (self._adapted or self.settings.zero_stage == 3):
+            heap.trim()
 
     def _empty_cache(self) -> None:
         if self.placement.cuda:

@@ -219,6 +219,7 @@ class Learner:
 
         moved: whether the iteration took a step before.
         """
+        self.engine.trim()  # what the measurement left
         wide = None
         if self.steering.method.scope == "batch":  # from the second update on a forward pass more, which only these pay
             own = [(m, fresh[id(m)]) for m in update]

@@ -7,7 +7,8 @@
 What stays is there in all of them: weights, masters, moments, the reference, and from `predict` to the end of the updates the
 ledger's shares of that gradient and of the weights before. On a GPU the phase that needs most decides, since torch's allocator
 gives one phase's memory to the next. On a CPU activations are small pieces of glibc's heap, which does not shrink while anything
-above them is in use: they stay resident in the step, and its copies come on top.
+above them is in use: they stay resident in the step, and its copies come on top. With an adapter or ZeRO-3 they are given back
+before (learner/training_state/heap.py).
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def rank_need(config: RunConfig, model: ModelSize) -> Need:
     else:
         gaps = 0 if rank is None else heap_gaps(model, width, c.micro_batch_tokens, c.gradient_checkpointing)
         kept = dict.fromkeys(phases, acts + gaps)
+        if rank is not None or c.zero_stage == 3:
+            kept["step"] = 0
     most = max(phases, key=lambda name: sum(phases[name].values()) + kept[name])
     sent = _sent(config, model)
     parts = {**({} if on_gpu else {"libraries": LIBRARIES}), **fixed, **phases[most], "transfer buffers": sent}
@@ -105,7 +108,7 @@ def _phases(config: RunConfig, model: ModelSize) -> dict[str, dict[str, int]]:
     share = ceil_div(trained, c.ranks)
     largest = min(trained, model.hidden * model.vocabulary if not adapter else PIECE_ELEMENTS)
     # A single rank has nothing to gather: DeepSpeed lends it the shares themselves.
-    gathered = b * (min(model.parameters, LIVE) + min(model.parameters, AHEAD)) if stage == 3 and c.ranks > 1 else 0
+    gathered = b * min(model.parameters, LIVE + AHEAD) if stage == 3 and c.ranks > 1 else 0
     head = head_bytes(model, b, c.micro_batch_tokens, on_gpu, trained=not adapter)
     gradients = size * (share if stage >= 2 else trained)
     bucket = size * min(trained, PIECE_ELEMENTS + (largest if not stage else 0))

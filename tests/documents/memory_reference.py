@@ -75,8 +75,8 @@ everything but the weights is of the adapter alone, in float32.
 | optimiser | 16, in host memory | with `learner.offload_optimiser`: masters, moments and gradients, as float32 |
 
 While a model is read, the first rank has it in float32 in host memory. Libraries take LEARNER_LIBRARIES GiB of a rank's host memory and
-GENERATOR_LIBRARIES GiB of a generator's. On a CPU everything is in one sum, and activations stay in it, since the heap of glibc
-does not shrink; beside an adapter it has gaps, too. How far the plan is from what processes take there is in
+GENERATOR_LIBRARIES GiB of a generator's. On a CPU everything is in one sum, and activations stay in it during the optimiser's step,
+since the heap of glibc does not shrink; with an adapter or ZeRO-3 it is trimmed, and an adapter's passes leave gaps in it. How far the plan is from what processes take there is in
 [RESULTS.md](../tests/benchmarks/RESULTS.md). On GPUs it was not measured yet, and a process's CUDA context, some 500 MB, is not in it.
 """
 

@@ -75,7 +75,7 @@ def config_of(model: str, learner: Mapping[str, Any]) -> Any:
     from support.builders import config_data
 
     usual = {"lr": 1e-5, "micro_batch_tokens": 4 * LENGTH, "threads": 1, "updates": UPDATES}
-    batch = {"prompts": 4, "responses": 2 * learner.get("ranks", 1)}
+    batch = {"prompts": 8, "responses": 2 * learner.get("ranks", 1)}
     method = {"method": {"kind": "none"}}
     return validate(config_data(model={"path": model}, batch=batch, learner={**usual, **learner}, entropy=method))
 

@@ -122,6 +122,9 @@ class FakeEngine:
     def backward(self, loss: Tensor) -> None:
         (loss * self.placement.world_size).backward()
 
+    def trim(self) -> None:
+        pass
+
     def step(self, lr: float) -> float:
         assert self.last, "a step in the middle of an update"
         square = 0.0
