@@ -97,8 +97,8 @@ format: $(READY)
 	$(VENV)/bin/ruff format .
 
 # Needs uv on the PATH, and UV_FIND_LINKS or UV_INDEX where the CPU build of torch is. The CUDA lock is resolved from metadata.
-COMPILE = uv pip compile pyproject.toml --extra envs --extra trackers --extra models --extra dev --override deploy/overrides.txt \
-	--python-version 3.11 --python-platform x86_64-manylinux_2_35 --index-strategy unsafe-best-match \
+COMPILE = uv pip compile pyproject.toml --extra envs --extra trackers --extra models --extra eight-bit --extra dev \
+	--override deploy/overrides.txt --python-version 3.11 --python-platform x86_64-manylinux_2_35 --index-strategy unsafe-best-match \
 	--no-header --no-annotate -q
 lock:
 	$(COMPILE) --extra cpu --prerelease if-necessary-or-explicit -o deploy/cpu.lock

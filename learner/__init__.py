@@ -21,6 +21,7 @@ rank_settings.py     what a rank is started with, and what a stage changes (no t
 passes.py            one iteration's forward passes, none of them twice
 learner.py           one rank: train, score, publish, save
 checkpoint.py        write-then-rename folders, latest, hashes
+optimiser/           AdamW with moments in 32 or in 8 bits, and its state as float32
 training_state/      the optimiser's whole state by parameter name, for any number of ranks
 tracing/             which stage took when, in any process
 weights/             the weight protocol, both ends

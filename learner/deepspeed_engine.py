@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from learner.optimiser import adamw
 from learner.rank_settings import RankPlace
 from learner.settings import EngineSettings, TrainerPrecision
 from learner.tracing.spans import span, traced
@@ -145,11 +146,7 @@ class DeepSpeedEngine:
         rest = [p for p, n in dimensions.items() if n < 2]
         groups = [{"params": decay, "weight_decay": s.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         # A client optimizer: one named in the config is compiled at first use, which takes minutes on a CPU.
-        # Fused, it takes no memory beside its state; on a CPU the loop over parameters is what all recorded numbers are of.
-        fused = {"fused": True} if self.placement.cuda else {}
-        optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=self._lr, betas=s.betas, eps=s.eps, **fused
-        )
+        optimizer = adamw.build(s, [g for g in groups if g["params"]], self._lr, self.placement.cuda)
         engine: Any
         engine, *_ = self._deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())
         self.engine = engine
@@ -251,10 +248,7 @@ class DeepSpeedEngine:
         """Moments and step counts back to zero, as a new optimiser has them; weights and loss scale stay. Every rank its part."""
         self.reload()
         optimizer = self.engine.optimizer
-        state = getattr(optimizer, "optimizer", optimizer).state  # DeepSpeed's wrappers hold torch's AdamW
-        for moments in state.values():
-            for key, value in moments.items():
-                moments[key] = value.zero_() if isinstance(value, Tensor) else type(value)(0)
+        adamw.reset(getattr(optimizer, "optimizer", optimizer))  # DeepSpeed's wrappers hold AdamW
 
     def all_reduce(self, value: Tensor, op: Literal["sum", "max"]) -> Tensor:
         """Reduces over all ranks and returns the result. CPU tensors travel through the device where the backend needs that."""

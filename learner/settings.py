@@ -137,6 +137,9 @@ class EngineSettings(Settings):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, ge=0)  # global norm; 0: off
+    # Of each of AdamW's two moments. With 8, by bitsandbytes (extra `eight-bit`), they take 2 bytes a parameter instead of 8, and
+    # checkpoints hold them in float32 all the same.
+    optimiser_bits: Literal[32, 8] = 32
     # Keeps masters and moments in host memory, where the step is then taken: 12 bytes a parameter and rank less on a GPU.
     offload_optimiser: bool = False
 
@@ -151,6 +154,11 @@ class EngineSettings(Settings):
             raise ValueError(
                 "offload_optimiser is true and zero_stage 0: DeepSpeed offloads what ZeRO divides, set zero_stage=1, 2 or 3, also "
                 "with a single rank"
+            )
+        if self.offload_optimiser and self.optimiser_bits == 8:
+            raise ValueError(
+                "offload_optimiser is true and optimiser_bits 8: in host memory moments take nothing of a GPU in either size, and "
+                "the step there would take longer; leave one of the two out"
             )
         return self
 

@@ -1,7 +1,7 @@
 """Finds where an optimiser of DeepSpeed's holds the float32 masters and AdamW's moments of each parameter.
 
 kind                       precision, ZeRO stage     masters
-torch's AdamW              fp32, 0                   the parameters themselves
+AdamW itself               fp32, 0                   the parameters themselves
 FP16_UnfusedOptimizer      bf16 and fp16, 0          a copy of each parameter
 ZeRO-1/2, BF16_Optimizer   1 and 2                   this rank's range of one flat tensor a group
 ZeRO-3                     3                         this rank's range of every parameter, flat, several in one tensor
@@ -13,14 +13,15 @@ ZeRO-3                     3                         this rank's range of every 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from learner.optimiser.adamw import StepCount, range_of, values_of
+from learner.optimiser.moments import EightBit, Plain, Values
+
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -28,20 +29,20 @@ SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 class Fragment:
     """Holds the range of one parameter, counted in its flattened elements, that an optimiser of this rank has.
 
-    tensors   "master", "exp_avg", "exp_avg_sq" -> [n] views of what the optimiser works with: writing to them loads it
+    values    "master", "exp_avg", "exp_avg_sq" -> [n] elements of what the optimiser works with: writing to them loads it
     steps     AdamW's count of the tensor in which the range lies, which may be shared with other fragments
     """
 
     name: str
     size: int  # elements of the whole parameter
     start: int
-    tensors: dict[str, Tensor]
-    steps: Tensor
+    values: Mapping[str, Values]
+    steps: StepCount
 
     @property
     def length(self) -> int:
         """Returns the number of elements of the range."""
-        return self.tensors["master"].numel()
+        return self.values["master"].length
 
 
 def fragments(optimizer: Any, parameters: Iterable[tuple[str, nn.Parameter]], stage: int, rank: int) -> list[Fragment]:
@@ -62,24 +63,32 @@ def fragments(optimizer: Any, parameters: Iterable[tuple[str, nn.Parameter]], st
         else {}
     )
     found: list[Fragment] = []
+    whole: dict[int, dict[str, Plain | EightBit]] = {}  # of every tensor that is stepped, by identity
+
+    def fragment(name: str, size: int, start: int, holder: Tensor, offset: int, length: int) -> Fragment:
+        if id(holder) not in whole:
+            whole[id(holder)] = {"master": Plain(holder.detach().view(-1)), **values_of(adam, holder)}
+        values = {key: range_of(flat, offset, length) for key, flat in whole[id(holder)].items()}
+        return Fragment(name, size, start, values, StepCount(adam.state[holder]))
+
     for name, parameter in parameters:
         if not parameter.requires_grad:
             continue
         size = math.prod(getattr(parameter, "ds_shape", parameter.shape))
         if stage == 0:
             master = copies.get(id(parameter), parameter)
-            found.append(_fragment(name, size, 0, adam, master, 0, size))
+            found.append(fragment(name, size, 0, master, 0, size))
         elif stage == 3:
             group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
             share = getattr(parameter, "ds_tensor").numel()  # noqa: B009 - DeepSpeed's, unknown to the types
             length = max(0, min(share, size - rank * share))  # the last shares are padded
             if length:
                 flat = optimizer.fp32_partitioned_groups_flat[group]
-                found.append(_fragment(name, size, rank * share, adam, flat, offset, length))
+                found.append(fragment(name, size, rank * share, flat, offset, length))
         elif (mapping := getattr(parameter, "_hp_mapping", None)) is not None:
             flat = adam.param_groups[mapping.param_group_index]["params"][0]
             at = mapping.hp_fragment_address
-            found.append(_fragment(name, size, mapping.lp_fragment_address.start, adam, flat, at.start, at.numel))
+            found.append(fragment(name, size, mapping.lp_fragment_address.start, flat, at.start, at.numel))
     return found
 
 
@@ -90,24 +99,13 @@ def beside_weights(found: Iterable[Fragment], optimizer: Any, weights: Iterable[
     """
     adam, parameters = getattr(optimizer, "optimizer", optimizer), list(weights)
     masters = [master for group in adam.param_groups for master in group["params"]]
-    held: list[Any] = [tensor for fragment in found for tensor in fragment.tensors.values()]
+    held: list[Any] = [tensor for fragment in found for values in fragment.values.values() for tensor in values.stored]
     held += [holder.grad for holder in (*parameters, *masters)]
     held.append(getattr(optimizer, "grad_partitions_flat_buffer", None))  # ZeRO-3
     held += getattr(optimizer, "fp32_groups_gradients_flat", ())  # BF16_Optimizer
     parts = [getattr(parameter, "ds_tensor", None) for parameter in parameters]  # ZeRO-3: this rank's
     kept = {t.untyped_storage().data_ptr() for t in (*parameters, *parts) if t is not None}
     return [t for t in held if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in kept]
-
-
-def _fragment(name: str, size: int, start: int, adam: Any, holder: Tensor, offset: int, length: int) -> Fragment:
-    state = adam.state[holder]
-    if not state:  # before its first step AdamW has none: as it would make it
-        state["step"] = torch.tensor(0.0)
-        for key in MOMENTS:
-            state[key] = torch.zeros_like(holder, memory_format=torch.preserve_format)
-    views = {"master": holder, **{key: state[key] for key in MOMENTS}}
-    tensors = {key: whole.detach().view(-1)[offset : offset + length] for key, whole in views.items()}
-    return Fragment(name, size, start, tensors, state["step"])
 
 
 def grouped(weights: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[list[tuple[str, Tensor]]]:

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from learner.checkpoint import CheckpointError, disk_errors
+from learner.optimiser.adamw import StepCount
 from learner.training_state.fragments import Fragment
 
 FILE_BYTES = 256 << 20  # of host memory that a rank needs to write, beside a larger parameter's own
+FLOAT = 4  # bytes of an element in the files
 SCALER_FILE = "scaler.json"
 
 
@@ -49,8 +50,8 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number, batch in enumerate(_batches((_share(f, rank, replicas) for f in fragments), FILE_BYTES)):
-        tensors = {f"{f.name}/{key}": value.to("cpu", copy=True) for f in batch for key, value in f.tensors.items()}
-        ranges = {f.name: [f.start, f.length, f.size, float(f.steps)] for f in batch}
+        tensors = {f"{f.name}/{key}": values.read() for f in batch for key, values in f.values.items()}
+        ranges = {f.name: [f.start, f.length, f.size, f.steps.value] for f in batch}
         path = folder / f"rank_{rank:04d}_{number:05d}.safetensors"
         with disk_errors(path):
             save_file(tensors, path, metadata={"ranges": json.dumps(ranges)})
@@ -74,15 +75,16 @@ def read(
                 f"{folder} was saved of another model: {len(only)} of {len(here | saved.keys())} parameters are in one of the two "
                 f"alone, such as {only[0]}"
             )
-        steps: dict[int, tuple[Tensor, float]] = {}
+        steps: dict[int, tuple[StepCount, float]] = {}
         with torch.no_grad():
             for fragment in fragments:
                 _fill(fragment, saved[fragment.name], folder)
                 on_range()
-                known = steps.get(id(fragment.steps), (fragment.steps, 0.0))[1]
-                steps[id(fragment.steps)] = fragment.steps, max(known, *(p.steps for p in saved[fragment.name]))
-            for tensor, count in steps.values():
-                tensor.fill_(count)
+                shared = id(fragment.steps.state)  # with every fragment of the same tensor
+                known = steps.get(shared, (fragment.steps, 0.0))[1]
+                steps[shared] = fragment.steps, max(known, *(p.steps for p in saved[fragment.name]))
+            for counted, count in steps.values():
+                counted.set(count)
 
 
 def write_scaler(folder: Path, state: dict[str, float]) -> None:
@@ -105,8 +107,8 @@ def _share(fragment: Fragment, rank: int, replicas: int) -> Fragment:
     if replicas == 1:
         return fragment
     bounds = [fragment.length * k // replicas for k in (rank, rank + 1)]
-    tensors = {key: value[slice(*bounds)] for key, value in fragment.tensors.items()}
-    return Fragment(fragment.name, fragment.size, fragment.start + bounds[0], tensors, fragment.steps)
+    values = {key: whole.part(*bounds) for key, whole in fragment.values.items()}
+    return Fragment(fragment.name, fragment.size, fragment.start + bounds[0], values, fragment.steps)
 
 
 def _batches(fragments: Iterable[Fragment], file_bytes: int) -> Iterator[list[Fragment]]:
@@ -114,7 +116,7 @@ def _batches(fragments: Iterable[Fragment], file_bytes: int) -> Iterator[list[Fr
     batch: list[Fragment] = []
     held = 0
     for fragment in fragments:
-        size = sum(t.numel() * t.element_size() for t in fragment.tensors.values())
+        size = FLOAT * sum(values.length for values in fragment.values.values())
         if batch and held + size > file_bytes:
             yield batch
             batch, held = [], 0
@@ -152,9 +154,9 @@ def _fill(fragment: Fragment, pieces: Sequence[Piece], folder: Path) -> None:
         first, last = max(fragment.start, piece.start), min(end, piece.start + piece.length)
         if first >= last:
             continue
-        for key, target in fragment.tensors.items():
+        for key, target in fragment.values.items():
             source = piece.file.get_slice(f"{fragment.name}/{key}")[first - piece.start : last - piece.start]
-            target[first - fragment.start : last - fragment.start].copy_(source)
+            target.write(first - fragment.start, source)
         filled += last - first
     if filled != fragment.length:
         raise CheckpointError(

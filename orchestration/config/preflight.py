@@ -29,6 +29,7 @@ def run_preflight(config: RunConfig) -> None:
         check_positions("rewards.judge.generator", config.judge_generator.max_model_len, config.judge_generator.path)
     if config.generators.colocated and (found := keeps_memory(os.environ)):
         raise ConfigError(f"{found}: {KEEPS_MEMORY}")
+    _check_optimiser(config)
     _check_sinks(config)
     _check_key(config)
     if config.rewards.function is not None:
@@ -62,6 +63,14 @@ def _check_function(path: str) -> None:
         find_function(path)
     except ValueError as error:
         raise ConfigError(f"rewards.function: {' '.join(str(error).split())}") from None
+
+
+def _check_optimiser(config: RunConfig) -> None:
+    if config.learner.optimiser_bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "learner.optimiser_bits is 8, which bitsandbytes computes, and that package is not installed: `pip install "
+            "bitsandbytes`, or set learner.optimiser_bits to 32"
+        )
 
 
 def _check_sinks(config: RunConfig) -> None:

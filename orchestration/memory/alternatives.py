@@ -95,6 +95,7 @@ def _options(config: RunConfig, machine: Machine) -> list[list[Change]]:
         _smaller_cache(config),
         [{"generators.tensor_parallel": n} for n in (2, 4, 8) if g.gpus == 1 and _room(config, machine, n)],
         _offload(config),
+        [{"learner.optimiser_bits": 8}] if c.optimiser_bits == 32 and not c.offload_optimiser else [],
         [{"precision.mode": "bf16"}]
         if config.precision.mode == "fp32" and c.precision is None and g.dtype is None
         else [],

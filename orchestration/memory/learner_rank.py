@@ -13,7 +13,7 @@ before (learner/training_state/heap.py).
 
 from __future__ import annotations
 
-from learner.settings import LearnerSettings
+from learner.settings import EngineSettings, LearnerSettings
 from learner.training_state.deepspeed_config import PIECE_ELEMENTS
 from orchestration.config.run_config import RunConfig
 from orchestration.memory.activations import head_bytes, heap_gaps, pass_bytes
@@ -22,6 +22,9 @@ from orchestration.memory.need import Need
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "float32": 4, "bfloat16": 2, "float16": 2}
 MASTER = MOMENT = FLOAT = 4  # bytes an element; of moments AdamW has two
+BLOCK = 256  # elements that share a float32 scale where a moment has 8 bits: learner/optimiser/moments.py
+# Of an actor that imports bitsandbytes, beside the other libraries: resident bytes.
+BITSANDBYTES = 50 * 2**20
 # DeepSpeed's sizes for what ZeRO-3 keeps gathered (stage3_max_live_parameters) and gathers ahead (stage3_prefetch_bucket_size).
 LIVE, AHEAD = 10**9, 5 * 10**7  # elements
 # Of an actor that has imported torch, transformers, DeepSpeed and Ray, before it has a model: resident bytes, in a run on a CPU.
@@ -49,11 +52,12 @@ def rank_need(config: RunConfig, model: ModelSize) -> Need:
             kept["step"] = 0
     most = max(phases, key=lambda name: sum(phases[name].values()) + kept[name])
     sent = _sent(config, model)
-    parts = {**({} if on_gpu else {"libraries": LIBRARIES}), **fixed, **phases[most], "transfer buffers": sent}
+    libraries = LIBRARIES + (BITSANDBYTES if c.optimiser_bits == 8 else 0)
+    parts = {**({} if on_gpu else {"libraries": libraries}), **fixed, **phases[most], "transfer buffers": sent}
     if not on_gpu:
         return Need("learner rank", c.ranks, on_gpu, parts, kept[most], first_only=sent)
     reading = FLOAT * model.parameters  # by the first rank alone, in float32: learner/training_state/one_read.py
-    beside = {"libraries": LIBRARIES, "optimiser": _offloaded(config, model), "the model while it is read": reading}
+    beside = {"libraries": libraries, "optimiser": _offloaded(config, model), "the model while it is read": reading}
     return Need("learner rank", c.ranks, on_gpu, parts, kept[most], beside, first_only=reading)
 
 
@@ -88,10 +92,15 @@ def _fixed(config: RunConfig, model: ModelSize) -> dict[str, int]:
         "weights": held,
         **({"adapter": FLOAT * (share if stage == 3 else adapter)} if adapter else {}),
         "masters": masters,
-        "moments": 0 if c.offload_optimiser else 2 * MOMENT * (share if stage else trained),
+        "moments": 0 if c.offload_optimiser else moment_bytes(c, share if stage else trained),
         "reference": reference,
         "ledger": ledger,
     }
+
+
+def moment_bytes(settings: EngineSettings, elements: int) -> int:
+    """Returns the bytes of AdamW's two moments. In 8 bits small tensors stay in 32, which is too little to plan for."""
+    return 2 * (elements + FLOAT * ceil_div(elements, BLOCK) if settings.optimiser_bits == 8 else MOMENT * elements)
 
 
 def _offloaded(config: RunConfig, model: ModelSize) -> int:
@@ -137,16 +146,17 @@ def _phases(config: RunConfig, model: ModelSize) -> dict[str, dict[str, int]]:
 
 
 def _step(c: LearnerSettings, share: int, largest: int, size: int) -> int:
-    """Returns what a step takes: gradients as float32 and flat where DeepSpeed has masters, and two temporary tensors of AdamW.
+    """Returns what a step takes: gradients as float32 and flat where DeepSpeed has masters, and temporary tensors of AdamW.
 
-    On a GPU AdamW is fused and has none. On a CPU they are of one tensor at a time: a parameter, or what DeepSpeed made flat.
+    On a GPU AdamW is fused and has none. On a CPU they are of one tensor at a time: a parameter, or what DeepSpeed made flat. Torch
+    has two of them; bitsandbytes has five, both moments in float32 among them.
     """
     if c.offload_optimiser:
         return 0  # what it takes is in host memory
     flat = min(share, PIECE_ELEMENTS) if c.zero_stage == 3 else share
     copied = FLOAT * flat if c.zero_stage or size < FLOAT else 0
     at_once = flat if c.zero_stage else largest
-    return copied + (0 if c.gpus else 2 * FLOAT * at_once)
+    return copied + (0 if c.gpus else (5 if c.optimiser_bits == 8 else 2) * FLOAT * at_once)
 
 
 def _sent(config: RunConfig, model: ModelSize) -> int:

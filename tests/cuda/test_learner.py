@@ -23,6 +23,8 @@ from learner.head.fused import tiling
 from learner.head.logits import Head
 from learner.microbatches import packed_attention
 from learner.microbatches.packed_attention import PackedRow, takes_varlen
+from learner.optimiser import adamw
+from learner.optimiser.moments import EightBit
 from learner.policy import Policy
 from learner.rank_settings import RankPlace
 from learner.settings import EngineSettings
@@ -103,6 +105,18 @@ def test_deepspeed_takes_the_cpu_where_a_rank_has_no_gpu_and_finds_a_gpu_itself(
         assert os.environ.get("DS_ACCELERATOR") == expected
 
 
+def test_moments_in_8_bits_are_made_on_the_gpu(gpus: FakeGPUs) -> None:
+    """Codes and scales beside the weights; the levels come there with the first tensor. The step itself is bitsandbytes' kernel."""
+    with gpus.here():
+        weight = nn.Parameter(gpus.mark(torch.zeros(5000), torch.device("cuda", 0)))
+        optimiser = adamw.build(EngineSettings(optimiser_bits=8), [{"params": [weight]}], 0.1, cuda=True)
+        assert "fused" not in optimiser.defaults
+        moments = adamw.values_of(optimiser, weight)
+        for moment in moments.values():
+            assert isinstance(moment, EightBit)
+            assert gpus.device_of(moment.codes) == gpus.device_of(moment.absmax) == torch.device("cuda", 0)
+
+
 @pytest.mark.parametrize("cuda", [True, False])
 def test_the_optimiser_is_fused_and_what_is_offloaded_page_locked_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, gpus: FakeGPUs, cuda: bool
@@ -120,7 +134,7 @@ def test_the_optimiser_is_fused_and_what_is_offloaded_page_locked_on_a_gpu(
 
     monkeypatch.setattr(deepspeed, "initialize", initialize)
     engine.attach(nn.Linear(3, 2))
-    assert given["adamw"].get("fused", False) is cuda
+    assert bool(given["adamw"].get("fused")) is cuda
     assert given["config"]["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": cuda}
 
 

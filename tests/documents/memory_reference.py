@@ -31,6 +31,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "full, ZeRO 2": {"zero_stage": 2},
     "full, ZeRO 3": {"zero_stage": 3},
     "full, ZeRO 3, no ledger": {"zero_stage": 3, "ledger_share": 0.0},
+    "full, ZeRO 2, 8-bit AdamW": {"zero_stage": 2, "optimiser_bits": 8},
+    "full, ZeRO 3, 8-bit AdamW, no ledger": {"zero_stage": 3, "optimiser_bits": 8, "ledger_share": 0.0},
     "full, ZeRO 2, offloaded": {"zero_stage": 2, "offload_optimiser": True},
     "full, ZeRO 3, offloaded": {"zero_stage": 3, "offload_optimiser": True},
     "full, ZeRO 3, offloaded, no ledger": {"zero_stage": 3, "offload_optimiser": True, "ledger_share": 0.0},
@@ -63,7 +65,7 @@ everything but the weights is of the adapter alone, in float32.
 | weights | `b` | divided at ZeRO 3 |
 | gradients | `b` | divided from ZeRO 2 on |
 | masters | 4 | divided from ZeRO 1 on; none in fp32 at ZeRO 0, which trains the weights themselves |
-| moments | 8 | divided from ZeRO 1 on |
+| moments | 8 | divided from ZeRO 1 on; 2 and 1/32 with `learner.optimiser_bits: 8` |
 | ledger | `b` + 4 | divided by the ranks; with `learner.ledger_share: 0` none of it, and no prediction of what an iteration's steps do to entropy |
 | entropy's gradient | `b` | of all parameters on every rank, before the updates, when there are no other gradients; none either with `ledger_share: 0`, without which ZeRO 3 does not help the largest models |
 | reference | `b` | with a KL penalty and without an adapter; divided at ZeRO 3 |

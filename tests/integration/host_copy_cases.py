@@ -57,4 +57,5 @@ def sizes(learner: Any) -> dict[str, int]:
     masters = [master for group in adam.param_groups for master in group["params"]]
     weights = [getattr(p, "ds_tensor", p) for p in learner.policy.parameters()]
     named = {"moments": moments, "masters": masters, "weights": weights}
-    return {name: sum(t.untyped_storage().nbytes() for t in tensors) for name, tensors in named.items()}
+    storages = {name: [t.untyped_storage() for t in tensors] for name, tensors in named.items()}
+    return {name: sum({s.data_ptr(): s.nbytes() for s in own}.values()) for name, own in storages.items()}

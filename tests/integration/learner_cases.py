@@ -143,6 +143,7 @@ def settings(model: str, case: dict[str, Any]) -> Any:
             grad_clip=GRAD_CLIP,
             threads=1,
             lora=case.get("lora"),
+            optimiser_bits=case.get("bits", 32),
             offload_optimiser=case.get("offload", False),
             gradient_checkpointing=case.get("checkpointing", False),
         ),

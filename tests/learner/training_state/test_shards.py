@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.checkpoint import CheckpointError
+from learner.optimiser.adamw import MOMENTS, StepCount
+from learner.optimiser.moments import Plain
 from learner.training_state import shards
-from learner.training_state.fragments import MOMENTS, Fragment
+from learner.training_state.fragments import Fragment
 
 KEYS = ("master", *MOMENTS)
 
@@ -23,11 +25,11 @@ def divided(size: int, bounds: list[int]) -> list[tuple[int, int]]:
 
 
 def fragment(name: str, size: int, start: int, end: int, steps: float, value: torch.Tensor | None) -> Fragment:
-    tensors = {
-        key: torch.full((end - start,), -1.0) if value is None else value[k, start:end].clone()
+    values = {
+        key: Plain(torch.full((end - start,), -1.0) if value is None else value[k, start:end].clone())
         for k, key in enumerate(KEYS)
     }
-    return Fragment(name, size, start, tensors, torch.tensor(steps))
+    return Fragment(name, size, start, values, StepCount({"step": torch.tensor(steps)}))
 
 
 @settings(deadline=None, max_examples=40)
@@ -52,10 +54,10 @@ def test_any_division_is_read_by_any_other(
         own = [f for f in own if f.length]
         shards.read(folder, own, values)
         for f in own:
-            assert float(f.steps) == 7
+            assert f.steps.value == 7
             for k, key in enumerate(KEYS):
                 torch.testing.assert_close(
-                    f.tensors[key], values[f.name][k, f.start : f.start + f.length], rtol=0, atol=0
+                    f.values[key].read(), values[f.name][k, f.start : f.start + f.length], rtol=0, atol=0
                 )
 
 
@@ -65,7 +67,7 @@ def test_ranks_that_hold_the_same_write_it_once(tmp_path: Path) -> None:
         shards.write(tmp_path, [fragment("p", 7, 0, 7, 2, value)], rank, 3)
     whole = fragment("p", 7, 0, 7, 0, None)
     shards.read(tmp_path, [whole], ["p"])
-    assert torch.equal(whole.tensors["exp_avg_sq"], value[2])
+    assert torch.equal(whole.values["exp_avg_sq"].read(), value[2])
     from safetensors.torch import load_file
 
     written = [load_file(p)["p/master"].numel() for p in sorted(tmp_path.glob("*.safetensors"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import sys
@@ -35,6 +36,16 @@ def test_an_allocator_that_keeps_a_sleeping_engines_memory(monkeypatch: pytest.M
     preflight(config_data())
     with pytest.raises(ConfigError, match=r"^PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True: an engine that sleeps"):
         preflight(config_data(generators={"gpus": 1, "colocated": True}, learner={"gpus": 1}))
+
+
+def test_moments_in_8_bits_without_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = config_data(learner={"lr": 1e-3, "optimiser_bits": 8})
+    preflight(data)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"^learner\.optimiser_bits is 8, .*: `pip install bitsandbytes`, or set learner\.opt"
+    ):
+        preflight(data)
 
 
 def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:

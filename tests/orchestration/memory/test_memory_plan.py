@@ -14,7 +14,7 @@ from support.builders import config_data
 
 from orchestration.config.run_config import RunConfig, validate
 from orchestration.errors import ConfigError
-from orchestration.memory.learner_rank import LIBRARIES, rank_need
+from orchestration.memory.learner_rank import BITSANDBYTES, LIBRARIES, rank_need
 from orchestration.memory.model_size import ModelSize, model_size
 from orchestration.memory.need import Need
 from orchestration.memory.plan import (
@@ -151,9 +151,33 @@ def test_an_offloaded_optimiser_is_in_host_memory() -> None:
     assert away.total <= there.total - 12 * share
 
 
+@pytest.mark.parametrize("gpus", [0, 1])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_moments_in_8_bits_take_2_bytes_and_a_scale_a_block(stage: int, gpus: float) -> None:
+    def need(bits: int) -> Need:
+        learner = {"lr": 1e-4, "gpus": gpus, "ranks": 4, "zero_stage": stage, "optimiser_bits": bits}
+        return rank_need(config(learner=learner, generators={"max_model_len": 64, "gpus": gpus}), SIZE)
+
+    full, eight = need(32), need(8)
+    share = SIZE.parameters // (4 if stage else 1)
+    assert full.parts["moments"] == 8 * share
+    assert eight.parts["moments"] == 2 * share + 2 * 4 * -(-share // 256)
+    others = {"moments", "optimiser step", "libraries"}
+    assert all(eight.parts[name] == size for name, size in full.parts.items() if name not in others)
+    libraries = (eight.beside if gpus else eight.parts)["libraries"]
+    assert libraries == LIBRARIES + BITSANDBYTES
+    if gpus:  # bitsandbytes' kernels have no temporary tensors
+        assert full.total - eight.total == full.parts["moments"] - eight.parts["moments"]
+
+
 @pytest.mark.parametrize(
     ("learner", "generators", "sentence"),
     [
+        (
+            {"zero_stage": 2, "gpus": 1, "optimiser_bits": 8},
+            {"gpus": 1},
+            "offload_optimiser is true and optimiser_bits 8",
+        ),
         ({"gpus": 1}, {"gpus": 1}, "offload_optimiser is true and zero_stage 0"),
         ({"zero_stage": 2}, {}, "on a CPU the optimiser's state is in host memory already"),
         ({"zero_stage": 2, "gpus": 1}, {"gpus": 1, "colocated": True}, "leave one of the two out"),
