@@ -66,8 +66,11 @@ class Learner:
             listener=listener,
         )
         load = partial(load_policy, attention=settings.model.attention, fp32_head=settings.fp32_head)
-        recompute = settings.learner.gradient_checkpointing
-        self.policy = read_once(self.engine, partial(load, settings.model.path, checkpointing=recompute))
+        kept = {
+            "checkpointing": settings.learner.gradient_checkpointing,
+            "offload": settings.learner.offload_activations,
+        }
+        self.policy = read_once(self.engine, partial(load, settings.model.path, **kept))
         self._adapt()
         if placement.rank == 0:
             for sentence in (*settings.learner.slow(), *self.policy.slow(settings.learner.packing)):

@@ -19,6 +19,7 @@ from transformers.initialization import meta_device_safe_creation_ops
 from learner.families.logit_scale import logit_scale
 from learner.families.router_balance import balance_losses, expert_counts, has_routers
 from learner.logprobs import DEFAULT_CHUNK, token_logprobs
+from learner.microbatches.layer_inputs import LayerInputs
 from learner.microbatches.packed_attention import SDPA_PACKED, attend_packed, row_of
 from learner.settings import LoraSettings
 from learner.types import UnsupportedModel
@@ -32,7 +33,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_policy(
-    path: str | Path, *, attention: str, checkpointing: bool, fp32_head: bool = False, empty: bool = False
+    path: str | Path,
+    *,
+    attention: str,
+    checkpointing: bool,
+    offload: bool = False,
+    fp32_head: bool = False,
+    empty: bool = False,
 ) -> Policy:
     """Loads any Hugging Face folder or id in float32 on the CPU.
 
@@ -40,6 +47,7 @@ def load_policy(
     device ever holds all of it in float32.
 
     attention: an `attn_implementation` of transformers ("sdpa", "eager", "flash_attention_2").
+    offload: with checkpointing, what it keeps goes to host memory.
     fp32_head: whatever it is cast to later, the head's product is taken in float32.
     empty: the model without its weights, on the meta device: nothing but the configuration is read.
     """
@@ -55,10 +63,13 @@ def load_policy(
         )
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+        inputs = LayerInputs()
         for module in model.modules():
             # transformers checkpoints a layer only while it trains; its parts stay as they are, hence without dropout.
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True
+                if offload:
+                    module._gradient_checkpointing_func = inputs.around(module._gradient_checkpointing_func)
     return Policy(model, fp32_head=fp32_head)
 
 

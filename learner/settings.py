@@ -207,6 +207,8 @@ class LearnerSettings(BatchPlan, EngineSettings, ScheduleSettings):
 
     lora: LoraSettings | None = None  # None: all weights are trained
     gradient_checkpointing: bool = False
+    # Keeps the inputs of layers that gradient checkpointing leaves on the GPU in host memory until the backward pass needs them.
+    offload_activations: bool = False
     # Mixtures of experts: times the load-balancing loss of their routers. Off unless asked for, whatever the model's configuration
     # has: routers that pretraining balanced are mostly left alone in RL.
     router_aux_coefficient: float = Field(default=0.0, ge=0)
@@ -224,6 +226,15 @@ class LearnerSettings(BatchPlan, EngineSettings, ScheduleSettings):
         if isinstance(value, bool | str | float | list):
             raise ValueError("give its rank, as in learner.lora=32, or a mapping such as {rank: 32, alpha: 64}")
         return {"rank": value} if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _offload_needs_checkpoints(self) -> Self:
+        if self.offload_activations and not self.gradient_checkpointing:
+            raise ValueError(
+                "offload_activations is true and gradient_checkpointing false: what goes to host memory are the inputs of layers "
+                "that gradient checkpointing keeps, set it to true as well"
+            )
+        return self
 
 
 # --- section objective ------------------------------------------------------------------------------------------------------

@@ -188,6 +188,10 @@ def offload_has_a_device(config: RunSections) -> None:
             "learner.offload_optimiser is true and learner.gpus 0: on a CPU the optimiser's state is in host memory already, leave "
             "it out"
         )
+    if c.offload_activations and not c.gpus:
+        raise ValueError(
+            "learner.offload_activations is true and learner.gpus 0: on a CPU activations are in host memory already, leave it out"
+        )
     if c.offload_optimiser and config.generators.colocated:
         raise ValueError(
             "learner.offload_optimiser and generators.colocated are both true: colocated runs move the optimiser's state to the "

@@ -13,11 +13,16 @@ An adapter's frozen layers keep no input of a norm's weight, and each matrix kee
 
 from __future__ import annotations
 
+import math
+
 from orchestration.memory.model_size import ModelSize
 
 KEPT_LOGITS = 2**26  # that the head keeps for backward on a CPU: learner/head/blocks.py
 BLOCK = 2**26  # elements of a block of logits on a GPU: learner/head/fused.py
 FLOAT = 4
+# Inputs of layers that are on the GPU at once where they are kept on the host: the present layer's, and one that goes or comes
+# meanwhile (learner/microbatches/layer_inputs.py).
+ON_THEIR_WAY = 2
 
 
 def layer_bytes(model: ModelSize, width: int, rank: int | None) -> int:
@@ -35,12 +40,23 @@ def layer_bytes(model: ModelSize, width: int, rank: int | None) -> int:
     return norms + normed_heads + attention + inputs + 3 * inner * width + matrices * rank * FLOAT
 
 
-def pass_bytes(model: ModelSize, width: int, tokens: int, rank: int | None, recompute: bool) -> int:
-    """Returns what is kept of a micro-batch, without the head. recompute: gradient checkpointing, one layer at a time."""
+def pass_bytes(
+    model: ModelSize, width: int, tokens: int, rank: int | None, recompute: bool, offload: bool = False
+) -> int:
+    """Returns what is kept of a micro-batch, without the head.
+
+    recompute: gradient checkpointing, one layer at a time. offload: of the layers' inputs those alone that are on their way.
+    """
     layer = tokens * layer_bytes(model, width, rank)
     inputs = tokens * model.hidden * width
-    layers = model.layers * inputs + layer if recompute else model.layers * layer
+    kept = min(model.layers, ON_THEIR_WAY) if offload else model.layers
+    layers = kept * inputs + layer if recompute else model.layers * layer
     return layers + inputs + 2 * tokens * model.hidden * FLOAT  # behind them the last norm, and the head's input
+
+
+def inputs_on_host(model: ModelSize, width: int, tokens: int) -> int:
+    """Returns what the layers' inputs of a micro-batch take of host memory: torch page-locks powers of two."""
+    return model.layers * 2 ** math.ceil(math.log2(tokens * model.hidden * width))
 
 
 def heap_gaps(model: ModelSize, width: int, tokens: int, recompute: bool) -> int:

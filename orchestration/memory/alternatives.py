@@ -94,6 +94,7 @@ def _options(config: RunConfig, machine: Machine) -> list[list[Change]]:
         [{"generators.count": 1}] if g.count > 1 and not g.gpus and g.min is None and g.max is None else [],
         _smaller_cache(config),
         [{"generators.tensor_parallel": n} for n in (2, 4, 8) if g.gpus == 1 and _room(config, machine, n)],
+        [{"learner.offload_activations": True}] if c.gpus and not c.offload_activations else [],
         _offload(config),
         [{"learner.optimiser_bits": 8}] if c.optimiser_bits == 32 and not c.offload_optimiser else [],
         [{"precision.mode": "bf16"}]
@@ -171,7 +172,7 @@ def _whole(need: Need) -> Need:
         need.count,
         need.on_gpu,
         {**need.parts, "activations": need.estimate},
-        beside=need.beside,
+        beside={**need.beside, "activations": need.away},
         first_only=need.first_only,
         shared=need.shared,
     )

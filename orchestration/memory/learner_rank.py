@@ -16,7 +16,7 @@ from __future__ import annotations
 from learner.settings import EngineSettings, LearnerSettings
 from learner.training_state.deepspeed_config import PIECE_ELEMENTS
 from orchestration.config.run_config import RunConfig
-from orchestration.memory.activations import head_bytes, heap_gaps, pass_bytes
+from orchestration.memory.activations import head_bytes, heap_gaps, inputs_on_host, pass_bytes
 from orchestration.memory.model_size import ModelSize
 from orchestration.memory.need import Need
 
@@ -42,7 +42,7 @@ def rank_need(config: RunConfig, model: ModelSize) -> Need:
     on_gpu, rank = c.gpus > 0, None if c.lora is None else c.lora.rank
     fixed = _fixed(config, model)
     phases = _phases(config, model)
-    acts = pass_bytes(model, width, c.micro_batch_tokens, rank, c.gradient_checkpointing)
+    acts = pass_bytes(model, width, c.micro_batch_tokens, rank, c.gradient_checkpointing, c.offload_activations)
     if on_gpu:
         kept = {"predict": acts, "train": acts, "step": 0}
     else:
@@ -58,7 +58,8 @@ def rank_need(config: RunConfig, model: ModelSize) -> Need:
         return Need("learner rank", c.ranks, on_gpu, parts, kept[most], first_only=sent)
     reading = FLOAT * model.parameters  # by the first rank alone, in float32: learner/training_state/one_read.py
     beside = {"libraries": libraries, "optimiser": _offloaded(config, model), "the model while it is read": reading}
-    return Need("learner rank", c.ranks, on_gpu, parts, kept[most], beside, first_only=reading)
+    away = inputs_on_host(model, width, c.micro_batch_tokens) if c.offload_activations else 0
+    return Need("learner rank", c.ranks, on_gpu, parts, kept[most], beside, away, first_only=reading)
 
 
 def trained_elements(config: RunConfig, model: ModelSize) -> int:

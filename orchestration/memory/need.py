@@ -15,6 +15,7 @@ class Need:
     parts       on its device, which is the host where it has no GPU: what follows from shapes
     estimate    activations, there too
     beside      in host memory, of an actor on a GPU: libraries, what is offloaded, the model while it is read
+    away        activations that are kept there, an estimate as well
     first_only  bytes on the host that only the first of `count` has, such as what weights are sent out of
     shared      bytes of `parts` that are another actor's memory, which this one maps
     """
@@ -25,6 +26,7 @@ class Need:
     parts: Mapping[str, int] = field(default_factory=dict[str, int])
     estimate: int = 0
     beside: Mapping[str, int] = field(default_factory=dict[str, int])
+    away: int = 0
     first_only: int = 0
     shared: int = 0
 
@@ -45,7 +47,7 @@ class Need:
 
     def on_host(self) -> int:
         """Returns the least bytes of host memory that all actors of this kind take together, what they share counted once."""
-        own = sum(self.beside.values())
+        own = sum(self.beside.values()) + self.away // 2
         if not self.on_gpu:
             own += self.least - self.shared
         return own * self.count - self.first_only * (self.count - 1)
@@ -54,5 +56,6 @@ class Need:
         parts = ", ".join(f"{name} {size(count)}" for name, count in self.parts.items() if count)
         more = f", activations about {size(self.estimate)}" if self.estimate else ""
         host = ", ".join(f"{name} {size(count)}" for name, count in self.beside.items() if count)
-        host = f"; in host memory {size(sum(self.beside.values()))}: {host}" if host else ""
+        host += f", activations about {size(self.away)}" if self.away else ""
+        host = f"; in host memory {size(sum(self.beside.values()) + self.away)}: {host}" if host else ""
         return f"{size(self.total)}: {parts}{more}{host}"

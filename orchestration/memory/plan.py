@@ -69,7 +69,8 @@ class Turns:
 
     training    the learner's own; generators have put theirs into host memory
     generating  the generator's own, and what of the learner's stays
-    host        masters and moments while generators have the GPUs, or their weights while the learner has them
+    host        masters and moments while generators have the GPUs, or their weights while the learner has them; activations
+                that are kept there, of which half is counted as on a GPU
     """
 
     training: int
@@ -87,7 +88,8 @@ def turns(learner: Need, generator: Need) -> Turns:
     """Returns what the actors of a colocated run need in turn."""
     parts = learner.parts
     stays = parts["weights"] + parts.get("adapter", 0) + parts["reference"] + parts["transfer buffers"]
-    host = learner.count * (parts["masters"] + parts["moments"]) + generator.count * generator.parts["weights"]
+    state = parts["masters"] + parts["moments"] + learner.away // 2
+    host = learner.count * state + generator.count * generator.parts["weights"]
     return Turns(learner.least, generator.certain + stays, host)
 
 

@@ -22,6 +22,7 @@ from learner.head.blocks import LogitGradient
 from learner.head.fused import tiling
 from learner.head.logits import Head
 from learner.microbatches import packed_attention
+from learner.microbatches.layer_inputs import HostInput, LayerInputs
 from learner.microbatches.packed_attention import PackedRow, takes_varlen
 from learner.optimiser import adamw
 from learner.optimiser.moments import EightBit
@@ -372,3 +373,61 @@ def test_flash_attention_is_told_the_borders_on_the_gpu_and_the_window(
         assert q_borders.dtype is torch.int32 and str(q_borders.device) == "cuda:0"
         assert (q_longest, k_longest) == (7, 7)
     assert options == {"scale": 0.5, "window_size": (-1 if window is None else 4, 0), "enable_gqa": True}
+
+
+# Inputs of layers on the host.
+
+
+def packed(gpus: FakeGPUs, layers: int) -> tuple[LayerInputs, list[HostInput]]:
+    """Gives the inputs of some layers on the GPU to the host, as their checkpoints do."""
+    inputs, kept = LayerInputs(), list[Any]()
+    for number in range(layers):
+        x = torch.full((2, 3), float(number), device="cuda")
+        inputs.around(lambda layer, x: kept.append(inputs.pack(x)))(None, x)
+    return inputs, kept
+
+
+def test_inputs_of_layers_go_to_page_locked_memory_on_a_stream_of_their_own(gpus: FakeGPUs) -> None:
+    with gpus.here():
+        inputs, kept = packed(gpus, 3)
+        assert inputs.moved == 3 * 24 and all(isinstance(k, HostInput) for k in kept)
+        away = [event for event in gpus.events if event[0] in ("pinned", "wait", "copy", "record_stream")]
+        one = [
+            ("pinned", 24),
+            ("wait", "stream 0", "current"),  # the layer before has to have computed it
+            ("copy", "cuda:0", "cpu", "stream 0"),
+            ("record_stream", "stream 0"),
+        ]
+        assert away == one * 3, "and nothing waits for the copies"
+        assert all(bool(k.host.isnan().all()) for k in kept), "none of them was waited for yet"
+
+
+def test_inputs_come_back_while_the_layer_behind_is_computed(gpus: FakeGPUs) -> None:
+    with gpus.here():
+        inputs, kept = packed(gpus, 3)
+        for number in (2, 1, 0):
+            assert (kept[number].coming is not None) == (number < 2), (
+                "the last one is asked for first, the others before"
+            )
+            began = len(gpus.events)
+            x = inputs.unpack(kept[number])
+            assert x.tolist() == [[float(number)] * 3] * 2 and gpus.device_of(x) == torch.device("cuda", 0)
+            events = [event for event in gpus.events[began:] if event[0] in ("wait", "copy")]
+            fetch = [
+                ("wait", "stream 1", "current"),
+                ("wait", "stream 1", "stream 0"),
+                ("copy", "cpu", "cuda:0", "stream 1"),
+            ]
+            ready = [("wait", "current", "stream 1")]
+            assert events == [*(fetch if number == 2 else []), *ready, *(fetch if number else [])]
+        assert inputs.unpack(kept[2]).tolist() == [[2.0] * 3] * 2, "a graph may be used twice"
+
+
+def test_what_waits_for_nothing_is_not_fetched_ahead(gpus: FakeGPUs) -> None:
+    """A graph that was dropped has left nothing to fetch."""
+    with gpus.here():
+        inputs, kept = packed(gpus, 2)
+        del kept[0]
+        began = len(gpus.events)
+        assert inputs.unpack(kept[0]).tolist() == [[1.0] * 3] * 2
+        assert len([event for event in gpus.events[began:] if event[0] == "copy"]) == 1

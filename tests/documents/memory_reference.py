@@ -36,6 +36,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "full, ZeRO 2, offloaded": {"zero_stage": 2, "offload_optimiser": True},
     "full, ZeRO 3, offloaded": {"zero_stage": 3, "offload_optimiser": True},
     "full, ZeRO 3, offloaded, no ledger": {"zero_stage": 3, "offload_optimiser": True, "ledger_share": 0.0},
+    "full, ZeRO 3, offloaded, no ledger, activations too": {
+        "zero_stage": 3,
+        "offload_optimiser": True,
+        "ledger_share": 0.0,
+        "offload_activations": True,
+    },
     "LoRA 32, ZeRO 0": {"zero_stage": 0, "lora": {"rank": 32}},
     "LoRA 32, ZeRO 3": {"zero_stage": 3, "lora": {"rank": 32}},
 }
@@ -74,6 +80,7 @@ everything but the weights is of the adapter alone, in float32.
 | head | | logits of a block, and the gradient of its weight |
 | transfer buffers | | two of `weights.bucket_mb`; on a CPU a copy of all that is sent, which generators on the host map |
 | activations | | by `learner.micro_batch_tokens` and `learner.gradient_checkpointing`; counted tensor by tensor for Llama, Qwen2 and Qwen3 |
+| activations on the host | | with `learner.offload_activations`, which needs `learner.gradient_checkpointing`: the inputs of all layers, each rounded up to a power of two, instead of on the card, where two stay |
 | optimiser | 16, in host memory | with `learner.offload_optimiser`: masters, moments and gradients, as float32 |
 
 While a model is read, the first rank has it in float32 in host memory. Libraries take LEARNER_LIBRARIES GiB of a rank's host memory and

@@ -8,6 +8,7 @@
     nccl       the weight channel over NCCL, as far as one GPU goes: a group of one, and the refusal of two members on one device
     ipc        weights that an engine on the learner's GPU reads out of its memory, and out of the host's (shared_weights.py)
     colocated  learner and generator in turn on the GPU: what sleep and offloading free, and whole runs (colocated.py)
+    activations  inputs of layers on the host: gradients, what it frees and what it costs; AdamW in 8 bits (activations.py)
     run        `isentrope train` with learner and generator on shares of the GPU, one run a precision
     ledger     what the entropy ledger costs beside a model of a size that GPUs are for
     size       `isentrope train` with a model of 0.6 billion random parameters: where an iteration's time goes
@@ -40,6 +41,7 @@ PARTS = {
     "nccl": Part("gpu.nccl_channel:nccl", 90),
     "ipc": Part("gpu.shared_weights:ipc", 90),
     "colocated": Part("gpu.colocated:colocated", 480),
+    "activations": Part("gpu.activations:activations", 180),
     "run": Part("gpu.whole_runs:run", 520),
     "ledger": Part("gpu.whole_runs:ledger", 120),
     "size": Part("gpu.whole_runs:size", 300),

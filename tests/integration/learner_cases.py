@@ -146,6 +146,7 @@ def settings(model: str, case: dict[str, Any]) -> Any:
             optimiser_bits=case.get("bits", 32),
             offload_optimiser=case.get("offload", False),
             gradient_checkpointing=case.get("checkpointing", False),
+            offload_activations=case.get("inputs_away", False),
         ),
         objective=ObjectiveSettings(**{"clip_low": CLIP, "clip_high": CLIP, **case.get("objective", {})}),
         entropy=EntropySettings.model_validate(

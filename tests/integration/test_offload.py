@@ -1,4 +1,6 @@
-"""An optimiser whose state is in host memory takes the same steps, with real DeepSpeed, and is resumed exactly.
+"""What is in host memory changes nothing, with real DeepSpeed: the optimiser's state, and the inputs of checkpointed layers.
+
+An optimiser whose state is in host memory takes the same steps, with real DeepSpeed, and is resumed exactly.
 
 On a CPU it is in host memory anyway, so that this proves DeepSpeed's other path through gradients and steps, not what is saved.
 """
@@ -29,6 +31,17 @@ CASES = [
     for name, case in KINDS.items()
     for how, extra in (("there", {}), ("away", {"offload": True}))
 ]
+CHECKPOINTED: dict[str, dict[str, Any]] = {
+    "zero0": {"stage": 0, **USUAL},
+    "zero3": {"stage": 3, **USUAL},
+    "zero2-bf16": {"stage": 2, "precision": "bf16", **USUAL},
+    "zero0-lora": {"stage": 0, "lora": {"rank": 4}, **USUAL},
+}
+INPUTS = [
+    {**case, "name": f"{name}-inputs-{how}", "checkpointing": True, **extra}
+    for name, case in CHECKPOINTED.items()
+    for how, extra in (("there", {}), ("away", {"inputs_away": True}))
+]
 RESUMED = [{**KINDS[name], "name": f"{name}-resumed", "offload": True, "resume": True} for name in ("zero2", "zero3")]
 
 
@@ -37,7 +50,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[st
     """Returns case -> (the weights in the end, the metrics of each iteration)."""
     model = learner_cases.make_model(str(tmp_path_factory.mktemp("model")))
     out = tmp_path_factory.mktemp("offload")
-    cases = [*CASES, *RESUMED]
+    cases = [*CASES, *INPUTS, *RESUMED]
     learner_cases.run_ranks(learner_cases.rank_main, 1, model, cases, out, 560)
     return {
         case["name"]: (
@@ -70,6 +83,14 @@ def test_a_resumed_run_is_the_undisturbed_one(results: Any, kind: str) -> None:
     expected, rows = results[f"{kind}-away"]
     found, others = results[f"{kind}-resumed"]
     assert gap(expected, found) == 0
+    assert others == rows
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTED)
+def test_inputs_of_layers_in_host_memory_change_no_bit(results: Any, kind: str) -> None:
+    there, rows = results[f"{kind}-inputs-there"]
+    away, others = results[f"{kind}-inputs-away"]
+    assert gap(there, away) == 0
     assert others == rows
 
 

@@ -1,11 +1,13 @@
 """Stands in for CUDA on machines without: tensors that are said to be on a GPU are the host's, and every call is written down.
 
 It is stricter than the real thing where that finds mistakes: an operation that mixes tensors of a GPU and of the host raises, as it
-does there, and `unfinished` says which GPUs have been given work since their stream was waited for last.
+does there, and `unfinished` says which GPUs have been given work since their stream was waited for last. A copy on another stream
+than the usual one is made when somebody waits for it, and until then there is nan where it goes.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,10 +38,12 @@ class FakeGPUs:
         self.unfinished: set[str] = set()
         self.current = 0
         self.refuses_to_pin = False
+        self._numbers = itertools.count()
         self._marks: dict[
             int, tuple[torch.UntypedStorage, torch.device]
         ] = {}  # the storage, so that its address stays its
         self._lock = threading.Lock()
+        self.stream: FakeStream | None = None  # that work is given to; None: the usual one, whose work is done at once
 
     def say(self, *event: Any) -> None:
         with self._lock:
@@ -76,12 +80,17 @@ class FakeGPUs:
             "get_device_properties": self._properties,
             "get_device_capability": lambda device=None: self.capability,
             "set_device": self._set_device,
-            "current_stream": lambda device=None: SimpleNamespace(synchronize=lambda: self._finish(device)),
+            "current_stream": lambda device=None: self.stream or FakeStream(self, device, "current"),
+            "Stream": lambda device=None: FakeStream(self, device, f"stream {next(self._numbers)}"),
+            "stream": self._on,
             "empty_cache": lambda: self.say("empty_cache"),
             "cudart": lambda: SimpleNamespace(cudaHostRegister=self._register, cudaHostUnregister=self._unregister),
             "device_of": self._guard,
         }.items():
             monkeypatch.setattr(torch.cuda, name, function)
+        monkeypatch.setattr(
+            torch.Tensor, "record_stream", lambda tensor, stream: self.say("record_stream", stream.name), raising=False
+        )
 
     def _properties(self, index: Any) -> SimpleNamespace:
         number = index if isinstance(index, int) else torch.device(index).index or 0
@@ -106,9 +115,51 @@ class FakeGPUs:
         return 0
 
     @contextmanager
+    def _on(self, stream: FakeStream) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    @contextmanager
     def _guard(self, tensor: Tensor) -> Iterator[None]:
         self.say("device_of", str(tensor.device))
         yield
+
+
+class FakeStream:
+    """Holds copies in the order in which they were asked for, until somebody waits for them."""
+
+    def __init__(self, gpus: FakeGPUs, device: Any, name: str) -> None:
+        self.gpus, self.device, self.name = gpus, device, name
+        self.work: list[Callable[[], Any]] = []
+        self.done = 0
+
+    def synchronize(self) -> None:
+        self._run(len(self.work))
+        self.gpus._finish(self.device)
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.gpus.say("wait", self.name, other.name)
+        other._run(len(other.work))
+
+    def record_event(self) -> Any:
+        return SimpleNamespace(stream=self, count=len(self.work))
+
+    def wait_event(self, event: Any) -> None:
+        self.gpus.say("wait", self.name, event.stream.name)
+        event.stream._run(event.count)
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        target.fill_(float("nan"))
+        self.work.append(lambda: target.copy_(source))
+
+    def _run(self, count: int) -> None:
+        for number in range(self.done, count):
+            with torch._C.DisableTorchFunction():
+                self.work[number]()
+        self.done = max(self.done, count)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -144,6 +195,12 @@ class _Mode(TorchFunctionMode):
             raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got {found}")
         if name == "numpy" and found != {None}:
             raise TypeError("can't convert cuda device type tensor to numpy")
+        if name == "copy_" and kwargs.get("non_blocking") and self.gpus.stream is not None:
+            source, target = (str(self.gpus.device_of(t) or "cpu") for t in (args[1], args[0]))
+            self.gpus.say("copy", source, target, self.gpus.stream.name)
+            with torch._C.DisableTorchFunction():
+                self.gpus.stream.copy(args[0], args[1])
+            return args[0]
         if name == "copy_":
             source, target = (str(self.gpus.device_of(t) or "cpu") for t in (args[1], args[0]))
             self.gpus.say("copy", source, target)

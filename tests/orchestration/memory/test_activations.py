@@ -11,7 +11,7 @@ import transformers
 
 from learner.policy import Policy
 from learner.settings import LoraSettings
-from orchestration.memory.activations import heap_gaps, layer_bytes, pass_bytes
+from orchestration.memory.activations import heap_gaps, inputs_on_host, layer_bytes, pass_bytes
 from orchestration.memory.model_size import ModelSize
 
 ROWS, LENGTH, RANK = 4, 64, 8
@@ -69,6 +69,15 @@ def test_a_layer_keeps_what_is_planned_to_the_byte(family: str, dtype: torch.dty
     if family == "qwen3":
         planned += 4 * (6 + 2)  # the norms' own scales, one a head: too few to plan for
     assert a_layer == TOKENS * planned
+
+
+def test_inputs_that_are_kept_on_the_host_are_page_locked_in_powers_of_two() -> None:
+    deep = replace(SIZE, layers=10)
+    inputs = TOKENS * SIZE.hidden * 2
+    assert pass_bytes(deep, 2, TOKENS, None, True) - pass_bytes(deep, 2, TOKENS, None, True, True) == 8 * inputs
+    assert pass_bytes(SIZE, 2, TOKENS, None, True, True) == pass_bytes(SIZE, 2, TOKENS, None, True), "of a single layer"
+    assert inputs_on_host(deep, 2, TOKENS) == 10 * 2**16 > 10 * inputs == 10 * 49_152
+    assert inputs_on_host(replace(deep, hidden=128), 2, TOKENS) == 10 * 2**16, "no more than a power of two needs"
 
 
 def test_with_checkpoints_a_layer_keeps_its_input() -> None:

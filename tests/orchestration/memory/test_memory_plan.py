@@ -170,6 +170,20 @@ def test_moments_in_8_bits_take_2_bytes_and_a_scale_a_block(stage: int, gpus: fl
         assert full.total - eight.total == full.parts["moments"] - eight.parts["moments"]
 
 
+def test_inputs_of_layers_are_in_host_memory() -> None:
+    def need(offload: bool) -> Need:
+        learner = {"lr": 1e-4, "gpus": 1, "ranks": 2, "gradient_checkpointing": True, "offload_activations": offload}
+        learner["micro_batch_tokens"] = 1000
+        return rank_need(config(learner=learner, generators={"max_model_len": 64, "gpus": 1}), SIZE)
+
+    there, away = need(False), need(True)
+    inputs = 1000 * SIZE.hidden * 4
+    assert there.estimate - away.estimate == (SIZE.layers - 2) * inputs
+    assert away.away == SIZE.layers * 2**19 > SIZE.layers * inputs and not there.away
+    assert away.on_host() - there.on_host() == 2 * away.away // 2, "of both ranks, of which half is sure"
+    assert "activations about 2.0 MiB" in str(away).partition("in host memory")[2]
+
+
 @pytest.mark.parametrize(
     ("learner", "generators", "sentence"),
     [
@@ -188,6 +202,18 @@ def test_offload_without_use_is_refused(learner: dict[str, Any], generators: dic
         config(
             learner={"lr": 1e-4, "offload_optimiser": True, **learner}, generators={"max_model_len": 64, **generators}
         )
+
+
+@pytest.mark.parametrize(
+    ("learner", "sentence"),
+    [
+        ({"gradient_checkpointing": True}, "on a CPU activations are in host memory already"),
+        ({}, "offload_activations is true and gradient_checkpointing false"),
+    ],
+)
+def test_activations_that_cannot_go_to_the_host_are_refused(learner: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        config(learner={"lr": 1e-4, "offload_activations": True, **learner})
 
 
 def test_engines_that_map_the_learners_copy_count_it_once() -> None:
