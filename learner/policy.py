@@ -204,9 +204,10 @@ class Policy(nn.Module):
     def adapt(self, settings: LoraSettings, base: str, seed: int) -> Adapter:
         """Freezes the model and puts a new adapter into it, which begins without effect. base: what the model was loaded from.
         Raises UnsupportedModel."""
-        from learner.adapters.adapter import (
-            Adapter,
-        )  # peft takes a second to import, which other runs need not wait for
+        # peft takes a second to import, which other runs need not wait for. It imports bitsandbytes where that is installed, which
+        # warns of kernels for inference that it does not find.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        from learner.adapters.adapter import Adapter
 
         self.adapter = Adapter(self.model, settings, base, seed)
         return self.adapter

@@ -7,6 +7,7 @@ settings, rewards and pass@k before and after, and what the entropy ledger recor
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -87,6 +88,7 @@ def _base_of(adapter: Path) -> str:
 
 def _merge(adapter: Path, base: str, out: Path) -> None:
     """Replaces the adapter's files in a copy of its folder by the merged model's."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as in Policy.adapt: peft imports it
     from learner.adapters.merge import merge  # torch from here on
 
     for name in (ADAPTER_CONFIG, "adapter_model.safetensors"):

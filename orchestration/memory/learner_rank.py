@@ -23,7 +23,7 @@ from orchestration.memory.need import Need
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "float32": 4, "bfloat16": 2, "float16": 2}
 MASTER = MOMENT = FLOAT = 4  # bytes an element; of moments AdamW has two
 BLOCK = 256  # elements that share a float32 scale where a moment has 8 bits: learner/optimiser/moments.py
-# Of an actor that imports bitsandbytes, beside the other libraries: resident bytes.
+# Of an actor that imports bitsandbytes, beside the other libraries: resident bytes. peft does that, too, where it is installed.
 BITSANDBYTES = 50 * 2**20
 # DeepSpeed's sizes for what ZeRO-3 keeps gathered (stage3_max_live_parameters) and gathers ahead (stage3_prefetch_bucket_size).
 LIVE, AHEAD = 10**9, 5 * 10**7  # elements
@@ -52,7 +52,7 @@ def rank_need(config: RunConfig, model: ModelSize) -> Need:
             kept["step"] = 0
     most = max(phases, key=lambda name: sum(phases[name].values()) + kept[name])
     sent = _sent(config, model)
-    libraries = LIBRARIES + (BITSANDBYTES if c.optimiser_bits == 8 else 0)
+    libraries = LIBRARIES + (BITSANDBYTES if c.optimiser_bits == 8 or rank is not None else 0)
     parts = {**({} if on_gpu else {"libraries": libraries}), **fixed, **phases[most], "transfer buffers": sent}
     if not on_gpu:
         return Need("learner rank", c.ranks, on_gpu, parts, kept[most], first_only=sent)

@@ -138,6 +138,18 @@ def test_several_graphs_wait_and_one_is_used_twice(folders: dict[str, Path], rec
     assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
 
 
+def test_what_is_handed_over_beside_the_input_stays() -> None:
+    """A mask or positions of the same shape: all layers have the same, which would be copied once a layer."""
+    inputs = LayerInputs()
+    x, beside = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
+    run = inputs.around(lambda layer, *given: checkpoint(layer, *given, use_reentrant=False))
+    out = run(lambda x, beside: (x * beside).sin(), x, beside)
+    assert inputs.moved == x.nbytes
+    out.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, (x * beside).cos().detach() * beside)
+
+
 def test_the_hooks_of_torch_that_this_rests_on() -> None:
     """A checkpoint saves its inputs under the hooks that surround it, and what its layer saves under its own."""
     packed: list[tuple[int, ...]] = []
