@@ -274,12 +274,15 @@ class RemoteLearner:
     async def manifest(self, version: int, timeout_s: float) -> WeightManifest:
         return await self._rank_0(self._actors[0].manifest.remote(version), timeout_s)
 
-    async def publish(self, manifest: WeightManifest) -> int:
-        """Broadcasts the weights, a collective; returns the checksum of what rank 0 sent. Progress bounds the wait."""
-        checksum, *_ = await self._all([a.publish.remote(manifest) for a in self._actors])
+    async def publish(
+        self, manifest: WeightManifest, sequences: Sequence[Sequence[int]]
+    ) -> tuple[int, list[list[float]]]:
+        """Broadcasts the weights, a collective; returns the checksum of what rank 0 sent, and what `sequence_logprobs` does for
+        these sequences, which are scored while the engines load. Progress bounds the wait."""
+        (checksum, logprobs), *_ = await self._all([a.publish.remote(manifest, sequences) for a in self._actors])
         if checksum is None:
             raise RuntimeError("learner rank 0 has no channel to the generators: connect_weights comes before publish")
-        return checksum
+        return checksum, logprobs
 
     async def _all(self, calls: Sequence[Awaitable[T]], timeout_s: float | None = None) -> list[T]:
         """Waits for one call per rank; their answers in rank order. Without a time the ranks' progress bounds the wait."""

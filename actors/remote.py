@@ -316,9 +316,11 @@ class LearnerActor(BaseActor):
         return self._learner.manifest(version)
 
     @ray.method
-    def publish(self, manifest: WeightManifest) -> int | None:
+    def publish(
+        self, manifest: WeightManifest, sequences: Sequence[Sequence[int]]
+    ) -> tuple[int | None, list[list[float]]]:
         with span("publish"):
-            return self._learner.publish(manifest)
+            return self._learner.publish(manifest, sequences)
 
     @ray.method
     def close(self) -> None:

@@ -282,6 +282,7 @@ class Learner:
         tally.replace(self.engine.all_reduce(sums, "sum"), self.engine.all_reduce(peaks, "max"))
         tally.values = {key: self.engine.all_gather(torch.cat(parts)) for key, parts in sorted(tally.values.items())}
 
+    @traced("log-probs")
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Returns log-probs at temperature 1 of tokens 1.. of each sequence, one sequence a forward: the engine's counterpart."""
         return sequence_logprobs(self.engine, self.engine.device, sequences)
@@ -319,13 +320,20 @@ class Learner:
         specs = self.engine.full_specs(self.policy.weights(), self.policy.on_disk)
         return make_manifest(specs, version, self.settings.bucket_bytes)
 
-    def publish(self, manifest: WeightManifest) -> int | None:
-        """Broadcasts the weights; rank 0 returns their checksum. WeightSyncError where a generator does not take part."""
+    def publish(
+        self, manifest: WeightManifest, sequences: Sequence[Sequence[int]] = ()
+    ) -> tuple[int | None, list[list[float]]]:
+        """Broadcasts the weights, and scores `sequences` under them while the engines load what they were sent.
+
+        Returns the checksum, on rank 0, and what `sequence_logprobs` does. WeightSyncError where a generator does not take part.
+        """
         tensors = self.engine.full_weights(self.policy.weights(), self.policy.on_disk, self.settings.bucket_bytes)
         try:
-            return None if self.publisher is None else self.publisher.publish(manifest, tensors)
+            checksum = None if self.publisher is None else self.publisher.publish(manifest, tensors)
         finally:  # under ZeRO-3 the other ranks wait in the gathers that are left, also after a transfer that failed
             deque(tensors, maxlen=0)
+            logprobs = self.sequence_logprobs(sequences)
+        return checksum, logprobs
 
     # --- state ----------------------------------------------------------------------------------------------------------
 

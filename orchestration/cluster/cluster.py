@@ -21,7 +21,6 @@ from actors.remote import LearnerActor
 from learner.rank_settings import RankPlace
 from learner.settings import RowLayout
 from learner.tracing.spans import VARIABLE
-from learner.weights.protocol import WeightManifest
 from orchestration.cluster import actor_settings, placement
 from orchestration.cluster.actor_makers import START_ATTEMPTS, ActorMakers, AnyMember
 from orchestration.cluster.actor_settings import Start, cpu_env
@@ -31,7 +30,7 @@ from orchestration.cluster.members import Members
 from orchestration.cluster.start_check import LAYOUTS, StartCheck, StartRules
 from orchestration.cluster.start_progress import StartProgress
 from orchestration.cluster.turns import Turns
-from orchestration.cluster.weight_sync import WeightBroadcast, WeightGroup
+from orchestration.cluster.weight_sync import Transfer, WeightBroadcast, WeightGroup
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import NumericsError, PlacementError
 
@@ -177,6 +176,7 @@ class Cluster:
     async def _renew_learner(self, start: Start, limit: float) -> None:
         if not self.learner.lost:
             await self.learner.start(actor_settings.rank_settings(self.config, start), self._placements, limit)
+            self._weights.renewed()
             await self._restore(start)
             return
         self._end_learner()
@@ -266,19 +266,22 @@ class Cluster:
 
     # --- weights and log-probs ----------------------------------------------------------------------------------------
 
-    async def sync(self, version: int) -> WeightManifest:
-        """Sends the learner's weights to every generator as `version`, those that join among them. Then it is their turn."""
-        async with self._moving:
-            return await self._send(version)
+    async def sync(self, version: int, sequences: Sequence[Sequence[int]] = ()) -> Transfer:
+        """Sends the learner's weights to every generator as `version`, those that join among them. Then it is their turn.
 
-    async def _send(self, version: int) -> WeightManifest:
+        sequences: what `probe` will be asked about; the learner scores them while the generators load.
+        """
+        async with self._moving:
+            return await self._send(version, sequences)
+
+    async def _send(self, version: int, sequences: Sequence[Sequence[int]] = ()) -> Transfer:
         self._untouched = False
         await self._turns.to_transfer()
-        manifest, names = await self._weights.sync(version)
+        sent = await self._weights.sync(version, sequences)
         self.version, self.learner.updated = version, False
         await self._turns.to_generators()
-        self.members.serve(names, version)
-        return manifest
+        self.members.serve(sent.names, version)
+        return sent
 
     async def _fetch(self) -> None:
         """Sends the present weights to generators that joined while none was left. Does nothing where a transfer is due anyway:
@@ -325,14 +328,15 @@ class Cluster:
             finally:
                 self._checking = False
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
+    async def probe(self, sequences: Sequence[Sequence[int]], expected: Sequence[Sequence[float]]) -> dict[str, float]:
         """Compares engine and trainer on these tokens, each generator by itself: it is bounded by weights.max_logprob_gap.
 
+        expected: the trainer's log-probs of them, from the transfer of the present version.
         A generator that is not the trainer among others that are is replaced. NumericsError where all of them differ, or one does
         again and again.
         """
         metrics, deaths, wrong = await compare_logprobs(
-            self.learner,
+            expected,
             self.generators.members,
             sequences,
             version=self.version,

@@ -86,7 +86,7 @@ def gap_of(name: str, expected: Sequence[Sequence[float]], actual: Sequence[Sequ
 
 
 async def compare_logprobs(
-    trainer: Scorer,
+    expected: Sequence[Sequence[float]],
     engines: Sequence[NamedScorer],
     sequences: Sequence[Sequence[int]],
     *,
@@ -94,20 +94,15 @@ async def compare_logprobs(
     exact: bool,
     max_gap: float | None,
 ) -> tuple[dict[str, float], list[MemberDied], str]:
-    """Compares every engine with the trainer. Returns metrics (the largest gap of any engine within the limit and the mean over all
-    of them, in nats), the engines to replace (dead, or beyond the limit where others are not), and a sentence about the worst
-    beyond it, or "".
+    """Compares every engine with the trainer, whose log-probs of the sequences are `expected`.
+
+    Returns metrics (the largest gap of any engine within the limit and the mean over all of them, in nats), the engines to replace
+    (dead, or beyond the limit where others are not), and a sentence about the worst beyond it, or "".
 
     Raises NumericsError, which names the worst, where all of them are beyond the limit: in fp32 by their largest gap, else by
     their own mean. exact: the run is in fp32. max_gap: weights.max_logprob_gap.
     """
-    expected, *scores = await asyncio.gather(
-        trainer.sequence_logprobs(sequences),
-        *(engine.sequence_logprobs(sequences) for engine in engines),
-        return_exceptions=True,
-    )
-    if isinstance(expected, BaseException):
-        raise expected
+    scores = await asyncio.gather(*(engine.sequence_logprobs(sequences) for engine in engines), return_exceptions=True)
     deaths: list[MemberDied] = []
     gaps: list[Gap] = []
     for engine, score in zip(engines, scores, strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, cast
 
 from actors.health.lifeline import LearnerDied, MemberDied
@@ -41,8 +41,10 @@ class WeightSender(Protocol):
 
     async def manifest(self, version: int, timeout_s: float) -> WeightManifest: ...
 
-    async def publish(self, manifest: WeightManifest) -> int:
-        """Returns the checksum of what was sent."""
+    async def publish(
+        self, manifest: WeightManifest, sequences: Sequence[Sequence[int]]
+    ) -> tuple[int, list[list[float]]]:
+        """Returns the checksum of what was sent, and the log-probs of these sequences under it."""
         ...
 
 
@@ -80,6 +82,18 @@ class WeightGroup:
     timeout_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Says what was sent, and which generators have it.
+
+    logprobs: by the learner's weights that were sent, at temperature 1 of tokens 1.. of each sequence that it was asked about.
+    """
+
+    manifest: WeightManifest
+    names: list[str]
+    logprobs: list[list[float]]
+
+
 class WeightBroadcast:
     """Sends the learner's weights to every generator, one version at a time."""
 
@@ -89,9 +103,14 @@ class WeightBroadcast:
         self._sender, self._receivers, self._group, self._on_event = sender, receivers, group, on_event
         self._epoch = 0  # how many groups there were
         self._joined: list[str] = []  # the generators in the present group; none: it has to be formed
+        self._described: WeightManifest | None = None  # what was sent last, unless that broke
 
-    async def sync(self, version: int) -> tuple[WeightManifest, list[str]]:
-        """Sends the learner's weights as `version`; returns what was sent, and the generators that have it.
+    def renewed(self) -> None:
+        """Notes that the learner is another one in the same processes, whose tensors may be others."""
+        self._described = None
+
+    async def sync(self, version: int, sequences: Sequence[Sequence[int]] = ()) -> Transfer:
+        """Sends the learner's weights as `version`. sequences: what the learner scores while the generators load.
 
         A transfer that breaks at generators is made again without them. One that breaks at none that can be named, or at
         every one, is made again with a new group, a few times: then no generator is to blame, and its error is raised. A learner
@@ -104,9 +123,9 @@ class WeightBroadcast:
             try:
                 if names != self._joined:
                     await self._join(members)
-                manifest = await self._transfer(version, members)
+                manifest, logprobs = await self._transfer(version, members, sequences)
             except _Broken as broken:
-                self._joined = []
+                self._joined, self._described = [], None
                 left -= len(broken.deaths) in (0, len(members))
                 if not left or broken.final:
                     raise broken.first from None
@@ -115,7 +134,7 @@ class WeightBroadcast:
                 self._on_event(f"the weight transfer of version {version} broke ({broken.first}); it is made again")
             else:
                 self._joined = names
-                return manifest, names
+                return Transfer(manifest, names, logprobs)
 
     async def _join(self, members: Sequence[WeightReceiver]) -> None:
         """Forms a new group of learner rank 0 and the generators; an older one is closed."""
@@ -133,13 +152,17 @@ class WeightBroadcast:
             GRACE_S,
         )
 
-    async def _transfer(self, version: int, members: Sequence[WeightReceiver]) -> WeightManifest:
-        timeout = self._group.timeout_s
-        manifest = await self._sender.manifest(version, timeout)
-        sent, received = await _together(
+    async def _transfer(
+        self, version: int, members: Sequence[WeightReceiver], sequences: Sequence[Sequence[int]]
+    ) -> tuple[WeightManifest, list[list[float]]]:
+        timeout, known = self._group.timeout_s, self._described
+        # From one version to the next it is the same. The learner compares every tensor with it as it packs: one that is not what
+        # the manifest says breaks the transfer, and the next attempt asks for a new one.
+        manifest = await self._sender.manifest(version, timeout) if known is None else replace(known, version=version)
+        (sent, logprobs), received = await _together(
             self._sender,
             members,
-            self._sender.publish(manifest),
+            self._sender.publish(manifest, sequences),
             [m.receive_weights(manifest, timeout) for m in members],
             timeout,
         )
@@ -149,7 +172,8 @@ class WeightBroadcast:
         except WeightSyncError as error:
             wrong = [name for name, value in checksums.items() if value != sent]
             raise _Broken(error, [MemberDied(name, str(error)) for name in wrong]) from error
-        return manifest
+        self._described = manifest
+        return manifest, logprobs
 
 
 class _Broken(Exception):

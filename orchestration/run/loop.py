@@ -21,7 +21,7 @@ from learner.checkpoint import Checkpoints
 from learner.settings import LEAST_SAVED, RowLayout
 from learner.tracing.spans import traced
 from learner.types import NonFiniteError, RankBatch
-from learner.weights.protocol import WeightManifest
+from orchestration.cluster.weight_sync import Transfer
 from orchestration.config.run_config import RunConfig
 from orchestration.errors import EnvironmentErrors, ModelRefused, Stopped
 from orchestration.run.protocols import BatchProducer, TrainingCluster
@@ -108,14 +108,15 @@ class Run:
             milestone = curriculum.stage_ended or number == config.iterations
             state.owes_evaluation = self._evaluation_due(milestone)  # until it is made, whatever ends the run before
             self._whole = True
-            manifest, sync_seconds = await timed(self._sync())
-            gap = await self._probe(sampled)
+            probed = self._probed(sampled)
+            sent, sync_seconds = await timed(self._sync(probed))
+            gap = await self._probe(probed, sent.logprobs)
             done = replace(
                 done,
                 logprob_gap=gap,
                 seconds={**done.seconds, "sync": sync_seconds},
                 total_seconds=time.perf_counter() - began,
-                sent_bytes=sum(t.nbytes for t in manifest.tensors),
+                sent_bytes=sum(t.nbytes for t in sent.manifest.tensors),
                 cluster=self.cluster.counts(),
             )
             if not sampled.trained:
@@ -216,19 +217,23 @@ class Run:
             least_saved=0.0 if config.learner.prefix_sharing else LEAST_SAVED,
         )
 
+    def _probed(self, sampled: Sampled) -> list[tuple[int, ...]]:
+        """Returns what engine and trainer are compared on after an update: the first trajectories of the batch."""
+        trajectories = [t for g in sampled.groups for t in g.trajectories]
+        return [t.token_ids for t in trajectories[: self.config.weights.probe_responses]]
+
     @traced("transfer")
-    async def _sync(self) -> WeightManifest:
-        """Sends the new weights to the generators."""
+    async def _sync(self, probed: Sequence[Sequence[int]]) -> Transfer:
+        """Sends the new weights to the generators. The learner scores its half of the probe meanwhile."""
         self.sink.progress("sync", 0, 1)
-        manifest = await self.cluster.sync(self.state.policy_version)
+        sent = await self.cluster.sync(self.state.policy_version, probed)
         self.sink.progress("sync", 1, 1)
-        return manifest
+        return sent
 
     @traced("probe")
-    async def _probe(self, sampled: Sampled) -> dict[str, float]:
-        """Compares engine and trainer, after an update, on the first trajectories of the batch."""
-        trajectories = [t for g in sampled.groups for t in g.trajectories]
-        return await self.cluster.probe([t.token_ids for t in trajectories[: self.config.weights.probe_responses]])
+    async def _probe(self, probed: Sequence[Sequence[int]], expected: Sequence[Sequence[float]]) -> dict[str, float]:
+        """Compares engine and trainer after an update. expected: the trainer's log-probs."""
+        return await self.cluster.probe(probed, expected)
 
     @traced("check")
     async def _check_start(self) -> None:

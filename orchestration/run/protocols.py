@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from envs.types import Group
 from learner.settings import RowLayout
 from learner.types import RankBatch, StepMetrics
-from learner.weights.protocol import WeightManifest
+from orchestration.cluster.weight_sync import Transfer
 from orchestration.config.run_config import RunConfig
 from orchestration.sampling.dynamic_sampling import Sampled
 
@@ -46,8 +46,11 @@ class TrainingCluster(Protocol):
         """Gives the generators the GPUs that they share with the learner; before they are asked for anything but after `sync`."""
         ...
 
-    async def sync(self, version: int) -> WeightManifest:
-        """Sends the learner's weights to every generator as `version`. Then it is the generators' turn."""
+    async def sync(self, version: int, sequences: Sequence[Sequence[int]]) -> Transfer:
+        """Sends the learner's weights to every generator as `version`. Then it is the generators' turn.
+
+        sequences: what the learner scores meanwhile, for `probe`.
+        """
         ...
 
     async def check_start(self, version: int, sequences: Sequence[Sequence[int]]) -> RowLayout:
@@ -55,8 +58,9 @@ class TrainingCluster(Protocol):
         Returns what batches may be. Raises ModelRefused where they disagree."""
         ...
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
-        """Compares engines and trainer on the log-probs of the same tokens. Raises NumericsError where one differs too much."""
+    async def probe(self, sequences: Sequence[Sequence[int]], expected: Sequence[Sequence[float]]) -> dict[str, float]:
+        """Compares engines with the trainer, whose log-probs of the same tokens are `expected`: what `sync` returned for them.
+        Raises NumericsError where one differs too much."""
         ...
 
     async def begin_stage(self, index: int) -> None: ...

@@ -59,9 +59,11 @@ class TimedLearnerActor(LearnerActor):
             return _own(super().manifest)(version)
 
     @ray.method
-    def publish(self, manifest: WeightManifest) -> int | None:
+    def publish(
+        self, manifest: WeightManifest, sequences: Sequence[Sequence[int]]
+    ) -> tuple[int | None, list[list[float]]]:
         with noted("publish"):
-            return _own(super().publish)(manifest)
+            return _own(super().publish)(manifest, sequences)
 
     @ray.method
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -135,7 +135,7 @@ def test_the_trace_has_every_stage_of_driver_and_actors(undisturbed: Path) -> No
     for span in spans:
         stages.setdefault(names[span["pid"]], set()).add(span["name"])
     driver = {"check", "sample", "batch", "update", "transfer", "probe", "evaluation", "checkpoint"}
-    learner = {"load", "train", "measure", "update", "forward", "backward", "step", "publish", "save"}
+    learner = {"load", "train", "measure", "update", "forward", "backward", "step", "publish", "log-probs", "save"}
     assert stages == {
         "driver": driver,
         "learner rank 0": learner,

@@ -13,6 +13,7 @@ from integration.learner_cases import batches, settings
 
 BUCKET = 1 << 14  # of the tiny model's 200 KB: many gathers and many buckets
 TIMEOUT = 60.0
+SCORED = [(1, 2, 3, 4), (5, 6)]  # while engines load: a collective under ZeRO-3, also where a transfer failed
 
 
 def rank_main(rank: int, world: int, port: int, model: str, cases: list[dict[str, Any]], out: str) -> None:
@@ -88,9 +89,10 @@ def play_transfers(learner: Any, sends: list[str], arrays: dict[str, np.ndarray]
     went: list[str] = []
     for version, kind in enumerate(sends):
         manifest = learner.manifest(version)
+        expected = learner.sequence_logprobs(SCORED)
         if learner.rank != 0:
-            learner.publish(manifest)
-            went.append("gathered")
+            _, logprobs = learner.publish(manifest, SCORED)
+            went.append("gathered" if logprobs == expected else "scored otherwise")
             continue
         limit = 1.0 if kind == "nobody" else TIMEOUT
         own, end = make_rendezvous("127.0.0.1", learner.listen(), [("generator 0", 1)], "gloo", version)
@@ -105,9 +107,10 @@ def play_transfers(learner: Any, sends: list[str], arrays: dict[str, np.ndarray]
         if kind != "nobody":
             receiving.start()
         try:
-            checksum = learner.publish(manifest)
+            checksum, logprobs = learner.publish(manifest, SCORED)
             receiving.join(TIMEOUT)
-            went.append("arrived" if checksum == subscribers[0].checksum else "another checksum")
+            arrived = "arrived" if checksum == subscribers[0].checksum else "another checksum"
+            went.append(arrived if logprobs == expected else "scored otherwise")
             arrays |= {f"sent {n}": t for n, t in got.items()}
         except WeightSyncError as error:
             went.append(f"failed: {error.phase}")

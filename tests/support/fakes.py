@@ -16,6 +16,7 @@ from envs.base import Session
 from envs.types import Group, Message, Observation, Prompt, Split, Status, Trajectory, Turn, Verdict
 from learner.settings import RowLayout
 from learner.weights.protocol import Rendezvous, WeightManifest
+from orchestration.cluster.weight_sync import Transfer
 
 FAKE_VOCAB = 32
 
@@ -249,6 +250,11 @@ class Numbered:
         raise NotImplementedError
 
 
+def scored_at(version: int, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Returns the log-probs of a learner whose every token has minus its weights' version."""
+    return [[-float(version)] * (len(ids) - 1) for ids in sequences]
+
+
 class FakeRun:
     """Plays cluster, learner, rollouts and sink for the loop in one object, and records their calls in `events`, in order.
 
@@ -282,8 +288,9 @@ class FakeRun:
             raise self.refuse
         return self.layout
 
-    async def probe(self, sequences: Sequence[Sequence[int]]) -> dict[str, float]:
+    async def probe(self, sequences: Sequence[Sequence[int]], expected: Sequence[Sequence[float]]) -> dict[str, float]:
         assert self.turn == "generators"
+        assert [list(scores) for scores in expected] == scored_at(self.version, sequences)
         return {}
 
     def counts(self) -> dict[str, float]:
@@ -319,9 +326,9 @@ class FakeRun:
         assert self.turn == "learner"
         self.events.append(("save",))
 
-    async def sync(self, version: int) -> WeightManifest:
+    async def sync(self, version: int, sequences: Sequence[Sequence[int]]) -> Transfer:
         self.version, self.turn = version, "generators"
-        return WeightManifest(version, ())
+        return Transfer(WeightManifest(version, ()), [], scored_at(version, sequences))
 
     # --- rollouts
 

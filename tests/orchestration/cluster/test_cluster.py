@@ -15,6 +15,7 @@ from learner.weights.protocol import WeightManifest
 from orchestration.cluster.actor_makers import START_ATTEMPTS, ActorMakers
 from orchestration.cluster.cluster import MAX_WRONG, Cluster
 from orchestration.cluster.turns import Turns
+from orchestration.cluster.weight_sync import Transfer
 from orchestration.config.run_config import validate
 from orchestration.errors import ConfigError, NumericsError, PlacementError
 from orchestration.run.protocols import TrainingCluster
@@ -105,34 +106,28 @@ class Members:
         self.deaths.append(death)
 
 
-def cluster_of(*scorers: Scorer, trainer: float | Exception = -1.0) -> tuple[Cluster, Members]:
+def cluster_of(*scorers: Scorer) -> tuple[Cluster, Members]:
     cluster = Cluster(validate(config_data()), lambda text: None)
     members = Members(*scorers)
     cluster.members = cast("Any", members)
-    cluster.learner = cast("Any", Scorer("learner", trainer))
     return cluster, members
 
 
 def test_a_generator_that_is_not_the_trainer_is_replaced_and_the_run_goes_on() -> None:
     cluster, members = cluster_of(Scorer("g0", -1.0), Scorer("g1", -1.7), Scorer("g2", MemberDied("g2", "killed")))
-    assert asyncio.run(cluster.probe([[1, 2]]))["sync/logprob_gap_max"] == 0.0
+    assert asyncio.run(cluster.probe([[1, 2]], [[-1.0]]))["sync/logprob_gap_max"] == 0.0
     assert [d.name for d in members.deaths] == ["g2", "g1"]
 
 
 def test_one_that_is_wrong_again_and_again_ends_the_run_and_so_does_a_wrong_one_alone() -> None:
     cluster, members = cluster_of(Scorer("g0", -1.0), Scorer("g1", -1.7))
     for _ in range(MAX_WRONG):
-        asyncio.run(cluster.probe([[1, 2]]))
+        asyncio.run(cluster.probe([[1, 2]], [[-1.0]]))
     with pytest.raises(NumericsError, match=f"log-probs of g1 .*; {MAX_WRONG} such generators were replaced"):
-        asyncio.run(cluster.probe([[1, 2]]))
+        asyncio.run(cluster.probe([[1, 2]], [[-1.0]]))
     assert len(members.deaths) == MAX_WRONG
     with pytest.raises(NumericsError, match="1 of 1 generators"):
-        asyncio.run(cluster_of(Scorer("g0", -1.7))[0].probe([[1, 2]]))
-
-
-def test_a_learner_that_dies_while_it_is_compared_is_the_learners_death() -> None:
-    with pytest.raises(LearnerDied):
-        asyncio.run(cluster_of(Scorer("g0", -1.0), trainer=LearnerDied("learner rank 0", "killed"))[0].probe([[1, 2]]))
+        asyncio.run(cluster_of(Scorer("g0", -1.7))[0].probe([[1, 2]], [[-1.0]]))
 
 
 # --- the start of the learner -------------------------------------------------------------------------------------------
@@ -198,10 +193,10 @@ def test_who_joins_gets_weights_at_once_only_where_nobody_samples_and_none_are_d
     cluster.version = 4
     calls: list[int] = []
 
-    class Transfer:
-        async def sync(self, version: int) -> tuple[WeightManifest, list[str]]:
+    class Broadcast:
+        async def sync(self, version: int, sequences: Sequence[Sequence[int]]) -> Transfer:
             calls.append(version)
-            return WeightManifest(version, ()), ["g1"]
+            return Transfer(WeightManifest(version, ()), ["g1"], [])
 
     class Held(Members):
         joining: dict[str, int]
@@ -212,7 +207,7 @@ def test_who_joins_gets_weights_at_once_only_where_nobody_samples_and_none_are_d
     Held.joining = {"g1": 1} if joining else {}
     cluster.members = cast("Any", Held(*([Scorer("g0", 0.0)] if serving else [])))
     cluster.learner = cast("Any", type("Learner", (), {"updated": updated}))
-    cluster._weights = cast("Any", Transfer())
+    cluster._weights = cast("Any", Broadcast())
     asyncio.run(cluster._fetch())
     assert calls == ([4, -4] if sent else [])
 
@@ -265,9 +260,9 @@ class Shared:
     async def begin_stage(self, stage: Any) -> None:
         self.events.append("begin stage")
 
-    async def sync(self, version: int) -> tuple[WeightManifest, list[str]]:
+    async def sync(self, version: int, sequences: Sequence[Sequence[int]]) -> Transfer:
         self.events.append(f"transfer {version}")
-        return WeightManifest(version, ()), [one.name for one in self.present()]
+        return Transfer(WeightManifest(version, ()), [one.name for one in self.present()], [])
 
 
 def test_a_transfer_is_between_the_weights_and_the_cache_and_ends_the_learners_turn() -> None:

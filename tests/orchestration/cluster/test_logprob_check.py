@@ -21,7 +21,7 @@ class Scorer:
         return self.scores
 
 
-TRAINER = Scorer("trainer", [-1.0, -2.0], [-3.0])
+TRAINER = [[-1.0, -2.0], [-3.0]]
 CLOSE = Scorer("g0", [-1.0, -2.0], [-3.0])
 FAR = Scorer("g1", [-1.0, -2.0], [-3.06])  # the mean of its three gaps is 0.02
 
@@ -88,7 +88,7 @@ def test_who_dies_while_it_is_asked_is_to_be_replaced_and_the_others_are_compare
 
 
 def shifted(by: float) -> list[list[float]]:
-    return [[x + by for x in row] for row in TRAINER.scores]
+    return [[x + by for x in row] for row in TRAINER]
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -101,7 +101,7 @@ def test_nan_is_beyond_every_limit(exact: bool, at: int) -> None:
 
 
 def test_nothing_to_compare_is_no_gap() -> None:
-    metrics = asyncio.run(compare_logprobs(Scorer("t"), [Scorer("g0")], [], version=0, exact=True, max_gap=None))
+    metrics = asyncio.run(compare_logprobs([], [Scorer("g0")], [], version=0, exact=True, max_gap=None))
     assert metrics == ({"sync/logprob_gap_max": 0.0, "sync/logprob_gap_mean": 0.0}, [], "")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from actors.health.lifeline import LearnerDied, MemberDied
-from learner.weights.protocol import Rendezvous, WeightManifest, WeightSyncError
+from learner.weights.protocol import Rendezvous, TensorSpec, WeightManifest, WeightSyncError
 from orchestration.cluster import weight_sync
 from orchestration.cluster.weight_sync import ATTEMPTS, WeightBroadcast, WeightGroup
 
@@ -22,6 +22,7 @@ class Learner:
         self.events, self.faults = events, list(faults)
         self.gone: list[str] = []
         self.told, self.waits = asyncio.Event(), False
+        self.manifests, self.tensor = 0, TensorSpec("w", (4,), "float32")
 
     async def listen(self, timeout_s: float) -> int:
         return 4000
@@ -34,15 +35,20 @@ class Learner:
         self.told.set()
 
     async def manifest(self, version: int, timeout_s: float) -> WeightManifest:
-        return WeightManifest(version, ())
+        self.manifests += 1
+        return WeightManifest(version, (self.tensor,))
 
-    async def publish(self, manifest: WeightManifest) -> int:
+    async def publish(
+        self, manifest: WeightManifest, sequences: Sequence[Sequence[int]]
+    ) -> tuple[int, list[list[float]]]:
         self.events.append(f"sent {manifest.version}")
         if self.waits:
             await self.told.wait()
         if self.faults:
             raise self.faults.pop(0)
-        return CHECKSUM
+        if manifest.tensors != (self.tensor,):
+            raise WeightSyncError("learner", f"packing bucket 1 of 1 of version {manifest.version}", "another tensor")
+        return CHECKSUM, [[float(manifest.version)] * (len(ids) - 1) for ids in sequences]
 
 
 class Generator:
@@ -87,9 +93,10 @@ def sync(group: Group, *faults: Exception, times: int = 1) -> tuple[list[str], E
 
     async def work() -> None:
         for version in range(3, 3 + times):
-            manifest, names = await broadcast.sync(version)
-            assert manifest.version == version
-            assert names == [m.name for m in group.members]
+            sent = await broadcast.sync(version, [[1, 2, 3], [4, 5]])
+            assert sent.manifest.version == version
+            assert sent.names == [m.name for m in group.members]
+            assert sent.logprobs == [[version, version], [version]]
 
     try:
         asyncio.run(work())
@@ -102,6 +109,27 @@ def test_a_transfer_reaches_every_generator_once_and_the_group_stays() -> None:
     group = Group(Generator("g0"), Generator("g1"))
     assert sync(group, times=2) == (["group 1: learner, g0, g1", "sent 3", "sent 4"], None)
     assert [m.versions for m in group.members] == [[3, 4], [3, 4]]
+
+
+def test_what_is_sent_is_described_once_until_a_transfer_breaks() -> None:
+    """The learner packs nothing that a manifest does not describe, so one that no longer holds breaks the transfer."""
+    events: list[str] = []
+    learner = Learner(events)
+    broadcast = WeightBroadcast(learner, Group(Generator("g0")), WeightGroup("10.0.0.1", "gloo", 1, 5.0), events.append)
+
+    async def work() -> list[WeightManifest]:
+        same = [(await broadcast.sync(version)).manifest for version in (1, 2)]
+        assert learner.manifests == 1
+        learner.tensor = TensorSpec("w", (5,), "float32")
+        return [*same, (await broadcast.sync(3)).manifest]
+
+    sent = asyncio.run(work())
+    assert [(m.version, m.tensors[0].shape) for m in sent] == [(1, (4,)), (2, (4,)), (3, (5,))]
+    assert learner.manifests == 2
+    broadcast.renewed()
+    asyncio.run(broadcast.sync(4))
+    assert learner.manifests == 3
+    assert any("the weight transfer of version 3 broke" in event for event in events)
 
 
 def test_the_group_is_formed_anew_where_generators_came_or_went() -> None:

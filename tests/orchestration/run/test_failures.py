@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,7 +18,8 @@ from envs import catalog
 from envs.types import Group, Status, Verdict
 from learner.checkpoint import Checkpoints, read_state
 from learner.types import NonFiniteError
-from learner.weights.protocol import WeightManifest, WeightSyncError
+from learner.weights.protocol import WeightSyncError
+from orchestration.cluster.weight_sync import Transfer
 from orchestration.config.run_config import RunConfig, validate
 from orchestration.errors import IsentropeError
 from orchestration.run import lifecycle
@@ -45,9 +47,9 @@ class Failing(FakeRun):
         self._maybe("train")
         return await super().train(batches)
 
-    async def sync(self, version: int) -> WeightManifest:
+    async def sync(self, version: int, sequences: Sequence[Sequence[int]]) -> Transfer:
         self._maybe("sync")
-        return await super().sync(version)
+        return await super().sync(version, sequences)
 
     async def collect(self, prompts: Any, sampling: Any, **more: Any) -> Any:
         self._maybe("collect")
