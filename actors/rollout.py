@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 from actors.inference import BeginFn, Completion, Request, SamplingParams, before_stop, response_seed
@@ -95,6 +96,10 @@ async def rollout_group(
             task.cancel()
 
 
+# One object for equal parameters: a message of many requests has it once, and so has who reads it.
+_shared_params = lru_cache(maxsize=256)(SamplingParams)
+
+
 def _request(name: str, turn: int, ids: tuple[int, ...], settings: RolloutSettings, sampled: int = 0) -> Request:
     """sampled: tokens of the trajectory's responses so far."""
     room = settings.max_model_len - len(ids)
@@ -107,7 +112,7 @@ def _request(name: str, turn: int, ids: tuple[int, ...], settings: RolloutSettin
     if sampling.max_total_tokens is not None:
         room = min(room, sampling.max_total_tokens - sampled)
     temperature = sampling.temperature if settings.temperature is None else settings.temperature
-    params = SamplingParams(
+    params = _shared_params(
         min(sampling.max_tokens, room), temperature, sampling.top_p, settings.stop_token_ids, tuple(sampling.stop)
     )
     return Request(f"{name}/turn{turn}", ids, params, response_seed(settings.seed, name, turn))

@@ -278,13 +278,14 @@ class VLLMEngine:
         ended = time.perf_counter()
         self._step_s += ended - begun
         self._counts["steps"] += 1
+        live, answers = self._live, list[tuple[LiveResponse, Completion | ResponseFailed]]()
         for output in outputs:
-            work = self._live.get(output.request_id)
+            work = live.get(output.request_id)
             if work is None:  # aborted when a weight transfer failed, or after a text that ends it
                 continue
             finished = output.finish_reason is not None
             if finished:
-                del self._live[output.request_id]
+                del live[output.request_id]
             if isinstance(work, LiveScore):
                 if finished:
                     self._scoring -= 1
@@ -295,14 +296,17 @@ class VLLMEngine:
                 self._counts["cached_tokens"] += output.prefill_stats.num_cached_tokens
             stopped = work.stops(self._decode)
             if stopped and not finished:
-                del self._live[output.request_id]
+                del live[output.request_id]
                 self._core.abort_requests([output.request_id])
             if finished or stopped:
                 done = work.completion("stop" if stopped else str(output.finish_reason), self.version, ended)
                 if isinstance(done, Completion):
                     self._counts["responses"] += 1
                     self._counts["response_tokens"] += len(done.response_ids)
-                work.on_done(done)
+                answers.append((work, done))
+        # One after the other, with nothing between them: who is woken by the first finds them all, and sends one message.
+        for work, done in answers:
+            work.on_done(done)
 
     def _decode(self, ids: Sequence[int]) -> str:
         """Returns the text of tokens, with the model's tokenizer, which is loaded when a response may end at a text."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actors.inference import Completion, Request, ResponseFailed
+from actors.inference import SamplingParams as Sampling
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -29,7 +32,8 @@ class LiveResponse:
     on_done: Callable[[Completion | BaseException], None]
     version_min: int
     ids: list[int] = field(default_factory=list[int])
-    logprobs: list[NDArray[np.float32]] = field(default_factory=list["NDArray[np.float32]"])  # of each engine step
+    # Of each engine step, [tokens, 1].
+    logprobs: list[NDArray[np.float32]] = field(default_factory=list["NDArray[np.float32]"])
     began: float | None = None
 
     def extend(self, output: Any, step_began: float) -> None:
@@ -38,7 +42,7 @@ class LiveResponse:
             self.began = step_began
         self.ids.extend(output.new_token_ids)
         if output.new_logprobs is not None:
-            self.logprobs.append(output.new_logprobs.logprobs[:, 0])
+            self.logprobs.append(output.new_logprobs.logprobs)
 
     def stops(self, decode: Callable[[Sequence[int]], str]) -> bool:
         """Returns whether the newest token has brought a text that ends the response.
@@ -56,7 +60,7 @@ class LiveResponse:
         """Returns the finished response; an error where vLLM ended it for a reason of its own. now: by the clock of `began`."""
         if reason != "stop" and reason != "length":
             return ResponseFailed(f"vLLM ended request {self.request.id} with {reason!r}")
-        logprobs = tuple(np.concatenate(self.logprobs).tolist()) if self.logprobs else ()
+        logprobs = tuple(np.concatenate(self.logprobs)[:, 0].tolist()) if self.logprobs else ()
         seconds = 0.0 if self.began is None else now - self.began
         return Completion(self.request.id, tuple(self.ids), logprobs, reason, self.version_min, version, seconds)
 
@@ -77,15 +81,22 @@ class LiveScore:
 
 def sampling_params(request: Request) -> SamplingParams:
     """Returns vLLM's parameters of a request."""
+    params = copy.copy(_without_seed(request.sampling))
+    params.seed = request.seed
+    return params
+
+
+@lru_cache(maxsize=64)
+def _without_seed(sampling: Sampling) -> SamplingParams:
+    """Returns vLLM's parameters of requests that differ in their seeds alone. To make and check them takes twelve times as long as
+    to copy them."""
     from vllm import SamplingParams
 
-    sampling = request.sampling
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         stop_token_ids=list(sampling.stop_token_ids),
-        seed=request.seed,
         ignore_eos=True,  # the model's own end token counts only where the request lists it
         logprobs=0,  # the sampled token's alone
         detokenize=False,
