@@ -29,6 +29,7 @@ T = TypeVar("T")
 FOLDER = "ISENTROPE_BENCH_STAGES"
 # A part of an iteration that is of the engine or the learner itself; all else is the fixed cost.
 ENGINE, LEARNER = "engine steps", "learner passes"
+PROBE_STEPS = "engine steps of the probe"
 
 
 @contextmanager
@@ -36,8 +37,12 @@ def noted(name: str) -> Any:
     """Writes when the context began and ended, in an actor."""
     began = time.monotonic()
     yield
+    _note(name, began, time.monotonic())
+
+
+def _note(name: str, began: float, ended: float) -> None:
     with (Path(os.environ[FOLDER]) / str(os.getpid())).open("a") as file:
-        file.write(json.dumps([name, began, time.monotonic()]) + "\n")
+        file.write(json.dumps([name, began, ended]) + "\n")
 
 
 def _own(method: Any) -> Any:
@@ -82,8 +87,11 @@ class TimedGeneratorActor(GeneratorActor):
 
     @ray.method
     async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        before = self._generator.stats().engine.step_s
         with noted("probe of the engine"):
-            return await _own(super().sequence_logprobs)(sequences)
+            scores = await _own(super().sequence_logprobs)(sequences)
+        _note(PROBE_STEPS, 0.0, self._generator.stats().engine.step_s - before)
+        return scores
 
     @ray.method
     async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
@@ -117,13 +125,16 @@ class Stages:
         if "stream" in spans and "sample" in spans:
             now["before the engine"] = spans["stream"][0] - spans["sample"][0]
             now["after the engine"] = spans["sample"][1] - spans["stream"][1]
-            now["engine, between steps"] = spans["stream"][1] - spans["stream"][0] - now[ENGINE]
+            # The engine's counter has the steps of the probe too, which are of that stage.
+            now["probe"] -= now[PROBE_STEPS]
+            now["engine, between steps"] = spans["stream"][1] - spans["stream"][0] - (now[ENGINE] - now[PROBE_STEPS])
         if LEARNER in spans and "update" in spans:
             now["to the learner"] = spans[LEARNER][0] - spans["update"][0] - now["batches"]
             now["from the learner"] = spans["update"][1] - spans[LEARNER][1]
         now["fixed"] = now["iteration"] - now[ENGINE] - now[LEARNER]
         self.rows.append(dict(now))
-        self.now, self.spans, self.before, self.began = defaultdict(float), {}, counted, ended
+        # From here: what was asked and read since `ended` is the benchmark's own work, and of no iteration.
+        self.now, self.spans, self.before, self.began = defaultdict(float), {}, counted, time.monotonic()
 
 
 def record(config: Any, watch: AbstractContextManager[Any] | None = None) -> Stages:
