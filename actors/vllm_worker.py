@@ -90,15 +90,19 @@ class WeightReceiver:
 def own_tensors(
     subscriber: Subscriber, manifest: WeightManifest, timeout_s: float, worker: Any
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields one version's tensors on the worker's device, each of them valid until the version is loaded.
+    """Meets the learner, and returns an iterator of one version's tensors on the worker's device, each of them valid until the
+    version is loaded. No layer is touched before all members are there.
 
     vLLM holds a layer's tensors until the layer is complete, which may be some buckets later. Those that last that long are read
     where they are, if they are on the device and large: what vLLM writes to in place (gpt-oss: biases) is small.
     """
-    device = torch.device(worker.device)
-    for name, tensor in subscriber.receive(manifest, timeout_s):
+    device, received = torch.device(worker.device), subscriber.receive(manifest, timeout_s)
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
         stays = subscriber.lasting and tensor.device.type == device.type and tensor.nbytes >= READ_IN_PLACE
-        yield name, tensor if stays else tensor.to(device, copy=True)
+        return tensor if stays else tensor.to(device, copy=True)
+
+    return ((name, own(tensor)) for name, tensor in received)
 
 
 @torch.no_grad()

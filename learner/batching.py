@@ -10,10 +10,10 @@ divided. Where dynamic sampling dropped groups there are fewer updates, of the s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from learner.microbatches.partition import partition
 from learner.microbatches.units import Member, Unit, deal, saved, shared_units, single_units
 from learner.settings import BatchPlan
 from learner.types import Aggregation, MicroBatch, RankBatch, SignalOf
+
+T = TypeVar("T")
 
 # One a trajectory, or for each an array with one a turn.
 Advantages = NDArray[np.float64] | Sequence[NDArray[np.float64]]
@@ -279,13 +281,15 @@ def micro_batch(
     # Padding goes on counting: a restart would read as another packed trajectory. Pad tokens come after every real token of their
     # row, so a causal model never sees them.
     positions = np.tile(np.arange(width), height)
-    for row, origin, first in zip(rows, origins.tolist(), skipped, strict=True):
-        tokens[origin : origin + len(row.ids)] = row.ids
-        if packing:
-            positions[origin : origin + len(row.ids)] = first + np.arange(len(row.ids))
+    if packing:
+        tokens[:] = _joined(row.ids for row in rows)
+        positions += np.repeat(np.array(skipped) - origins, lengths)
+    else:
+        for row, origin in zip(rows, origins.tolist(), strict=True):
+            tokens[origin : origin + len(row.ids)] = row.ids
     counts = np.array([len(row.at) for row in rows])  # action tokens
     ends = np.cumsum(counts)
-    at = np.repeat(origins, counts) + np.concatenate([row.at for row in rows])
+    at = np.repeat(origins, counts) + np.array(_joined(row.at for row in rows), np.int64)
     last = np.zeros(len(at), np.bool_)
     last[ends[counts > 0] - 1] = True
     turns = [len(trajectories[i].turns) for i in chosen]
@@ -301,7 +305,7 @@ def micro_batch(
         predict=at - 1,
         targets=tokens[at],
         advantages=np.repeat(per_turn, of_turn).astype(np.float32),
-        engine_logprobs=np.concatenate([row.engine for row in rows]),
+        engine_logprobs=np.array(_joined(row.engine for row in rows), np.float32),
         weight=np.repeat(np.array(weights, np.float64), counts).astype(np.float32),
         trajectory=np.repeat(np.array(chosen, np.int32), counts),
         action_index=(np.arange(len(at)) - np.repeat(ends - counts, counts)).astype(np.int32),
@@ -312,12 +316,16 @@ def micro_batch(
     )
 
 
-class _Row(NamedTuple):
-    """Holds a trajectory as arrays."""
+def _joined(parts: Iterable[Sequence[T]]) -> list[T]:
+    return [*chain.from_iterable(parts)]
 
-    ids: NDArray[np.int64]
-    at: NDArray[np.int64]  # where its action tokens are
-    engine: NDArray[np.float32]  # their log-probs
+
+class _Row(NamedTuple):
+    """Holds a trajectory as lists: an array of a few numbers takes longer to make than these, and a micro-batch has one of all."""
+
+    ids: list[int]
+    at: list[int]  # where its action tokens are
+    engine: list[float]  # their log-probs
     turn_lengths: list[int]
 
     @classmethod
@@ -326,24 +334,18 @@ class _Row(NamedTuple):
         turns = trajectory.turns
         if turns and turns[0].response_ids and not turns[0].context_ids:
             raise ValueError(f"trajectory {trajectory.prompt.key} starts with a sampled token: nothing predicts it")
-        ids = [*chain.from_iterable(chain.from_iterable((turn.context_ids, turn.response_ids) for turn in turns))]
-        lengths, begin = [len(turn.response_ids) for turn in turns], 0
-        at: list[NDArray[np.int64]] = []
-        for turn, length in zip(turns, lengths, strict=True):
-            begin += len(turn.context_ids)
-            at.append(np.arange(begin, begin + length))
-            begin += length
-        engine = [*chain.from_iterable(turn.logprobs for turn in turns)]
-        return cls(
-            np.array(ids, np.int64),
-            at[0] if len(at) == 1 else np.concatenate(at),
-            np.array(engine, np.float32),
-            lengths,
-        )
+        ids, at, engine, lengths = list[int](), list[int](), list[float](), list[int]()
+        for turn in turns:
+            ids += turn.context_ids
+            at += range(len(ids), len(ids) + len(turn.response_ids))
+            ids += turn.response_ids
+            engine += turn.logprobs
+            lengths.append(len(turn.response_ids))
+        return cls(ids, at, engine, lengths)
 
     def without(self, count: int) -> _Row:
         """Returns the row without its first tokens, none of which is an action token."""
-        return self._replace(ids=self.ids[count:], at=self.at - count) if count else self
+        return self._replace(ids=self.ids[count:], at=[i - count for i in self.at]) if count else self
 
 
 def _empty() -> MicroBatch:

@@ -44,6 +44,8 @@ from learner.weights.protocol import Rendezvous, WeightManifest, make_manifest
 from learner.weights.publisher import Publisher
 
 log = logging.getLogger(__name__)
+# Of a forward that scores several sequences of the probe: of so few tokens most of its time does not depend on how many they are.
+PROBE_SLOTS = 512
 
 
 class Learner:
@@ -282,10 +284,13 @@ class Learner:
         tally.replace(self.engine.all_reduce(sums, "sum"), self.engine.all_reduce(peaks, "max"))
         tally.values = {key: self.engine.all_gather(torch.cat(parts)) for key, parts in sorted(tally.values.items())}
 
-    @traced("log-probs")
     def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Returns log-probs at temperature 1 of tokens 1.. of each sequence, one sequence a forward: the engine's counterpart."""
-        return sequence_logprobs(self.engine, self.engine.device, sequences)
+        return self._scored(sequences)
+
+    @traced("log-probs")
+    def _scored(self, sequences: Sequence[Sequence[int]], slots: int = 0) -> list[list[float]]:
+        return sequence_logprobs(self.engine, self.engine.device, sequences, slots)
 
     def check_model(self, sequences: Sequence[Sequence[int]]) -> ModelCheck:
         """Compares what is trained with the model's own forward, and a batch of the sequences with each alone."""
@@ -325,14 +330,15 @@ class Learner:
     ) -> tuple[int | None, list[list[float]]]:
         """Broadcasts the weights, and scores `sequences` under them while the engines load what they were sent.
 
-        Returns the checksum, on rank 0, and what `sequence_logprobs` does. WeightSyncError where a generator does not take part.
+        Returns the checksum, on rank 0, and the log-probs of `sequence_logprobs`, those of short sequences taken in one forward.
+        WeightSyncError where a generator does not take part.
         """
         tensors = self.engine.full_weights(self.policy.weights(), self.policy.on_disk, self.settings.bucket_bytes)
         try:
             checksum = None if self.publisher is None else self.publisher.publish(manifest, tensors)
         finally:  # under ZeRO-3 the other ranks wait in the gathers that are left, also after a transfer that failed
             deque(tensors, maxlen=0)
-            logprobs = self.sequence_logprobs(sequences)
+            logprobs = self._scored(sequences, PROBE_SLOTS)
         return checksum, logprobs
 
     # --- state ----------------------------------------------------------------------------------------------------------

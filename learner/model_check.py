@@ -35,16 +35,35 @@ def cut(sequences: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
 
 
 def sequence_logprobs(
-    engine: Callable[..., Any], device: torch.device, sequences: Sequence[Sequence[int]]
+    engine: Callable[..., Any], device: torch.device, sequences: Sequence[Sequence[int]], slots: int = 0
 ) -> list[list[float]]:
-    """Returns log-probs at temperature 1 of tokens 1.. of each sequence, one sequence a forward. engine: runs the policy's."""
+    """Returns log-probs at temperature 1 of tokens 1.. of each sequence. engine: runs the policy's forward.
+
+    slots: how many a forward of several sequences may have, each of them padded on the right to the longest; one that is longer has
+    a forward to itself, and with 0 each has.
+    """
     out: list[list[float]] = []
-    for ids in sequences:
-        tokens, at = torch.tensor([ids], device=device), torch.arange(len(ids), device=device)
+    for rows in _few(sequences, slots):
+        width, lengths = max(map(len, rows)), [len(ids) for ids in rows]
+        tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in rows], device=device)
+        # Padding goes on counting, as in the learner's batches: a restart would begin another sequence.
+        positions = torch.arange(width, device=device).repeat(len(rows), 1)
+        at = torch.cat([torch.arange(n - 1, device=device) + i * width for i, n in enumerate(lengths)])
         with torch.no_grad():
-            logp, *_ = engine(tokens, at[None], at[:-1], tokens[0, 1:], 1.0, False)
-        out.append(_listed(logp))
+            logp, *_ = engine(tokens, positions, at, tokens.flatten()[at + 1], 1.0, False)
+        out += [part.tolist() for part in logp.cpu().split([n - 1 for n in lengths])]
     return out
+
+
+def _few(sequences: Sequence[Sequence[int]], slots: int) -> list[list[Sequence[int]]]:
+    """Divides sequences, in order, into parts that fit into `slots` when all are as long as the longest; one sequence at least."""
+    parts: list[list[Sequence[int]]] = []
+    for ids in sequences:
+        if parts and (len(parts[-1]) + 1) * max(len(ids), *map(len, parts[-1])) <= slots:
+            parts[-1].append(ids)
+        else:
+            parts.append([ids])
+    return parts
 
 
 def check_model(
@@ -118,7 +137,7 @@ def _micro_batch(
 
 
 def _listed(logp: Tensor) -> list[float]:
-    return [float(x) for x in logp.cpu()]
+    return logp.tolist()
 
 
 def _by_sequence(forward: Callable[[MicroBatch], Tensor], micro: MicroBatch, count: int) -> list[list[float]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from learner.weights.channel import Channel, buffer_device
 from learner.weights.checksum import Checksum
 from learner.weights.choice import InletChoice, greeting
-from learner.weights.protocol import Rendezvous, WeightManifest
+from learner.weights.protocol import Bucket, Rendezvous, WeightManifest
 
 
 class Subscriber:
@@ -35,7 +35,8 @@ class Subscriber:
         self.lasting = False  # whether the tensors of the version under way stay as they are until the next
 
     def receive(self, manifest: WeightManifest, timeout_s: float | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields (name, tensor) in manifest order; when the iterator ends, `checksum` is that of the bytes received.
+        """Meets the other members, and returns an iterator of (name, tensor) in manifest order; when it ends, `checksum` is that of
+        the bytes received. The learner packs from the meeting on, so that its caller can prepare itself meanwhile.
 
         The tensors are views of a bucket, valid until the first tensor of the NEXT bucket is asked for: a consumer that keeps one
         beyond that must copy it, unless they are `lasting`, which is known when the first is there.
@@ -44,6 +45,11 @@ class Subscriber:
         limit = channel.timeout_s if timeout_s is None else timeout_s
         start, buckets = f"start of version {version}", manifest.buckets()
         channel.begin(manifest.digest, start, limit, self._greeting)
+        return self._tensors(version, buckets, start, limit)
+
+    def _tensors(
+        self, version: int, buckets: Sequence[Bucket], start: str, limit: float
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         inlet = self._choice.inlet(buckets, start, limit)
         self.lasting, checksum = inlet.lasting, None
         for index, bucket in enumerate(buckets):

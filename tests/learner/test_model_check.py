@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from learner.families.logit_scale import LogitScale
 from learner.microbatches import packed_attention
-from learner.model_check import LENGTH, SEQUENCES, check_model, cut
+from learner.model_check import LENGTH, SEQUENCES, check_model, cut, sequence_logprobs
 from learner.policy import Policy
 from learner.types import MicroBatch, ModelCheck
 
@@ -212,3 +212,22 @@ def test_sequences_are_cut_short_to_different_lengths_and_are_two_at_least() -> 
 def test_nothing_is_compared_where_no_sequence_has_a_second_token() -> None:
     check = checked(policy_of("qwen3", head_dim=16), sequences=[[5], [9]])
     assert check == ModelCheck([], [], None, [], [])
+
+
+@pytest.mark.parametrize(("slots", "shapes"), [(0, 4), (45, 3), (60, 2), (100, 1)])
+def test_sequences_that_are_scored_together_have_the_log_probs_of_each_alone(slots: int, shapes: int) -> None:
+    policy = policy_of("qwen3", head_dim=16)
+    sequences, seen = [SEQUENCES_OF_IDS[0], SEQUENCES_OF_IDS[1][:5], [9], SEQUENCES_OF_IDS[3]], list[tuple[int, ...]]()
+
+    def engine(tokens: torch.Tensor, *more: Any) -> Any:
+        seen.append(tuple(tokens.shape))
+        return policy(tokens, *more)
+
+    found = sequence_logprobs(engine, torch.device("cpu"), sequences, slots)
+    assert gap(found, [expected(policy, tuple(ids)) for ids in sequences]) < 2e-5
+    assert len(seen) == shapes
+    assert all(rows == 1 or rows * width <= slots for rows, width in seen)
+
+
+def test_no_sequence_has_no_log_probs() -> None:
+    assert sequence_logprobs(policy_of("qwen3", head_dim=16), torch.device("cpu"), [], 64) == []

@@ -84,7 +84,7 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
             "begin += 1",
         ),
         ("predicted by itself", "predict=at - 1,", "predict=at,"),
-        ("another's engine log-probs", "[row.engine for row in rows]", "[row.engine for row in rows[::-1]]"),
+        ("another's engine log-probs", "(row.engine for row in rows)", "(row.engine for row in rows[::-1])"),
         ("another's advantage", "advantages[np.array(chosen)]", "advantages[np.array(chosen) * 0]"),
     ),
     *entries(
