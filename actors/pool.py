@@ -234,7 +234,8 @@ class GeneratorPool(MemberPool[G, Request, Completion], Generic[G]):
         if queue is None:
             return self._wait(works)
         if not queue.waiting:
-            asyncio.get_running_loop().call_soon(lambda: self._start(self._send(queue)))
+            # Its turn comes after those that are to run already, and before those that the callers begin: these wait for answers.
+            self._start(self._send(queue))
         queue.waiting += works
         queue.load += len(works)
         return None

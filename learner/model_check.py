@@ -137,7 +137,7 @@ def _micro_batch(
 
 
 def _listed(logp: Tensor) -> list[float]:
-    return logp.tolist()
+    return logp.cpu().numpy().tolist()
 
 
 def _by_sequence(forward: Callable[[MicroBatch], Tensor], micro: MicroBatch, count: int) -> list[list[float]]:

@@ -47,6 +47,8 @@ TOKENS: Any = AuthenticationTokenLoader.instance()
 RAY_SETTINGS = {
     "gcs_rpc_server_reconnect_timeout_s": 24 * 3600,  # `watch` notices that the GCS is gone; Ray would end this process
     "task_events_report_interval_ms": 0,  # none: the GCS keeps 100,000 calls for a dashboard that is not there, and grows
+    # Bytes that a call has with it instead of in the object store: a batch of some thousand tokens is there 2 ms earlier.
+    "max_direct_call_object_size": 2**20,
 }
 NICENESS = "RAY_worker_niceness"  # of every worker, as Ray spells it
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
