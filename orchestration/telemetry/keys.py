@@ -189,7 +189,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "time/generate": ("Generating responses", "s"),
     "time/verify": ("Scoring responses", "s"),
     "time/train": ("Gradient steps", "s"),
-    "time/sync": ("Sending weights to the generators", "s"),
+    "time/sync": ("Sending weights to the generators; the trainer's log-probs of the probe are taken meanwhile", "s"),
     "time/eval": ("Evaluation", "s"),
     "time/turns": (
         "Colocated: generators to sleep and awake, optimiser state to the host and back; partly in time/sync",
