@@ -16,6 +16,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from actors.inference import Aborted, Completion, EngineStats, InferenceEngine, Memory, Request
 from learner.weights.protocol import Rendezvous, WeightManifest
@@ -67,6 +68,7 @@ class Generator:
         self._awaited = False  # whether weights are on their way, or are sent again after a transfer that failed
         self._changed = asyncio.Event()  # set whenever the two above change
         self._waiting: list[dict[str, Request]] = []  # turns that wait for weights, by id
+        self._begun: _Scoring | None = None  # what is scored under the present weights before it is asked for
 
     @property
     def version(self) -> int | None:
@@ -89,7 +91,7 @@ class Generator:
 
     def forget(self) -> None:
         """Starts over with versions of another count: ends what is under way, and serves nothing until its next weights."""
-        self._version, self.required = None, 0
+        self._version, self.required, self._begun = None, 0, None
         self._expect(False)
         self._engine.abort()
 
@@ -155,26 +157,39 @@ class Generator:
     async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Returns log-probs at temperature 1 of tokens 1.. of each sequence; StaleGenerator without the current weights."""
         await self._current()
+        begun, self._begun = self._begun, None
+        if begun is not None and begun.sequences == _plain(sequences):
+            return await begun.scores
         return await asyncio.to_thread(self._engine.sequence_logprobs, sequences)
 
     async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None:
         """Joins the weight group; WeightSyncError if its members are not all there after `timeout_s`."""
         await asyncio.to_thread(self._engine.connect_weights, rendezvous, timeout_s)
 
-    async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
-        """Loads one version and returns the checksum. STALE while it runs, and afterwards if it fails."""
-        self._version = None
+    async def receive_weights(
+        self, manifest: WeightManifest, timeout_s: float, sequences: Sequence[Sequence[int]] = ()
+    ) -> int:
+        """Loads one version and returns the checksum. STALE while it runs, and afterwards if it fails.
+
+        sequences: what `sequence_logprobs` will be asked about next; it is begun, unless a part of the engine sleeps, while the
+        answer is on its way.
+        """
+        self._version, self._begun = None, None
         self.require(manifest.version)
         self._expect(True)
         self._asleep.discard("weights")  # the engine wakes them
         checksum = await asyncio.to_thread(self._engine.receive_weights, manifest, timeout_s)
         self._version = manifest.version
         self._expect(False)
+        if sequences and not self._asleep:
+            scores = asyncio.ensure_future(asyncio.to_thread(self._engine.sequence_logprobs, sequences))
+            scores.add_done_callback(_heard)
+            self._begun = _Scoring(_plain(sequences), scores)
         return checksum
 
     async def sleep(self) -> None:
         """Frees the GPU, and ends what is under way. Nothing is served until the weights and the KV cache are awake again."""
-        self._asleep = {"weights", "kv_cache"}
+        self._asleep, self._begun = {"weights", "kv_cache"}, None
         await asyncio.to_thread(self._engine.sleep)
 
     async def wake(self, memory: Memory) -> None:
@@ -190,6 +205,23 @@ class Generator:
         self._version = None
         self._expect(False)
         self._engine.close()
+
+
+class _Scoring(NamedTuple):
+    """Holds log-probs that are under way, and of what."""
+
+    sequences: list[tuple[int, ...]]
+    scores: asyncio.Future[list[list[float]]]
+
+
+def _plain(sequences: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    return [tuple(ids) for ids in sequences]
+
+
+def _heard(scores: asyncio.Future[list[list[float]]]) -> None:
+    """Takes note of an error that nobody may ask for: who asks raises it all the same."""
+    if not scores.cancelled():
+        scores.exception()
 
 
 class _Mailbox:

@@ -102,11 +102,14 @@ class RemoteGenerator(RemoteMember):
         """Joins the weight group. Who waits for all of its members bounds the wait, as in `receive_weights`."""
         await self._line.answer(self._actor.connect_weights.remote(rendezvous, timeout_s), None)
 
-    async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
-        """Loads one version; returns the checksum of what came. timeout_s: of each wait for the learner."""
+    async def receive_weights(
+        self, manifest: WeightManifest, timeout_s: float, sequences: Sequence[Sequence[int]]
+    ) -> int:
+        """Loads one version; returns the checksum of what came. timeout_s: of each wait for the learner. sequences: what
+        `sequence_logprobs` will be asked about next."""
         self._receiving += 1
         try:
-            return await self._line.answer(self._actor.receive_weights.remote(manifest, timeout_s), None)
+            return await self._line.answer(self._actor.receive_weights.remote(manifest, timeout_s, sequences), None)
         finally:
             self._receiving -= 1
 

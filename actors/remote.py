@@ -121,9 +121,11 @@ class GeneratorActor(BaseActor):
         await self._generator.connect_weights(rendezvous, timeout_s)
 
     @ray.method
-    async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
+    async def receive_weights(
+        self, manifest: WeightManifest, timeout_s: float, sequences: Sequence[Sequence[int]]
+    ) -> int:
         with span("receive weights"):
-            return await self._generator.receive_weights(manifest, timeout_s)
+            return await self._generator.receive_weights(manifest, timeout_s, sequences)
 
     @ray.method
     async def sleep(self) -> None:

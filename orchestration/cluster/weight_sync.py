@@ -55,8 +55,10 @@ class WeightReceiver(Protocol):
 
     async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None: ...
 
-    async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
-        """Returns the checksum of what was received."""
+    async def receive_weights(
+        self, manifest: WeightManifest, timeout_s: float, sequences: Sequence[Sequence[int]]
+    ) -> int:
+        """Returns the checksum of what was received. sequences: what it will be asked to score, which it may begin."""
         ...
 
 
@@ -110,7 +112,8 @@ class WeightBroadcast:
         self._described = None
 
     async def sync(self, version: int, sequences: Sequence[Sequence[int]] = ()) -> Transfer:
-        """Sends the learner's weights as `version`. sequences: what the learner scores while the generators load.
+        """Sends the learner's weights as `version`. sequences: what the learner scores while the generators load,
+        and what these score next.
 
         A transfer that breaks at generators is made again without them. One that breaks at none that can be named, or at
         every one, is made again with a new group, a few times: then no generator is to blame, and its error is raised. A learner
@@ -163,7 +166,7 @@ class WeightBroadcast:
             self._sender,
             members,
             self._sender.publish(manifest, sequences),
-            [m.receive_weights(manifest, timeout) for m in members],
+            [m.receive_weights(manifest, timeout, sequences) for m in members],
             timeout,
         )
         checksums = {m.name: value for m, value in zip(members, received, strict=True)}

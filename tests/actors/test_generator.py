@@ -11,7 +11,7 @@ import pytest
 from support.fakes import FakeEngine, fake_response
 
 from actors.generator import Generator, GeneratorAsleep, StaleGenerator
-from actors.inference import Completion, Request, SamplingParams
+from actors.inference import Completion, EngineDead, Request, SamplingParams
 from learner.weights.protocol import WeightManifest, WeightSyncError
 
 REQUESTS = [Request(f"r{i}", (1, 2, i), SamplingParams(8, stop_token_ids=(3,)), seed=i) for i in range(12)]
@@ -164,6 +164,47 @@ def test_what_is_asked_during_a_transfer_waits_for_its_end() -> None:
         await transfer
         assert {response.version_min for response in await asked} == {1}
         assert await scored == [[-2.0]]
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_what_will_be_asked_is_scored_as_soon_as_its_weights_are_there_and_once() -> None:
+    async def work() -> None:
+        engine = FakeEngine()
+        generator, manifest = Generator(engine), [WeightManifest(version, ()) for version in range(6)]
+        await generator.receive_weights(manifest[1], 1.0, [[1, 2]])
+        while ("score", 1, 1) not in engine.events:
+            await asyncio.sleep(0.001)
+        assert await generator.sequence_logprobs([(1, 2)]) == [[-2.0]]
+        assert engine.events == [("receive", 1), ("score", 1, 1)]
+        assert await generator.sequence_logprobs([(1, 2)]) == [[-2.0]]  # asked again, it is scored again
+        await generator.receive_weights(manifest[2], 1.0, [[1, 2]])
+        assert await generator.sequence_logprobs([[1, 2], [3, 4]]) == [[-2.0], [-4.0]]  # others than those begun
+        await generator.receive_weights(manifest[3], 1.0, [[1, 2]])
+        await generator.receive_weights(manifest[4], 1.0)  # what was begun is of the version before
+        before = len(engine.events)
+        assert await generator.sequence_logprobs([[1, 2]]) == [[-2.0]]
+        assert engine.events[before:] == [("score", 1, 4)]
+        await generator.sleep()
+        await generator.receive_weights(manifest[5], 1.0, [[1, 2]])  # its cache sleeps
+        await generator.wake("kv_cache")
+        assert engine.events[-3:] == [("sleep",), ("receive", 5), ("wake", "kv_cache")]
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_an_engine_that_ends_while_it_scores_is_told_to_who_asks() -> None:
+    async def work() -> None:
+        engine = FakeEngine()
+
+        def dead(sequences: Any) -> list[list[float]]:
+            raise EngineDead("it was closed")
+
+        engine.sequence_logprobs = dead  # type: ignore[method-assign]
+        generator = Generator(engine)
+        await generator.receive_weights(WeightManifest(1, ()), 1.0, [[1, 2]])
+        with pytest.raises(EngineDead):
+            await generator.sequence_logprobs([[1, 2]])
 
     asyncio.run(asyncio.wait_for(work(), 20))
 

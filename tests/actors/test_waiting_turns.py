@@ -152,7 +152,7 @@ def test_a_transfer_may_take_longer_than_a_generator_may_be_without_a_step() -> 
         engine.receive_weights = slow  # type: ignore[method-assign]
         monitor = HealthMonitor(lambda kind, member, death: deaths.append(death), lambda: clock[0])
         monitor.watch(waiting, "generator", LIMITS)
-        transfer = asyncio.ensure_future(waiting.receive_weights(WeightManifest(1, ()), 1.0))
+        transfer = asyncio.ensure_future(waiting.receive_weights(WeightManifest(1, ()), 1.0, []))
         await asyncio.to_thread(began.wait, 10)
         GeneratorPool([waiting], deaths.append).begin(requests("a", 3))
         await let_pass(monitor, clock, 400)

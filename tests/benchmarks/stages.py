@@ -79,6 +79,8 @@ class TimedLearnerActor(LearnerActor):
 class TimedGeneratorActor(GeneratorActor):
     """Notes its own work."""
 
+    _steps_before = 0.0  # seconds of engine steps when weights were last there
+
     @ray.method(num_returns="streaming")
     async def stream(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         with noted("stream"):
@@ -87,16 +89,19 @@ class TimedGeneratorActor(GeneratorActor):
 
     @ray.method
     async def sequence_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        before = self._generator.stats().engine.step_s
         with noted("probe of the engine"):
             scores = await _own(super().sequence_logprobs)(sequences)
-        _note(PROBE_STEPS, 0.0, self._generator.stats().engine.step_s - before)
+        _note(PROBE_STEPS, 0.0, self._generator.stats().engine.step_s - self._steps_before)
         return scores
 
     @ray.method
-    async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
+    async def receive_weights(
+        self, manifest: WeightManifest, timeout_s: float, sequences: Sequence[Sequence[int]]
+    ) -> int:
         with noted("receive"):
-            return await _own(super().receive_weights)(manifest, timeout_s)
+            checksum = await _own(super().receive_weights)(manifest, timeout_s, sequences)
+        self._steps_before = self._generator.stats().engine.step_s  # what comes next is of the probe
+        return checksum
 
 
 @dataclass

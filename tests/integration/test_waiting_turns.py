@@ -40,7 +40,7 @@ async def main():
     await generator.ready(60)
     await generator.mark_current(0, 30)
     try:
-        await generator.receive_weights(WeightManifest(1, ()), 1.0)
+        await generator.receive_weights(WeightManifest(1, ()), 1.0, [])
     except WeightSyncError:
         pass
 

@@ -59,7 +59,9 @@ class Generator:
 
     async def connect_weights(self, rendezvous: Rendezvous, timeout_s: float) -> None: ...
 
-    async def receive_weights(self, manifest: WeightManifest, timeout_s: float) -> int:
+    async def receive_weights(
+        self, manifest: WeightManifest, timeout_s: float, sequences: Sequence[Sequence[int]]
+    ) -> int:
         fault = self.faults.pop(0) if self.faults else CHECKSUM
         if isinstance(fault, Exception):
             raise fault
