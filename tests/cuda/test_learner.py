@@ -157,6 +157,23 @@ def test_what_torch_keeps_for_later_is_given_back_when_state_is_away_and_when_a_
     assert order == (["taken", "emptied", "destroyed", "emptied"] if cuda else ["taken", "destroyed"])
 
 
+@pytest.mark.parametrize(
+    ("cuda", "stage", "adapted", "trims"),
+    [(True, 3, True, 0), (False, 3, False, 1), (False, 0, True, 1), (False, 2, False, 0)],
+)
+def test_a_heap_is_trimmed_on_a_cpu_with_an_adapter_or_zero_3(
+    monkeypatch: pytest.MonkeyPatch, gpus: FakeGPUs, cuda: bool, stage: int, adapted: bool, trims: int
+) -> None:
+    engine, _ = join(monkeypatch, gpus, cuda)
+    called: list[bool] = []
+    monkeypatch.setattr(deepspeed_engine.heap, "trim", lambda: called.append(True))
+    loose: Any = engine
+    loose.settings, loose._adapted = engine.settings.model_copy(update={"zero_stage": stage}), adapted
+    loose.engine = SimpleNamespace(backward=lambda loss: None, optimizer=None)
+    engine.backward(torch.tensor(1.0))
+    assert len(called) == trims
+
+
 @pytest.mark.parametrize(("cuda", "threads", "expected"), [(True, None, []), (False, None, [2]), (True, 3, [3])])
 def test_a_rank_on_a_gpu_keeps_its_threads_unless_they_are_set(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, threads: int | None, expected: list[int]

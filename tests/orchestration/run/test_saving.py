@@ -171,11 +171,13 @@ def test_safetensors_on_a_really_full_disk(tmp_path: Path) -> None:
     import torch
 
     from learner.training_state import shards
-    from learner.training_state.fragments import MOMENTS, Fragment
+    from learner.optimiser.adamw import MOMENTS, StepCount
+    from learner.optimiser.moments import Plain
+    from learner.training_state.fragments import Fragment
 
-    values = {key: torch.zeros(100_000) for key in ("master", *MOMENTS)}
+    values = {key: Plain(torch.zeros(100_000)) for key in ("master", *MOMENTS)}
     with small_disk(tmp_path / "disk") as disk, pytest.raises(OSError, match=r"No space left on device: .*rank_0000"):
-        shards.write(disk / "engine", [Fragment("p", 100_000, 0, values, torch.tensor(1.0))], 0, 1)
+        shards.write(disk / "engine", [Fragment("p", 100_000, 0, values, StepCount({"step": torch.tensor(1.0)}))], 0, 1)
     shutil.rmtree(tmp_path / "disk", ignore_errors=True)
 
 
