@@ -170,9 +170,9 @@ def test_another_failure_removes_the_draft_and_is_not_taken_for_the_disk(tmp_pat
 def test_safetensors_on_a_really_full_disk(tmp_path: Path) -> None:
     import torch
 
-    from learner.training_state import shards
     from learner.optimiser.adamw import MOMENTS, StepCount
     from learner.optimiser.moments import Plain
+    from learner.training_state import shards
     from learner.training_state.fragments import Fragment
 
     values = {key: Plain(torch.zeros(100_000)) for key in ("master", *MOMENTS)}
