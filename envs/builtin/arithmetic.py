@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import random
+import re
 from collections.abc import Iterable
 
 from envs.answers.extract import extract, last_number
@@ -15,6 +17,10 @@ from envs.types import Message, Prompt, Split, Verdict
 MAX_DIGITS, MAX_TERMS = 9, 9
 LONGEST_WORKING = 4_000  # characters of a response
 DRAWS = 5_000
+_APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+_TERM = re.compile(r"([-+*]?)([0-9]+)")
+# "3 + 4 = 7": between whole numbers, and not a part of "13 + 4 = 7.5".
+_EQUATION = re.compile(r"(?<![0-9.])(-?[0-9]+)\s*([-+*])\s*([0-9]+)\s*=\s*(-?[0-9]+)(?![0-9]|\.[0-9])")
 
 
 class Arithmetic:
@@ -24,6 +30,9 @@ class Arithmetic:
     operators  one or more of "+-*"; products of two numbers only
     terms      how many numbers there are, 2 to 9
     working    a response may show its working, and the number that it ends with is its answer; else the whole response is
+    steps      a response has to show its working: an equation for every number that is added, in order, "3 + 4 = 7, 7 + 5 = 12",
+               with any words around them. The reward is the share of the steps, and of the answer that it ends with, that are right
+               before the first that is not: what a response leaves out earns nothing, so that responses stay long
     name       name of its metrics
     """
 
@@ -37,6 +46,7 @@ class Arithmetic:
         operators: str = "+",
         terms: int = 2,
         working: bool = False,
+        steps: bool = False,
         name: str = "arithmetic",
     ) -> None:
         check_range("arithmetic", "digits", digits, 1, MAX_DIGITS)
@@ -46,11 +56,18 @@ class Arithmetic:
             raise ValueError(
                 f"arithmetic: {terms} terms with * would depend on the order of operations: take 2, or + and -"
             )
+        if working and steps:
+            raise ValueError(
+                "arithmetic: working and steps were both given, steps asks for the working: leave working out"
+            )
         self._seed = seed
         self._high = 10**digits - 1
         self._operators = operators
         self._terms = terms
         self._working = working
+        self._steps = steps
+        if steps:
+            self.form = rf"(?s:.*{_EQUATION.pattern}.*)"
         self._name = name
 
     def size(self, split: Split) -> int | None:
@@ -64,13 +81,14 @@ class Arithmetic:
             for _ in range(self._terms - 1):
                 sum_ += f"{rng.choice(self._operators)}{rng.randint(0, self._high)}"
             if in_split(sum_, split):
-                return Prompt(
-                    self._name, split, index, (Message("user", sum_ + "="),), {"answer": str(left_to_right(sum_))}
-                )
+                task = {"answer": str(left_to_right(sum_))} | ({"sum": sum_} if self._steps else {})
+                return Prompt(self._name, split, index, (Message("user", sum_ + "="),), task)
         # Even one operator and one digit give 100 sums, some of them in either split.
         raise RuntimeError(f"arithmetic: {DRAWS} draws gave no {split} sum")
 
     def open(self, prompt: Prompt) -> OneReply:
+        if self._steps:
+            return OneReply(lambda text: _score_steps(text, prompt.task["sum"]), limit=LONGEST_WORKING)
         answer, right = prompt.task["answer"], _ends_with if self._working else _is
         return OneReply(
             lambda text: Verdict(1.0, True, answer) if right(text, answer) else Verdict(0.0, detail=f"not {answer}"),
@@ -78,11 +96,39 @@ class Arithmetic:
         )
 
     def demonstration(self, prompt: Prompt, rng: random.Random) -> str:
-        """Returns the answer, the only correct response."""
-        return prompt.task["answer"]
+        """Returns the answer, the only correct response; with `steps` a response of its steps alone."""
+        return ", ".join(steps_of(prompt.task["sum"])) if self._steps else prompt.task["answer"]
 
     def alphabet(self) -> Iterable[str]:
-        return sorted("0123456789=-" + "".join(o for o in self._operators if o != "-"))
+        words = ", " if self._steps else ""
+        return sorted({*"0123456789=-", *self._operators, *words})
+
+
+def steps_of(sum_: str) -> list[str]:
+    """Returns the equations that lead to a sum's result, from left to right: "3+4+5" -> ["3 + 4 = 7", "7 + 5 = 12"]."""
+    (_, first), *rest = _TERM.findall(sum_)
+    total, equations = int(first), []
+    for sign, number in rest:
+        result = _APPLY[sign](total, int(number))
+        equations.append(f"{total} {sign} {number} = {result}")
+        total = result
+    return equations
+
+
+def _score_steps(text: str, sum_: str) -> Verdict:
+    """Scores the equations in a response, in order, and then the number that it ends with."""
+    steps = steps_of(sum_)
+    shown = [f"{a} {sign} {b} = {c}" for a, sign, b, c in _EQUATION.findall(text)]
+    right = next((i for i, step in enumerate(steps) if i >= len(shown) or shown[i] != step), len(steps))
+    if right < len(steps):
+        seen = f", not {shown[right]}" if right < len(shown) and len(shown[right]) < 40 else ""
+        return Verdict(right / (len(steps) + 1), detail=f"step {right + 1} is {steps[right]}{seen}")
+    answer = steps[-1].rpartition(" ")[2]
+    if len(shown) > len(steps) or not _ends_with(text, answer):
+        return Verdict(
+            right / (len(steps) + 1), detail=f"the steps are right and end in {answer}, the response does not"
+        )
+    return Verdict(1.0, True, answer)
 
 
 def _is(text: str, answer: str) -> bool:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import random
+import re
 
-from envs.builtin.arithmetic import Arithmetic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.builtin.arithmetic import Arithmetic, steps_of
 from envs.types import Prompt, Verdict
 
 
@@ -51,6 +56,76 @@ def test_with_working_the_last_number_counts(response: str, reward: float) -> No
     verdict = Arithmetic(working=True).open(prompt).reply(response)
     assert isinstance(verdict, Verdict)
     assert (verdict.reward, verdict.solution) == (reward, "7" if reward else None)
+
+
+SUM = Prompt("arithmetic", "train", 0, (), {"answer": "12", "sum": "3+4+5"})
+
+
+@pytest.mark.parametrize(
+    ("response", "reward"),
+    [
+        ("3 + 4 = 7, 7 + 5 = 12", 1.0),
+        ("3+4=7\n7+5=12\n", 1.0),
+        ("First 3 + 4 = 7. Then 7 + 5 = 12. The answer is 12.", 1.0),
+        ("3 + 4 = 7, 7 + 5 = 12. The answer is 13.", 2 / 3),
+        ("3 + 4 = 7, 7 + 5 = 12, 12 + 0 = 12", 2 / 3),  # more than was asked for
+        ("3 + 4 = 7, 7 + 5 = 13. The answer is 12.", 1 / 3),
+        ("3 + 4 = 7. The answer is 12.", 1 / 3),
+        ("3 + 4 = 8, 7 + 5 = 12", 0.0),  # nothing counts after the first mistake
+        ("3 + 4 = 8, 3 + 4 = 7, 7 + 5 = 12", 0.0),
+        ("4 + 3 = 7, 7 + 5 = 12", 0.0),
+        ("7 + 5 = 12", 0.0),
+        ("12", 0.0),
+        ("3 + 4 = 7.5, 7 + 5 = 12", 0.0),
+        ("13 + 4 = 7, 7 + 5 = 12", 0.0),
+        ("3 + 4 = 07, 7 + 5 = 12", 0.0),
+        ("3 + 4 = 7 + 5 = 12", 1 / 3),  # which says that 7 is 12
+        ("3 + 4 = \u0667, 7 + 5 = 12", 0.0),
+        ("", 0.0),
+        ("3 + 4 = 7, 7 + 5 = 12 " + " " * 5000, 0.0),
+    ],
+)
+def test_steps_are_paid_for_up_to_the_first_mistake(response: str, reward: float) -> None:
+    verdict = Arithmetic(steps=True, terms=3).open(SUM).reply(response)
+    assert isinstance(verdict, Verdict)
+    assert verdict.reward == pytest.approx(reward)
+    assert (verdict.correct, verdict.solution) == ((True, "12") if reward == 1.0 else (False, None))
+
+
+def test_the_verdict_says_which_step_is_wrong() -> None:
+    session = Arithmetic(steps=True, terms=3).open(SUM)
+    assert getattr(session.reply("3 + 4 = 7, 7 + 5 = 13"), "detail", "") == "step 2 is 7 + 5 = 12, not 7 + 5 = 13"
+
+
+@given(st.integers(0, 500), st.integers(2, 9), st.integers(1, 3), st.sampled_from(["+", "-", "+-"]), st.data())
+def test_a_demonstration_of_steps_earns_all_and_a_changed_digit_what_is_before_it(
+    index: int, terms: int, digits: int, operators: str, data: st.DataObject
+) -> None:
+    tasks = Arithmetic(steps=True, terms=terms, digits=digits, operators=operators)
+    prompt = tasks.prompt("train", index)
+    response = tasks.demonstration(prompt, random.Random(0))
+    verdict = tasks.open(prompt).reply(response)
+    assert isinstance(verdict, Verdict) and (verdict.reward, verdict.solution) == (1.0, prompt.task["answer"])
+    assert set(response) <= set(tasks.alphabet()) and re.fullmatch(tasks.form, response)
+    steps = steps_of(prompt.task["sum"])
+    assert len(steps) == terms - 1 and all(eval(step.replace(" = ", "=="), {}) for step in steps)
+    place = data.draw(st.sampled_from([i for i, character in enumerate(response) if character.isdigit()]))
+    digit = data.draw(st.sampled_from([d for d in "123456789" if d != response[place]]))
+    verdict = tasks.open(prompt).reply(response[:place] + digit + response[place + 1 :])
+    assert isinstance(verdict, Verdict) and not verdict.correct
+    assert verdict.reward == pytest.approx(response[:place].count(",") / terms)
+
+
+@given(st.text("0123456789+-*=., \n", max_size=80))
+def test_any_text_has_a_share_of_its_steps(text: str) -> None:
+    verdict = Arithmetic(steps=True, terms=3).open(SUM).reply(text)
+    assert isinstance(verdict, Verdict) and 3 * verdict.reward == pytest.approx(round(3 * verdict.reward))
+    assert verdict.correct == (verdict.reward == 1.0)
+
+
+def test_working_and_steps_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="arithmetic: working and steps were both given"):
+        Arithmetic(working=True, steps=True)
 
 
 def test_products_of_more_than_two_numbers_are_refused() -> None:
