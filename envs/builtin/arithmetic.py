@@ -19,8 +19,9 @@ LONGEST_WORKING = 4_000  # characters of a response
 DRAWS = 5_000
 _APPLY = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _TERM = re.compile(r"([-+*]?)([0-9]+)")
-# "3 + 4 = 7": between whole numbers, and not a part of "13 + 4 = 7.5".
-_EQUATION = re.compile(r"(?<![0-9.])(-?[0-9]+)\s*([-+*])\s*([0-9]+)\s*=\s*(-?[0-9]+)(?![0-9]|\.[0-9])")
+# "3 + 4 = 7" as a whole: not the end of "2 + 3 + 4 = 9", nor the beginning of "3 + 4 = 7.5". It never goes back, to be fast.
+_EQUATION = re.compile(r"(?<![0-9.])-?[0-9]++(?:\s*+[-+*]\s*+[0-9]++)++\s*+=\s*+-?[0-9]++(?!\.[0-9])")
+_PART = re.compile(r"[0-9]+|[-+*=]")
 
 
 class Arithmetic:
@@ -118,8 +119,8 @@ def steps_of(sum_: str) -> list[str]:
 def _score_steps(text: str, sum_: str) -> Verdict:
     """Scores the equations in a response, in order, and then the number that it ends with."""
     steps = steps_of(sum_)
-    shown = [f"{a} {sign} {b} = {c}" for a, sign, b, c in _EQUATION.findall(text)]
-    right = next((i for i, step in enumerate(steps) if i >= len(shown) or shown[i] != step), len(steps))
+    shown = _EQUATION.findall(text)
+    right = next((i for i, step in enumerate(steps) if i >= len(shown) or not _same(shown[i], step)), len(steps))
     if right < len(steps):
         seen = f", not {shown[right]}" if right < len(shown) and len(shown[right]) < 40 else ""
         return Verdict(right / (len(steps) + 1), detail=f"step {right + 1} is {steps[right]}{seen}")
@@ -129,6 +130,11 @@ def _score_steps(text: str, sum_: str) -> Verdict:
             right / (len(steps) + 1), detail=f"the steps are right and end in {answer}, the response does not"
         )
     return Verdict(1.0, True, answer)
+
+
+def _same(shown: str, step: str) -> bool:
+    """Returns whether two equations are the same, white space aside."""
+    return _PART.findall(shown) == _PART.findall(step)
 
 
 def _is(text: str, answer: str) -> bool:

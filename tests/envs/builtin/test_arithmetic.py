@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -78,6 +79,11 @@ SUM = Prompt("arithmetic", "train", 0, (), {"answer": "12", "sum": "3+4+5"})
         ("12", 0.0),
         ("3 + 4 = 7.5, 7 + 5 = 12", 0.0),
         ("13 + 4 = 7, 7 + 5 = 12", 0.0),
+        ("2 + 3 + 4 = 9, 7 + 5 = 12", 0.0),
+        ("2 + 3 + 4 = 7, 7 + 5 = 12", 0.0),
+        ("3 + 4 = -7, 7 + 5 = 12", 0.0),
+        ("-3 + 4 = 7, 7 + 5 = 12", 0.0),
+        ("3 + 4 = 7; 7 + 5 = 1 2", 1 / 3),
         ("3 + 4 = 07, 7 + 5 = 12", 0.0),
         ("3 + 4 = 7 + 5 = 12", 1 / 3),  # which says that 7 is 12
         ("3 + 4 = \u0667, 7 + 5 = 12", 0.0),
@@ -121,6 +127,14 @@ def test_any_text_has_a_share_of_its_steps(text: str) -> None:
     verdict = Arithmetic(steps=True, terms=3).open(SUM).reply(text)
     assert isinstance(verdict, Verdict) and 3 * verdict.reward == pytest.approx(round(3 * verdict.reward))
     assert verdict.correct == (verdict.reward == 1.0)
+
+
+@pytest.mark.parametrize("piece", ["1+", "1", "1 + 1 = ", "1-", " ", "1 * 1 = 1 + "])
+def test_a_long_response_is_scored_at_once(piece: str) -> None:
+    session = Arithmetic(steps=True, terms=3).open(SUM)
+    began = time.process_time()
+    session.reply((piece * 4000)[:4000])
+    assert time.process_time() - began < 1.0
 
 
 def test_working_and_steps_together_are_refused() -> None:

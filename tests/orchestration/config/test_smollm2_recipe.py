@@ -1,12 +1,15 @@
-"""The recipe behind "The default control on a pretrained model" in tests/benchmarks/RESULTS.md, which needs that model to run."""
+"""Checks the recipes for SmolLM2 as far as that goes without the model: what they hold, and what they show it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from envs import catalog
+from envs.builtin.arithmetic import steps_of
+from envs.types import Verdict
 from orchestration.config.run_config import load_config
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "smollm2"
@@ -30,3 +33,24 @@ def test_the_first_line_of_a_response_counts(text: str, correct: bool, monkeypat
     session = environment.open(prompt)
     verdict = session.reply(text.format(prompt.task["answer"]))
     assert getattr(verdict, "correct", None) == correct
+
+
+def test_smollm2_working_holds_the_default_target() -> None:
+    config = load_config("smollm2-working")
+    assert (config.entropy.method.kind, config.entropy.controller.kind) == ("repo", "isentropic")
+    assert config.entropy.target.fraction == 0.7
+
+
+def test_the_examples_of_smollm2_working_are_right() -> None:
+    """A pretrained model copies what it is shown, mistakes included."""
+    config = load_config("smollm2-working")
+    environment = catalog.load("arithmetic", config.environments[0].params, seed=0)
+    prompt = environment.prompt("train", 0)
+    *shown, asked, begun = prompt.messages[-1].content.split("\n")
+    assert (asked, begun) == (f"{prompt.task['sum']}=", "Step 1:")
+    assert len(shown) == 8
+    for sum_, worked in zip(shown[::2], shown[1::2], strict=True):
+        task = {"sum": sum_.removesuffix("="), "answer": ""}
+        assert len(steps_of(task["sum"])) == config.environments[0].params["terms"] - 1
+        verdict = environment.open(replace(prompt, task=task)).reply(worked.removeprefix(begun))
+        assert isinstance(verdict, Verdict) and verdict.correct, (sum_, worked, verdict)
