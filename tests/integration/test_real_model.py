@@ -101,7 +101,8 @@ def test_worked_steps_are_learnt_from_long_responses(folder: Path) -> None:
     """Two iterations of the recipe for worked sums with half of its batch, entropy held."""
     done = isentrope(
         folder, "train", "smollm2-working", "run.iterations=2", "evaluation.prompts=0", "batch.prompts=4",
-        "entropy.target.start_responses=32", "entropy.target.fraction=0.7", "run.samples_per_iteration=32",
+        "entropy.method={kind: repo}", "entropy.controller={kind: isentropic}", "entropy.target.fraction=0.7",
+        "entropy.target.start_responses=32", "run.samples_per_iteration=32",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     runs = folder / "runs" / "smollm2-working"

@@ -35,12 +35,6 @@ def test_the_first_line_of_a_response_counts(text: str, correct: bool, monkeypat
     assert getattr(verdict, "correct", None) == correct
 
 
-def test_smollm2_working_holds_the_default_target() -> None:
-    config = load_config("smollm2-working")
-    assert (config.entropy.method.kind, config.entropy.controller.kind) == ("repo", "isentropic")
-    assert config.entropy.target.fraction == 0.7
-
-
 def test_the_examples_of_smollm2_working_are_right() -> None:
     """A pretrained model copies what it is shown, mistakes included."""
     config = load_config("smollm2-working")
