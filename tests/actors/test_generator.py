@@ -181,6 +181,8 @@ def test_what_will_be_asked_is_scored_as_soon_as_its_weights_are_there_and_once(
         await generator.receive_weights(manifest[2], 1.0, [[1, 2]])
         assert await generator.sequence_logprobs([[1, 2], [3, 4]]) == [[-2.0], [-4.0]]  # others than those begun
         await generator.receive_weights(manifest[3], 1.0, [[1, 2]])
+        while ("score", 1, 3) not in engine.events:
+            await asyncio.sleep(0.001)
         await generator.receive_weights(manifest[4], 1.0)  # what was begun is of the version before
         before = len(engine.events)
         assert await generator.sequence_logprobs([[1, 2]]) == [[-2.0]]

@@ -80,8 +80,8 @@ LOSS_MUTATIONS: tuple[Mutation, ...] = (
         BATCHES,
         (
             "context is taken for the response",
-            "begin += len(turn.context_ids)",
-            "begin += 1",
+            "range(len(ids), len(ids) + len(turn.response_ids))",
+            "range(1, 1 + len(turn.response_ids))",
         ),
         ("predicted by itself", "predict=at - 1,", "predict=at,"),
         ("another's engine log-probs", "(row.engine for row in rows)", "(row.engine for row in rows[::-1])"),
