@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,18 +126,25 @@ def stop_token_ids(
     return tuple(sorted(stops))
 
 
+@lru_cache(maxsize=8)
+def _special_of(tokenizer: PreTrainedTokenizerBase) -> tuple[frozenset[int], Any, Any]:
+    """Returns a tokenizer's special ids, its padding and its end. transformers looks them all up anew at every question, which for
+    models with some hundred reserved tokens takes longer than to decode a response."""
+    return frozenset(tokenizer.all_special_ids), tokenizer.pad_token_id, tokenizer.eos_token_id
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Returns the text of a response, without trailing padding and the special token that ended it.
 
     A special token inside the response becomes U+FFFD instead of vanishing: what the policy sampled must not be cleaned up
     before it is scored, or noise tokens would be free entropy.
     """
-    special = set(tokenizer.all_special_ids)
+    special, pad, eos = _special_of(tokenizer)
     kept = list(ids)
-    while kept and kept[-1] == tokenizer.pad_token_id:
+    while kept and kept[-1] == pad:
         kept.pop()
     # Where padding and the end share an id, the loop above has dropped the end already.
-    ended = len(kept) < len(ids) and tokenizer.pad_token_id == tokenizer.eos_token_id
+    ended = len(kept) < len(ids) and pad == eos
     if kept and not ended and kept[-1] in special:
         kept.pop()
     runs: list[list[int]] = [[]]
