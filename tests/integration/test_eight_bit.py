@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from integration import eight_bit_cases, host_copy_cases, learner_cases, training_state_cases
+from integration.training_state_cases import is_repeated, results
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -75,19 +76,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
     return folder
 
 
-def results(out: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Returns the weights after the second iteration, and its metrics."""
-    return dict(np.load(out / f"{name}.npz")), json.loads((out / f"{name}.json").read_text())[-1]
-
-
 @pytest.mark.parametrize("name", [case["name"] for _, case in LAYOUTS])
 def test_the_same_layout_goes_on_bit_for_bit(saved: Path, name: str) -> None:
-    weights, metrics = results(saved, name)
-    again, repeated = results(saved, f"again-{name}")
-    assert repeated == metrics
-    assert weights.keys() == again.keys()
-    for key, value in weights.items():
-        np.testing.assert_array_equal(value, again[key], key)
+    is_repeated(saved, name)
 
 
 @pytest.mark.parametrize(("name", "ranks", "stage", "bits"), CHANGES)

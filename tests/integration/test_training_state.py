@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from integration import learner_cases, training_state_cases
+from integration.training_state_cases import is_repeated, results
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -61,19 +61,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def results(out: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Returns the weights after the second iteration, and its metrics."""
-    return dict(np.load(out / f"{name}.npz")), json.loads((out / f"{name}.json").read_text())[-1]
-
-
 @pytest.mark.parametrize("name", [case["name"] for _, case in LAYOUTS])
 def test_the_same_layout_goes_on_bit_for_bit(out: Path, name: str) -> None:
-    weights, metrics = results(out, name)
-    again, repeated = results(out, f"again-{name}")
-    assert repeated == metrics
-    assert weights.keys() == again.keys()
-    for key, value in weights.items():
-        np.testing.assert_array_equal(value, again[key], key)
+    is_repeated(out, name)
 
 
 @pytest.mark.parametrize(("saved", "ranks", "stage"), CHANGES)

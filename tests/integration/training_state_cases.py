@@ -10,6 +10,21 @@ from typing import Any
 import numpy as np
 
 
+def results(out: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Returns the weights after the second iteration, and its metrics."""
+    return dict(np.load(out / f"{name}.npz")), json.loads((out / f"{name}.json").read_text())[-1]
+
+
+def is_repeated(out: Path, name: str) -> None:
+    """Asserts that the case "again-NAME", which went on from what NAME saved, ended bit for bit as NAME did."""
+    weights, metrics = results(out, name)
+    again, repeated = results(out, f"again-{name}")
+    assert repeated == metrics
+    assert weights.keys() == again.keys()
+    for key, value in weights.items():
+        np.testing.assert_array_equal(value, again[key], key)
+
+
 def rank_main(rank: int, world: int, port: int, model: str, cases: list[dict[str, Any]], out: str) -> None:
     """Runs every case on one rank of one group; rank 0 writes OUT/NAME.npz and OUT/NAME.json.
 
