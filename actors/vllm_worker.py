@@ -153,15 +153,23 @@ def _written_past(model: nn.Module, loaded: set[str]) -> set[str]:
     """Returns parameters that a model says it has loaded while their layer was given nothing.
 
     Trap: during a reload parameters have no storage, and only what goes through their weight loaders is kept. A model that copies
-    into its parameters itself (gpt-oss: experts and attention sinks) writes into nothing, without an error.
+    into its parameters itself (gpt-oss: experts and attention sinks) writes into nothing, without an error. A shard of an embedding
+    that has no row of the vocabulary, where that is shorter than the padding, is rightly given nothing.
     """
     stale: set[str] = set()
     for prefix, layer in cast("Iterator[tuple[str, nn.Module]]", model.named_modules()):
         info = get_layerwise_info(layer)
+        if isinstance(layer, VocabParallelEmbedding) and not _rows(layer):
+            continue
         if info.can_load() and not info.load_numel:
             names = {f"{prefix}.{name}".lstrip(".") for name, _ in layer.named_parameters(recurse=False)}
             stale |= names & loaded
     return stale
+
+
+def _rows(layer: VocabParallelEmbedding) -> int:
+    """Returns how many rows of the vocabulary this shard has."""
+    return layer.shard_indices.num_org_elements + layer.shard_indices.num_added_elements
 
 
 def _tied_head(model: nn.Module) -> Any | None:
